@@ -1,0 +1,32 @@
+# Everything sets itself up: Python 3.11+ and make are enough.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: demo test check bench clean
+
+demo: $(INSTALLED)  ## Label a small photo archive, in a few minutes, install included
+	$(BIN)/fer-pipeline sample-archive demo/archive 2>/dev/null || test -d demo/archive
+	$(BIN)/fer-pipeline label demo/archive --out demo/run
+	@echo; echo "Open $(CURDIR)/demo/run/report.html"
+
+test: $(INSTALLED)  ## The tests
+	$(BIN)/python -m pytest
+
+check: $(INSTALLED)  ## Style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(INSTALLED)  ## Throughput of labelling against a plain loop (needs ../shared)
+	$(BIN)/python tests/benchmarks/label.py
+
+$(INSTALLED): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[demo,dev]'
+	$(BIN)/python -c "import fer_pipeline.cli"
+	touch $@
+
+clean:
+	rm -rf $(VENV) demo build *.egg-info

@@ -1,0 +1,72 @@
+"""The command line: one command per job, no logic. A command's module is imported when it is called for."""
+
+import json
+import logging
+import sys
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import App, CycloptsError, Parameter
+from cyclopts.config import Toml
+from pydantic import BaseModel, ValidationError
+
+from fer_pipeline.core.config import explain
+from fer_pipeline.core.errors import FailureRateExceeded, UserError
+
+COMMANDS = {
+    "ingest": "Bring a labelled dataset into Parquet, with its counts, duplicates and leaks.",
+    "train": "Train a recipe on an ingested dataset into a model bundle; run it again to continue.",
+    "label": "Label the apparent expression of every face in an archive; run it again to continue.",
+    "report": "Write the page of a labelling run again.",
+    "sample-archive": "Write a small photo archive to try the pipeline on, without network.",
+}
+
+app = App(
+    name="fer-pipeline",
+    help="Ingest, train and label apparent facial expressions on Ray.",
+    result_action="return_value",
+)
+for _name, _help in COMMANDS.items():
+    _module = _name.replace("-", "_")
+    app.command(f"fer_pipeline.cli.commands.{_module}:{_module}", name=_name, help=_help)
+
+
+@app.meta.default
+def _with_config(
+    *tokens: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],
+    config: Annotated[str | None, Parameter(help="TOML file of options, by command; flags come before it.")] = None,
+) -> Any:
+    if config:
+        try:
+            tomllib.loads(Path(config).read_text())
+        except (OSError, ValueError) as error:
+            raise UserError(f"The configuration '{config}' cannot be read: {error}.") from error
+        app.config = Toml(config)
+    return app(tokens, exit_on_error=False, print_error=False)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run one command and print its result as one JSON line last.
+
+    Exit with 0, 1 (a bug), 2 (the user's to mend) or 3 (too many records failed).
+    """
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("fer_pipeline").setLevel(logging.INFO)
+    sys.exit(_exit_code(lambda: app.meta(arguments, exit_on_error=False, print_error=False)))
+
+
+def _exit_code(command: Callable[[], Any]) -> int:
+    try:
+        result = command()
+    except (UserError, FailureRateExceeded) as error:
+        print(f"fer-pipeline: {error}", file=sys.stderr)
+        return 3 if isinstance(error, FailureRateExceeded) else 2
+    except CycloptsError as error:
+        cause = error.__cause__
+        print(f"fer-pipeline: {explain(cause) if isinstance(cause, ValidationError) else error}", file=sys.stderr)
+        return 2
+    if isinstance(result, BaseModel):
+        print(json.dumps(result.model_dump(mode="json")))
+    return 0

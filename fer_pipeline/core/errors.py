@@ -1,0 +1,18 @@
+"""The two errors that are not bugs: the user's to mend (exit 2), and a run that failed too often (exit 3)."""
+
+
+class UserError(Exception):
+    """Something only the user can mend, in one sentence that says what to do. Exit code 2, nothing written."""
+
+
+class FailureRateExceeded(Exception):  # noqa: N818 (it names what happened)
+    """More records failed than the run allows. Exit code 3; every row is written, `_SUCCESS` is not."""
+
+
+class RecordError(Exception):
+    """One record that cannot be labelled: its row gets `status` (one of `schemas.FAILED`) and the reason."""
+
+    def __init__(self, status: str, reason: str) -> None:
+        super().__init__(reason)
+        self.status = status
+        self.reason = reason

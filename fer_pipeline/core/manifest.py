@@ -1,0 +1,99 @@
+"""The manifest: what a run will do, frozen before it begins, cut into shards that are read and committed together."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, fields
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from fer_pipeline.core import storage
+from fer_pipeline.core.schemas import MANIFEST
+
+SHARDS_PER_FILE = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One image to label, and where its bytes are."""
+
+    uri: str
+    member: str | None = None
+    offset: int | None = None
+    time_ms: int | None = None
+    size_bytes: int | None = None
+    etag: str | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ManifestSize:
+    """How much there is to do."""
+
+    records: int
+    shards: int
+
+
+def cut(records: Iterable[Record], shard_records: int, shard_bytes: int) -> Iterator[list[Record]]:
+    """Yield shards in listing order, each of at most `shard_records` records and, but for one alone, `shard_bytes`."""
+    shard: list[Record] = []
+    size = 0
+    for record in records:
+        more = record.size_bytes or 0
+        if shard and (len(shard) == shard_records or size + more > shard_bytes):
+            yield shard
+            shard, size = [], 0
+        shard.append(record)
+        size += more
+    if shard:
+        yield shard
+
+
+def write_manifest(prefix: str, shards: Iterable[list[Record]]) -> ManifestSize:
+    """Write the manifest as `<prefix>00000.parquet` and so on: one row group per shard, `SHARDS_PER_FILE` in a file."""
+    records = count = 0
+    pending: list[pa.Table] = []
+    for shard in shards:
+        pending.append(_table(shard, count, records))
+        records, count = records + len(shard), count + 1
+        if len(pending) == SHARDS_PER_FILE:
+            _write_file(prefix, count, pending)
+            pending = []
+    if pending:
+        _write_file(prefix, count, pending)
+    return ManifestSize(records, count)
+
+
+def _table(shard: list[Record], number: int, first_id: int) -> pa.Table:
+    columns = {field.name: [getattr(record, field.name) for record in shard] for field in fields(Record)}
+    columns["record_id"] = list(range(first_id, first_id + len(shard)))
+    columns["shard"] = [number] * len(shard)
+    return pa.table(columns, schema=MANIFEST)
+
+
+def _write_file(prefix: str, shards_so_far: int, tables: list[pa.Table]) -> None:
+    sink = pa.BufferOutputStream()
+    with pq.ParquetWriter(sink, MANIFEST, compression="zstd") as writer:
+        for table in tables:
+            writer.write_table(table)
+    storage.write_bytes(f"{prefix}{(shards_so_far - 1) // SHARDS_PER_FILE:05d}.parquet", sink.getvalue().to_pybytes())
+
+
+def read_shard(prefix: str, shard: int) -> pa.Table:
+    """Return the manifest rows of one shard."""
+    return storage.read_row_group(f"{prefix}{shard // SHARDS_PER_FILE:05d}.parquet", shard % SHARDS_PER_FILE)
+
+
+def find_records(prefix: str, record_ids: list[int]) -> dict[int, Record]:
+    """Return the records with these ids; row groups that cannot hold one are not read."""
+    fs, path = storage.arrow_filesystem(prefix)
+    folder, _, start = path.rpartition("/")
+    names = [name for name in storage.list_names(prefix.rpartition("/")[0]) if name.startswith(start)]
+    files = [f"{folder}/{name}" for name in names]
+    table = pq.read_table(files, filesystem=fs, filters=[("record_id", "in", record_ids)], schema=MANIFEST)
+    return dict(zip(table["record_id"].to_pylist(), records_of(table), strict=True))
+
+
+def records_of(table: pa.Table) -> list[Record]:
+    """Return manifest rows as records, in order."""
+    names = [field.name for field in fields(Record)]
+    return [Record(**row) for row in table.select(names).to_pylist()]

@@ -1,0 +1,139 @@
+"""A run folder: its record, its commits, and how one tells that all of it is there."""
+
+import json
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Any
+from uuid import uuid4
+
+import pyarrow as pa
+from pydantic import Field, ValidationError
+
+import fer_pipeline
+from fer_pipeline.core import storage
+from fer_pipeline.core.config import Config
+from fer_pipeline.core.errors import UserError
+from fer_pipeline.core.manifest import read_shard
+
+RUN, SUCCESS, REPORT = "run.json", "_SUCCESS", "report.html"
+
+
+class Identity(Config):
+    """The name and sha256 of a model or detector."""
+
+    name: str
+    digest: str
+
+
+class RunResult(Config):
+    """What a run came to. Seconds, records and rate are those of the session that finished it, its start included."""
+
+    counts: dict[str, int]
+    """Records by status."""
+    failed: int
+    faces: int
+    uncertain: int
+    expressions: dict[str, int]
+    failures: list[dict[str, str | None]]
+    """The first failed records; the others stand in `images/`."""
+    labelled_now: int
+    seconds: float
+    images_per_s: float
+    finished_at: str
+
+
+class RunRecord(Config):
+    """`run.json`. All but `result` is frozen when the run begins."""
+
+    run_id: str
+    created_at: str
+    version: str = fer_pipeline.__version__
+    source: str
+    settings: dict[str, Any]
+    """The configuration that changes labels; a run continues under the same one only."""
+    model: Identity
+    detector: Identity
+    records: int = 0
+    shards: int = 0
+    skipped: dict[str, int] = Field(default_factory=dict)
+    """Files of the source that are neither images nor containers, by extension."""
+    result: RunResult | None = None
+
+
+def new_run_id() -> str:
+    """Return an id that sorts by time and is unique."""
+    return f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid4().hex[:8]}"
+
+
+def now() -> str:
+    """Return the time in UTC, to the second, as ISO 8601."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+class RunFolder:
+    """Paths and states of the run at `url`."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+
+    def path(self, *parts: str) -> str:
+        return storage.join(self.url, *parts)
+
+    def manifest_prefix(self, run_id: str) -> str:
+        """Return what the manifest's file names begin with; the run id keeps two drivers' apart until one is chosen."""
+        return self.path("manifest", f"{run_id}-")
+
+    def images_path(self, shard: int) -> str:
+        return self.path("images", f"{shard:06d}.parquet")
+
+    def load(self) -> RunRecord | None:
+        """Return the run's record, None where no run has begun; raise UserError where the folder is something else."""
+        try:
+            return RunRecord.model_validate_json(storage.read_bytes(self.path(RUN)))
+        except FileNotFoundError:
+            if set(storage.list_names(self.url)) - {"manifest"}:
+                raise UserError(f"'{self.url}' holds files but no {RUN}: choose an empty folder for --out.") from None
+            return None
+        except ValidationError as error:
+            raise UserError(f"'{self.path(RUN)}' is no record of a labelling run: choose another folder for --out.") from error
+
+    def begin(self, record: RunRecord) -> RunRecord:
+        """Freeze `record` as the run's, unless another driver was faster; return the one that holds.
+
+        The manifest is written before; the one of the slower driver is removed.
+        """
+        storage.create(self.path(RUN), record.model_dump_json(indent=2).encode())
+        holds = self.load()
+        if holds is None:
+            raise FileNotFoundError(self.path(RUN))
+        for name in storage.list_names(self.path("manifest")):
+            if not name.startswith(holds.run_id):
+                storage.remove(self.path("manifest", name))
+        return holds
+
+    def committed(self) -> set[int]:
+        """Return the shards that are done: those whose file exists."""
+        names = storage.list_names(self.path("images"))
+        return {int(stem) for name in names if (stem := name.removesuffix(".parquet")).isdigit()}
+
+    def commit(self, shard: int, images: pa.Table) -> None:
+        """Write a shard's rows under its one name."""
+        storage.write_table(self.images_path(shard), images)
+
+    def is_finished(self) -> bool:
+        return storage.exists(self.path(SUCCESS))
+
+    def finish(self, record: RunRecord, success: bool) -> None:
+        """Write the record with its result, then, if all is well, `_SUCCESS`."""
+        storage.write_bytes(self.path(RUN), record.model_dump_json(indent=2).encode())
+        if success:
+            storage.write_bytes(self.path(SUCCESS), json.dumps({"run_id": record.run_id}).encode())
+
+    def verified_images(self, record: RunRecord) -> Iterator[pa.Table]:
+        """Yield every shard's rows, in order; raise RuntimeError unless its record ids are the manifest's, each once."""
+        prefix = self.manifest_prefix(record.run_id)
+        for shard in range(record.shards):
+            images = storage.read_table(self.images_path(shard))
+            if not images["record_id"].equals(read_shard(prefix, shard)["record_id"]):
+                raise RuntimeError(f"{self.images_path(shard)} does not hold the records of its shard: delete it and run again")
+            yield images

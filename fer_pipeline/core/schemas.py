@@ -1,0 +1,84 @@
+"""The pinned Arrow schemas of everything that is written: samples, manifest, images, faces."""
+
+import pyarrow as pa
+
+SAMPLES = pa.schema(
+    [
+        pa.field("sample_id", pa.string(), nullable=False),  # unique in its dataset
+        pa.field("image", pa.binary(), nullable=False),  # encoded, as PNG or as it came
+        pa.field("label", pa.int8(), nullable=False),  # index into the label space of dataset.json
+        pa.field("split", pa.string(), nullable=False),
+        pa.field("source", pa.string(), nullable=False),  # the file, member or row it came from
+        pa.field("sha256", pa.string(), nullable=False),  # of the decoded pixels and their shape
+        pa.field("width", pa.int32(), nullable=False),
+        pa.field("height", pa.int32(), nullable=False),
+    ]
+)
+
+MANIFEST = pa.schema(
+    [
+        pa.field("record_id", pa.int64(), nullable=False),  # unique in its run
+        pa.field("shard", pa.int32(), nullable=False),
+        pa.field("uri", pa.string(), nullable=False),  # the file or container
+        pa.field("member", pa.string()),  # the name inside a container
+        pa.field("offset", pa.int64()),  # where a tar member's bytes begin
+        pa.field("time_ms", pa.int64()),  # the moment in a video
+        pa.field("size_bytes", pa.int64()),
+        pa.field("etag", pa.string()),  # of the file; its mtime in nanoseconds on a local disk
+        pa.field("error", pa.string()),  # why the listing already knows that it cannot be read
+    ]
+)
+
+LANDMARKS = pa.list_(pa.float32(), 10)
+"""x, y of right eye, left eye, nose, right and left mouth corner, as the person has them."""
+
+FACE = pa.struct(
+    [
+        pa.field("face_id", pa.int32(), nullable=False),  # place among the record's faces, best detection first
+        pa.field("x", pa.float32(), nullable=False),  # pixels of the upright, full-size image
+        pa.field("y", pa.float32(), nullable=False),
+        pa.field("w", pa.float32(), nullable=False),
+        pa.field("h", pa.float32(), nullable=False),
+        pa.field("detection_score", pa.float32(), nullable=False),
+        pa.field("landmarks", LANDMARKS),  # null from a detector that finds boxes only
+        pa.field("expression", pa.string(), nullable=False),
+        pa.field("confidence", pa.float32(), nullable=False),  # calibrated probability of `expression`
+        pa.field("probabilities", pa.list_(pa.float32()), nullable=False),  # in the order of the model's classes
+        pa.field("uncertain", pa.bool_(), nullable=False),
+    ]
+)
+
+IMAGES = pa.schema(
+    [
+        pa.field("record_id", pa.int64(), nullable=False),
+        pa.field("shard", pa.int32(), nullable=False),
+        pa.field("uri", pa.string(), nullable=False),
+        pa.field("member", pa.string()),
+        pa.field("time_ms", pa.int64()),
+        pa.field("size_bytes", pa.int64()),
+        pa.field("etag", pa.string()),
+        pa.field("width", pa.int32()),
+        pa.field("height", pa.int32()),
+        pa.field("status", pa.string(), nullable=False),
+        pa.field("error", pa.string()),
+        pa.field("faces", pa.list_(FACE), nullable=False),
+    ]
+)
+
+FACES = pa.schema(
+    [pa.field("record_id", pa.int64(), nullable=False)]
+    + [FACE.field(index) for index in range(FACE.num_fields)]
+    + [
+        pa.field("uri", pa.string(), nullable=False),
+        pa.field("member", pa.string()),
+        pa.field("time_ms", pa.int64()),
+        pa.field("model", pa.string(), nullable=False),
+        pa.field("detector", pa.string(), nullable=False),
+        pa.field("run_id", pa.string(), nullable=False),
+    ]
+)
+
+FINE = ("ok", "no_face")
+"""Statuses of a record that was looked at."""
+FAILED = ("unreadable", "undecodable", "too_large", "unsupported", "timed_out", "crashed")
+"""Statuses of a record that could not be; `error` says why."""

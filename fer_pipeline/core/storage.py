@@ -1,0 +1,152 @@
+"""The one way to files: local paths and `s3://` URLs through fsspec, so endpoint and credentials are set once, as AWS users do.
+
+Every write is atomic: a temporary file and a rename locally, one PUT on an object store.
+"""
+
+import os
+import posixpath
+import uuid
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+from fsspec.implementations.local import LocalFileSystem
+from pyarrow.fs import FileSystem, FSSpecHandler, PyFileSystem
+from pyarrow.fs import LocalFileSystem as ArrowLocalFileSystem
+
+from fer_pipeline.core.errors import UserError
+
+STORAGE_ERRORS = (OSError,)
+"""What a file that is missing, forbidden or unreachable raises, locally and on S3 (s3fs translates to OSError)."""
+
+
+def is_local(url: str) -> bool:
+    """Tell whether `url` is a path on this machine."""
+    return "://" not in url or url.startswith("file://")
+
+
+def normalize(url: str) -> str:
+    """Return a local path made absolute, or a URL without its trailing slash."""
+    if is_local(url):
+        return os.path.abspath(os.path.expanduser(url.removeprefix("file://")))
+    return url.rstrip("/")
+
+
+def open_filesystem(url: str) -> tuple[Any, str]:
+    """Return the fsspec filesystem of `url` and the path on it; raise UserError for a scheme that is not installed."""
+    try:
+        return fsspec.core.url_to_fs(url)  # type: ignore[no-any-return]
+    except (ValueError, ImportError) as error:
+        raise UserError(f"'{url}' is neither a local path nor an s3:// URL that this installation can open.") from error
+
+
+def join(url: str, *parts: str) -> str:
+    """Return the URL or path of something below `url`."""
+    return posixpath.join(url, *parts)
+
+
+def arrow_filesystem(url: str) -> tuple[FileSystem, str]:
+    """Return a pyarrow filesystem for `url` and the path on it."""
+    fs, path = open_filesystem(url)
+    return (ArrowLocalFileSystem() if isinstance(fs, LocalFileSystem) else PyFileSystem(FSSpecHandler(fs))), path
+
+
+def exists(url: str) -> bool:
+    """Tell whether a file or folder stands at `url`."""
+    fs, path = open_filesystem(url)
+    return bool(fs.exists(path))
+
+
+def list_names(url: str) -> list[str]:
+    """Return the sorted names directly below the folder `url`, as they are now; none where it does not exist."""
+    fs, path = open_filesystem(url)
+    fs.invalidate_cache(path)
+    try:
+        names = [posixpath.basename(name.rstrip("/")) for name in fs.ls(path, detail=False)]
+    except FileNotFoundError:
+        return []
+    return sorted(name for name in names if not name.endswith(".tmp"))
+
+
+def read_bytes(url: str) -> bytes:
+    """Return the content of one file."""
+    fs, path = open_filesystem(url)
+    data: bytes = fs.cat_file(path)
+    return data
+
+
+def write_bytes(url: str, data: bytes) -> None:
+    """Write one file atomically, over whatever stands there."""
+    fs, path = open_filesystem(url)
+    if not isinstance(fs, LocalFileSystem):
+        fs.pipe_file(path, data)
+        return
+    temporary = _temporary(path, data)
+    os.replace(temporary, path)
+
+
+def create(url: str, data: bytes) -> bool:
+    """Write one file unless it exists; return whether this call made it.
+
+    Exclusive on a local disk and on stores with conditional writes; a store without them (501) gets a plain write.
+    """
+    fs, path = open_filesystem(url)
+    if isinstance(fs, LocalFileSystem):
+        temporary = _temporary(path, data)
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            return False
+        finally:
+            os.unlink(temporary)
+        return True
+    fs.invalidate_cache(posixpath.dirname(path))
+    if fs.exists(path):
+        return False
+    try:
+        fs.pipe_file(path, data, mode="create")
+    except FileExistsError:
+        return False
+    except (NotImplementedError, OSError):
+        fs.pipe_file(path, data)
+    return True
+
+
+def remove(url: str) -> None:
+    """Delete one file, if it is there."""
+    fs, path = open_filesystem(url)
+    try:
+        fs.rm_file(path)
+    except FileNotFoundError:
+        return
+
+
+def _temporary(path: str, data: bytes) -> str:
+    """Write `data` to a new file beside `path` and return its name."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    temporary = f"{path}.{uuid.uuid4().hex}.tmp"
+    Path(temporary).write_bytes(data)
+    return temporary
+
+
+def write_table(url: str, table: pa.Table, row_group_size: int | None = None) -> None:
+    """Write one Parquet file atomically (zstd, with statistics)."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd", row_group_size=row_group_size)
+    write_bytes(url, sink.getvalue().to_pybytes())
+
+
+def read_table(url: str, columns: list[str] | None = None) -> pa.Table:
+    """Return one Parquet file as a table."""
+    fs, path = arrow_filesystem(url)
+    with fs.open_input_file(path) as source:
+        return pq.ParquetFile(source).read(columns=columns)
+
+
+def read_row_group(url: str, index: int) -> pa.Table:
+    """Return one row group of a Parquet file."""
+    fs, path = arrow_filesystem(url)
+    with fs.open_input_file(path) as source:
+        return pq.ParquetFile(source).read_row_group(index)

@@ -1,0 +1,64 @@
+"""Augmentation of a whole batch on its own device: every sample gets its own flip, shift, rotation, scale and erasing."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor
+
+from fer_pipeline.core.config import Config
+
+
+class AugmentationConfig(Config):
+    """How far each training image may be moved; 0 turns a transformation off."""
+
+    flip: float = 0.5
+    """Probability of a horizontal flip."""
+    shift: float = 0.1
+    """Largest shift, as a share of the image's side."""
+    rotation_deg: float = 12.0
+    """Largest rotation."""
+    scale: float = 0.12
+    """Largest relative change of size."""
+    contrast: float = 0.2
+    """Largest relative change of contrast and brightness."""
+    erase: float = 0.4
+    """Probability that a rectangle is blanked (Zhong et al., 2020)."""
+
+
+def augment(images: Tensor, config: AugmentationConfig, generator: Generator) -> Tensor:
+    """Return uint8 images (n, c, h, w) transformed one by one; `generator` lives on the CPU and makes it repeatable."""
+    if not any(config.model_dump().values()):
+        return images
+
+    def uniform(*shape: int) -> Tensor:
+        return torch.rand(*shape, generator=generator) * 2 - 1
+
+    count = len(images)
+    angle = uniform(count) * math.radians(config.rotation_deg)
+    size = 1 + uniform(count) * config.scale
+    mirror = 1 - 2 * (torch.rand(count, generator=generator) < config.flip).float()
+    cos, sin = torch.cos(angle) / size, torch.sin(angle) / size
+    shift = uniform(count, 2) * 2 * config.shift
+    rows = [torch.stack([cos * mirror, -sin, shift[:, 0]], 1), torch.stack([sin * mirror, cos, shift[:, 1]], 1)]
+    grid = F.affine_grid(torch.stack(rows, 1).to(images.device), list(images.shape), align_corners=False)
+    moved = F.grid_sample(images.float(), grid, padding_mode="border", align_corners=False)
+    gain, offset = 1 + uniform(count, 1, 1, 1) * config.contrast, uniform(count, 1, 1, 1) * config.contrast * 64
+    moved = (moved - 128) * gain.to(images.device) + 128 + offset.to(images.device)
+    return _erase(moved.clamp_(0, 255), config.erase, generator).to(torch.uint8)
+
+
+def _erase(images: Tensor, probability: float, generator: Generator) -> Tensor:
+    """Blank one rectangle of 2 to 25 % of the area to mid-grey, in a share `probability` of the images, in place."""
+    count, _, height, width = images.shape
+    area = 0.02 + 0.23 * torch.rand(count, generator=generator)
+    aspect = torch.exp((torch.rand(count, generator=generator) * 2 - 1) * math.log(3.0))
+    tall, wide = (area * aspect).sqrt().clamp(max=1) * height, (area / aspect).sqrt().clamp(max=1) * width
+    top = torch.rand(count, generator=generator) * (height - tall)
+    left = torch.rand(count, generator=generator) * (width - wide)
+    chosen = torch.rand(count, generator=generator) < probability
+    y, x = torch.arange(height)[None, :, None], torch.arange(width)[None, None, :]
+    inside = (y >= top[:, None, None]) & (y < (top + tall)[:, None, None])
+    inside = inside & (x >= left[:, None, None]) & (x < (left + wide)[:, None, None])
+    hole = (inside & chosen[:, None, None])[:, None].to(images.device)
+    return images.masked_fill_(hole, 128.0)

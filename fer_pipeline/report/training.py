@@ -1,0 +1,49 @@
+"""Pictures of a training run: loss and accuracy curves, and the confusion matrix."""
+
+import io
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+matplotlib.use("Agg")
+
+
+def curves_png(history: list[dict[str, Any]], selected: int) -> bytes:
+    """Return loss and accuracy by epoch; `selected` is the epoch whose weights were kept."""
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    epochs = [epoch["epoch"] for epoch in history]
+    for axes, kind in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
+        axes.plot(epochs, [epoch[f"train_{kind}"] for epoch in history], label="training (augmented)", color="#8a94a6")
+        axes.plot(epochs, [epoch[f"validation_{kind}"] for epoch in history], label="validation", color="#2f62c9")
+        axes.axvline(selected, color="#c4453c", linewidth=0.8, linestyle=":", label=f"selected: epoch {selected}")
+        axes.set(xlabel="epoch", ylabel=kind)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False)
+    return _png(figure)
+
+
+def confusion_png(confusion: list[list[int]], classes: tuple[str, ...], title: str) -> bytes:
+    """Return the confusion matrix, shaded by the share of each true class, with counts."""
+    counts = np.array(confusion)
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    figure = Figure(figsize=(5.6, 5.2), layout="constrained")
+    axes = figure.subplots()
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    for (row, column), number in np.ndenumerate(counts):
+        color = "white" if shares[row, column] > 0.5 else "black"
+        axes.text(column, row, str(number), ha="center", va="center", color=color, fontsize=9)
+    axes.set_xticks(range(len(classes)), classes, rotation=40, ha="right")
+    axes.set_yticks(range(len(classes)), classes)
+    axes.set(xlabel="predicted", ylabel="labelled", title=title)
+    return _png(figure)
+
+
+def _png(figure: Figure) -> bytes:
+    out = io.BytesIO()
+    figure.savefig(out, format="png", dpi=130)
+    return out.getvalue()

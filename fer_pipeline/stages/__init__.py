@@ -1,0 +1,1 @@
+"""A batch in, a batch out: fetch, decode, detect, align, classify. No Ray."""

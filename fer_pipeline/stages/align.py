@@ -1,0 +1,83 @@
+"""Align: every face is cut the way the model's training crops are framed."""
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from fer_pipeline.models.card import Framing, NetworkConfig
+from fer_pipeline.stages.decode import Pixels
+from fer_pipeline.stages.detect import Detections
+
+Matrix = NDArray[np.float64]
+
+
+def similarity(source: NDArray[np.floating], target: NDArray[np.floating]) -> Matrix:
+    """Return the 2 x 3 similarity transform that brings points (n, 2) closest to others (Umeyama, 1991, in the plane)."""
+    source, target = np.asarray(source, np.float64), np.asarray(target, np.float64)
+    from_mean, to_mean = source.mean(0), target.mean(0)
+    a, b = (source - from_mean), (target - to_mean)
+    spread = max(float((a**2).sum()), 1e-9)
+    cos = float((a * b).sum()) / spread
+    sin = float((a[:, 0] * b[:, 1] - a[:, 1] * b[:, 0]).sum()) / spread
+    turn = np.array([[cos, -sin], [sin, cos]])
+    return np.concatenate([turn, (to_mean - turn @ from_mean)[:, None]], 1)
+
+
+def square(box_xywh: NDArray[np.floating], box_scale: float, side_px: int) -> Matrix:
+    """Return the transform of a square about the box's centre, of side `box_scale * sqrt(w * h)`, onto the crop."""
+    x, y, width, height = (float(value) for value in box_xywh)
+    scale = side_px / max(box_scale * np.sqrt(width * height), 1e-6)
+    return np.array([[scale, 0, side_px / 2 - scale * (x + width / 2)], [0, scale, side_px / 2 - scale * (y + height / 2)]])
+
+
+def cut(pixels: Pixels, matrix: Matrix, side_px: int) -> Pixels:
+    """Return the crop (side_px, side_px, 3) under a 2 x 3 transform from image to crop pixels.
+
+    Where the face is far larger than the crop its region is shrunk by area first, since a warp alone would alias.
+    """
+    height, width = pixels.shape[:2]
+    corners = np.array([[0, 0], [side_px, 0], [0, side_px], [side_px, side_px]], np.float64)
+    inside = (corners - matrix[:, 2]) @ np.linalg.inv(matrix[:, :2]).T
+    left, top = np.clip(np.floor(inside.min(0)).astype(int) - 2, 0, [width - 1, height - 1])
+    right, bottom = np.clip(np.ceil(inside.max(0)).astype(int) + 3, [left + 1, top + 1], [width, height])
+    region = pixels[top:bottom, left:right]
+    scale = float(np.sqrt(abs(np.linalg.det(matrix[:, :2]))))
+    full = np.array([region.shape[1], region.shape[0]])
+    shrunk = np.maximum(1, np.round(full * 1.5 * scale)).astype(int) if scale < 0.5 else full
+    if scale < 0.5:
+        region = np.asarray(cv2.resize(region, shrunk.tolist(), interpolation=cv2.INTER_AREA), np.uint8)
+    zoom = shrunk / full
+    turn = matrix[:, :2] / zoom
+    shift = matrix[:, 2] + matrix[:, :2] @ np.array([left, top]) - turn @ ((zoom - 1) / 2)  # pixel centres, not corners
+    affine = np.concatenate([turn, shift[:, None]], 1)
+    crop = cv2.warpAffine(region, affine, (side_px, side_px), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    return np.asarray(crop, np.uint8)
+
+
+def _transform(faces: Detections, index: int, framing: Framing, side_px: int) -> Matrix:
+    """Return the transform by the face's landmarks, or by its box where there are none or they fall together."""
+    if faces.landmarks is not None:
+        matrix = similarity(faces.landmarks[index], np.array(framing.landmarks) * side_px)
+        if np.linalg.det(matrix[:, :2]) > 1e-9:
+            return matrix
+    return square(faces.boxes_xywh[index], framing.box_scale, side_px)
+
+
+def align(pixels: Pixels, faces: Detections, network: NetworkConfig, framing: Framing, whole: bool = False) -> Pixels:
+    """Return the faces' crops uint8 (n, channels, side, side), RGB or grey as the network wants them.
+
+    `whole` says that the image is a face crop already (detector `none`).
+    """
+    side = network.image_px
+    crops = np.empty((len(faces), network.channels, side, side), np.uint8)
+    for index in range(len(faces)):
+        if whole:
+            interpolation = cv2.INTER_AREA if max(pixels.shape[:2]) > side else cv2.INTER_LINEAR
+            crop = np.asarray(cv2.resize(pixels, (side, side), interpolation=interpolation), np.uint8)
+        else:
+            crop = cut(pixels, _transform(faces, index, framing, side), side)
+        if network.channels == 1:
+            crops[index, 0] = cv2.cvtColor(crop, cv2.COLOR_BGR2GRAY)
+        else:
+            crops[index] = crop[:, :, ::-1].transpose(2, 0, 1)
+    return crops

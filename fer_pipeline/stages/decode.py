@@ -1,0 +1,108 @@
+"""Decode: bytes to upright pixels. The codec goes by content, and no image over the pixel limit is ever decoded."""
+
+import io
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from fer_pipeline.core.errors import RecordError
+
+cv2.setNumThreads(1)
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+Image.MAX_IMAGE_PIXELS = None  # the limit below is checked on the header, before any decoding
+
+Pixels = NDArray[np.uint8]
+
+EXIF_ORIENTATION = 274
+UPRIGHT = {  # EXIF orientation to what makes it upright: transpose first, then flip (OpenCV's code; None: no flip)
+    2: (False, 1),
+    3: (False, -1),
+    4: (False, 0),
+    5: (True, None),
+    6: (True, 1),
+    7: (True, -1),
+    8: (True, 0),
+}
+REDUCED = {2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4, 8: cv2.IMREAD_REDUCED_COLOR_8}
+UNSUPPORTED = {b"ftypheic": "HEIC", b"ftypheix": "HEIC", b"ftyphevc": "HEIC", b"ftypmif1": "HEIF"}
+
+
+@dataclass(frozen=True)
+class Photo:
+    """An upright image: BGR uint8 (h, w, 3), perhaps reduced; `width` and `height` are the full size in pixels."""
+
+    pixels: Pixels
+    width: int
+    height: int
+
+    @property
+    def reduction(self) -> float:
+        """How many full-size pixels one pixel stands for."""
+        return self.width / float(self.pixels.shape[1])
+
+
+def decode(data: bytes, max_pixels: int, enough_px: int | None = None) -> Photo:
+    """Return the (first frame of the) image upright.
+
+    A JPEG whose long side is at least 2, 4 or 8 times `enough_px` is decoded at that fraction of its size, which costs
+    less than decoding and shrinking. Raise RecordError `undecodable`, `unsupported` or `too_large`.
+    """
+    image = _header(data)
+    width, height = image.size
+    if width * height > max_pixels:
+        raise RecordError("too_large", f"{width} x {height} pixels are more than the limit of {max_pixels}")
+    flags = cv2.IMREAD_COLOR
+    if enough_px and image.format in ("JPEG", "MPO"):
+        factor = max((f for f in (2, 4, 8) if max(width, height) >= f * enough_px), default=1)
+        flags = REDUCED.get(factor, flags)
+    try:
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags | cv2.IMREAD_IGNORE_ORIENTATION)
+    except cv2.error:
+        pixels = None
+    if pixels is None:
+        pixels = _decode_slowly(image)
+    orientation = _orientation(image)
+    transposed, flip = UPRIGHT.get(orientation, (False, None))
+    if transposed:
+        pixels, width, height = cv2.transpose(pixels), height, width
+    if flip is not None:
+        pixels = cv2.flip(pixels, flip)
+    return Photo(np.ascontiguousarray(pixels, np.uint8), width, height)
+
+
+def _header(data: bytes) -> Image.Image:
+    """Return the image with its header read and no pixel decoded."""
+    if not data:
+        raise RecordError("undecodable", "the file is empty")
+    if data[4:12] in UNSUPPORTED:
+        raise RecordError("unsupported", f"{UNSUPPORTED[data[4:12]]} images are not supported; convert them to JPEG first")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return Image.open(io.BytesIO(data))
+    except UnidentifiedImageError as error:
+        raise RecordError("undecodable", "the content is no image that is known here") from error
+    except (OSError, ValueError, SyntaxError, EOFError) as error:
+        raise RecordError("undecodable", f"the image header is damaged: {error}") from error
+
+
+def _decode_slowly(image: Image.Image) -> Any:
+    """Decode with Pillow what OpenCV could not; its message says what is wrong with the file."""
+    try:
+        return cv2.cvtColor(np.asarray(image.convert("RGB")), cv2.COLOR_RGB2BGR)
+    except (OSError, ValueError, SyntaxError, EOFError, IndexError) as error:
+        raise RecordError("undecodable", str(error)) from error
+
+
+def _orientation(image: Image.Image) -> int:
+    if image.format == "PNG" and "exif" not in image.info:
+        return 1  # Pillow would decode the image to look for EXIF behind the pixels
+    try:
+        return int(image.getexif().get(EXIF_ORIENTATION, 1))
+    except (OSError, ValueError, SyntaxError, TypeError):  # damaged EXIF in an image that decodes
+        return 1

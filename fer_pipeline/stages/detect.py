@@ -1,0 +1,77 @@
+"""Detect: faces as boxes and five landmarks, in an image brought to a bounded size."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from fer_pipeline.stages.decode import Pixels
+from fer_pipeline.stages.weights import DetectorWeights
+
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Detections:
+    """Faces of one image, best first, in pixels of the image given: boxes_xywh (n, 4), scores (n,).
+
+    landmarks (n, 5, 2) are eyes, nose and mouth corners, the image's left first; None from a detector without them.
+    """
+
+    boxes_xywh: Floats
+    scores: Floats
+    landmarks: Floats | None = None
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def scaled(self, factor: float) -> "Detections":
+        """Return the same faces in an image `factor` times as large."""
+        landmarks = None if self.landmarks is None else self.landmarks * np.float32(factor)
+        return Detections(self.boxes_xywh * np.float32(factor), self.scores, landmarks)
+
+
+class Detector(Protocol):
+    """Finds faces in a BGR uint8 image (h, w, 3)."""
+
+    def __call__(self, pixels: Pixels) -> Detections: ...
+
+
+class WholeImage:
+    """The detector `none`: every image is one face crop already."""
+
+    def __call__(self, pixels: Pixels) -> Detections:
+        height, width = pixels.shape[:2]
+        return Detections(np.array([[0, 0, width, height]], np.float32), np.ones(1, np.float32))
+
+
+class Bounded:
+    """Runs a detector on images shrunk to a long side of at most `size_px`, and scales what it finds back."""
+
+    def __init__(self, detector: Detector, size_px: int) -> None:
+        self.detector, self.size_px = detector, size_px
+
+    def __call__(self, pixels: Pixels) -> Detections:
+        height, width = pixels.shape[:2]
+        scale = self.size_px / max(height, width)
+        if scale >= 1:
+            return self.detector(pixels)
+        size = max(1, round(width * scale)), max(1, round(height * scale))
+        # Photos come at less than twice this size (see `decode`): area averaging costs four times as much and finds no more.
+        small = cv2.resize(pixels, size, interpolation=cv2.INTER_LINEAR)
+        return self.detector(np.asarray(small, np.uint8)).scaled(1 / scale)
+
+
+def load_detector(weights: DetectorWeights, size_px: int, threshold: float) -> Detector:
+    """Return the resolved detector, ready to run on one core."""
+    if weights.name == "none":
+        return WholeImage()
+    if weights.name == "yunet":
+        from fer_pipeline.stages.yunet import YuNet
+
+        return Bounded(YuNet(weights.weights, threshold), size_px)
+    from fer_pipeline.stages.mtcnn import Mtcnn
+
+    return Bounded(Mtcnn(threshold), size_px)

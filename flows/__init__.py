@@ -1,0 +1,1 @@
+"""Prefect flows over the jobs: order, retries, schedules, parameters, artifacts."""
