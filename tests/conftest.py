@@ -1,0 +1,51 @@
+"""Fixtures: real photos that come with packages, optional real data beside the checkout, and Ray where a test asks for it."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from fer_pipeline.core.manifest import Record
+from fer_pipeline.jobs import sample_archive
+from fer_pipeline.jobs.cluster import ClusterConfig, connected
+from fer_pipeline.jobs.sample_archive import SampleArchiveConfig
+from fer_pipeline.stages.decode import Pixels
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Real data beside the checkout; tests that need it skip where it is absent."""
+    if not SHARED.is_dir():
+        pytest.skip("needs the real data in ../shared")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The sample archive: 36 images, 2 of them broken, in folders, a tar and a zip."""
+    folder = tmp_path_factory.mktemp("sample") / "archive"
+    sample_archive.run(SampleArchiveConfig(dest=str(folder)))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def hopper(archive: Path) -> Pixels:
+    """A portrait, BGR, its long side 640 px."""
+    found = next(archive.rglob("hopper-640.jpg"))
+    return np.asarray(cv2.imread(str(found)), np.uint8)
+
+
+@pytest.fixture(scope="session")
+def local_ray() -> Iterator[None]:
+    """A Ray of two cores on this machine, shared by the tests that ask for it."""
+    with connected(ClusterConfig(num_cpus=2)):
+        yield
+
+
+def file_record(path: Path) -> Record:
+    """Return the record of a plain file."""
+    return Record(str(path), size_bytes=path.stat().st_size)

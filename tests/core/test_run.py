@@ -1,0 +1,54 @@
+from pathlib import Path
+
+import pytest
+
+from fer_pipeline.core.errors import UserError
+from fer_pipeline.core.manifest import Record, cut, write_manifest
+from fer_pipeline.core.run import Identity, RunFolder, RunRecord, new_run_id, now
+from fer_pipeline.core.schemas import IMAGES
+
+
+def begun(folder: RunFolder, count: int = 4) -> RunRecord:
+    run_id = new_run_id()
+    records = [Record(f"/{number}.jpg", size_bytes=1) for number in range(count)]
+    size = write_manifest(folder.manifest_prefix(run_id), cut(records, 2, 100))
+    identity = Identity(name="n", digest="d")
+    record = RunRecord(run_id=run_id, created_at=now(), source="/", settings={}, model=identity, detector=identity)
+    return folder.begin(record.model_copy(update={"records": size.records, "shards": size.shards}))
+
+
+def commit(folder: RunFolder, shard: int, ids: list[int]) -> None:
+    rows = [{"record_id": i, "shard": shard, "uri": f"/{i}.jpg", "status": "no_face", "faces": []} for i in ids]
+    folder.commit(shard, IMAGES.empty_table().from_pylist(rows, schema=IMAGES))
+
+
+def test_of_two_drivers_one_begins_and_both_go_on_with_its_record(tmp_path: Path) -> None:
+    folder = RunFolder(str(tmp_path))
+    first, second = begun(folder), begun(folder)
+    assert first == second
+    assert {path.name for path in (tmp_path / "manifest").iterdir()} == {f"{first.run_id}-00000.parquet"}
+
+
+def test_a_shard_is_done_when_its_file_exists(tmp_path: Path) -> None:
+    folder = RunFolder(str(tmp_path))
+    begun(folder)
+    commit(folder, 1, [2, 3])
+    (tmp_path / "images" / "000000.parquet.1234.tmp").write_bytes(b"half")
+    assert folder.committed() == {1}
+
+
+def test_rows_that_are_not_the_manifests_are_found(tmp_path: Path) -> None:
+    folder = RunFolder(str(tmp_path))
+    record = begun(folder)
+    commit(folder, 0, [0, 1])
+    commit(folder, 1, [2, 2])
+    with pytest.raises(RuntimeError, match=r"000001\.parquet does not hold the records"):
+        list(folder.verified_images(record))
+    commit(folder, 1, [2, 3])
+    assert sum(map(len, folder.verified_images(record))) == 4
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "thesis.doc").write_bytes(b"precious")
+    with pytest.raises(UserError, match=r"holds files but no run\.json"):
+        RunFolder(str(tmp_path)).load()

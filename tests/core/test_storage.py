@@ -1,0 +1,36 @@
+from pathlib import Path
+
+import pytest
+
+from fer_pipeline.core import storage
+from fer_pipeline.core.errors import UserError
+
+
+def test_a_write_replaces_and_leaves_nothing_beside(tmp_path: Path) -> None:
+    url = str(tmp_path / "folder" / "file")
+    storage.write_bytes(url, b"one")
+    storage.write_bytes(url, b"two")
+    assert storage.read_bytes(url) == b"two"
+    assert storage.list_names(str(tmp_path / "folder")) == ["file"]
+
+
+def test_only_the_first_creates(tmp_path: Path) -> None:
+    url = str(tmp_path / "run.json")
+    assert storage.create(url, b"first")
+    assert not storage.create(url, b"second")
+    assert storage.read_bytes(url) == b"first"
+    assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
+
+
+def test_a_half_written_file_is_not_listed(tmp_path: Path) -> None:
+    (tmp_path / "000001.parquet.abc.tmp").write_bytes(b"half")
+    assert storage.list_names(str(tmp_path)) == []
+
+
+def test_a_missing_folder_lists_nothing(tmp_path: Path) -> None:
+    assert storage.list_names(str(tmp_path / "none")) == []
+
+
+def test_an_unknown_scheme_is_the_users_to_mend() -> None:
+    with pytest.raises(UserError, match="neither a local path nor an s3"):
+        storage.exists("nope://bucket/key")

@@ -1,0 +1,32 @@
+"""The flows on a real, ephemeral Prefect server."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from prefect.client.orchestration import get_client
+from prefect.testing.utilities import prefect_test_harness
+
+from fer_pipeline.jobs.label import LabelConfig
+from flows.label import label_archive
+from flows.train import train_model
+
+
+@pytest.fixture(scope="module", autouse=True)
+def prefect() -> Iterator[None]:
+    with prefect_test_harness(server_startup_timeout=120):
+        yield
+
+
+def test_the_label_flow_runs_the_job_and_publishes_its_counts(archive: Path, tmp_path: Path, local_ray: None) -> None:
+    record = label_archive(LabelConfig(source=str(archive), out=str(tmp_path / "run"), detector="none"))
+    assert record.result is not None and record.result.counts["ok"] == 34
+    assert (tmp_path / "run" / "_SUCCESS").exists()
+    with get_client(sync_client=True) as client:
+        (artifact,) = client.read_artifacts()
+    assert artifact.key == "label-archive" and "| undecodable | 2 |" in str(artifact.data)
+
+
+def test_flow_parameters_are_the_jobs_configuration() -> None:
+    assert set(label_archive.parameters.properties) == {"config", "cluster"}
+    assert "recipe" in str(train_model.parameters.model_dump())

@@ -1,0 +1,90 @@
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from fer_pipeline.core.errors import UserError
+from fer_pipeline.core.schemas import SAMPLES
+from fer_pipeline.jobs import ingest
+from fer_pipeline.jobs.ingest import IngestConfig
+from tests.sources.test_datasets import HEADER, pixels
+
+
+def image(seed: int) -> bytes:
+    return cv2.imencode(".png", np.random.default_rng(seed).integers(0, 256, (40, 30, 3)).astype(np.uint8))[1].tobytes()
+
+
+def test_a_csv_becomes_samples_and_a_card(tmp_path: Path, local_ray: None) -> None:
+    rows = [f"{n % 7},{pixels(n)},Training" for n in range(14)] + [
+        f"2,{pixels(3)},PublicTest",
+        f"1,{pixels(50, 2303)},PublicTest",
+    ]
+    (tmp_path / "fer.csv").write_text(HEADER + "\n".join(rows) + "\n")
+    card = ingest.run(IngestConfig(source=str(tmp_path / "fer.csv"), out=str(tmp_path / "out"), layout="fer2013-csv"))
+    samples = pq.read_table(tmp_path / "out" / "samples")
+    assert samples.schema.equals(SAMPLES)
+    assert card.samples == len(samples) == 15
+    assert card.counts["train"] == dict.fromkeys(card.label_space.classes, 2)
+    assert card.duplicates.across == {"train -> validation": 1, "validation -> train": 1}
+    assert card.duplicates.conflicting_groups == 1
+    assert [record["reason"] for record in card.quarantined_records] == ["2303 pixels instead of 2304"]
+    assert json.loads((tmp_path / "out" / "dataset.json").read_text())["samples"] == 15
+
+
+def test_a_folder_and_a_tar_of_it_give_the_same_samples(tmp_path: Path, local_ray: None) -> None:
+    files = {f"train/{name}/{n}.png": image(n) for n, name in enumerate(("happy", "sad", "fear"))}
+    files |= {"validation/happy/9.png": image(0), "train/happy/broken.png": image(1)[:300]}
+    for name, data in files.items():
+        (tmp_path / "tree" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "tree" / name).write_bytes(data)
+    with tarfile.open(tmp_path / "tree.tar", "w") as tar:
+        for name, data in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    cards = [
+        ingest.run(IngestConfig(source=str(tmp_path / source), out=str(tmp_path / f"out-{source}")))
+        for source in ("tree", "tree.tar")
+    ]
+    for card in cards:
+        assert (card.samples, card.quarantined) == (4, 1)
+        assert card.duplicates.across["train -> validation"] == 1
+        assert card.counts["train"]["happy"] == card.counts["validation"]["happy"] == 1
+    read = [pq.read_table(tmp_path / f"out-{source}" / "samples").to_pylist() for source in ("tree", "tree.tar")]
+    shas = [sorted((row["sha256"], row["label"], row["split"]) for row in samples) for samples in read]
+    assert shas[0] == shas[1]
+
+
+def test_what_the_user_must_mend_writes_nothing(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("emotion,Usage\n1,Training\n")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "precious").write_text("x")
+    out = str(tmp_path / "out")
+    faults = [
+        (IngestConfig(source=str(tmp_path / "a.csv"), out=out, layout="fer2014"), "no layout 'fer2014'"),
+        (IngestConfig(source=str(tmp_path / "a.csv"), out=out, layout="fer2013-csv"), "no column pixels"),
+        (IngestConfig(source=str(tmp_path / "none"), out=out), "does not exist"),
+        (IngestConfig(source=str(tmp_path / "a.csv"), out=out, label_space="fer9"), "no label space 'fer9'"),
+        (IngestConfig(source=str(tmp_path / "a.csv"), out=str(tmp_path / "full"), layout="fer2013-csv"), "not empty"),
+    ]
+    for faulty, complaint in faults:
+        with pytest.raises(UserError, match=complaint):
+            ingest.run(faulty)
+        assert not Path(out).exists()
+
+
+def test_fer2013_has_its_known_counts(shared: Path, tmp_path: Path, local_ray: None) -> None:
+    import runpy
+
+    tool = runpy.run_path(str(shared / "tools" / "make_fer2013.py"))
+    tool["kaggle_csv"](tmp_path / "fer2013.csv", None)
+    card = ingest.run(IngestConfig(source=str(tmp_path / "fer2013.csv"), out=str(tmp_path / "out"), layout="fer2013-csv"))
+    assert {split: sum(counts.values()) for split, counts in card.counts.items()} == {"train": 28_709, "validation": 3_589}
+    assert card.duplicates.across["train -> validation"] == 280
+    assert card.counts["train"]["disgust"] == 436
+    assert card.quarantined == 0

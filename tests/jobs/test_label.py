@@ -1,0 +1,154 @@
+"""The labelling job on a real Ray: whole, resumed, killed, doubled, refused."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from fer_pipeline.core.errors import FailureRateExceeded, UserError
+from fer_pipeline.core.schemas import FACES, IMAGES
+from fer_pipeline.jobs import label, report
+from fer_pipeline.jobs.label import LabelConfig, _chunks
+from fer_pipeline.jobs.report import ReportConfig
+
+Rows = list[dict[str, Any]]
+
+
+def config(source: Path, out: Path, **options: Any) -> LabelConfig:
+    return LabelConfig.model_validate({"source": str(source), "out": str(out), "detector": "mtcnn", "shard_records": 8} | options)
+
+
+def rows(out: Path, table: str = "images") -> Rows:
+    return pq.read_table(out / table).sort_by("record_id").to_pylist()  # type: ignore[no-any-return]
+
+
+@pytest.fixture(scope="module")
+def finished(archive: Path, tmp_path_factory: pytest.TempPathFactory, local_ray: None) -> Path:
+    out = tmp_path_factory.mktemp("label") / "run"
+    label.run(config(archive, out))
+    return out
+
+
+def test_a_run_folder_holds_all_that_it_should(finished: Path) -> None:
+    assert {path.name for path in finished.iterdir()} == {"manifest", "images", "faces", "run.json", "report.html", "_SUCCESS"}
+    assert [path.name for path in sorted((finished / "images").iterdir())] == [f"{shard:06d}.parquet" for shard in range(5)]
+    assert pq.read_table(finished / "images").schema.equals(IMAGES)
+    assert pq.read_table(finished / "faces").schema.equals(FACES)
+
+
+def test_every_record_has_one_row_and_every_face_stands_in_both_tables(finished: Path) -> None:
+    images, faces = rows(finished), rows(finished, "faces")
+    assert [row["record_id"] for row in images] == list(range(36))
+    nested = [(row["record_id"], face["face_id"], face["expression"]) for row in images for face in row["faces"]]
+    assert sorted(nested) == sorted((face["record_id"], face["face_id"], face["expression"]) for face in faces)
+    run = json.loads((finished / "run.json").read_text())
+    assert {face["run_id"] for face in faces} == {run["run_id"]}
+    assert run["result"]["counts"] == {"no_face": 14, "ok": 20, "undecodable": 2}
+    assert run["result"]["faces"] == len(faces) == 28
+    assert run["skipped"] == {".txt": 1}
+    assert len(run["detector"]["digest"]) == len(run["model"]["digest"]) == 64
+
+
+def test_running_a_finished_run_again_does_nothing(finished: Path, archive: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
+    label.run(config(archive, finished))
+    assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
+
+
+@pytest.mark.parametrize("option", [{"detect_px": 320}, {"detector": "none"}, {"uncertain_below": 0.9}])
+def test_a_run_folder_of_another_configuration_is_refused(finished: Path, archive: Path, option: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match="was begun with another"):
+        label.run(config(archive, finished, **option))
+
+
+def test_lost_shards_are_done_again_with_the_same_labels(finished: Path, archive: Path, tmp_path: Path) -> None:
+    out = Path(shutil.copytree(finished, tmp_path / "run"))
+    (out / "_SUCCESS").unlink()
+    (out / "images" / "000001.parquet").unlink()
+    (out / "images" / "000004.parquet").unlink()
+    kept = (out / "images" / "000000.parquet").stat().st_mtime_ns
+    record = label.run(config(archive, out))
+    assert record.result is not None and record.result.labelled_now == 12
+    assert rows(out) == rows(finished)
+    assert (out / "images" / "000000.parquet").stat().st_mtime_ns == kept
+
+
+def test_too_many_failures_end_the_run_with_everything_written(archive: Path, tmp_path: Path, local_ray: None) -> None:
+    with pytest.raises(FailureRateExceeded, match="2 of 36 records failed"):
+        label.run(config(archive, tmp_path / "run", detector="none", max_failure_rate=0.01))
+    assert len(rows(tmp_path / "run")) == 36
+    assert (tmp_path / "run" / "report.html").exists() and not (tmp_path / "run" / "_SUCCESS").exists()
+
+
+def test_what_the_user_must_mend_writes_nothing(archive: Path, tmp_path: Path, local_ray: None) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "notes.txt").write_text("no image")
+    (tmp_path / "bundle").mkdir()
+    faults = [
+        (config(tmp_path / "none", tmp_path / "out"), "does not exist"),
+        (config(tmp_path / "empty", tmp_path / "out"), "holds no images"),
+        (config(archive, tmp_path / "out", model=str(tmp_path / "bundle")), "no model bundle"),
+        (config(archive, tmp_path / "out", detector="yunet", detector_weights=str(archive / "notes.txt")), "sha256"),
+    ]
+    for faulty, complaint in faults:
+        with pytest.raises(UserError, match=complaint):
+            label.run(faulty)
+        assert not (tmp_path / "out").exists()
+
+
+def test_the_page_can_be_written_again_without_faces(finished: Path) -> None:
+    assert "data:image/jpeg;base64" in (finished / "report.html").read_text()
+    report.run(ReportConfig(run=str(finished), thumbnails=False))
+    assert "data:image" not in (finished / "report.html").read_text()
+    report.run(ReportConfig(run=str(finished)))
+    assert "data:image" in (finished / "report.html").read_text()
+
+
+@pytest.mark.parametrize(("shards", "cores"), [(0, 2), (1, 8), (32, 2), (1000, 3)])
+def test_tasks_hold_every_shard_once_and_end_with_single_ones(shards: int, cores: int) -> None:
+    chunks = list(_chunks(list(range(shards)), cores))
+    assert [shard for chunk in chunks for shard in chunk] == list(range(shards))
+    assert all(len(chunk) == 1 for chunk in chunks[-cores:]) and all(len(chunk) <= 8 for chunk in chunks)
+
+
+@pytest.fixture(scope="module")
+def many(archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """432 records: the sample archive twelve times."""
+    folder = tmp_path_factory.mktemp("many")
+    for number in range(12):
+        shutil.copytree(archive, folder / f"{number:02d}")
+    return folder
+
+
+def drive(source: Path, out: Path) -> "subprocess.Popen[bytes]":
+    """Start a driver of its own, with its own Ray, on crops (so that the test is short)."""
+    command = [sys.executable, "-m", "fer_pipeline.cli", "label", str(source), "--out", str(out)]
+    command += ["--detector", "none", "--shard-records", "4"]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def test_a_killed_driver_and_two_at_once_give_the_labels_of_an_undisturbed_run(
+    many: Path, tmp_path: Path, local_ray: None
+) -> None:
+    undisturbed, disturbed = tmp_path / "undisturbed", tmp_path / "disturbed"
+    label.run(config(many, undisturbed, detector="none", shard_records=4))
+    driver = drive(many, disturbed)
+    while driver.poll() is None and len(list(disturbed.glob("images/*.parquet"))) < 10:
+        time.sleep(0.02)
+    os.kill(driver.pid, signal.SIGKILL)
+    driver.wait()
+    done = len(list(disturbed.glob("images/*.parquet")))
+    assert 10 <= done < 108 and not (disturbed / "_SUCCESS").exists()
+    both = [drive(many, disturbed), drive(many, disturbed)]
+    assert [one.wait() for one in both] == [0, 0]
+    assert [row["record_id"] for row in rows(disturbed)] == list(range(432))
+    assert rows(disturbed) == rows(undisturbed)
+    assert len(rows(disturbed, "faces")) == len(rows(undisturbed, "faces"))

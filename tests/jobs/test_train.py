@@ -1,0 +1,109 @@
+import json
+import shutil
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from fer_pipeline.core.errors import UserError
+from fer_pipeline.jobs import ingest, train
+from fer_pipeline.jobs.ingest import IngestConfig
+from fer_pipeline.jobs.train import TrainConfig, TrainResult
+from fer_pipeline.models.bundle import load_network
+from fer_pipeline.models.card import read_bundle
+from fer_pipeline.models.training import predict
+from fer_pipeline.stages.samples import load_split
+
+RECIPE = """
+[network]
+width = 4
+[augmentation]
+rotation_deg = 5.0
+[training]
+epochs = 3
+batch_size = 32
+learning_rate = 0.02
+precision = "fp32"
+"""
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory, local_ray: None) -> Path:
+    """Two classes told apart by the direction of stripes: 192 images to learn, 64 to validate."""
+    folder, rng = tmp_path_factory.mktemp("dataset"), np.random.default_rng(0)
+    wave = 128 + 60 * np.sign(np.sin(np.arange(48) * 0.8))
+    for number in range(256):
+        name = ("happy", "sad")[number % 2]
+        picture = np.tile(wave, (48, 1)) if name == "happy" else np.tile(wave[:, None], (1, 48))
+        path = folder / "tree" / ("train" if number < 192 else "validation") / name / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(path), np.clip(picture + rng.normal(0, 30, (48, 48)), 0, 255).astype(np.uint8))
+    ingest.run(IngestConfig(source=str(folder / "tree"), out=str(folder / "out")))
+    return folder / "out"
+
+
+@pytest.fixture(scope="module")
+def results(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, TrainResult]:
+    """The same recipe under one worker and under two."""
+    folder = tmp_path_factory.mktemp("models")
+    (folder / "stripes.toml").write_text(RECIPE)
+    return {
+        workers: train.run(
+            TrainConfig(
+                recipe=str(folder / "stripes.toml"), data=str(dataset), out=str(folder / f"m{workers}"), num_workers=workers
+            )
+        )
+        for workers in (1, 2)
+    }
+
+
+def test_one_worker_and_two_learn_the_same(results: dict[int, TrainResult]) -> None:
+    assert results[1].validation_accuracy > 0.9
+    assert abs(results[1].validation_accuracy - results[2].validation_accuracy) < 0.08
+
+
+def test_the_bundle_is_what_its_card_says(results: dict[int, TrainResult], dataset: Path) -> None:
+    out = Path(results[2].out)
+    assert {path.name for path in out.iterdir()} == {
+        "model.safetensors",
+        "model.json",
+        "history.json",
+        "curves.png",
+        "confusion.png",
+    }
+    bundle = read_bundle(str(out))
+    split = load_split(str(dataset), "validation", bundle.card.network)
+    predicted = predict(load_network(bundle), torch.from_numpy(split.images)).argmax(1).numpy()
+    figures = bundle.card.metrics["validation"]
+    assert figures["accuracy"] == pytest.approx(float((predicted == split.labels).mean()))
+    assert figures["accuracy"] == results[2].validation_accuracy
+    assert np.sum(figures["confusion"]) == 64
+    assert {"precision", "recall", "f1", "support"} == set(figures["per_class"]["happy"])
+    assert bundle.card.recipe["training"]["epochs"] == 3
+    assert len(json.loads((out / "history.json").read_text())) == 3
+
+
+def test_the_same_command_continues_from_the_last_checkpoint(results: dict[int, TrainResult], dataset: Path) -> None:
+    out = Path(results[1].out)
+    shutil.move(out, out.with_name("before"))
+    again = train.run(TrainConfig(recipe=str(out.parent / "stripes.toml"), data=str(dataset), out=str(out)))
+    assert (out / "history.json").read_text() == (out.with_name("before") / "history.json").read_text()  # nothing trained twice
+    assert again == results[1]
+
+
+def test_what_the_user_must_mend_writes_nothing(dataset: Path, tmp_path: Path) -> None:
+    (tmp_path / "eight.toml").write_text('label_space = "affectnet8"')
+    (tmp_path / "split.toml").write_text('validation_split = "test"')
+    faults = [
+        (TrainConfig(recipe="fer2013-small", data=str(tmp_path), out=str(tmp_path / "m")), "not an ingested dataset"),
+        (TrainConfig(recipe=str(tmp_path / "eight.toml"), data=str(dataset), out=str(tmp_path / "m")), "must agree"),
+        (TrainConfig(recipe=str(tmp_path / "split.toml"), data=str(dataset), out=str(tmp_path / "m")), "no split 'test'"),
+        (TrainConfig(recipe="fer2013-small", data=str(dataset), out=str(tmp_path)), "not empty"),
+        (TrainConfig(recipe="fer2013-small", data=str(dataset), out=str(tmp_path / "m"), use_gpu=True), "GPUs were asked for"),
+    ]
+    for faulty, complaint in faults:
+        with pytest.raises(UserError, match=complaint):
+            train.run(faulty)
+        assert not (tmp_path / "m").exists()

@@ -1,0 +1,88 @@
+import json
+import shutil
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from fer_pipeline.core.errors import UserError
+from fer_pipeline.core.labels import FER7
+from fer_pipeline.models.bundle import load_network, save_bundle
+from fer_pipeline.models.card import CARD, EMBEDDED, WEIGHTS, ModelCard, NetworkConfig, read_bundle
+from fer_pipeline.models.networks import build
+from fer_pipeline.models.training import predict
+
+HOME = Path(str(resources.files("fer_pipeline"))) / "models" / "embedded"
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(HOME, tmp_path / "bundle"))
+
+
+def test_a_bundle_gives_back_the_network_that_was_saved(tmp_path: Path) -> None:
+    config = NetworkConfig(width=4)
+    network = build(config, 7).eval()
+    save_bundle(str(tmp_path), network, ModelCard(name="small", network=config, label_space=FER7))
+    images = torch.randint(0, 256, (3, 1, 48, 48), dtype=torch.uint8)
+    loaded = load_network(read_bundle(str(tmp_path)))
+    assert torch.equal(predict(loaded, images), predict(network, images))
+    assert {path.name for path in tmp_path.iterdir()} == {CARD, WEIGHTS}
+
+
+def test_a_torchvision_network_is_built_by_name() -> None:
+    network = build(NetworkConfig(architecture="resnet18", channels=3, image_px=64), 8).eval()
+    assert predict(network, torch.zeros(2, 3, 64, 64, dtype=torch.uint8)).shape == (2, 8)
+
+
+@pytest.mark.parametrize(("architecture", "complaint"), [("resnet18", "channels = 3"), ("resnet5000", "There is no network")])
+def test_a_network_that_cannot_be_built_is_the_users_to_mend(architecture: str, complaint: str) -> None:
+    with pytest.raises(UserError, match=complaint):
+        build(NetworkConfig(architecture=architecture), 7)
+
+
+def test_weights_that_do_not_fit_the_card_are_refused(copy: Path) -> None:
+    card = json.loads((copy / CARD).read_text())
+    card["network"]["width"] = 16
+    (copy / CARD).write_text(json.dumps(card))
+    with pytest.raises(UserError, match="do not fit its card"):
+        load_network(read_bundle(str(copy)))
+
+
+def test_a_damaged_bundle_is_refused(copy: Path) -> None:
+    (copy / WEIGHTS).write_bytes((copy / WEIGHTS).read_bytes()[:1000])
+    with pytest.raises(UserError, match="do not fit its card"):
+        load_network(read_bundle(str(copy)))
+    (copy / CARD).write_text('{"name": "x"}')
+    with pytest.raises(UserError, match="'network' is missing"):
+        read_bundle(str(copy))
+    (copy / WEIGHTS).unlink()
+    with pytest.raises(UserError, match="no model bundle"):
+        read_bundle(str(copy))
+
+
+def test_the_embedded_model_is_small_and_says_what_it_is() -> None:
+    assert sum(path.stat().st_size for path in HOME.iterdir()) <= 8_000_000
+    card = read_bundle(EMBEDDED).card
+    assert "research" in card.data["terms"]
+    assert card.metrics["validation"]["selected_on_this_split"] is True
+    assert 0 < card.calibration.uncertain_below < 1 and card.calibration.temperature > 0
+    assert "not what a person feels" in card.intended_use
+
+
+def test_the_embedded_model_is_as_accurate_as_its_card_says(shared: Path) -> None:
+    import cv2
+    import pyarrow.parquet as pq
+
+    bundle = read_bundle(EMBEDDED)
+    table = pq.read_table(shared / "data" / "fer2013" / "public_test.parquet", columns=["emotion", "png"])
+    images = [
+        np.asarray(cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_GRAYSCALE), np.uint8) for png in table["png"].to_pylist()
+    ]
+    torch.set_num_threads(2)
+    logits = predict(load_network(bundle), torch.from_numpy(np.stack(images)[:, None]))
+    accuracy = float((logits.argmax(1) == torch.tensor(table["emotion"].to_pylist())).float().mean())
+    assert accuracy == pytest.approx(bundle.card.metrics["validation"]["accuracy"], abs=0.001)
+    assert accuracy >= 0.69

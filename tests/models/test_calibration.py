@@ -1,0 +1,47 @@
+import numpy as np
+import pytest
+import torch
+
+from fer_pipeline.core.metrics import expected_calibration_error
+from fer_pipeline.models.calibration import calibrate, cross_fitted_ece, fit_temperature, fit_threshold
+
+
+def overconfident(count: int = 4000, factor: float = 3.0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits `factor` times as large as those that the labels were drawn from."""
+    generator = torch.Generator().manual_seed(0)
+    honest = torch.randn(count, 5, generator=generator) * 1.5
+    labels = torch.multinomial(torch.softmax(honest, 1), 1, generator=generator).ravel()
+    return honest * factor, labels
+
+
+def test_the_temperature_undoes_overconfidence() -> None:
+    logits, labels = overconfident(factor=3.0)
+    temperature = fit_temperature(logits, labels)
+    assert temperature == pytest.approx(3.0, rel=0.08)
+    before = expected_calibration_error(torch.softmax(logits, 1).numpy(), labels.numpy())
+    after = expected_calibration_error(torch.softmax(logits / temperature, 1).numpy(), labels.numpy())
+    assert after < 0.03 < before
+
+
+def test_the_threshold_keeps_labels_that_are_right_often_enough() -> None:
+    confidence = np.array([0.9, 0.8, 0.7, 0.6, 0.5])
+    probabilities = np.stack([confidence, 1 - confidence], 1)
+    labels = np.array([0, 0, 1, 0, 1])
+    assert fit_threshold(probabilities, labels, 0.75) == 0.6  # three of four
+    assert fit_threshold(probabilities, labels, 1.0) == 0.8
+    assert fit_threshold(probabilities, np.ones(5, int), 0.9) == 1.0  # never
+
+
+def test_kept_labels_reach_the_accuracy_asked_for() -> None:
+    logits, labels = overconfident()
+    calibration = calibrate(logits, labels, 0.8)
+    probabilities = torch.softmax(logits / calibration.temperature, 1)
+    kept = probabilities.max(1).values >= calibration.uncertain_below
+    assert (probabilities.argmax(1) == labels)[kept].float().mean() >= 0.799
+    assert 0.1 < kept.float().mean() < 0.9
+
+
+def test_copies_of_an_image_are_scored_under_one_temperature() -> None:
+    logits, labels = overconfident(200)
+    digests = [f"{number % 100:08x}" for number in range(200)]
+    assert 0 < cross_fitted_ece(logits, labels, digests) < 0.2

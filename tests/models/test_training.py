@@ -1,0 +1,118 @@
+import io
+from pathlib import Path
+
+import pytest
+import torch
+
+from fer_pipeline.models.augmentation import AugmentationConfig, augment
+from fer_pipeline.models.card import NetworkConfig
+from fer_pipeline.models.networks import build
+from fer_pipeline.models.training import Epoch, Images, Trainer, TrainingConfig, batches, predict
+
+PLAIN = AugmentationConfig(flip=0, shift=0, rotation_deg=0, scale=0, contrast=0, erase=0)
+CPU = torch.device("cpu")
+
+
+def stripes(count: int, seed: int = 0) -> Images:
+    """Two classes that differ by the direction of their stripes, under noise."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(count) % 2
+    wave = 60 * torch.sign(torch.sin(torch.arange(48) * 0.8))
+    pictures = torch.where(labels[:, None, None] == 0, wave[None, :, None], wave[None, None, :]).expand(count, 48, 48)
+    noisy = 128 + pictures + 30 * torch.randn(count, 48, 48, generator=generator)
+    return Images(noisy.clamp(0, 255).to(torch.uint8)[:, None], labels)
+
+
+def trainer(train: Images, augmentation: AugmentationConfig = PLAIN, **config: float) -> Trainer:
+    torch.manual_seed(0)
+    settings = TrainingConfig.model_validate({"epochs": 4, "batch_size": 16, "learning_rate": 0.02, "precision": "fp32"} | config)
+    return Trainer(build(NetworkConfig(width=4), 2), settings, augmentation, train, CPU)
+
+
+def test_the_loop_learns_what_can_be_learnt() -> None:
+    torch.set_num_threads(1)
+    history: list[Epoch] = []
+    learner = trainer(stripes(256), AugmentationConfig(rotation_deg=5), mixup=0.1, ema_decay=0.9)
+    learner.fit(stripes(64, seed=1), history.append)
+    assert [epoch.epoch for epoch in history] == [1, 2, 3, 4]
+    best = max(epoch.validation_accuracy for epoch in history)
+    assert best > 0.95
+    validation = stripes(64, seed=1)
+    predicted = predict(learner.network, validation.images).argmax(1)
+    assert float((predicted == validation.labels).float().mean()) == best  # the selected epoch's weights
+
+
+def test_a_restarted_training_ends_where_an_undisturbed_one_does() -> None:
+    torch.set_num_threads(1)
+
+    class KilledError(Exception):
+        pass
+
+    def kill_after_two(epoch: Epoch) -> None:
+        torch.save(killed.state(), saved)
+        saved.seek(0)
+        if epoch.epoch == 2:
+            raise KilledError
+
+    augmentation, options = AugmentationConfig(), {"mixup": 0.2, "ema_decay": 0.9}
+    undisturbed = trainer(stripes(96), augmentation, **options)
+    undisturbed.fit(stripes(32, 1), lambda _: None)
+    saved = io.BytesIO()
+    killed = trainer(stripes(96), augmentation, **options)
+    with pytest.raises(KilledError):
+        killed.fit(stripes(32, 1), kill_after_two)
+    resumed = trainer(stripes(96), augmentation, **options)
+    resumed.load(torch.load(saved, weights_only=True))
+    resumed.fit(stripes(32, 1), lambda _: None)
+    assert [e.validation_loss for e in resumed.history] == [e.validation_loss for e in undisturbed.history]
+    for name, value in undisturbed.network.state_dict().items():
+        assert torch.equal(value, resumed.network.state_dict()[name]), name
+
+
+def test_batches_are_a_permutation_that_the_seed_decides() -> None:
+    def drawn(seed: int) -> list[int]:
+        return torch.cat(list(batches(100, 20, seed))).tolist()
+
+    assert sorted(drawn(1)) == list(range(100))
+    assert drawn(1) == drawn(1) != drawn(2)
+
+
+def test_a_loss_that_is_not_finite_stops_the_training() -> None:
+    broken = trainer(stripes(32))
+    with torch.no_grad():
+        next(broken.network.parameters()).fill_(float("nan"))
+    with pytest.raises(FloatingPointError, match="epoch 1"):
+        broken.fit(stripes(32, 1), lambda _: None)
+
+
+def test_augmentation_moves_every_image_in_its_own_way_and_repeats_with_its_seed() -> None:
+    images = stripes(8).images
+    first = augment(images, AugmentationConfig(), torch.Generator().manual_seed(3))
+    again = augment(images, AugmentationConfig(), torch.Generator().manual_seed(3))
+    assert first.dtype == torch.uint8 and first.shape == images.shape
+    assert torch.equal(first, again)
+    changes = {int((one.int() - other.int()).abs().sum()) for one, other in zip(first, images, strict=True)}
+    assert len(changes) == 8
+
+
+def test_a_certain_flip_is_a_mirror_image_and_nothing_else() -> None:
+    images = stripes(4).images
+    config = PLAIN.model_copy(update={"flip": 1.0})
+    flipped = augment(images, config, torch.Generator().manual_seed(0))
+    assert (flipped.int() - images.flip(3).int()).abs().max() <= 1
+
+
+def test_erasing_blanks_a_rectangle() -> None:
+    images = torch.zeros(16, 1, 48, 48, dtype=torch.uint8)
+    erased = augment(images, PLAIN.model_copy(update={"erase": 1.0}), torch.Generator().manual_seed(0))
+    shares = (erased == 128).float().mean((1, 2, 3))
+    assert (shares > 0.01).all() and (shares < 0.3).all()
+
+
+def test_the_loop_needs_neither_ray_nor_prefect(tmp_path: Path) -> None:
+    import subprocess
+    import sys
+
+    code = "import sys, fer_pipeline.models.training, fer_pipeline.models.recipe; print({'ray', 'prefect'} & set(sys.modules))"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "set()"

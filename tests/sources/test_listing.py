@@ -1,0 +1,122 @@
+import io
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from fer_pipeline.core.errors import RecordError, UserError
+from fer_pipeline.core.manifest import Record
+from fer_pipeline.sources.containers import Reader
+from fer_pipeline.sources.listing import Listing
+
+PNG = b"\x89PNG\r\n\x1a\n and more"
+
+
+def tar_of(path: Path, files: dict[str, bytes], mode: str = "w") -> None:
+    with tarfile.open(path, mode) as tar:  # type: ignore[call-overload]
+        for name, data in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+
+
+def listed(source: Path) -> list[Record]:
+    return list(Listing(str(source)))
+
+
+def test_the_sample_archive_lists_all_its_images_in_a_fixed_order(archive: Path) -> None:
+    listing = Listing(str(archive))
+    records = list(listing)
+    assert len(records) == 36
+    assert records == listed(archive)
+    assert dict(listing.skipped) == {".txt": 1}
+
+
+def test_files_that_are_no_images_are_counted_and_unknown_ones_peeked_at(tmp_path: Path) -> None:
+    for name, data in {
+        "a.json": b"{}",
+        "b.CSV": b"",
+        ".DS_Store": b"x",
+        "photo": PNG,
+        "text.xyz": b"hello",
+        "c.JPG": b"",
+    }.items():
+        (tmp_path / name).write_bytes(data)
+    listing = Listing(str(tmp_path))
+    assert [Path(record.uri).name for record in listing] == ["c.JPG", "photo"]
+    assert dict(listing.skipped) == {".json": 1, ".csv": 1, "(none)": 1, ".xyz": 1}
+
+
+@pytest.mark.parametrize(("name", "mode"), [("a.tar", "w"), ("a.tar.gz", "w:gz"), ("a.tgz", "w:gz")])
+def test_members_of_a_tar_are_read_whole(tmp_path: Path, name: str, mode: str) -> None:
+    tar_of(tmp_path / name, {"x/1.jpg": b"one", "x/2.jpg": b"two", "x/2.cls": b"3"}, mode)
+    records, reader = listed(tmp_path), Reader()
+    assert [record.member for record in records] == ["x/1.jpg", "x/2.jpg"]
+    assert [reader.read(record) for record in reversed(records)] == [b"two", b"one"]
+    assert all((record.offset is not None) == (name == "a.tar") for record in records)
+    reader.close()
+
+
+def test_members_of_a_zip_are_read_whole(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("dir/1.png", PNG * 100)
+        archive.writestr("notes.txt", "no image")
+    (record,) = listed(tmp_path)
+    reader = Reader()
+    assert reader.read(record) == PNG * 100
+    reader.close()
+
+
+def test_a_container_that_is_none_gets_a_row_that_says_so(tmp_path: Path) -> None:
+    (tmp_path / "a.zip").write_bytes(b"PK but no zip")
+    (tmp_path / "b.tar").write_bytes(b"no tar either")
+    records = listed(tmp_path)
+    assert [record.member for record in records] == [None, None]
+    for record in records:
+        with pytest.raises(RecordError, match="container cannot be read") as error:
+            Reader().read(record)
+        assert error.value.status == "unreadable"
+
+
+def test_a_tar_that_breaks_off_gives_its_whole_members_and_one_row_for_the_rest(tmp_path: Path) -> None:
+    tar_of(tmp_path / "a.tar", {f"{number}.jpg": b"x" * 3000 for number in range(4)})
+    (tmp_path / "a.tar").write_bytes((tmp_path / "a.tar").read_bytes()[:6000])
+    records, reader = listed(tmp_path), Reader()
+    assert reader.read(records[0]) == b"x" * 3000
+    for record in records[1:]:
+        with pytest.raises(RecordError):
+            reader.read(record)
+
+
+def test_a_damaged_zip_member_is_unreadable_and_its_neighbour_is_not(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("1.jpg", b"A" * 500)
+        archive.writestr("2.jpg", b"B" * 500)
+    (tmp_path / "a.zip").write_bytes((tmp_path / "a.zip").read_bytes().replace(b"A" * 500, b"A" * 499 + b"?"))
+    one, two = listed(tmp_path)
+    reader = Reader()
+    with pytest.raises(RecordError, match="CRC"):
+        reader.read(one)
+    assert reader.read(two) == b"B" * 500
+    reader.close()
+
+
+def test_a_file_that_vanishes_after_listing_is_unreadable(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(b"x")
+    (record,) = listed(tmp_path)
+    (tmp_path / "a.jpg").unlink()
+    with pytest.raises(RecordError, match="FileNotFoundError"):
+        Reader().read(record)
+
+
+def test_a_link_back_up_is_not_followed_for_ever(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(b"x")
+    (tmp_path / "up").symlink_to(tmp_path)
+    (tmp_path / "gone.jpg").symlink_to(tmp_path / "nothing")
+    assert [Path(record.uri).name for record in listed(tmp_path)] == ["a.jpg", "gone.jpg"]
+
+
+def test_a_source_that_is_not_there_is_the_users_to_mend(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="does not exist"):
+        listed(tmp_path / "none")

@@ -1,0 +1,91 @@
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from fer_pipeline.core.manifest import cut, read_shard, write_manifest
+from fer_pipeline.core.schemas import IMAGES
+from fer_pipeline.models.card import EMBEDDED, read_bundle
+from fer_pipeline.sources.listing import Listing
+from fer_pipeline.stages.label import Labeller, LabelSettings
+from fer_pipeline.stages.weights import resolve_detector
+
+SETTINGS = LabelSettings(detect_px=640, threshold=0.9, max_pixels=10**8, max_bytes=10**8, precision="fp32", uncertain_below=0.5)
+
+
+def manifest_of(source: Path, folder: Path) -> pa.Table:
+    write_manifest(str(folder / "m-"), cut(Listing(str(source)), 10**6, 10**12))
+    return read_shard(str(folder / "m-"), 0)
+
+
+@pytest.fixture(scope="module")
+def labeller() -> Labeller:
+    return Labeller(resolve_detector("mtcnn"), read_bundle(EMBEDDED), SETTINGS)
+
+
+@pytest.fixture(scope="module")
+def images(labeller: Labeller, archive: Path, tmp_path_factory: pytest.TempPathFactory) -> pa.Table:
+    return labeller(manifest_of(archive, tmp_path_factory.mktemp("manifest")))
+
+
+def test_there_is_one_row_for_every_record_in_the_pinned_schema(images: pa.Table) -> None:
+    assert images.schema.equals(IMAGES)
+    assert images["record_id"].to_pylist() == list(range(36))
+    assert sorted(set(images["status"].to_pylist())) == ["no_face", "ok", "undecodable"]
+
+
+def test_each_picture_has_the_faces_that_it_shows(images: pa.Table) -> None:
+    shows = {"hopper": 1, "astronaut": 1, "orientation": 1, "group-2": 2, "group-3": 3, "group-6": 6}
+    for row in images.to_pylist():
+        name = row["member"] or Path(row["uri"]).name
+        expected = next((count for start, count in shows.items() if name.startswith(start)), 0)
+        assert len(row["faces"]) == expected, name
+        assert (row["status"] == "ok") == (expected > 0) and (row["error"] is None) == (row["status"] != "undecodable")
+
+
+def test_faces_are_in_the_upright_full_size_image(images: pa.Table) -> None:
+    for row in images.to_pylist():
+        for face in row["faces"]:
+            assert -0.1 * row["width"] < face["x"] and face["x"] + face["w"] < 1.1 * row["width"]
+            assert -0.1 * row["height"] < face["y"] and face["y"] + face["h"] < 1.1 * row["height"]
+            assert face["h"] > 0.1 * row["height"]
+            assert face["landmarks"][1] < face["landmarks"][7]  # eyes above the mouth, also in photos stored sideways
+
+
+def test_labels_follow_from_the_probabilities(images: pa.Table) -> None:
+    classes = read_bundle(EMBEDDED).card.label_space.classes
+    for row in images.to_pylist():
+        for face in row["faces"]:
+            assert sum(face["probabilities"]) == pytest.approx(1, abs=1e-5)
+            assert face["confidence"] == max(face["probabilities"])
+            assert face["expression"] == classes[int(np.argmax(face["probabilities"]))]
+            assert face["uncertain"] == (face["confidence"] < 0.5)
+
+
+def test_an_astronauts_smile_is_happy(images: pa.Table) -> None:
+    smiles = [row["faces"][0]["expression"] for row in images.to_pylist() if Path(row["uri"]).name.startswith("astronaut")]
+    assert smiles == ["happy"] * len(smiles)
+
+
+def test_crops_are_labelled_whole_without_a_detector(archive: Path, tmp_path: Path) -> None:
+    crops = Labeller(resolve_detector("none"), read_bundle(EMBEDDED), SETTINGS)
+    rows = crops(manifest_of(archive, tmp_path)).to_pylist()
+    assert {len(row["faces"]) for row in rows if row["status"] == "ok"} == {1}
+    face = next(row for row in rows if row["uri"].endswith("hopper-320.jpg"))["faces"][0]
+    assert (face["x"], face["y"], face["landmarks"]) == (0, 0, None) and max(face["w"], face["h"]) == 320
+
+
+def test_limits_are_kept(archive: Path, tmp_path: Path) -> None:
+    small = LabelSettings(**{**vars(SETTINGS), "max_pixels": 400_000, "max_bytes": 100_000})
+    rows = Labeller(resolve_detector("none"), read_bundle(EMBEDDED), small)(manifest_of(archive, tmp_path)).to_pylist()
+    large = [row for row in rows if row["status"] == "too_large"]
+    assert {"pixels" in row["error"] for row in large} == {True, False}
+    assert all(row["size_bytes"] <= 100_000 and row["width"] * row["height"] <= 400_000 for row in rows if row["status"] == "ok")
+
+
+def test_oddities_get_a_row_each(shared: Path, tmp_path: Path) -> None:
+    crops = Labeller(resolve_detector("none"), read_bundle(EMBEDDED), SETTINGS)
+    rows = crops(manifest_of(shared / "data" / "oddities", tmp_path)).to_pylist()
+    assert len(rows) == 26
+    assert sum(row["status"] == "ok" for row in rows) == 18

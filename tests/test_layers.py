@@ -1,0 +1,66 @@
+"""Imports go down the list of layers only, and some packages have one home."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+LAYERS = ["core", "models", "sources", "stages", "report", "jobs", "cli", "flows"]
+HOMES = {
+    "prefect": {"flows"},
+    "ray": {"jobs"},
+    "cyclopts": {"cli"},
+    "matplotlib": {"report"},
+    "jinja2": {"report"},
+    "torch": {"models", "stages", "jobs"},
+    "torchvision": {"models"},
+    "cv2": {"sources", "stages", "report", "jobs"},
+}
+
+
+def layer_of(path: Path, root: Path) -> str:
+    parts = path.relative_to(root).with_suffix("").parts
+    return "flows" if parts[0] == "flows" else parts[1]
+
+
+def faults(root: Path) -> Iterator[str]:
+    for path in [*root.glob("fer_pipeline/*/**/*.py"), *root.glob("flows/*.py")]:
+        layer = layer_of(path, root)
+        for name in imported(path):
+            package, _, rest = name.partition(".")
+            target = rest.split(".")[0] if package == "fer_pipeline" else package
+            if package in ("fer_pipeline", "flows") and target in LAYERS and LAYERS.index(target) > LAYERS.index(layer):
+                yield f"{path.relative_to(root)} imports {name}, which is above it"
+            if layer not in HOMES.get(package, {layer}):
+                yield f"{path.relative_to(root)} imports {package}, which is not at home there"
+
+
+def imported(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def test_imports_go_down_only() -> None:
+    assert list(faults(ROOT)) == []
+
+
+@pytest.mark.parametrize(
+    ("file", "line"),
+    [
+        ("fer_pipeline/core/run.py", "from fer_pipeline.jobs import label"),
+        ("fer_pipeline/core/run.py", "from fer_pipeline import stages"),
+        ("fer_pipeline/models/training.py", "import ray.train"),
+        ("fer_pipeline/stages/label.py", "def late():\n    from ray import data"),
+        ("fer_pipeline/jobs/label.py", "import prefect"),
+    ],
+)
+def test_a_planted_wrong_import_is_found(file: str, line: str, tmp_path: Path) -> None:
+    planted = tmp_path / file
+    planted.parent.mkdir(parents=True)
+    planted.write_text(line + "\n")
+    assert len(list(faults(tmp_path))) == 1
