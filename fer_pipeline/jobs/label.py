@@ -92,7 +92,6 @@ def run(config: LabelConfig, cluster: ClusterConfig = ClusterConfig()) -> RunRec
     log.info("Detector: %s (%s)", detector.name, detector.origin)
     with connected(cluster, config.source, config.out):
         loader = partial(_load, [ray.put((detector, bundle, settings))])
-        _warm_up(loader)
         record = record or _begin(config, folder, detector, bundle, settings)
         labelled = _label(folder, record, loader)
     return _finish(config, folder, record, labelled, started)
@@ -192,7 +191,9 @@ def _label_shards(folder: RunFolder, record: RunRecord, pending: list[int], load
     ray.data.DataContext.get_current().enable_progress_bars = False
     tables = [pa.table({"shard": chunk}) for chunk in _chunks(pending, cores=int(ray.cluster_resources().get("CPU", 1)))]
     task = partial(_label_chunk, loader, folder, record.run_id)
-    for row in ray.data.from_arrow(tables).map_batches(task, batch_size=None, batch_format="pyarrow", num_cpus=1).iter_rows():
+    chunks = ray.data.from_arrow(tables)
+    _warm_up(loader)
+    for row in chunks.map_batches(task, batch_size=None, batch_format="pyarrow", num_cpus=1).iter_rows():
         yield row["records"]
 
 
