@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 
 from fer_pipeline.models.card import Framing, NetworkConfig
 from fer_pipeline.stages.decode import Pixels
-from fer_pipeline.stages.detect import Detections
+from fer_pipeline.stages.detections import Detections
 
 Matrix = NDArray[np.float64]
 

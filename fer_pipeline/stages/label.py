@@ -12,7 +12,8 @@ from fer_pipeline.core.schemas import IMAGES
 from fer_pipeline.models.card import BundleFiles
 from fer_pipeline.stages.align import align
 from fer_pipeline.stages.decode import Pixels, decode
-from fer_pipeline.stages.detect import Detections, load_detector
+from fer_pipeline.stages.detect import load_detector
+from fer_pipeline.stages.detections import Detections
 from fer_pipeline.stages.fetch import fetch
 from fer_pipeline.stages.weights import DetectorWeights
 

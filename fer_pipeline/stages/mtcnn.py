@@ -6,7 +6,7 @@ import torch
 from facenet_pytorch import MTCNN
 
 from fer_pipeline.stages.decode import Pixels
-from fer_pipeline.stages.detect import Detections
+from fer_pipeline.stages.detections import Detections
 
 MIN_FACE_PX = 40
 """Smallest face looked for, in the image at detection size; half of it takes about twice as long."""

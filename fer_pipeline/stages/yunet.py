@@ -7,7 +7,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from fer_pipeline.stages.decode import Pixels
-from fer_pipeline.stages.detect import Detections
+from fer_pipeline.stages.detections import Detections
 
 STRIDES = (8, 16, 32)
 OVERLAP = 0.3

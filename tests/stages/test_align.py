@@ -4,7 +4,8 @@ import pytest
 from fer_pipeline.models.card import Framing, NetworkConfig
 from fer_pipeline.stages.align import align, cut, similarity, square
 from fer_pipeline.stages.decode import Pixels
-from fer_pipeline.stages.detect import Detections, WholeImage
+from fer_pipeline.stages.detect import WholeImage
+from fer_pipeline.stages.detections import Detections
 
 POINTS = np.array(Framing().landmarks)
 

@@ -6,7 +6,8 @@ import pytest
 from fer_pipeline.core.errors import UserError
 from fer_pipeline.stages import weights
 from fer_pipeline.stages.decode import Pixels
-from fer_pipeline.stages.detect import Detector, load_detector
+from fer_pipeline.stages.detect import load_detector
+from fer_pipeline.stages.detections import Detector
 from fer_pipeline.stages.weights import YUNET_FILE, YUNET_SHA256, resolve_detector
 
 
