@@ -12,14 +12,15 @@ from typing import Any
 import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
+from botocore.exceptions import BotoCoreError
 from fsspec.implementations.local import LocalFileSystem
 from pyarrow.fs import FileSystem, FSSpecHandler, PyFileSystem
 from pyarrow.fs import LocalFileSystem as ArrowLocalFileSystem
 
 from fer_pipeline.core.errors import UserError
 
-STORAGE_ERRORS = (OSError,)
-"""What a file that is missing, forbidden or unreachable raises, locally and on S3 (s3fs translates to OSError)."""
+STORAGE_ERRORS = (OSError, BotoCoreError)
+"""What a file that is missing, forbidden or unreachable raises, locally and on S3."""
 
 
 def is_local(url: str) -> bool:
@@ -40,6 +41,15 @@ def open_filesystem(url: str) -> tuple[Any, str]:
         return fsspec.core.url_to_fs(url)  # type: ignore[no-any-return]
     except (ValueError, ImportError) as error:
         raise UserError(f"'{url}' is neither a local path nor an s3:// URL that this installation can open.") from error
+
+
+def require_access(*urls: str) -> None:
+    """Raise UserError where one of `urls` is on a storage that cannot be reached or does not let us in."""
+    for url in urls:
+        try:
+            exists(url)
+        except STORAGE_ERRORS as error:
+            raise UserError(f"'{url}' cannot be reached: {error}. Check the endpoint and the credentials.") from error
 
 
 def join(url: str, *parts: str) -> str:

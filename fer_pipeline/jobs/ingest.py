@@ -40,6 +40,7 @@ def run(config: IngestConfig, cluster: ClusterConfig = ClusterConfig()) -> Datas
     if config.layout not in LAYOUTS:
         raise UserError(f"There is no layout '{config.layout}'; choose one of {', '.join(LAYOUTS)}.")
     space = label_space(config.label_space)
+    storage.require_access(source, out)
     if not storage.exists(source):
         raise UserError(f"The source '{source}' does not exist.")
     if set(storage.list_names(out)) - {SAMPLES_FOLDER}:

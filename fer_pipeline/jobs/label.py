@@ -77,6 +77,7 @@ def run(config: LabelConfig, cluster: ClusterConfig = ClusterConfig()) -> RunRec
     started = time.perf_counter()
     config = config.model_copy(update={"source": storage.normalize(config.source), "out": storage.normalize(config.out)})
     folder = RunFolder(config.out)
+    storage.require_access(config.source, config.out)
     bundle = read_bundle(config.model)
     if config.model != EMBEDDED:
         _check_weights(bundle)

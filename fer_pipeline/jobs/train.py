@@ -66,6 +66,7 @@ class TrainResult(Config):
 def run(config: TrainConfig, cluster: ClusterConfig = ClusterConfig()) -> TrainResult:
     """Train, evaluate on the validation split, calibrate, and write the bundle. Raise UserError before any work."""
     data, out = storage.normalize(config.data), storage.normalize(config.out)
+    storage.require_access(data, out)
     recipe, dataset = load_recipe(config.recipe), read_card(data)
     _check(recipe, dataset, out)
     checkpoints = storage.normalize(config.checkpoints or f"{out}.checkpoints")
@@ -92,13 +93,17 @@ def _check(recipe: Recipe, dataset: DatasetCard, out: str) -> None:
 def _train(recipe: Recipe, data: str, config: TrainConfig, checkpoints: str) -> State:
     """Run the loop on the workers and return the last checkpoint's state."""
     name = hashlib.sha256(recipe.model_dump_json().encode() + read_card(data).digest.encode()).hexdigest()[:16]
+    filesystem, path = storage.arrow_filesystem(checkpoints)
     trainer = TorchTrainer(
         _worker,
         train_loop_config={"recipe": recipe, "data": data, "use_gpu": config.use_gpu},
         torch_config=TorchConfig(backend="nccl" if config.use_gpu else "gloo"),
         scaling_config=ScalingConfig(num_workers=config.num_workers, use_gpu=config.use_gpu),
         run_config=RunConfig(
-            name=name, storage_path=checkpoints, checkpoint_config=CheckpointConfig(num_to_keep=1), failure_config=None
+            name=name,
+            storage_path=path,
+            storage_filesystem=filesystem,
+            checkpoint_config=CheckpointConfig(num_to_keep=1),
         ),
     )
     result = trainer.fit()
