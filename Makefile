@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 .PHONY: demo test check bench clean
 
 demo: $(INSTALLED)  ## Label a small photo archive, in a few minutes, install included
-	$(BIN)/fer-pipeline sample-archive demo/archive 2>/dev/null || test -d demo/archive
+	test -f demo/archive/notes.txt || { rm -rf demo/archive && $(BIN)/fer-pipeline sample-archive demo/archive; }
 	$(BIN)/fer-pipeline label demo/archive --out demo/run
 	@echo; echo "Open $(CURDIR)/demo/run/report.html"
 

@@ -83,6 +83,17 @@ def read_shard(prefix: str, shard: int) -> pa.Table:
     return storage.read_row_group(f"{prefix}{shard // SHARDS_PER_FILE:05d}.parquet", shard % SHARDS_PER_FILE)
 
 
+def shard_sizes(prefix: str, shards: int) -> list[int]:
+    """Return the number of records of each shard; only the files' footers are read."""
+    sizes: list[int] = []
+    for number in range(-(-shards // SHARDS_PER_FILE)):
+        fs, path = storage.arrow_filesystem(f"{prefix}{number:05d}.parquet")
+        with fs.open_input_file(path) as source:
+            footer = pq.ParquetFile(source).metadata
+            sizes += [footer.row_group(index).num_rows for index in range(footer.num_row_groups)]
+    return sizes
+
+
 def find_records(prefix: str, record_ids: list[int]) -> dict[int, Record]:
     """Return the records with these ids; row groups that cannot hold one are not read."""
     fs, path = storage.arrow_filesystem(prefix)

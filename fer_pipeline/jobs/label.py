@@ -15,7 +15,7 @@ from fer_pipeline.core import storage
 from fer_pipeline.core.config import Config
 from fer_pipeline.core.errors import FailureRateExceeded, UserError
 from fer_pipeline.core.faces import Tally, write_faces
-from fer_pipeline.core.manifest import cut, read_shard, write_manifest
+from fer_pipeline.core.manifest import cut, read_shard, shard_sizes, write_manifest
 from fer_pipeline.core.run import REPORT, Identity, RunFolder, RunRecord, RunResult, new_run_id, now
 from fer_pipeline.jobs.cluster import ClusterConfig, connected
 from fer_pipeline.jobs.progress import progress
@@ -86,14 +86,16 @@ def run(config: LabelConfig, cluster: ClusterConfig = ClusterConfig()) -> RunRec
         raise UserError(f"The source '{config.source}' does not exist.")
     detector = resolve_detector(record.detector.name if record else config.detector, config.detector_weights)
     settings = _settings(config, bundle, detector, record)
-    record = _resume(config, record, detector, bundle, settings) if record else None
-    if record and record.result and folder.is_finished():
-        log.info("This run is finished, there is nothing to do: %s", folder.url)
-        return record
+    if record:
+        _require_same(config, record, detector, bundle, settings)
+        if record.result and folder.is_finished():
+            log.info("This run is finished, there is nothing to do: %s", folder.url)
+            return record
     log.info("Detector: %s (%s)", detector.name, detector.origin)
     with connected(cluster, config.source, config.out):
         loader = partial(_load, [ray.put((detector, bundle, settings))])
         record = record or _begin(config, folder, detector, bundle, settings)
+        _require_same(config, record, detector, bundle, settings)  # another driver may have begun it meanwhile
         labelled = _label(folder, record, loader)
     return _finish(config, folder, record, labelled, started)
 
@@ -126,10 +128,10 @@ def _has_native_bf16() -> bool:
     return cpuinfo.exists() and any(flag in cpuinfo.read_text() for flag in ("avx512_bf16", "amx_bf16"))
 
 
-def _resume(
+def _require_same(
     config: LabelConfig, record: RunRecord, detector: DetectorWeights, bundle: BundleFiles, settings: LabelSettings
-) -> RunRecord:
-    """Return `record`, once it is sure that continuing it under this configuration gives the same labels."""
+) -> None:
+    """Raise UserError unless continuing the run under this configuration gives the same labels."""
     asked = {"source": config.source, "model": bundle.digest, "detector": detector.digest, **vars(settings)}
     frozen = {"source": record.source, "model": record.model.digest, "detector": record.detector.digest, **record.settings}
     if config.detector not in ("auto", record.detector.name):
@@ -140,7 +142,6 @@ def _resume(
             f"The run in '{config.out}' was begun with another {' and '.join(changed)}: "
             "repeat its configuration to continue it, or choose another --out."
         )
-    return record
 
 
 def _begin(
@@ -174,15 +175,13 @@ def _label(folder: RunFolder, record: RunRecord, loader: Loader) -> int:
     log.info("%d records in %d shards, %d of them done", record.records, record.shards, len(committed))
     labelled = 0
     with progress("labelling", record.records) as advance:
-        advance(sum(_shard_records(folder, record, shard) for shard in committed) if committed and pending else 0)
+        if committed:
+            sizes = shard_sizes(folder.manifest_prefix(record.run_id), record.shards)
+            advance(sum(sizes[shard] for shard in committed))
         for count in _label_shards(folder, record, pending, loader):
             labelled += count
             advance(count)
     return labelled
-
-
-def _shard_records(folder: RunFolder, record: RunRecord, shard: int) -> int:
-    return len(read_shard(folder.manifest_prefix(record.run_id), shard))
 
 
 def _label_shards(folder: RunFolder, record: RunRecord, pending: list[int], loader: Loader) -> Iterator[int]:
