@@ -13,9 +13,10 @@ from fer_pipeline.core.run import RunRecord
 from fer_pipeline.jobs import label
 from fer_pipeline.jobs.cluster import ClusterConfig
 from fer_pipeline.jobs.label import LabelConfig
+from flows.retries import may_pass
 
 
-@task(retries=2, retry_delay_seconds=30)
+@task(retries=2, retry_delay_seconds=30, retry_condition_fn=may_pass)
 def run_label_job(config: LabelConfig, cluster: ClusterConfig) -> RunRecord:
     """Run the job; a retry continues from the shards that are committed."""
     return label.run(config, cluster)

@@ -11,9 +11,10 @@ from prefect.artifacts import create_markdown_artifact
 from fer_pipeline.jobs import train
 from fer_pipeline.jobs.cluster import ClusterConfig
 from fer_pipeline.jobs.train import TrainConfig, TrainResult
+from flows.retries import may_pass
 
 
-@task(retries=1, retry_delay_seconds=30)
+@task(retries=1, retry_delay_seconds=30, retry_condition_fn=may_pass)
 def run_train_job(config: TrainConfig, cluster: ClusterConfig) -> TrainResult:
     """Run the job; a retry continues from the last checkpoint."""
     return train.run(config, cluster)

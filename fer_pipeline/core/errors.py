@@ -1,4 +1,4 @@
-"""The two errors that are not bugs: the user's to mend (exit 2), and a run that failed too often (exit 3)."""
+"""The errors that are not bugs: the user's to mend (exit 2), a run that failed too often (exit 3), one bad record."""
 
 
 class UserError(Exception):

@@ -90,6 +90,8 @@ class RunFolder:
         """Return the run's record, None where no run has begun; raise UserError where the folder is something else."""
         try:
             return RunRecord.model_validate_json(storage.read_bytes(self.path(RUN)))
+        except NotADirectoryError:
+            raise UserError(f"'{self.url}' is a file: choose a new folder for --out.") from None
         except FileNotFoundError:
             if set(storage.list_names(self.url)) - {"manifest"}:
                 raise UserError(f"'{self.url}' holds files but no {RUN}: choose an empty folder for --out.") from None
@@ -106,9 +108,10 @@ class RunFolder:
         holds = self.load()
         if holds is None:
             raise FileNotFoundError(self.path(RUN))
-        for name in storage.list_names(self.path("manifest")):
-            if not name.startswith(holds.run_id):
-                storage.remove(self.path("manifest", name))
+        if holds.run_id != record.run_id:
+            for name in storage.list_names(self.path("manifest")):
+                if name.startswith(record.run_id):
+                    storage.remove(self.path("manifest", name))
         return holds
 
     def committed(self) -> set[int]:

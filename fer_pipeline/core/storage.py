@@ -37,8 +37,11 @@ def normalize(url: str) -> str:
 
 def open_filesystem(url: str) -> tuple[Any, str]:
     """Return the fsspec filesystem of `url` and the path on it; raise UserError for a scheme that is not installed."""
+    if is_local(url):
+        return LocalFileSystem(), normalize(url)
     try:
-        return fsspec.core.url_to_fs(url)  # type: ignore[no-any-return]
+        # Other processes write what this one lists: a cached listing would deny files that exist.
+        return fsspec.core.url_to_fs(url, use_listings_cache=False)  # type: ignore[no-any-return]
     except (ValueError, ImportError) as error:
         raise UserError(f"'{url}' is neither a local path nor an s3:// URL that this installation can open.") from error
 
@@ -72,7 +75,6 @@ def exists(url: str) -> bool:
 def list_names(url: str) -> list[str]:
     """Return the sorted names directly below the folder `url`, as they are now; none where it does not exist."""
     fs, path = open_filesystem(url)
-    fs.invalidate_cache(path)
     try:
         names = [posixpath.basename(name.rstrip("/")) for name in fs.ls(path, detail=False)]
     except FileNotFoundError:
@@ -112,16 +114,27 @@ def create(url: str, data: bytes) -> bool:
         finally:
             os.unlink(temporary)
         return True
-    fs.invalidate_cache(posixpath.dirname(path))
     if fs.exists(path):
         return False
     try:
         fs.pipe_file(path, data, mode="create")
     except FileExistsError:
         return False
-    except (NotImplementedError, OSError):
+    except (NotImplementedError, *STORAGE_ERRORS) as error:
+        status = _http_status(error)
+        if status in (409, 412):  # another writer is at it, or was faster
+            return False
+        if status != 501 and not isinstance(error, NotImplementedError):
+            raise
         fs.pipe_file(path, data)
     return True
+
+
+def _http_status(error: BaseException) -> int | None:
+    """Return the HTTP status of the S3 answer behind an error, if there is one."""
+    response = getattr(error.__cause__, "response", None) or getattr(error, "response", None) or {}
+    status: int | None = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+    return status
 
 
 def remove(url: str) -> None:
@@ -134,9 +147,10 @@ def remove(url: str) -> None:
 
 
 def _temporary(path: str, data: bytes) -> str:
-    """Write `data` to a new file beside `path` and return its name."""
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    temporary = f"{path}.{uuid.uuid4().hex}.tmp"
+    """Write `data` to a new hidden file beside `path`, which readers of the folder pass over, and return its name."""
+    folder, name = os.path.split(path)
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    temporary = os.path.join(folder, f".{name}.{uuid.uuid4().hex}.tmp")
     Path(temporary).write_bytes(data)
     return temporary
 

@@ -10,6 +10,7 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # before Ray is imported:
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 import ray
+from pydantic import Field
 
 import fer_pipeline
 from fer_pipeline.core import storage
@@ -24,7 +25,7 @@ class ClusterConfig(Config):
 
     address: str | None = None
     """A Ray cluster (`auto`, `host:6379`, `ray://host:10001`). Without it Ray starts on this machine."""
-    num_cpus: int | None = None
+    num_cpus: int | None = Field(None, ge=1)
     """Cores to use when Ray starts on this machine; all of them by default."""
     shared_filesystem: bool = False
     """Says that local paths mean the same files on every node of the cluster."""
@@ -35,9 +36,11 @@ def connected(config: ClusterConfig, *urls: str) -> Iterator[None]:
     """Connect to the cluster for the duration of a job; the code travels to its nodes.
 
     Raise UserError where it cannot be reached, or where one of `urls` is a local path and the cluster has several nodes.
+    A process that is connected to Ray already (as a Ray job is) stays so.
     """
     logging.getLogger("ray.data").setLevel(logging.ERROR)  # its progress is ours to show
     if ray.is_initialized():
+        _refuse_local_paths(config, *urls)
         yield
         return
     try:

@@ -2,10 +2,12 @@
 
 import hashlib
 import logging
+import re
 from functools import partial
 from typing import Any
 
 import pyarrow as pa
+import ray
 import ray.data
 
 from fer_pipeline.core import dataset, storage
@@ -43,12 +45,14 @@ def run(config: IngestConfig, cluster: ClusterConfig = ClusterConfig()) -> Datas
     storage.require_access(source, out)
     if not storage.exists(source):
         raise UserError(f"The source '{source}' does not exist.")
-    if set(storage.list_names(out)) - {SAMPLES_FOLDER}:
+    samples = storage.join(out, SAMPLES_FOLDER)
+    leftovers = storage.list_names(samples)  # of an ingest that did not end
+    if set(storage.list_names(out)) - {SAMPLES_FOLDER} or not all(re.fullmatch(r"\d{5}\.parquet", name) for name in leftovers):
         raise UserError(f"'{out}' is not empty: choose a new folder for --out.")
     parts = LAYOUTS[config.layout][0](source)
-    for name in storage.list_names(storage.join(out, SAMPLES_FOLDER)):  # left by an ingest that did not end
-        storage.remove(storage.join(out, SAMPLES_FOLDER, name))
     with connected(cluster, source, out):
+        for name in leftovers:
+            storage.remove(storage.join(samples, name))
         quarantined = _read(parts, config.layout, space, out)
     card = _card(config, source, out, space, quarantined)
     storage.write_bytes(storage.join(out, CARD), card.model_dump_json(indent=2).encode())
@@ -60,17 +64,20 @@ def _read(parts: list[Part], layout: str, space: LabelSpace, out: str) -> list[d
     """Write each part's samples; return the quarantined records in the order of the source."""
     ray.data.DataContext.get_current().enable_progress_bars = False
     items = ray.data.from_items([{"number": number} for number in range(len(parts))], override_num_blocks=len(parts))
+    references = [ray.put(part) for part in parts]
     found: dict[int, list[dict[str, str]]] = {}
     with progress("ingesting parts", len(parts)) as advance:
-        for row in items.map(partial(_read_part, parts, layout, space, out), num_cpus=1).iter_rows():
+        for row in items.map(partial(_read_part, references, layout, space, out), num_cpus=1).iter_rows():
             found[row["number"]] = [{"source": s, "reason": r} for s, r in zip(row["sources"], row["reasons"], strict=True)]
             advance(1)
     return [record for number in sorted(found) for record in found[number]]
 
 
-def _read_part(parts: list[Part], layout: str, space: LabelSpace, out: str, row: dict[str, Any]) -> dict[str, Any]:
+def _read_part(
+    references: list[ray.ObjectRef[Part]], layout: str, space: LabelSpace, out: str, row: dict[str, Any]
+) -> dict[str, Any]:
     number = int(row["number"])
-    samples, quarantined = validate(LAYOUTS[layout][1](parts[number], space))
+    samples, quarantined = validate(LAYOUTS[layout][1](ray.get(references[number]), space))
     if len(samples):
         storage.write_table(storage.join(out, SAMPLES_FOLDER, f"{number:05d}.parquet"), samples, row_group_size=4096)
     return {

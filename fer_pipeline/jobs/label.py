@@ -10,6 +10,7 @@ from typing import Any, Literal
 import pyarrow as pa
 import ray
 import ray.data
+from pydantic import Field
 
 from fer_pipeline.core import storage
 from fer_pipeline.core.config import Config
@@ -47,23 +48,23 @@ class LabelConfig(Config):
     """`auto` takes YuNet where its weights can be had, MTCNN otherwise; `none`: the images are face crops."""
     detector_weights: str | None = None
     """The YuNet file, where it is not in $FER_PIPELINE_MODELS or the cache."""
-    detect_px: int = 640
+    detect_px: int = Field(640, ge=32)
     """Long side to which images are shrunk for detection."""
-    detection_threshold: float | None = None
+    detection_threshold: float | None = Field(None, ge=0, le=1)
     """Least detection score of a face: by default .6 for YuNet, .9 for MTCNN."""
-    uncertain_below: float | None = None
+    uncertain_below: float | None = Field(None, ge=0, le=1)
     """Confidence under which a label is marked uncertain; by default the model's own."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Arithmetic of the classifier; `auto` takes bf16 where this machine's processor has it."""
-    max_pixels: int = 100_000_000
+    max_pixels: int = Field(100_000_000, ge=1)
     """Larger images are not decoded (`too_large`)."""
-    max_bytes: int = 256 * 1024**2
+    max_bytes: int = Field(256 * 1024**2, ge=1)
     """Larger files are not read (`too_large`)."""
-    shard_records: int = 64
+    shard_records: int = Field(64, ge=1)
     """Records in a shard, the unit of work and of commit."""
-    shard_bytes: int = 256 * 1024**2
+    shard_bytes: int = Field(256 * 1024**2, ge=1)
     """Bytes in a shard."""
-    max_failure_rate: float = 0.5
+    max_failure_rate: float = Field(0.5, ge=0, le=1)
     """Share of records that may fail before the run ends with exit code 3."""
     thumbnails: bool = True
     """Put pictures of faces into the report."""
@@ -232,7 +233,7 @@ def _load(parts: list[ray.ObjectRef[Any]]) -> Labeller:
 
 
 def _warm_up(loader: Loader) -> None:
-    """Have one worker per core load its networks while the driver still lists the archive."""
+    """Have every core load its networks at once: Ray Data gives work to a second core only a second or two after the first."""
     load = ray.remote(num_cpus=1)(lambda: loader() and None)
     for _ in range(int(ray.cluster_resources().get("CPU", 0))):
         load.remote()

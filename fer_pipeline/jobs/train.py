@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import ray.train
 import torch
+from pydantic import Field
 from ray.train import Checkpoint, CheckpointConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -21,7 +22,7 @@ from fer_pipeline.core.metrics import summarize
 from fer_pipeline.jobs.cluster import ClusterConfig, connected
 from fer_pipeline.models.bundle import save_bundle
 from fer_pipeline.models.calibration import calibrate, cross_fitted_ece
-from fer_pipeline.models.card import CARD, ModelCard
+from fer_pipeline.models.card import CARD, WEIGHTS, ModelCard
 from fer_pipeline.models.networks import build
 from fer_pipeline.models.recipe import Recipe, load_recipe
 from fer_pipeline.models.training import Epoch, Images, State, Trainer, predict
@@ -31,6 +32,8 @@ from fer_pipeline.stages.samples import Split, load_split
 log = logging.getLogger(__name__)
 
 CHECKPOINT = "state.pt"
+FILES_BEFORE_CARD = ("history.json", "curves.png", "confusion.png", WEIGHTS)
+"""What a training that was killed while it published its bundle may have left."""
 TERMS = {"fer2013-csv": "FER-2013 (Goodfellow et al., 2013): research data, not for commercial use."}
 
 
@@ -43,7 +46,7 @@ class TrainConfig(Config):
     """Folder of an ingested dataset."""
     out: str
     """Folder of the model bundle: new or empty."""
-    num_workers: int = 1
+    num_workers: int = Field(1, ge=1)
     """Training processes; the recipe's batch is shared out among them."""
     use_gpu: bool = False
     """One GPU for each worker (nccl); without it, CPUs (gloo)."""
@@ -73,6 +76,8 @@ def run(config: TrainConfig, cluster: ClusterConfig = ClusterConfig()) -> TrainR
     with connected(cluster, data, out, checkpoints):
         if config.use_gpu and ray.cluster_resources().get("GPU", 0) < config.num_workers:
             raise UserError(f"{config.num_workers} GPUs were asked for, which this cluster does not have: leave out --use-gpu.")
+        if not cluster.address and ray.cluster_resources().get("CPU", 0) < config.num_workers:
+            raise UserError(f"This machine has fewer than {config.num_workers} cores: ask for fewer with --num-workers.")
         state = _train(recipe, data, config, checkpoints)
     return _publish(recipe, dataset, data, out, state)
 
@@ -86,7 +91,7 @@ def _check(recipe: Recipe, dataset: DatasetCard, out: str) -> None:
         if split not in dataset.counts:
             raise UserError(f"The dataset has no split '{split}'; it has {', '.join(dataset.counts)}.")
     build(recipe.network, len(dataset.label_space.classes))
-    if storage.list_names(out):
+    if set(storage.list_names(out)) - set(FILES_BEFORE_CARD):
         raise UserError(f"'{out}' is not empty: choose a new folder for --out.")
 
 

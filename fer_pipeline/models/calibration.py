@@ -1,5 +1,7 @@
 """Calibration: probabilities that mean what they say, and the confidence under which a label is called uncertain."""
 
+import math
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -43,7 +45,7 @@ def calibrate(logits: Tensor, labels: Tensor, certain_accuracy: float) -> Calibr
     probabilities = torch.softmax(logits / temperature, 1).numpy()
     return Calibration(
         temperature=round(temperature, 4),
-        uncertain_below=round(fit_threshold(probabilities, labels.numpy(), certain_accuracy), 4),
+        uncertain_below=math.floor(fit_threshold(probabilities, labels.numpy(), certain_accuracy) * 10_000) / 10_000,
     )
 
 

@@ -46,7 +46,7 @@ def load_recipe(name: str) -> Recipe:
     if name in recipe_names():
         text = (resources.files("fer_pipeline") / "recipes" / f"{name}.toml").read_text()
     elif name.endswith(".toml") and Path(name).is_file():
-        text = Path(name).read_text()
+        text = Path(name).read_bytes().decode("utf-8", "replace")
     else:
         raise UserError(f"There is no recipe '{name}': give a .toml file or one of {', '.join(recipe_names())}.")
     try:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -23,19 +24,19 @@ State = dict[str, Any]
 class TrainingConfig(Config):
     """Optimisation: SGD with Nesterov momentum under a one-cycle schedule (Smith & Topin, 2018)."""
 
-    epochs: int = 40
-    batch_size: int = 128
+    epochs: int = Field(40, ge=1)
+    batch_size: int = Field(128, ge=1)
     """Images per step over all workers together."""
-    learning_rate: float = 0.1
+    learning_rate: float = Field(0.1, gt=0)
     """Peak of the cycle."""
     momentum: float = 0.9
     weight_decay: float = 5e-4
     label_smoothing: float = 0.1
     warmup: float = 0.2
     """Share of the steps in which the learning rate rises."""
-    mixup: float = 0.0
+    mixup: float = Field(0.0, ge=0)
     """Alpha of mixup (Zhang et al., 2018); 0 turns it off."""
-    ema_decay: float = 0.0
+    ema_decay: float = Field(0.0, ge=0, lt=1)
     """Decay per step of an exponential moving average of the weights, which is then what is evaluated; 0 turns it off."""
     precision: Literal["bf16", "fp32"] = "bf16"
     seed: int = 0
@@ -121,6 +122,13 @@ def _sum(*values: float) -> list[float]:
     return [float(value) for value in total]
 
 
+def _share_buffers(network: nn.Module) -> None:
+    """Give every rank the batch statistics of rank 0, whose weights are the ones that are kept."""
+    if dist.is_initialized():
+        for buffer in network.buffers():
+            dist.broadcast(buffer, 0)
+
+
 class Trainer:
     """A network in training: `fit` runs the epochs that are left, `state` and `load` carry it over a restart.
 
@@ -160,6 +168,7 @@ class Trainer:
             loss, accuracy, images = self._train_epoch(epoch)
             seconds = time.perf_counter() - started
             judged: nn.Module = self.average.module if self.average else self.network
+            _share_buffers(judged)
             logits = _predict_shared(judged, validation.images, self.config.precision)
             done = Epoch(
                 epoch=epoch + 1,

@@ -1,6 +1,5 @@
 """Labelled datasets: one reader per layout. A reader splits a source into parts, and reads one part's samples."""
 
-import csv
 import posixpath
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ import numpy as np
 from fer_pipeline.core import storage
 from fer_pipeline.core.errors import RecordError, UserError
 from fer_pipeline.core.labels import LabelSpace
-from fer_pipeline.core.manifest import Record
+from fer_pipeline.core.manifest import Record, cut
 from fer_pipeline.sources.containers import Reader
 from fer_pipeline.sources.listing import Listing
 
@@ -68,7 +67,7 @@ def plan_fer2013_csv(source: str, part_bytes: int = 16 * 1024**2) -> list[Part]:
         raise UserError(f"The source '{source}' is not a CSV file.")
     size = int(fs.size(path))
     header = fs.cat_file(path, start=0, end=min(size, 4096)).split(b"\n")[0]
-    columns = _columns(header)
+    columns = _fields(header)
     missing = [name for name in FER2013_COLUMNS if name not in columns]
     if missing:
         raise UserError(
@@ -80,15 +79,15 @@ def plan_fer2013_csv(source: str, part_bytes: int = 16 * 1024**2) -> list[Part]:
     return [Part(source, start, min(start + part_bytes, size)) for start in starts]
 
 
-def _columns(header: bytes) -> list[str]:
-    return [name.strip() for name in next(csv.reader([header.decode("utf-8-sig", "replace")]), [])]
+def _fields(line: bytes) -> list[str]:
+    return [field.strip() for field in line.decode("utf-8-sig", "replace").split(",")]
 
 
 def read_fer2013_csv(part: Part, space: LabelSpace) -> Reading:
     """Yield the rows that begin in a stretch of the CSV, their pixels as PNG."""
     fs, path = storage.open_filesystem(part.uri)
     with fs.open(path, "rb") as file:
-        columns = _columns(file.readline())
+        columns = _fields(file.readline())
         begin = file.tell()
         file.seek(max(begin, part.start - 1))
         if part.start > begin:
@@ -97,31 +96,36 @@ def read_fer2013_csv(part: Part, space: LabelSpace) -> Reading:
             start = file.tell()
             line = file.readline()
             if line.strip():
-                row = dict(zip(columns, next(csv.reader([line.decode("utf-8", "replace")])), strict=False))
+                row = dict(zip(columns, _fields(line), strict=False))
                 yield _fer2013_sample(row, f"{posixpath.basename(part.uri)}@{start}", space)
 
 
 def _fer2013_sample(row: dict[str, str], source: str, space: LabelSpace) -> Sample | Quarantined:
-    label, split = row.get("emotion", ""), FER2013_SPLITS.get(row.get("Usage", "").strip())
-    if not label.isdigit() or int(label) >= len(space.classes):
-        return Quarantined(source, f"the label '{label[:20]}' is not one of 0 to {len(space.classes) - 1}")
+    label, split = _number(row.get("emotion", "")), FER2013_SPLITS.get(row.get("Usage", ""))
+    if label is None or label >= len(space.classes):
+        return Quarantined(source, f"the label '{row.get('emotion', '')[:20]}' is not one of 0 to {len(space.classes) - 1}")
     if split is None:
         return Quarantined(source, f"the usage '{row.get('Usage', '')[:20]}' is none of {', '.join(FER2013_SPLITS)}")
-    values = row.get("pixels", "").split()
+    values = [_number(value) for value in row.get("pixels", "").split()]
     if len(values) != FER2013_SIDE**2:
         return Quarantined(source, f"{len(values)} pixels instead of {FER2013_SIDE**2}")
-    if not all(value.isdigit() and int(value) < 256 for value in values):
+    if any(value is None or value > 255 for value in values):
         return Quarantined(source, "a pixel is not a number from 0 to 255")
-    pixels = np.array(values, np.int64).astype(np.uint8).reshape(FER2013_SIDE, FER2013_SIDE)
-    return Sample(source, cv2.imencode(".png", pixels)[1].tobytes(), int(label), split, source)
+    pixels = np.array(values, np.uint8).reshape(FER2013_SIDE, FER2013_SIDE)
+    return Sample(source, cv2.imencode(".png", pixels)[1].tobytes(), label, split, source)
 
 
-def plan_image_folder(source: str, part_records: int = 2000) -> list[Part]:
+def _number(text: str) -> int | None:
+    """Return a number of at most three plain digits, None for anything else."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= 3 else None
+
+
+def plan_image_folder(source: str, part_records: int = 2000, part_bytes: int = 64 * 1024**2) -> list[Part]:
     """Return stretches of the images below a folder or in a tar or zip."""
-    records = list(Listing(source))
-    if not records:
+    parts = [Part(source, records=tuple(records)) for records in cut(Listing(source), part_records, part_bytes)]
+    if not parts:
         raise UserError(f"The source '{source}' holds no images.")
-    return [Part(source, records=tuple(records[i : i + part_records])) for i in range(0, len(records), part_records)]
+    return parts
 
 
 def read_image_folder(part: Part, space: LabelSpace) -> Reading:

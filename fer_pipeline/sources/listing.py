@@ -4,6 +4,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from stat import S_ISREG
 
 from fsspec.implementations.local import LocalFileSystem
 
@@ -21,6 +22,8 @@ class File:
     uri: str
     size_bytes: int
     etag: str
+    error: str | None = None
+    """Why it cannot be read."""
 
 
 def list_files(source: str) -> Iterator[File]:
@@ -41,10 +44,14 @@ def _walk_local(folder: str, above: tuple[str, ...] = ()) -> Iterator[File]:
     real = os.path.realpath(folder)
     if real in above:  # a link back up
         return
-    with os.scandir(folder) as entries:
-        ordered = sorted(entries, key=lambda entry: entry.name)
+    try:
+        with os.scandir(folder) as entries:
+            ordered = sorted(entries, key=lambda entry: entry.name)
+    except OSError as error:
+        yield File(folder, 0, "", f"the folder cannot be listed: {error.strerror}")
+        return
     for entry in ordered:
-        if entry.is_dir():
+        if os.path.isdir(entry.path):
             yield from _walk_local(entry.path, (*above, real))
         else:
             yield _local_file(entry.path)
@@ -53,8 +60,10 @@ def _walk_local(folder: str, above: tuple[str, ...] = ()) -> Iterator[File]:
 def _local_file(path: str) -> File:
     try:
         stat = os.stat(path)
-    except OSError:  # a dangling link: it gets its row when it cannot be read
-        return File(path, 0, "")
+    except OSError as error:  # a link to nowhere, or to itself
+        return File(path, 0, "", f"the file cannot be found: {error.strerror}")
+    if not S_ISREG(stat.st_mode):
+        return File(path, 0, "", "this is not a regular file")
     return File(path, stat.st_size, str(stat.st_mtime_ns))
 
 
@@ -68,12 +77,19 @@ class Listing:
     def __iter__(self) -> Iterator[Record]:
         for file in list_files(self.source):
             kind = kind_of(file.uri)
-            if kind == "image" or (kind == "unknown" and _peek(file)):
-                yield Record(valid_text(file.uri), size_bytes=file.size_bytes, etag=file.etag)
+            if file.error:
+                yield Record(valid_text(file.uri), size_bytes=file.size_bytes, etag=file.etag, error=file.error)
+            elif kind == "image" or (kind == "unknown" and _peek(file)):
+                yield self._record(file)
             elif kind in ("tar", "zip"):
                 yield from self._members(file)
             else:
                 self._skip(file.uri)
+
+    def _record(self, file: File) -> Record:
+        uri = valid_text(file.uri)
+        error = None if uri == file.uri else "the file's name is not valid UTF-8: rename it"
+        return Record(uri, size_bytes=file.size_bytes, etag=file.etag, error=error)
 
     def _members(self, file: File) -> Iterator[Record]:
         for member in list_members(file.uri, file.size_bytes, file.etag):
@@ -87,6 +103,8 @@ class Listing:
 
 
 def _peek(file: File) -> bool:
+    if file.size_bytes == 0:
+        return False
     fs, path = storage.open_filesystem(file.uri)
     try:
         return looks_like_image(fs.cat_file(path, start=0, end=min(PEEK_BYTES, file.size_bytes)))

@@ -1,6 +1,7 @@
 """Decode: bytes to upright pixels. The codec goes by content, and no image over the pixel limit is ever decoded."""
 
 import io
+import struct
 import warnings
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,7 @@ from fer_pipeline.core.errors import RecordError
 
 cv2.setNumThreads(1)
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+Image.init()  # every codec, so that `FORMATS` can name them
 Image.MAX_IMAGE_PIXELS = None  # the limit below is checked on the header, before any decoding
 
 Pixels = NDArray[np.uint8]
@@ -30,6 +32,11 @@ UPRIGHT = {  # EXIF orientation to what makes it upright: transpose first, then 
 }
 REDUCED = {2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4, 8: cv2.IMREAD_REDUCED_COLOR_8}
 UNSUPPORTED = {b"ftypheic": "HEIC", b"ftypheix": "HEIC", b"ftyphevc": "HEIC", b"ftypmif1": "HEIF"}
+
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "JPEG2000", "AVIF", "PPM")
+DAMAGE = (OSError, ValueError, SyntaxError, EOFError, IndexError, RuntimeError, struct.error)
+"""What Pillow's decoders raise on damaged files (NotImplementedError is a RuntimeError)."""
 
 
 @dataclass(frozen=True)
@@ -84,10 +91,10 @@ def _header(data: bytes) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return Image.open(io.BytesIO(data))
+            return Image.open(io.BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError as error:
         raise RecordError("undecodable", "the content is no image that is known here") from error
-    except (OSError, ValueError, SyntaxError, EOFError) as error:
+    except DAMAGE as error:
         raise RecordError("undecodable", f"the image header is damaged: {error}") from error
 
 
@@ -95,14 +102,16 @@ def _decode_slowly(image: Image.Image) -> Any:
     """Decode with Pillow what OpenCV could not; its message says what is wrong with the file."""
     try:
         return cv2.cvtColor(np.asarray(image.convert("RGB")), cv2.COLOR_RGB2BGR)
-    except (OSError, ValueError, SyntaxError, EOFError, IndexError) as error:
+    except DAMAGE as error:
         raise RecordError("undecodable", str(error)) from error
 
 
 def _orientation(image: Image.Image) -> int:
     if image.format == "PNG" and "exif" not in image.info:
         return 1  # Pillow would decode the image to look for EXIF behind the pixels
+    if image.format == "TIFF":
+        return 1  # both libraries turn TIFFs themselves
     try:
         return int(image.getexif().get(EXIF_ORIENTATION, 1))
-    except (OSError, ValueError, SyntaxError, TypeError):  # damaged EXIF in an image that decodes
+    except (TypeError, *DAMAGE):  # damaged EXIF in an image that decodes
         return 1

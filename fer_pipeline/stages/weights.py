@@ -54,7 +54,10 @@ def resolve_detector(name: str, weights: str | None = None) -> DetectorWeights:
             return _yunet(path, origin)
     data = _download(YUNET_URL)
     if data is not None:
-        storage.write_bytes(str(cache_folder() / YUNET_FILE), data)
+        try:
+            storage.write_bytes(str(cache_folder() / YUNET_FILE), data)
+        except OSError as error:
+            log.warning("The YuNet weights could not be kept in %s: %s", cache_folder(), error)
         return DetectorWeights("yunet", YUNET_SHA256, data, "its official address")
     if name == "yunet":
         raise UserError(

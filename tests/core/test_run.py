@@ -33,7 +33,7 @@ def test_a_shard_is_done_when_its_file_exists(tmp_path: Path) -> None:
     folder = RunFolder(str(tmp_path))
     begun(folder)
     commit(folder, 1, [2, 3])
-    (tmp_path / "images" / "000000.parquet.1234.tmp").write_bytes(b"half")
+    (tmp_path / "images" / ".000000.parquet.1234.tmp").write_bytes(b"half")
     assert folder.committed() == {1}
 
 
@@ -46,6 +46,12 @@ def test_rows_that_are_not_the_manifests_are_found(tmp_path: Path) -> None:
         list(folder.verified_images(record))
     commit(folder, 1, [2, 3])
     assert sum(map(len, folder.verified_images(record))) == 4
+
+
+def test_a_file_in_the_place_of_a_run_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "run").write_bytes(b"precious")
+    with pytest.raises(UserError, match="is a file"):
+        RunFolder(str(tmp_path / "run")).load()
 
 
 def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from fer_pipeline.core import storage
@@ -23,8 +25,11 @@ def test_only_the_first_creates(tmp_path: Path) -> None:
 
 
 def test_a_half_written_file_is_not_listed(tmp_path: Path) -> None:
-    (tmp_path / "000001.parquet.abc.tmp").write_bytes(b"half")
-    assert storage.list_names(str(tmp_path)) == []
+    storage.write_table(str(tmp_path / "000000.parquet"), pa.table({"a": [1]}))
+    half = storage._temporary(str(tmp_path / "000001.parquet"), b"half")
+    assert storage.list_names(str(tmp_path)) == ["000000.parquet"]
+    assert pq.read_table(tmp_path).num_rows == 1
+    assert Path(half).parent == tmp_path
 
 
 def test_a_missing_folder_lists_nothing(tmp_path: Path) -> None:

@@ -62,6 +62,8 @@ def test_a_folder_and_a_tar_of_it_give_the_same_samples(tmp_path: Path, local_ra
 
 def test_what_the_user_must_mend_writes_nothing(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("emotion,Usage\n1,Training\n")
+    (tmp_path / "thesis" / "samples").mkdir(parents=True)
+    (tmp_path / "thesis" / "samples" / "thesis.doc").write_text("x")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "precious").write_text("x")
     out = str(tmp_path / "out")
@@ -70,12 +72,14 @@ def test_what_the_user_must_mend_writes_nothing(tmp_path: Path) -> None:
         (IngestConfig(source=str(tmp_path / "a.csv"), out=out, layout="fer2013-csv"), "no column pixels"),
         (IngestConfig(source=str(tmp_path / "none"), out=out), "does not exist"),
         (IngestConfig(source=str(tmp_path / "a.csv"), out=out, label_space="fer9"), "no label space 'fer9'"),
+        (IngestConfig(source=str(tmp_path / "a.csv"), out=str(tmp_path / "thesis"), layout="fer2013-csv"), "not empty"),
         (IngestConfig(source=str(tmp_path / "a.csv"), out=str(tmp_path / "full"), layout="fer2013-csv"), "not empty"),
     ]
     for faulty, complaint in faults:
         with pytest.raises(UserError, match=complaint):
             ingest.run(faulty)
         assert not Path(out).exists()
+    assert (tmp_path / "thesis" / "samples" / "thesis.doc").exists()
 
 
 def test_fer2013_has_its_known_counts(shared: Path, tmp_path: Path, local_ray: None) -> None:

@@ -101,6 +101,7 @@ def test_what_the_user_must_mend_writes_nothing(dataset: Path, tmp_path: Path) -
         (TrainConfig(recipe=str(tmp_path / "eight.toml"), data=str(dataset), out=str(tmp_path / "m")), "must agree"),
         (TrainConfig(recipe=str(tmp_path / "split.toml"), data=str(dataset), out=str(tmp_path / "m")), "no split 'test'"),
         (TrainConfig(recipe="fer2013-small", data=str(dataset), out=str(tmp_path)), "not empty"),
+        (TrainConfig(recipe="fer2013-small", data=str(dataset), out=str(tmp_path / "m"), num_workers=99), "fewer than 99 cores"),
         (TrainConfig(recipe="fer2013-small", data=str(dataset), out=str(tmp_path / "m"), use_gpu=True), "GPUs were asked for"),
     ]
     for faulty, complaint in faults:

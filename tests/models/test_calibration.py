@@ -41,6 +41,12 @@ def test_kept_labels_reach_the_accuracy_asked_for() -> None:
     assert 0.1 < kept.float().mean() < 0.9
 
 
+def test_a_flawless_model_is_certain() -> None:
+    logits = torch.eye(3).repeat(10, 1) * torch.linspace(4, 5, 30)[:, None]
+    calibration = calibrate(logits, torch.arange(3).repeat(10), 0.8)
+    assert (torch.softmax(logits / calibration.temperature, 1).max(1).values >= calibration.uncertain_below).all()
+
+
 def test_copies_of_an_image_are_scored_under_one_temperature() -> None:
     logits, labels = overconfident(200)
     digests = [f"{number % 100:08x}" for number in range(200)]

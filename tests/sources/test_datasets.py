@@ -52,6 +52,9 @@ def test_every_row_is_read_once_however_the_file_is_cut(tmp_path: Path, part_byt
         (f"7,{pixels(1)},Training", "the label '7' is not one of 0 to 6"),
         (f"3,{pixels(1)},Testing", "the usage 'Testing' is none of"),
         ("3," + "256 " * 2304 + ",Training", "not a number from 0 to 255"),
+        (f"²,{pixels(1)},Training", "the label '²'"),
+        ("3," + "9" * 5000 + " 1" * 2303 + ",Training", "not a number from 0 to 255"),
+        (f"3,{pixels(1)}\r7,Training", "pixels instead of"),
         ("3", "the usage '' is none of"),
     ],
 )

@@ -1,5 +1,7 @@
 import io
+import os
 import tarfile
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -48,13 +50,14 @@ def test_files_that_are_no_images_are_counted_and_unknown_ones_peeked_at(tmp_pat
     assert dict(listing.skipped) == {".json": 1, ".csv": 1, "(none)": 1, ".xyz": 1}
 
 
-@pytest.mark.parametrize(("name", "mode"), [("a.tar", "w"), ("a.tar.gz", "w:gz"), ("a.tgz", "w:gz")])
+@pytest.mark.parametrize(
+    ("name", "mode"), [("a.tar", "w"), ("a.tar.gz", "w:gz"), ("a.tgz", "w:gz"), ("compressed-all-the-same.tar", "w:xz")]
+)
 def test_members_of_a_tar_are_read_whole(tmp_path: Path, name: str, mode: str) -> None:
     tar_of(tmp_path / name, {"x/1.jpg": b"one", "x/2.jpg": b"two", "x/2.cls": b"3"}, mode)
     records, reader = listed(tmp_path), Reader()
     assert [record.member for record in records] == ["x/1.jpg", "x/2.jpg"]
     assert [reader.read(record) for record in reversed(records)] == [b"two", b"one"]
-    assert all((record.offset is not None) == (name == "a.tar") for record in records)
     reader.close()
 
 
@@ -66,6 +69,53 @@ def test_members_of_a_zip_are_read_whole(tmp_path: Path) -> None:
     reader = Reader()
     assert reader.read(record) == PNG * 100
     reader.close()
+
+
+def test_members_of_one_name_are_two_records_with_their_own_bytes(tmp_path: Path) -> None:
+    with warnings.catch_warnings(), zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        warnings.simplefilter("ignore")  # zipfile warns of the second
+        archive.writestr("1.jpg", b"first")
+        archive.writestr("1.jpg", b"second")
+    reader = Reader()
+    assert [reader.read(record) for record in listed(tmp_path)] == [b"first", b"second"]
+    reader.close()
+
+
+def test_a_hard_link_in_a_tar_is_an_image_too(tmp_path: Path) -> None:
+    (tmp_path / "1.jpg").write_bytes(b"one")
+    (tmp_path / "2.jpg").hardlink_to(tmp_path / "1.jpg")
+    (tmp_path / "in").mkdir()
+    with tarfile.open(tmp_path / "in" / "a.tar", "w") as tar:
+        tar.add(tmp_path / "1.jpg", "1.jpg")
+        tar.add(tmp_path / "2.jpg", "2.jpg")
+    reader = Reader()
+    assert [(record.member, reader.read(record)) for record in listed(tmp_path / "in")] == [("1.jpg", b"one"), ("2.jpg", b"one")]
+
+
+def test_a_member_that_cannot_be_peeked_at_does_not_hide_the_others(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in ("0.jpg", "data.xyz", "1.jpg"):
+            archive.writestr(name, b"hello" * 100)
+    content = bytearray((tmp_path / "a.zip").read_bytes())
+    for start in (content.find(b"PK\x03\x04", 10) + 8, content.find(b"PK\x01\x02", content.find(b"PK\x01\x02") + 1) + 10):
+        content[start : start + 2] = b"\x63\x00"  # a compression that nobody knows
+    (tmp_path / "a.zip").write_bytes(content)
+    assert [record.member for record in listed(tmp_path)] == ["0.jpg", "1.jpg"]
+
+
+def test_what_is_no_regular_file_has_a_row_and_blocks_nothing(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (tmp_path / "self.jpg").symlink_to("self.jpg")
+    (tmp_path / "a::b.jpg").write_bytes(b"fine")
+    records, reader = {Path(record.uri).name: record for record in listed(tmp_path)}, Reader()
+    assert reader.read(records.pop("a::b.jpg")) == b"fine"
+    assert "regular" in str(records["pipe.jpg"].error) and "cannot be found" in str(records["self.jpg"].error)
+
+
+def test_an_empty_member_is_empty(tmp_path: Path) -> None:
+    tar_of(tmp_path / "a.tar", {"1.jpg": b"", "2.jpg": b"two"})
+    reader = Reader()
+    assert [reader.read(record) for record in listed(tmp_path)] == [b"", b"two"]
 
 
 def test_a_container_that_is_none_gets_a_row_that_says_so(tmp_path: Path) -> None:
