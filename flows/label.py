@@ -9,7 +9,8 @@ import sys
 from prefect import flow, task
 from prefect.artifacts import create_markdown_artifact
 
-from fer_pipeline.core.run import RunRecord
+from fer_pipeline.core.run import RunFolder, RunRecord
+from fer_pipeline.core.storage import normalize
 from fer_pipeline.jobs import label
 from fer_pipeline.jobs.cluster import ClusterConfig
 from fer_pipeline.jobs.label import LabelConfig
@@ -24,10 +25,13 @@ def run_label_job(config: LabelConfig, cluster: ClusterConfig) -> RunRecord:
 
 @flow(name="label-archive")
 def label_archive(config: LabelConfig, cluster: ClusterConfig | None = None) -> RunRecord:
-    """Label the apparent expressions in an archive and publish the counts."""
-    record = run_label_job(config, cluster or ClusterConfig())
-    create_markdown_artifact(key="label-archive", markdown=summary(record), description=f"Run {record.run_id}")
-    return record
+    """Label the apparent expressions in an archive and publish the counts, also of a run with too many failures."""
+    try:
+        return run_label_job(config, cluster or ClusterConfig())
+    finally:
+        record = RunFolder(normalize(config.out)).load()
+        if record and record.result:
+            create_markdown_artifact(key="label-archive", markdown=summary(record), description=f"Run {record.run_id}")
 
 
 def summary(record: RunRecord) -> str:

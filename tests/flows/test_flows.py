@@ -1,5 +1,6 @@
 """The flows on a real, ephemeral Prefect server."""
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pytest
 from prefect.client.orchestration import get_client
 from prefect.testing.utilities import prefect_test_harness
 
+from fer_pipeline.core.errors import FailureRateExceeded, UserError
 from fer_pipeline.jobs.label import LabelConfig
 from flows.label import label_archive
 from flows.train import train_model
@@ -23,8 +25,18 @@ def test_the_label_flow_runs_the_job_and_publishes_its_counts(archive: Path, tmp
     assert record.result is not None and record.result.counts["ok"] == 34
     assert (tmp_path / "run" / "_SUCCESS").exists()
     with get_client(sync_client=True) as client:
-        (artifact,) = client.read_artifacts()
+        artifact = client.read_artifacts()[0]
     assert artifact.key == "label-archive" and "| undecodable | 2 |" in str(artifact.data)
+
+
+def test_what_a_retry_cannot_mend_is_not_tried_again(archive: Path, tmp_path: Path, local_ray: None) -> None:
+    started = time.monotonic()
+    with pytest.raises(UserError, match="does not exist"):
+        label_archive(LabelConfig(source="/nowhere", out=str(tmp_path / "never"), detector="none"))
+    failing = LabelConfig(source=str(archive), out=str(tmp_path / "run"), detector="none", max_failure_rate=0.0)
+    with pytest.raises(FailureRateExceeded):
+        label_archive(failing)
+    assert time.monotonic() - started < 30  # a retry would come after 30 s
 
 
 def test_flow_parameters_are_the_jobs_configuration() -> None:
