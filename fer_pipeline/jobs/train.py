@@ -20,9 +20,9 @@ from fer_pipeline.core.dataset import DatasetCard, read_card
 from fer_pipeline.core.errors import UserError
 from fer_pipeline.core.metrics import summarize
 from fer_pipeline.jobs.cluster import ClusterConfig, connected
-from fer_pipeline.models.bundle import save_bundle
+from fer_pipeline.models.bundle import load_network, save_bundle
 from fer_pipeline.models.calibration import calibrate, cross_fitted_ece
-from fer_pipeline.models.card import CARD, WEIGHTS, ModelCard
+from fer_pipeline.models.card import CARD, WEIGHTS, BundleFiles, ModelCard, NetworkConfig, read_bundle
 from fer_pipeline.models.networks import build
 from fer_pipeline.models.recipe import Recipe, load_recipe
 from fer_pipeline.models.training import Epoch, Images, State, Trainer, predict
@@ -46,6 +46,8 @@ class TrainConfig(Config):
     """Folder of an ingested dataset."""
     out: str
     """Folder of the model bundle: new or empty."""
+    initial: str | None = None
+    """Model bundle whose weights to start from; by default the recipe's seed decides them."""
     num_workers: int = Field(1, ge=1)
     """Training processes; the recipe's batch is shared out among them."""
     use_gpu: bool = False
@@ -71,18 +73,19 @@ def run(config: TrainConfig, cluster: ClusterConfig = ClusterConfig()) -> TrainR
     data, out = storage.normalize(config.data), storage.normalize(config.out)
     storage.require_access(data, out)
     recipe, dataset = load_recipe(config.recipe), read_card(data)
-    _check(recipe, dataset, out)
+    initial = read_bundle(config.initial) if config.initial else None
+    _check(recipe, dataset, out, initial)
     checkpoints = storage.normalize(config.checkpoints or f"{out}.checkpoints")
     with connected(cluster, data, out, checkpoints):
         if config.use_gpu and ray.cluster_resources().get("GPU", 0) < config.num_workers:
             raise UserError(f"{config.num_workers} GPUs were asked for, which this cluster does not have: leave out --use-gpu.")
         if not cluster.address and ray.cluster_resources().get("CPU", 0) < config.num_workers:
             raise UserError(f"This machine has fewer than {config.num_workers} cores: ask for fewer with --num-workers.")
-        state = _train(recipe, data, config, checkpoints)
-    return _publish(recipe, dataset, data, out, state)
+        state = _train(recipe, data, config, initial, checkpoints)
+    return _publish(recipe, dataset, data, out, state, initial)
 
 
-def _check(recipe: Recipe, dataset: DatasetCard, out: str) -> None:
+def _check(recipe: Recipe, dataset: DatasetCard, out: str, initial: BundleFiles | None) -> None:
     if dataset.label_space.name != recipe.label_space:
         raise UserError(
             f"The recipe's labels are {recipe.label_space}, the dataset's {dataset.label_space.name}: they must agree."
@@ -91,17 +94,27 @@ def _check(recipe: Recipe, dataset: DatasetCard, out: str) -> None:
         if split not in dataset.counts:
             raise UserError(f"The dataset has no split '{split}'; it has {', '.join(dataset.counts)}.")
     build(recipe.network, len(dataset.label_space.classes))
+    if initial and (initial.card.label_space, _shape(initial.card.network)) != (dataset.label_space, _shape(recipe.network)):
+        raise UserError(
+            f"The initial model '{initial.card.name}' has another network or other classes than the recipe and its data."
+        )
     if set(storage.list_names(out)) - set(FILES_BEFORE_CARD):
         raise UserError(f"'{out}' is not empty: choose a new folder for --out.")
 
 
-def _train(recipe: Recipe, data: str, config: TrainConfig, checkpoints: str) -> State:
+def _shape(network: NetworkConfig) -> NetworkConfig:
+    """Return what two networks must share for the weights of one to serve the other."""
+    return network.model_copy(update={"dropout": 0.0})
+
+
+def _train(recipe: Recipe, data: str, config: TrainConfig, initial: BundleFiles | None, checkpoints: str) -> State:
     """Run the loop on the workers and return the last checkpoint's state."""
-    name = hashlib.sha256(recipe.model_dump_json().encode() + read_card(data).digest.encode()).hexdigest()[:16]
+    parts = recipe.model_dump_json(), read_card(data).digest, initial.digest if initial else ""
+    name = hashlib.sha256("|".join(parts).encode()).hexdigest()[:16]
     filesystem, path = storage.arrow_filesystem(checkpoints)
     trainer = TorchTrainer(
         _worker,
-        train_loop_config={"recipe": recipe, "data": data, "use_gpu": config.use_gpu},
+        train_loop_config={"recipe": recipe, "data": data, "initial": initial, "use_gpu": config.use_gpu},
         torch_config=TorchConfig(backend="nccl" if config.use_gpu else "gloo"),
         scaling_config=ScalingConfig(num_workers=config.num_workers, use_gpu=config.use_gpu),
         run_config=RunConfig(
@@ -131,6 +144,8 @@ def _worker(arguments: dict[str, Any]) -> None:
     train, validation = (_tensors(split) for split in splits)
     torch.manual_seed(recipe.training.seed)
     network = build(recipe.network, len(read_card(arguments["data"]).label_space.classes)).to(device)
+    if arguments["initial"]:
+        network.load_state_dict(load_network(arguments["initial"]).state_dict())
     trainer = Trainer(network, recipe.training, recipe.augmentation, train, device)
     checkpoint = ray.train.get_checkpoint()
     if checkpoint:
@@ -152,7 +167,7 @@ def _tensors(split: Split) -> Images:
     return Images(torch.from_numpy(split.images), torch.from_numpy(split.labels))
 
 
-def _publish(recipe: Recipe, dataset: DatasetCard, data: str, out: str, state: State) -> TrainResult:
+def _publish(recipe: Recipe, dataset: DatasetCard, data: str, out: str, state: State, initial: BundleFiles | None) -> TrainResult:
     """Evaluate and calibrate the selected weights, then write curves, confusion matrix and bundle."""
     network = build(recipe.network, len(dataset.label_space.classes))
     network.load_state_dict(state["best"])
@@ -181,7 +196,7 @@ def _publish(recipe: Recipe, dataset: DatasetCard, data: str, out: str, state: S
             "terms": TERMS.get(dataset.layout, "Those of the dataset that was ingested."),
         },
         metrics=metrics | {"selected_epoch": selected["epoch"], "epochs": len(state["history"])},
-        recipe=recipe.model_dump(mode="json"),
+        recipe=recipe.model_dump(mode="json") | ({"initial": initial.card.recipe} if initial else {}),
     )
     confusion = metrics["validation"]["confusion"]
     storage.write_bytes(storage.join(out, "history.json"), json.dumps(state["history"], indent=1).encode())

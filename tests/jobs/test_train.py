@@ -85,6 +85,16 @@ def test_the_bundle_is_what_its_card_says(results: dict[int, TrainResult], datas
     assert len(json.loads((out / "history.json").read_text())) == 3
 
 
+def test_a_training_starts_from_the_weights_of_a_bundle(results: dict[int, TrainResult], dataset: Path, tmp_path: Path) -> None:
+    (tmp_path / "still.toml").write_text(RECIPE.replace("epochs = 3", "epochs = 1").replace("0.02", "0.00001"))
+    recipe, started = str(tmp_path / "still.toml"), results[1].out
+    again = train.run(TrainConfig(recipe=recipe, data=str(dataset), out=str(tmp_path / "m"), initial=started))
+    assert abs(again.validation_accuracy - results[1].validation_accuracy) < 0.05
+    assert read_bundle(str(tmp_path / "m")).card.recipe["initial"]["training"]["epochs"] == 3
+    with pytest.raises(UserError, match="another network"):
+        train.run(TrainConfig(recipe="fer2013-small", data=str(dataset), out=str(tmp_path / "n"), initial=started))
+
+
 def test_the_same_command_continues_from_the_last_checkpoint(results: dict[int, TrainResult], dataset: Path) -> None:
     out = Path(results[1].out)
     shutil.move(out, out.with_name("before"))
