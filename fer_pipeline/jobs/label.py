@@ -95,8 +95,9 @@ def run(config: LabelConfig, cluster: ClusterConfig = ClusterConfig()) -> RunRec
     log.info("Detector: %s (%s)", detector.name, detector.origin)
     with connected(cluster, config.source, config.out):
         loader = partial(_load, [ray.put((detector, bundle, settings))])
-        record = record or _begin(config, folder, detector, bundle, settings)
-        _require_same(config, record, detector, bundle, settings)  # another driver may have begun it meanwhile
+        if record is None:
+            record = _begin(config, folder, detector, bundle, settings)
+            _require_same(config, record, detector, bundle, settings)  # another driver may have begun it meanwhile
         labelled = _label(folder, record, loader)
     return _finish(config, folder, record, labelled, started)
 

@@ -72,7 +72,9 @@ def test_the_embedded_model_is_small_and_says_what_it_is() -> None:
     assert "not what a person feels" in card.intended_use
 
 
-def test_the_embedded_model_is_as_accurate_as_its_card_says(shared: Path) -> None:
+@pytest.fixture(scope="module")
+def public_test_accuracy(shared: Path) -> float:
+    """Accuracy of the embedded model on all of FER-2013 PublicTest, one view, fp32."""
     import cv2
     import pyarrow.parquet as pq
 
@@ -83,6 +85,13 @@ def test_the_embedded_model_is_as_accurate_as_its_card_says(shared: Path) -> Non
     ]
     torch.set_num_threads(2)
     logits = predict(load_network(bundle), torch.from_numpy(np.stack(images)[:, None]))
-    accuracy = float((logits.argmax(1) == torch.tensor(table["emotion"].to_pylist())).float().mean())
-    assert accuracy == pytest.approx(bundle.card.metrics["validation"]["accuracy"], abs=0.001)
-    assert accuracy >= 0.685  # the shipped model has .689
+    return float((logits.argmax(1) == torch.tensor(table["emotion"].to_pylist())).float().mean())
+
+
+def test_the_embedded_model_is_as_accurate_as_its_card_says(public_test_accuracy: float) -> None:
+    assert public_test_accuracy == pytest.approx(read_bundle(EMBEDDED).card.metrics["validation"]["accuracy"], abs=0.001)
+
+
+@pytest.mark.xfail(strict=True, reason="the shipped model has .6888, 5 of 3,589 images short of the floor that was asked for")
+def test_the_embedded_model_reaches_the_floor_that_was_asked_for(public_test_accuracy: float) -> None:
+    assert public_test_accuracy >= 0.69
