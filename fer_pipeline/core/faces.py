@@ -1,23 +1,25 @@
 """The flat table of faces, made from `images/`, and the counts that a run reports."""
 
 from collections import Counter
-from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from fer_pipeline.core import storage
+from fer_pipeline.core.manifest import SHARDS_PER_FILE, read_manifest_file
 from fer_pipeline.core.run import RunFolder, RunRecord
 from fer_pipeline.core.schemas import FACES, FAILED
 
-ROWS_PER_FILE = 500_000
 FAILURES_KEPT = 20
+ROW_GROUP = 65_536
+READERS = 16
 
 
 @dataclass
 class Tally:
-    """Counts over the rows seen so far."""
+    """Counts over rows of `images/`."""
 
     statuses: Counter[str] = field(default_factory=Counter)
     expressions: Counter[str] = field(default_factory=Counter)
@@ -31,42 +33,58 @@ class Tally:
         return sum(self.statuses[status] for status in FAILED)
 
     def add(self, images: pa.Table, faces: pa.Table) -> None:
+        """Count the rows of one shard."""
         self.statuses.update(images["status"].to_pylist())
         self.expressions.update(faces["expression"].to_pylist())
         self.faces += len(faces)
         self.uncertain += pc.sum(faces["uncertain"]).as_py() or 0
         if len(self.failures) < FAILURES_KEPT:
-            failed = images.filter(pc.is_in(images["status"], pa.array(FAILED)))
+            failed = images.filter(pc.is_in(images["status"].cast(pa.string()), pa.array(FAILED)))
             rows = failed.select(["uri", "member", "status", "error"]).to_pylist()
             self.failures += rows[: FAILURES_KEPT - len(self.failures)]
 
+    def merge(self, other: "Tally") -> None:
+        """Add the counts of rows that follow these."""
+        self.statuses.update(other.statuses)
+        self.expressions.update(other.expressions)
+        self.faces += other.faces
+        self.uncertain += other.uncertain
+        self.failures += other.failures[: FAILURES_KEPT - len(self.failures)]
 
-def flatten(images: pa.Table, record: RunRecord) -> pa.Table:
+
+def shards_with(folder: RunFolder, statuses: set[str]) -> list[int]:
+    """Return the committed shards that hold a row of one of these statuses."""
+
+    def holds(shard: int) -> bool:
+        return not statuses.isdisjoint(storage.read_table(folder.images_path(shard), ["status"])["status"].to_pylist())
+
+    shards = sorted(folder.committed())
+    with ThreadPoolExecutor(READERS) as pool:
+        return [shard for shard, found in zip(shards, pool.map(holds, shards), strict=True) if found]
+
+
+def flatten(images: pa.Table) -> pa.Table:
     """Return one row of `schemas.FACES` for each face nested in rows of `schemas.IMAGES`."""
     nested = images["faces"].combine_chunks()
     parents = images.take(pc.list_parent_indices(nested))
     faces = pa.Table.from_struct_array(pc.list_flatten(nested))
-    columns = {name: faces[name] for name in faces.column_names}
-    columns |= {name: parents[name] for name in ("record_id", "uri", "member", "time_ms")}
-    constants = {"model": record.model.name, "detector": record.detector.name, "run_id": record.run_id}
-    columns |= {name: pa.array([value] * len(faces), pa.string()) for name, value in constants.items()}
-    return pa.table(columns).select(FACES.names).cast(FACES)
+    columns = {name: (faces if name in faces.column_names else parents)[name] for name in FACES.names}
+    return pa.table(columns).cast(FACES)
 
 
-def write_faces(folder: RunFolder, record: RunRecord, images: Iterable[pa.Table]) -> Tally:
-    """Write `faces/*.parquet` from all rows of `images/` and return their counts."""
-    tally, pending, number = Tally(), [FACES.empty_table()], 0
-    for table in images:
-        faces = flatten(table, record)
-        tally.add(table, faces)
-        pending.append(faces)
-        if sum(map(len, pending)) >= ROWS_PER_FILE:
-            _write(folder, number, pending)
-            pending, number = [FACES.empty_table()], number + 1
-    if number == 0 or len(pending) > 1:
-        _write(folder, number, pending)
+def write_faces(folder: RunFolder, record: RunRecord, number: int) -> Tally:
+    """Write `faces/<number>.parquet` from the shards of one manifest file and return their counts.
+
+    Raise RuntimeError unless each shard's record ids are the manifest's, each once.
+    """
+    manifest = read_manifest_file(folder.manifest_prefix(record.run_id), number)
+    paths = [folder.images_path(number * SHARDS_PER_FILE + index) for index in range(len(manifest))]
+    tally, faces = Tally(), []
+    with ThreadPoolExecutor(READERS) as pool:
+        for path, rows, images in zip(paths, manifest, pool.map(storage.read_table, paths), strict=True):
+            if not images["record_id"].equals(rows["record_id"]):
+                raise RuntimeError(f"{path} does not hold the records of its shard: delete it and run again")
+            faces.append(flatten(images))
+            tally.add(images, faces[-1])
+    storage.write_table(folder.path("faces", f"{number:05d}.parquet"), pa.concat_tables(faces).unify_dictionaries(), ROW_GROUP)
     return tally
-
-
-def _write(folder: RunFolder, number: int, tables: list[pa.Table]) -> None:
-    storage.write_table(folder.path("faces", f"{number:05d}.parquet"), pa.concat_tables(tables), row_group_size=65_536)

@@ -1,7 +1,9 @@
 """The manifest: what a run will do, frozen before it begins, cut into shards that are read and committed together."""
 
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
+from itertools import groupby
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,6 +21,7 @@ class Record:
     uri: str
     member: str | None = None
     offset: int | None = None
+    stored_bytes: int | None = None
     time_ms: int | None = None
     size_bytes: int | None = None
     etag: str | None = None
@@ -78,20 +81,37 @@ def _write_file(prefix: str, shards_so_far: int, tables: list[pa.Table]) -> None
     storage.write_bytes(f"{prefix}{(shards_so_far - 1) // SHARDS_PER_FILE:05d}.parquet", sink.getvalue().to_pybytes())
 
 
-def read_shard(prefix: str, shard: int) -> pa.Table:
-    """Return the manifest rows of one shard."""
-    return storage.read_row_group(f"{prefix}{shard // SHARDS_PER_FILE:05d}.parquet", shard % SHARDS_PER_FILE)
+def file_count(shards: int) -> int:
+    """Return the number of files that hold a manifest of so many shards."""
+    return -(-shards // SHARDS_PER_FILE)
+
+
+def read_shards(prefix: str, shards: Iterable[int]) -> Iterator[tuple[int, pa.Table]]:
+    """Yield these shards, in ascending order, with their manifest rows; a file is read once, and one is held at a time."""
+    for number, group in groupby(shards, key=lambda shard: shard // SHARDS_PER_FILE):
+        tables = read_manifest_file(prefix, number)
+        for shard in group:
+            yield shard, tables[shard % SHARDS_PER_FILE]
+
+
+def read_manifest_file(prefix: str, number: int) -> list[pa.Table]:
+    """Return the manifest rows of each shard of one file."""
+    data = storage.read_bytes(f"{prefix}{number:05d}.parquet")
+    file = pq.ParquetFile(pa.BufferReader(data))
+    return [file.read_row_group(index) for index in range(file.num_row_groups)]
 
 
 def shard_sizes(prefix: str, shards: int) -> list[int]:
     """Return the number of records of each shard; only the files' footers are read."""
-    sizes: list[int] = []
-    for number in range(-(-shards // SHARDS_PER_FILE)):
+
+    def sizes_in(number: int) -> list[int]:
         fs, path = storage.arrow_filesystem(f"{prefix}{number:05d}.parquet")
         with fs.open_input_file(path) as source:
             footer = pq.ParquetFile(source).metadata
-            sizes += [footer.row_group(index).num_rows for index in range(footer.num_row_groups)]
-    return sizes
+            return [footer.row_group(index).num_rows for index in range(footer.num_row_groups)]
+
+    with ThreadPoolExecutor(8) as pool:
+        return [size for sizes in pool.map(sizes_in, range(file_count(shards))) for size in sizes]
 
 
 def find_records(prefix: str, record_ids: list[int]) -> dict[int, Record]:

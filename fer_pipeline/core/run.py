@@ -1,7 +1,6 @@
 """A run folder: its record, its commits, and how one tells that all of it is there."""
 
 import json
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 from uuid import uuid4
@@ -13,7 +12,7 @@ import fer_pipeline
 from fer_pipeline.core import storage
 from fer_pipeline.core.config import Config
 from fer_pipeline.core.errors import UserError
-from fer_pipeline.core.manifest import read_shard
+from fer_pipeline.core.schemas import CATEGORY, IMAGES, LINEAGE
 
 RUN, SUCCESS, REPORT = "run.json", "_SUCCESS", "report.html"
 
@@ -58,6 +57,17 @@ class RunRecord(Config):
     skipped: dict[str, int] = Field(default_factory=dict)
     """Files of the source that are neither images nor containers, by extension."""
     result: RunResult | None = None
+
+    @property
+    def lineage(self) -> dict[str, str]:
+        """What stands in every row of this run, by column (`schemas.LINEAGE`)."""
+        return {
+            "run_id": self.run_id,
+            "model": self.model.name,
+            "model_digest": self.model.digest,
+            "detector": self.detector.name,
+            "detector_digest": self.detector.digest,
+        }
 
 
 def new_run_id() -> str:
@@ -119,24 +129,24 @@ class RunFolder:
         names = storage.list_names(self.path("images"))
         return {int(stem) for name in names if (stem := name.removesuffix(".parquet")).isdigit()}
 
-    def commit(self, shard: int, images: pa.Table) -> None:
-        """Write a shard's rows under its one name."""
-        storage.write_table(self.images_path(shard), images)
+    def is_committed(self, shard: int) -> bool:
+        return storage.exists(self.images_path(shard))
+
+    def commit(self, record: RunRecord, shard: int, labelled: pa.Table) -> None:
+        """Write a shard's rows, with their lineage, under its one name."""
+        for field in LINEAGE:
+            labelled = labelled.append_column(field, pa.repeat(record.lineage[field.name], len(labelled)).cast(CATEGORY))
+        storage.write_table(self.images_path(shard), labelled.cast(IMAGES))
 
     def is_finished(self) -> bool:
         return storage.exists(self.path(SUCCESS))
+
+    def reopen(self) -> None:
+        """Take back that the run is finished."""
+        storage.remove(self.path(SUCCESS))
 
     def finish(self, record: RunRecord, success: bool) -> None:
         """Write the record with its result, then, if all is well, `_SUCCESS`."""
         storage.write_bytes(self.path(RUN), record.model_dump_json(indent=2).encode())
         if success:
             storage.write_bytes(self.path(SUCCESS), json.dumps({"run_id": record.run_id}).encode())
-
-    def verified_images(self, record: RunRecord) -> Iterator[pa.Table]:
-        """Yield every shard's rows, in order; raise RuntimeError unless its record ids are the manifest's, each once."""
-        prefix = self.manifest_prefix(record.run_id)
-        for shard in range(record.shards):
-            images = storage.read_table(self.images_path(shard))
-            if not images["record_id"].equals(read_shard(prefix, shard)["record_id"]):
-                raise RuntimeError(f"{self.images_path(shard)} does not hold the records of its shard: delete it and run again")
-            yield images

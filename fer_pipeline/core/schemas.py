@@ -1,4 +1,7 @@
-"""The pinned Arrow schemas of everything that is written: samples, manifest, images, faces."""
+"""The pinned Arrow schemas of everything that is written: samples, manifest, images, faces.
+
+Strings of few values are dictionary-encoded: categories in pandas, enumerations that DuckDB filters by code.
+"""
 
 import pyarrow as pa
 
@@ -21,7 +24,8 @@ MANIFEST = pa.schema(
         pa.field("shard", pa.int32(), nullable=False),
         pa.field("uri", pa.string(), nullable=False),  # the file or container
         pa.field("member", pa.string()),  # the name inside a container
-        pa.field("offset", pa.int64()),  # where a tar member's bytes begin
+        pa.field("offset", pa.int64()),  # where it stands in its container
+        pa.field("stored_bytes", pa.int64()),  # what it takes there, where it is compressed
         pa.field("time_ms", pa.int64()),  # the moment in a video
         pa.field("size_bytes", pa.int64()),
         pa.field("etag", pa.string()),  # of the file; its mtime in nanoseconds on a local disk
@@ -48,7 +52,18 @@ FACE = pa.struct(
     ]
 )
 
-IMAGES = pa.schema(
+CATEGORY = pa.dictionary(pa.int32(), pa.string())
+
+LINEAGE = [
+    pa.field("run_id", CATEGORY, nullable=False),
+    pa.field("model", CATEGORY, nullable=False),
+    pa.field("model_digest", CATEGORY, nullable=False),
+    pa.field("detector", CATEGORY, nullable=False),
+    pa.field("detector_digest", CATEGORY, nullable=False),
+]
+"""What made a row; with `etag`, from what."""
+
+LABELLED = pa.schema(
     [
         pa.field("record_id", pa.int64(), nullable=False),
         pa.field("shard", pa.int32(), nullable=False),
@@ -59,22 +74,24 @@ IMAGES = pa.schema(
         pa.field("etag", pa.string()),
         pa.field("width", pa.int32()),
         pa.field("height", pa.int32()),
-        pa.field("status", pa.string(), nullable=False),
+        pa.field("status", CATEGORY, nullable=False),
         pa.field("error", pa.string()),
         pa.field("faces", pa.list_(FACE), nullable=False),
     ]
 )
+"""One row per record as a labeller returns it."""
+
+IMAGES = pa.schema([*LABELLED, *LINEAGE])
 
 FACES = pa.schema(
     [pa.field("record_id", pa.int64(), nullable=False)]
-    + [FACE.field(index) for index in range(FACE.num_fields)]
+    + [field.with_type(CATEGORY) if field.name == "expression" else field for field in FACE]
     + [
         pa.field("uri", pa.string(), nullable=False),
         pa.field("member", pa.string()),
         pa.field("time_ms", pa.int64()),
-        pa.field("model", pa.string(), nullable=False),
-        pa.field("detector", pa.string(), nullable=False),
-        pa.field("run_id", pa.string(), nullable=False),
+        pa.field("etag", pa.string()),
+        *LINEAGE,
     ]
 )
 

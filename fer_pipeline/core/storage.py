@@ -5,6 +5,7 @@ Every write is atomic: a temporary file and a rename locally, one PUT on an obje
 
 import os
 import posixpath
+import re
 import uuid
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,7 @@ def require_access(*urls: str) -> None:
         try:
             exists(url)
         except STORAGE_ERRORS as error:
-            raise UserError(f"'{url}' cannot be reached: {error}. Check the endpoint and the credentials.") from error
+            raise UserError(f"'{url}' cannot be reached: {reason(error)}. Check the endpoint and the credentials.") from error
 
 
 def join(url: str, *parts: str) -> str:
@@ -80,6 +81,26 @@ def list_names(url: str) -> list[str]:
     except FileNotFoundError:
         return []
     return sorted(name for name in names if not name.endswith(".tmp"))
+
+
+def read_range(url: str, start: int, size: int) -> bytes:
+    """Return `size` bytes of a file from `start` on, or as many as there are."""
+    if size == 0:  # S3 answers an empty range with the whole object
+        return b""
+    fs, path = open_filesystem(url)
+    data: bytes = fs.cat_file(path, start=start, end=start + size)
+    return data
+
+
+def reason(error: BaseException) -> str:
+    """Return what went wrong as one line, without what a URL's query or user part may give away."""
+    text = re.sub(r"(\w+://[^\s?'\"]*)\?[^\s'\"]*", r"\1", f"{type(error).__name__}: {error}")
+    return re.sub(r"(\w+://)[^\s/@'\"]*@", r"\1", " ".join(text.split()))
+
+
+def cache_folder() -> Path:
+    """Return this user's folder for what can be fetched or made again: weights, container indexes."""
+    return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "fer-pipeline"
 
 
 def read_bytes(url: str) -> bytes:
@@ -167,10 +188,3 @@ def read_table(url: str, columns: list[str] | None = None) -> pa.Table:
     fs, path = arrow_filesystem(url)
     with fs.open_input_file(path) as source:
         return pq.ParquetFile(source).read(columns=columns)
-
-
-def read_row_group(url: str, index: int) -> pa.Table:
-    """Return one row group of a Parquet file."""
-    fs, path = arrow_filesystem(url)
-    with fs.open_input_file(path) as source:
-        return pq.ParquetFile(source).read_row_group(index)

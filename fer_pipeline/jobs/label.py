@@ -1,47 +1,49 @@
-"""Label an archive: list it, freeze a manifest of shards, label each shard in one Ray Data task, sum up."""
+"""Label an archive: list it, freeze a manifest of shards, label each shard in one Ray task, sum up."""
 
 import logging
 import time
-from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import pyarrow as pa
 import ray
-import ray.data
 from pydantic import Field
 
 from fer_pipeline.core import storage
 from fer_pipeline.core.config import Config
 from fer_pipeline.core.errors import FailureRateExceeded, UserError
-from fer_pipeline.core.faces import Tally, write_faces
-from fer_pipeline.core.manifest import cut, read_shard, shard_sizes, write_manifest
+from fer_pipeline.core.faces import Tally, shards_with, write_faces
+from fer_pipeline.core.manifest import cut, file_count, shard_sizes, write_manifest
 from fer_pipeline.core.run import REPORT, Identity, RunFolder, RunRecord, RunResult, new_run_id, now
 from fer_pipeline.jobs.cluster import ClusterConfig, connected
+from fer_pipeline.jobs.dispatch import Dispatcher
 from fer_pipeline.jobs.progress import progress
+from fer_pipeline.jobs.worker import Parts
 from fer_pipeline.models.card import EMBEDDED, BundleFiles, read_bundle
 from fer_pipeline.report.labels import label_report
-from fer_pipeline.sources.listing import Listing
-from fer_pipeline.stages.label import Labeller, LabelSettings
+from fer_pipeline.sources.listing import Listing, Selection
+from fer_pipeline.stages.label import LabelSettings
 from fer_pipeline.stages.weights import DetectorWeights, resolve_detector
 
 log = logging.getLogger(__name__)
 
-SHARDS_PER_TASK = 8
 THRESHOLDS = {"yunet": 0.6, "mtcnn": 0.9, "none": 0.0}
-
-
-Loader = Callable[[], Labeller]
 
 
 class LabelConfig(Config):
     """Label the apparent expression of every face in an archive. Run the same command again to continue."""
 
     source: str
-    """Folder, tar, zip or s3:// URL of the images."""
+    """Folder, tar, zip, Parquet file, video or s3:// URL; a folder may hold any mix of them."""
     out: str
     """Run folder: made, or continued where it holds this run."""
+    include: tuple[str, ...] = ()
+    """Globs; only records whose path below the source matches one are labelled. `*` matches `/` too."""
+    exclude: tuple[str, ...] = ()
+    """Globs; records and containers whose path below the source matches one are left out."""
+    fps: float = Field(1.0, gt=0, le=1000)
+    """Frames sampled from a second of video."""
+    image_column: str | None = None
+    """Column of Parquet files that holds the images; by default the one its name and type speak for."""
     model: str = EMBEDDED
     """Folder of a model bundle, or `embedded`."""
     detector: Literal["auto", "yunet", "mtcnn", "none"] = "auto"
@@ -66,6 +68,12 @@ class LabelConfig(Config):
     """Bytes in a shard."""
     max_failure_rate: float = Field(0.5, ge=0, le=1)
     """Share of records that may fail before the run ends with exit code 3."""
+    record_timeout_s: float = Field(60.0, gt=0)
+    """Time that decoding, detection and alignment of one record may take before it is given up (`timed_out`)."""
+    retry_status: tuple[Literal["unreadable", "undecodable", "too_large", "unsupported", "timed_out", "crashed"], ...] = ()
+    """Do the shards that hold rows of these statuses again."""
+    gpus_per_worker: float = Field(0.0, ge=0)
+    """GPUs, or the share of one, for each classifier; the cores then fetch, decode and detect. 0: no GPU is used."""
     thumbnails: bool = True
     """Put pictures of faces into the report."""
 
@@ -89,17 +97,20 @@ def run(config: LabelConfig, cluster: ClusterConfig = ClusterConfig()) -> RunRec
     settings = _settings(config, bundle, detector, record)
     if record:
         _require_same(config, record, detector, bundle, settings)
+        if config.retry_status:
+            _forget(folder, record, set(config.retry_status))
         if record.result and folder.is_finished():
             log.info("This run is finished, there is nothing to do: %s", folder.url)
             return record
     log.info("Detector: %s (%s)", detector.name, detector.origin)
     with connected(cluster, config.source, config.out):
-        loader = partial(_load, [ray.put((detector, bundle, settings))])
         if record is None:
             record = _begin(config, folder, detector, bundle, settings)
             _require_same(config, record, detector, bundle, settings)  # another driver may have begun it meanwhile
-        labelled = _label(folder, record, loader)
-    return _finish(config, folder, record, labelled, started)
+        parts = Parts(detector, bundle, settings, config.record_timeout_s)
+        labelled = _label(folder, record, parts, config.gpus_per_worker)
+        tally = _sum_up(folder, record)
+    return _finish(config, folder, record, tally, labelled, started)
 
 
 def _check_weights(bundle: BundleFiles) -> None:
@@ -121,6 +132,7 @@ def _settings(config: LabelConfig, bundle: BundleFiles, detector: DetectorWeight
         max_bytes=config.max_bytes,
         precision="bf16" if precision == "bf16" else "fp32",
         uncertain_below=bundle.card.calibration.uncertain_below if uncertain is None else uncertain,
+        image_column=config.image_column,
     )
 
 
@@ -130,11 +142,16 @@ def _has_native_bf16() -> bool:
     return cpuinfo.exists() and any(flag in cpuinfo.read_text() for flag in ("avx512_bf16", "amx_bf16"))
 
 
+def _frozen(config: LabelConfig, settings: LabelSettings) -> dict[str, Any]:
+    """Return what must stay the same while a run is continued: the choice of records and what changes their labels."""
+    return vars(settings) | {"include": list(config.include), "exclude": list(config.exclude), "fps": config.fps}
+
+
 def _require_same(
     config: LabelConfig, record: RunRecord, detector: DetectorWeights, bundle: BundleFiles, settings: LabelSettings
 ) -> None:
     """Raise UserError unless continuing the run under this configuration gives the same labels."""
-    asked = {"source": config.source, "model": bundle.digest, "detector": detector.digest, **vars(settings)}
+    asked = {"source": config.source, "model": bundle.digest, "detector": detector.digest, **_frozen(config, settings)}
     frozen = {"source": record.source, "model": record.model.digest, "detector": record.detector.digest, **record.settings}
     if config.detector not in ("auto", record.detector.name):
         asked["detector"] = config.detector
@@ -150,7 +167,8 @@ def _begin(
     config: LabelConfig, folder: RunFolder, detector: DetectorWeights, bundle: BundleFiles, settings: LabelSettings
 ) -> RunRecord:
     """List the source, freeze the manifest and the run's record; raise UserError where there is nothing to label."""
-    run_id, listing = new_run_id(), Listing(config.source)
+    selection = Selection(config.include, config.exclude, config.fps, config.image_column)
+    run_id, listing = new_run_id(), Listing(config.source, selection)
     shards = cut(listing, config.shard_records, config.shard_bytes)
     size = write_manifest(folder.manifest_prefix(run_id), shards)
     if not size.records:
@@ -160,7 +178,7 @@ def _begin(
             run_id=run_id,
             created_at=now(),
             source=config.source,
-            settings=vars(settings),
+            settings=_frozen(config, settings),
             model=Identity(name=bundle.card.name, digest=bundle.digest),
             detector=Identity(name=detector.name, digest=detector.digest),
             records=size.records,
@@ -170,7 +188,17 @@ def _begin(
     )
 
 
-def _label(folder: RunFolder, record: RunRecord, loader: Loader) -> int:
+def _forget(folder: RunFolder, record: RunRecord, statuses: set[str]) -> None:
+    """Remove the shards that hold a row of these statuses, so that they are done again."""
+    shards = shards_with(folder, statuses)
+    log.info("%d shards hold records that are %s", len(shards), " or ".join(sorted(statuses)))
+    if shards:
+        folder.reopen()
+        for shard in shards:
+            storage.remove(folder.images_path(shard))
+
+
+def _label(folder: RunFolder, record: RunRecord, parts: Parts, gpus_per_worker: float) -> int:
     """Label and commit the shards that are not there yet; return the number of their records."""
     committed = folder.committed()
     pending = [shard for shard in range(record.shards) if shard not in committed]
@@ -180,69 +208,24 @@ def _label(folder: RunFolder, record: RunRecord, loader: Loader) -> int:
         if committed:
             sizes = shard_sizes(folder.manifest_prefix(record.run_id), record.shards)
             advance(sum(sizes[shard] for shard in committed))
-        for count in _label_shards(folder, record, pending, loader):
-            labelled += count
-            advance(count)
+        if pending:
+            for count in Dispatcher(folder, record, ray.put(parts), gpus_per_worker).label(pending):
+                labelled += count
+                advance(count)
     return labelled
 
 
-def _label_shards(folder: RunFolder, record: RunRecord, pending: list[int], loader: Loader) -> Iterator[int]:
-    """Yield the number of records labelled as Ray Data tasks end; every task commits its shards one by one."""
-    if not pending:
-        return
-    ray.data.DataContext.get_current().enable_progress_bars = False
-    tables = [pa.table({"shard": chunk}) for chunk in _chunks(pending, cores=int(ray.cluster_resources().get("CPU", 1)))]
-    task = partial(_label_chunk, loader, folder, record.run_id)
-    chunks = ray.data.from_arrow(tables)
-    _warm_up(loader)
-    for row in chunks.map_batches(task, batch_size=None, batch_format="pyarrow", num_cpus=1).iter_rows():
-        yield row["records"]
+def _sum_up(folder: RunFolder, record: RunRecord) -> Tally:
+    """Write `faces/` and return the counts: a task for each file of the manifest, which verifies that no row is missing."""
+    task = ray.remote(num_cpus=1)(write_faces)
+    tally = Tally()
+    for part in ray.get([task.remote(folder, record, number) for number in range(file_count(record.shards))]):
+        tally.merge(part)
+    return tally
 
 
-def _chunks(pending: list[int], cores: int) -> Iterator[list[int]]:
-    """Yield the shards of each task: several at first, single ones at the end, so that all cores finish together.
-
-    Ray Data leaves a core idle for about 0.15 s between two tasks (it looks for finished ones every 0.1 s), which a shard of
-    a second would feel. Guided self-scheduling (Polychronopoulos & Kuck, 1987), at most `SHARDS_PER_TASK`.
-    """
-    done = 0
-    while done < len(pending):
-        size = max(1, min(SHARDS_PER_TASK, (len(pending) - done) // (2 * cores)))
-        yield pending[done : done + size]
-        done += size
-
-
-def _label_chunk(loader: Loader, folder: RunFolder, run_id: str, chunk: pa.Table) -> pa.Table:
-    labeller, counts = loader(), []
-    for shard in chunk["shard"].to_pylist():
-        manifest = read_shard(folder.manifest_prefix(run_id), shard)
-        folder.commit(shard, labeller(manifest))
-        counts.append(len(manifest))
-    return pa.table({"records": counts})
-
-
-_loaded: dict[str, Labeller] = {}
-"""The labeller of this worker process, by the object it was made from: loaded once, used for every shard."""
-
-
-def _load(parts: list[ray.ObjectRef[Any]]) -> Labeller:
-    key = parts[0].hex()
-    if key not in _loaded:
-        _loaded.clear()
-        _loaded[key] = Labeller(*ray.get(parts[0]))
-    return _loaded[key]
-
-
-def _warm_up(loader: Loader) -> None:
-    """Have every core load its networks at once: Ray Data gives work to a second core only a second or two after the first."""
-    load = ray.remote(num_cpus=1)(lambda: loader() and None)
-    for _ in range(int(ray.cluster_resources().get("CPU", 0))):
-        load.remote()
-
-
-def _finish(config: LabelConfig, folder: RunFolder, record: RunRecord, labelled: int, started: float) -> RunRecord:
-    """Verify that every record has its row, write `faces/`, the record, the report and, if all is well, `_SUCCESS`."""
-    tally = write_faces(folder, record, folder.verified_images(record))
+def _finish(config: LabelConfig, folder: RunFolder, record: RunRecord, tally: Tally, labelled: int, started: float) -> RunRecord:
+    """Write the record with its result, the report and, if all is well, `_SUCCESS`."""
     seconds = time.perf_counter() - started
     record = record.model_copy(update={"result": _result(tally, labelled, seconds)})
     storage.write_bytes(folder.path(REPORT), label_report(folder, record, config.thumbnails).encode())

@@ -85,10 +85,10 @@ def _pictures(folder: RunFolder, record: RunRecord, faces: Iterable[Face]) -> It
     records = find_records(folder.manifest_prefix(record.run_id), list(by_record))
     ids = sorted(records)
     limits = record.settings["max_pixels"], record.settings["max_bytes"]
-    for record_id, data in zip(ids, fetch([records[i] for i in ids], limits[1]), strict=True):
+    for record_id, data in zip(
+        ids, fetch([records[i] for i in ids], limits[1], record.settings.get("image_column")), strict=True
+    ):
         try:
-            if isinstance(data, RecordError):
-                raise data
             photo = decode(data, limits[0], ENOUGH_PX)
         except RecordError:
             continue

@@ -11,8 +11,8 @@ from fer_pipeline.core import storage
 from fer_pipeline.core.errors import RecordError, UserError
 from fer_pipeline.core.labels import LabelSpace
 from fer_pipeline.core.manifest import Record, cut
-from fer_pipeline.sources.containers import Reader
 from fer_pipeline.sources.listing import Listing
+from fer_pipeline.sources.reader import Reader
 
 FER2013_SIDE = 48
 FER2013_SPLITS = {"Training": "train", "PublicTest": "validation", "PrivateTest": "test"}

@@ -1,112 +1,91 @@
-"""Listing an archive: every image below a source as a record, in a fixed order; everything else is counted."""
+"""Listing an archive: every image and sampled frame below a source as a record, in a fixed order; the rest is counted."""
 
 import os
+import posixpath
+import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from stat import S_ISREG
+from fnmatch import translate
 
-from fsspec.implementations.local import LocalFileSystem
-
-from fer_pipeline.core import storage
-from fer_pipeline.core.errors import UserError
 from fer_pipeline.core.manifest import Record
-from fer_pipeline.sources.containers import list_members, valid_text
-from fer_pipeline.sources.kinds import PEEK_BYTES, kind_of, looks_like_image
+from fer_pipeline.sources.containers import list_members
+from fer_pipeline.sources.files import File, peek, valid_text
+from fer_pipeline.sources.kinds import kind_of
+from fer_pipeline.sources.walk import list_files
+
+FILTERED = "(filtered)"
 
 
-@dataclass(frozen=True, slots=True)
-class File:
-    """A file of a listing. `etag` is the store's, or the mtime in nanoseconds on a local disk."""
+@dataclass(frozen=True)
+class Selection:
+    """Which of an archive's images are records.
 
-    uri: str
-    size_bytes: int
-    etag: str
-    error: str | None = None
-    """Why it cannot be read."""
+    Globs are held against a record's path below the source, a member's going on behind its container's; `*` matches `/` too.
+    """
 
-
-def list_files(source: str) -> Iterator[File]:
-    """Yield the files at or below `source`, sorted by path; raise UserError where there is nothing."""
-    fs, path = storage.open_filesystem(source)
-    if not fs.exists(path):
-        raise UserError(f"The source '{source}' does not exist.")
-    if isinstance(fs, LocalFileSystem):
-        yield from _walk_local(path) if os.path.isdir(path) else [_local_file(path)]
-        return
-    found = fs.find(path, detail=True)
-    for key in sorted(found):
-        info = found[key]
-        yield File(fs.unstrip_protocol(key), int(info["size"] or 0), str(info.get("ETag", "")).strip('"'))
-
-
-def _walk_local(folder: str, above: tuple[str, ...] = ()) -> Iterator[File]:
-    real = os.path.realpath(folder)
-    if real in above:  # a link back up
-        return
-    try:
-        with os.scandir(folder) as entries:
-            ordered = sorted(entries, key=lambda entry: entry.name)
-    except OSError as error:
-        yield File(folder, 0, "", f"the folder cannot be listed: {error.strerror}")
-        return
-    for entry in ordered:
-        if os.path.isdir(entry.path):
-            yield from _walk_local(entry.path, (*above, real))
-        else:
-            yield _local_file(entry.path)
-
-
-def _local_file(path: str) -> File:
-    try:
-        stat = os.stat(path)
-    except OSError as error:  # a link to nowhere, or to itself
-        return File(path, 0, "", f"the file cannot be found: {error.strerror}")
-    if not S_ISREG(stat.st_mode):
-        return File(path, 0, "", "this is not a regular file")
-    return File(path, stat.st_size, str(stat.st_mtime_ns))
+    include: tuple[str, ...] = ()
+    """Where there are any, one of them must match."""
+    exclude: tuple[str, ...] = ()
+    """None of them may match; a container that one matches is not opened."""
+    fps: float | None = None
+    """Frames sampled from a second of video; None: videos are no records."""
+    image_column: str | None = None
+    """The column of Parquet files that holds the images; by default the one its name and type speak for."""
 
 
 class Listing:
-    """The records below a source, in a fixed order; `skipped` counts, by extension, the files that are no records."""
+    """The records below a source; `skipped` counts, by extension, the files that are none."""
 
-    def __init__(self, source: str) -> None:
-        self.source = source
+    def __init__(self, source: str, selection: Selection = Selection()) -> None:
+        self.source, self.selection = source, selection
         self.skipped: Counter[str] = Counter()
+        self._include = [re.compile(translate(glob)) for glob in selection.include]
+        self._exclude = [re.compile(translate(glob)) for glob in selection.exclude]
 
     def __iter__(self) -> Iterator[Record]:
         for file in list_files(self.source):
-            kind = kind_of(file.uri)
-            if file.error:
-                yield Record(valid_text(file.uri), size_bytes=file.size_bytes, etag=file.etag, error=file.error)
-            elif kind == "image" or (kind == "unknown" and _peek(file)):
-                yield self._record(file)
-            elif kind in ("tar", "zip"):
-                yield from self._members(file)
+            name, kind = self._name(file.uri), kind_of(file.uri)
+            if self._matches(self._exclude, name):
+                self.skipped[FILTERED] += 1
+            elif kind in ("tar", "zip", "parquet") or (kind == "video" and self.selection.fps):
+                yield from self._members(file, name)
+            elif self._include and not self._matches(self._include, name):
+                self.skipped[FILTERED] += 1
+            elif kind == "image" or file.error or (kind == "unknown" and peek(file)):
+                yield _record(file)
             else:
                 self._skip(file.uri)
 
-    def _record(self, file: File) -> Record:
-        uri = valid_text(file.uri)
-        error = None if uri == file.uri else "the file's name is not valid UTF-8: rename it"
-        return Record(uri, size_bytes=file.size_bytes, etag=file.etag, error=error)
+    def _name(self, uri: str) -> str:
+        return uri.removeprefix(self.source).lstrip("/") or posixpath.basename(uri)
 
-    def _members(self, file: File) -> Iterator[Record]:
-        for member in list_members(file.uri, file.size_bytes, file.etag):
-            if isinstance(member, Record):
-                yield member
-            else:
+    def _members(self, file: File, container: str) -> Iterator[Record]:
+        if file.error:
+            yield _record(file)
+            return
+        for member in list_members(file, self.selection.fps or 1.0, self.selection.image_column):
+            inner = member.member if isinstance(member, Record) else member
+            name = f"{container}/{inner}" if inner and inner != file.uri else container
+            if not isinstance(member, Record):
                 self._skip(member)
+            elif not member.error and not self._chosen(name):
+                self.skipped[FILTERED] += 1
+            else:
+                yield member
+
+    def _chosen(self, name: str) -> bool:
+        return not self._matches(self._exclude, name) and (not self._include or self._matches(self._include, name))
+
+    @staticmethod
+    def _matches(globs: list[re.Pattern[str]], name: str) -> bool:
+        return any(glob.match(name) for glob in globs)
 
     def _skip(self, name: str) -> None:
         self.skipped[os.path.splitext(name)[1].lower() or "(none)"] += 1
 
 
-def _peek(file: File) -> bool:
-    if file.size_bytes == 0:
-        return False
-    fs, path = storage.open_filesystem(file.uri)
-    try:
-        return looks_like_image(fs.cat_file(path, start=0, end=min(PEEK_BYTES, file.size_bytes)))
-    except storage.STORAGE_ERRORS:
-        return True  # a record: the attempt to read it says what is wrong
+def _record(file: File) -> Record:
+    uri = valid_text(file.uri)
+    error = file.error or (None if uri == file.uri else "the file's name is not valid UTF-8: rename it")
+    return Record(uri, size_bytes=file.size_bytes, etag=file.etag, error=error)

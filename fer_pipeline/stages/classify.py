@@ -13,12 +13,15 @@ from fer_pipeline.stages.decode import Pixels
 
 
 class Classifier:
-    """A bundle's network on one core, batch normalisation folded into the convolutions."""
+    """A bundle's network on one core or one GPU, batch normalisation folded into the convolutions."""
 
-    def __init__(self, bundle: BundleFiles, precision: Literal["fp32", "bf16"], batch_size: int = 64) -> None:
+    def __init__(
+        self, bundle: BundleFiles, precision: Literal["fp32", "bf16"], device: str = "cpu", batch_size: int | None = None
+    ) -> None:
         torch.set_num_threads(1)
-        self.card, self.precision, self.batch_size = bundle.card, precision, batch_size
-        self.network: Any = fuse(load_network(bundle)).to(memory_format=torch.channels_last)
+        self.card, self.precision, self.device = bundle.card, precision, device
+        self.batch_size = batch_size or (64 if device == "cpu" else 1024)
+        self.network: Any = fuse(load_network(bundle)).to(device).to(memory_format=torch.channels_last)
 
     @torch.inference_mode()
     def __call__(self, crops: Pixels) -> NDArray[np.float32]:
@@ -27,6 +30,6 @@ class Classifier:
             return np.zeros((0, len(self.card.label_space.classes)), np.float32)
         logits = []
         for batch in torch.from_numpy(crops).split(self.batch_size):
-            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.precision == "bf16"):
-                logits.append(self.network(batch).float())
-        return torch.softmax(torch.cat(logits) / self.card.calibration.temperature, 1).numpy()
+            with torch.autocast(self.device, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
+                logits.append(self.network(batch.to(self.device)).float())
+        return torch.softmax(torch.cat(logits) / self.card.calibration.temperature, 1).cpu().numpy()

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from fer_pipeline.core.errors import RecordError
+from fer_pipeline.stages.fetch import Fetched, Frame
 
 cv2.setNumThreads(1)
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
@@ -53,12 +54,17 @@ class Photo:
         return self.width / float(self.pixels.shape[1])
 
 
-def decode(data: bytes, max_pixels: int, enough_px: int | None = None) -> Photo:
-    """Return the (first frame of the) image upright.
+def decode(data: Fetched, max_pixels: int, enough_px: int | None = None) -> Photo:
+    """Return the (first frame of the) image, or the frame of a video, upright.
 
     A JPEG whose long side is at least 2, 4 or 8 times `enough_px` is decoded at that fraction of its size, which costs
-    less than decoding and shrinking. Raise RecordError `undecodable`, `unsupported` or `too_large`.
+    less than decoding and shrinking. Raise RecordError `undecodable`, `unsupported` or `too_large`, or the one that
+    stands in place of the data.
     """
+    if isinstance(data, RecordError):
+        raise data
+    if isinstance(data, Frame):
+        return _decode_frame(data, max_pixels)
     image = _header(data)
     width, height = image.size
     if width * height > max_pixels:
@@ -80,6 +86,14 @@ def decode(data: bytes, max_pixels: int, enough_px: int | None = None) -> Photo:
     if flip is not None:
         pixels = cv2.flip(pixels, flip)
     return Photo(np.ascontiguousarray(pixels, np.uint8), width, height)
+
+
+def _decode_frame(frame: Frame, max_pixels: int) -> Photo:
+    width, height = frame.video.size_px
+    if width * height > max_pixels:
+        raise RecordError("too_large", f"{width} x {height} pixels are more than the limit of {max_pixels}")
+    pixels = frame.video.at(frame.time_ms)
+    return Photo(pixels, pixels.shape[1], pixels.shape[0])
 
 
 def _header(data: bytes) -> Image.Image:

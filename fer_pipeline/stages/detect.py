@@ -28,8 +28,8 @@ class Bounded:
         if scale >= 1:
             return self.detector(pixels)
         size = max(1, round(width * scale)), max(1, round(height * scale))
-        # Photos come at less than twice this size (see `decode`): area averaging costs four times as much and finds no more.
-        small = cv2.resize(pixels, size, interpolation=cv2.INTER_LINEAR)
+        # Up to twice this size (JPEGs come so, see `decode`) area averaging costs four times as much and finds no more.
+        small = cv2.resize(pixels, size, interpolation=cv2.INTER_LINEAR if scale >= 0.5 else cv2.INTER_AREA)
         return self.detector(np.asarray(small, np.uint8)).scaled(1 / scale)
 
 

@@ -49,15 +49,18 @@ def resolve_detector(name: str, weights: str | None = None) -> DetectorWeights:
         return _mtcnn("as asked for")
     if weights:
         return _yunet(Path(weights), "--detector-weights")
-    for folder, origin in ((os.environ.get("FER_PIPELINE_MODELS"), "$FER_PIPELINE_MODELS"), (str(cache_folder()), "the cache")):
+    for folder, origin in (
+        (os.environ.get("FER_PIPELINE_MODELS"), "$FER_PIPELINE_MODELS"),
+        (str(storage.cache_folder()), "the cache"),
+    ):
         if folder and (path := Path(folder).expanduser() / YUNET_FILE).is_file():
             return _yunet(path, origin)
     data = _download(YUNET_URL)
     if data is not None:
         try:
-            storage.write_bytes(str(cache_folder() / YUNET_FILE), data)
+            storage.write_bytes(str(storage.cache_folder() / YUNET_FILE), data)
         except OSError as error:
-            log.warning("The YuNet weights could not be kept in %s: %s", cache_folder(), error)
+            log.warning("The YuNet weights could not be kept in %s: %s", storage.cache_folder(), error)
         return DetectorWeights("yunet", YUNET_SHA256, data, "its official address")
     if name == "yunet":
         raise UserError(
@@ -65,11 +68,6 @@ def resolve_detector(name: str, weights: str | None = None) -> DetectorWeights:
             "or take --detector mtcnn."
         )
     return _mtcnn(f"{YUNET_FILE} was not found and could not be downloaded; set $FER_PIPELINE_MODELS to use YuNet")
-
-
-def cache_folder() -> Path:
-    """Return the folder in which downloaded weights are kept."""
-    return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "fer-pipeline"
 
 
 def _yunet(path: Path, origin: str) -> DetectorWeights:

@@ -1,6 +1,6 @@
 from pathlib import Path
 
-from fer_pipeline.core.manifest import Record, cut, find_records, read_shard, records_of, shard_sizes, write_manifest
+from fer_pipeline.core.manifest import Record, cut, find_records, read_shards, records_of, shard_sizes, write_manifest
 
 
 def records(count: int, size_bytes: int = 10) -> list[Record]:
@@ -20,10 +20,17 @@ def test_every_record_comes_back_from_its_shard_with_its_id(tmp_path: Path) -> N
     prefix = str(tmp_path / "run-")
     size = write_manifest(prefix, cut(records(1000), 3, 10**9))  # two files: 334 shards
     assert (size.records, size.shards) == (1000, 334)
-    tables = [read_shard(prefix, shard) for shard in range(size.shards)]
+    tables = [table for _, table in read_shards(prefix, range(size.shards))]
     assert shard_sizes(prefix, size.shards) == [len(table) for table in tables] == [3] * 333 + [1]
     assert [i for table in tables for i in table["record_id"].to_pylist()] == list(range(1000))
     assert [record for table in tables for record in records_of(table)] == records(1000)
+
+
+def test_shards_left_over_are_read_from_their_files(tmp_path: Path) -> None:
+    prefix = str(tmp_path / "run-")
+    write_manifest(prefix, cut(records(1000), 3, 10**9))
+    found = {shard: table["record_id"].to_pylist() for shard, table in read_shards(prefix, [2, 255, 256, 333])}
+    assert found == {2: [6, 7, 8], 255: [765, 766, 767], 256: [768, 769, 770], 333: [999]}
 
 
 def test_records_are_found_by_id(tmp_path: Path) -> None:

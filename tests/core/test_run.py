@@ -1,11 +1,14 @@
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from fer_pipeline.core.errors import UserError
+from fer_pipeline.core.faces import write_faces
 from fer_pipeline.core.manifest import Record, cut, write_manifest
 from fer_pipeline.core.run import Identity, RunFolder, RunRecord, new_run_id, now
-from fer_pipeline.core.schemas import IMAGES
+from fer_pipeline.core.schemas import IMAGES, LABELLED
 
 
 def begun(folder: RunFolder, count: int = 4) -> RunRecord:
@@ -17,9 +20,9 @@ def begun(folder: RunFolder, count: int = 4) -> RunRecord:
     return folder.begin(record.model_copy(update={"records": size.records, "shards": size.shards}))
 
 
-def commit(folder: RunFolder, shard: int, ids: list[int]) -> None:
+def commit(folder: RunFolder, record: RunRecord, shard: int, ids: list[int]) -> None:
     rows = [{"record_id": i, "shard": shard, "uri": f"/{i}.jpg", "status": "no_face", "faces": []} for i in ids]
-    folder.commit(shard, IMAGES.empty_table().from_pylist(rows, schema=IMAGES))
+    folder.commit(record, shard, pa.Table.from_pylist(rows, schema=LABELLED))
 
 
 def test_of_two_drivers_one_begins_and_both_go_on_with_its_record(tmp_path: Path) -> None:
@@ -31,8 +34,7 @@ def test_of_two_drivers_one_begins_and_both_go_on_with_its_record(tmp_path: Path
 
 def test_a_shard_is_done_when_its_file_exists(tmp_path: Path) -> None:
     folder = RunFolder(str(tmp_path))
-    begun(folder)
-    commit(folder, 1, [2, 3])
+    commit(folder, begun(folder), 1, [2, 3])
     (tmp_path / "images" / ".000000.parquet.1234.tmp").write_bytes(b"half")
     assert folder.committed() == {1}
 
@@ -40,12 +42,22 @@ def test_a_shard_is_done_when_its_file_exists(tmp_path: Path) -> None:
 def test_rows_that_are_not_the_manifests_are_found(tmp_path: Path) -> None:
     folder = RunFolder(str(tmp_path))
     record = begun(folder)
-    commit(folder, 0, [0, 1])
-    commit(folder, 1, [2, 2])
+    commit(folder, record, 0, [0, 1])
+    commit(folder, record, 1, [2, 2])
     with pytest.raises(RuntimeError, match=r"000001\.parquet does not hold the records"):
-        list(folder.verified_images(record))
-    commit(folder, 1, [2, 3])
-    assert sum(map(len, folder.verified_images(record))) == 4
+        write_faces(folder, record, 0)
+    commit(folder, record, 1, [2, 3])
+    assert write_faces(folder, record, 0).statuses == {"no_face": 4}
+
+
+def test_every_row_says_what_made_it(tmp_path: Path) -> None:
+    folder = RunFolder(str(tmp_path))
+    record = begun(folder)
+    commit(folder, record, 0, [0, 1])
+    images = pq.read_table(folder.images_path(0))
+    assert images.schema.equals(IMAGES)
+    assert {row["run_id"] for row in images.to_pylist()} == {record.run_id}
+    assert {(row["model"], row["detector_digest"]) for row in images.to_pylist()} == {("n", "d")}
 
 
 def test_a_file_in_the_place_of_a_run_folder_is_refused(tmp_path: Path) -> None:

@@ -4,8 +4,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from fer_pipeline.core.manifest import cut, read_shard, write_manifest
-from fer_pipeline.core.schemas import IMAGES
+from fer_pipeline.core.manifest import cut, read_shards, write_manifest
+from fer_pipeline.core.schemas import LABELLED
 from fer_pipeline.models.card import EMBEDDED, read_bundle
 from fer_pipeline.sources.listing import Listing
 from fer_pipeline.stages.label import Labeller, LabelSettings
@@ -16,7 +16,12 @@ SETTINGS = LabelSettings(detect_px=640, threshold=0.9, max_pixels=10**8, max_byt
 
 def manifest_of(source: Path, folder: Path) -> pa.Table:
     write_manifest(str(folder / "m-"), cut(Listing(str(source)), 10**6, 10**12))
-    return read_shard(str(folder / "m-"), 0)
+    return next(read_shards(str(folder / "m-"), [0]))[1]
+
+
+def labelled(labeller: Labeller, manifest: pa.Table) -> pa.Table:
+    (table,) = labeller([manifest])
+    return table
 
 
 @pytest.fixture(scope="module")
@@ -26,11 +31,11 @@ def labeller() -> Labeller:
 
 @pytest.fixture(scope="module")
 def images(labeller: Labeller, archive: Path, tmp_path_factory: pytest.TempPathFactory) -> pa.Table:
-    return labeller(manifest_of(archive, tmp_path_factory.mktemp("manifest")))
+    return labelled(labeller, manifest_of(archive, tmp_path_factory.mktemp("manifest")))
 
 
 def test_there_is_one_row_for_every_record_in_the_pinned_schema(images: pa.Table) -> None:
-    assert images.schema.equals(IMAGES)
+    assert images.schema.equals(LABELLED)
     assert images["record_id"].to_pylist() == list(range(36))
     assert sorted(set(images["status"].to_pylist())) == ["no_face", "ok", "undecodable"]
 
@@ -70,7 +75,7 @@ def test_an_astronauts_smile_is_happy(images: pa.Table) -> None:
 
 def test_crops_are_labelled_whole_without_a_detector(archive: Path, tmp_path: Path) -> None:
     crops = Labeller(resolve_detector("none"), read_bundle(EMBEDDED), SETTINGS)
-    rows = crops(manifest_of(archive, tmp_path)).to_pylist()
+    rows = labelled(crops, manifest_of(archive, tmp_path)).to_pylist()
     assert {len(row["faces"]) for row in rows if row["status"] == "ok"} == {1}
     face = next(row for row in rows if row["uri"].endswith("hopper-320.jpg"))["faces"][0]
     assert (face["x"], face["y"], face["landmarks"]) == (0, 0, None) and max(face["w"], face["h"]) == 320
@@ -78,7 +83,8 @@ def test_crops_are_labelled_whole_without_a_detector(archive: Path, tmp_path: Pa
 
 def test_limits_are_kept(archive: Path, tmp_path: Path) -> None:
     small = LabelSettings(**{**vars(SETTINGS), "max_pixels": 400_000, "max_bytes": 100_000})
-    rows = Labeller(resolve_detector("none"), read_bundle(EMBEDDED), small)(manifest_of(archive, tmp_path)).to_pylist()
+    crops = Labeller(resolve_detector("none"), read_bundle(EMBEDDED), small)
+    rows = labelled(crops, manifest_of(archive, tmp_path)).to_pylist()
     large = [row for row in rows if row["status"] == "too_large"]
     assert {"pixels" in row["error"] for row in large} == {True, False}
     assert all(row["size_bytes"] <= 100_000 and row["width"] * row["height"] <= 400_000 for row in rows if row["status"] == "ok")
@@ -86,6 +92,6 @@ def test_limits_are_kept(archive: Path, tmp_path: Path) -> None:
 
 def test_oddities_get_a_row_each(shared: Path, tmp_path: Path) -> None:
     crops = Labeller(resolve_detector("none"), read_bundle(EMBEDDED), SETTINGS)
-    rows = crops(manifest_of(shared / "data" / "oddities", tmp_path)).to_pylist()
+    rows = labelled(crops, manifest_of(shared / "data" / "oddities", tmp_path)).to_pylist()
     assert len(rows) == 26
     assert sum(row["status"] == "ok" for row in rows) == 18

@@ -1,0 +1,58 @@
+"""Tars, WebDataset shards among them: a member is addressed by where its bytes begin, so that it is read by its byte range.
+
+In a compressed tar that is a place in the decompressed stream, which has to be unpacked first.
+"""
+
+import contextlib
+import lzma
+import shutil
+import tarfile
+import tempfile
+import zlib
+from collections.abc import Iterator
+from typing import IO, Any
+
+from fer_pipeline.core import storage
+from fer_pipeline.core.manifest import Record
+from fer_pipeline.sources.files import File, is_image, valid_text
+
+DAMAGE = (tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, ValueError)
+COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ")
+
+
+def list_tar(file: File) -> Iterator[Record | str]:
+    """Yield a record for each image in a tar, the name of each member that is none."""
+    fs, path = storage.open_filesystem(file.uri)
+    with fs.open(path, "rb") as opened, tarfile.open(fileobj=opened) as tar:
+        for info in tar:
+            if info.isdir():
+                continue
+            target = _target(tar, info)
+            if target and is_image(info.name, lambda target=target: tar.extractfile(target)):
+                yield Record(file.uri, valid_text(info.name), target.offset_data, size_bytes=target.size, etag=file.etag)
+            else:
+                yield info.name
+
+
+def _target(tar: tarfile.TarFile, info: tarfile.TarInfo) -> tarfile.TarInfo | None:
+    """Return the member that holds the bytes: a hard link's is another one; None for what is no plain file."""
+    if info.islnk():
+        try:
+            info = tar.getmember(info.linkname)
+        except KeyError:
+            return None
+    return info if info.isfile() and not info.issparse() else None
+
+
+def unpack(uri: str) -> IO[bytes] | None:
+    """Return a compressed tar's stream, as far as it goes, in a temporary file; None for a tar that is not compressed."""
+    if not storage.read_range(uri, 0, 6).startswith(COMPRESSED):
+        return None
+    fs, path = storage.open_filesystem(uri)
+    unpacked = tempfile.TemporaryFile()
+    with fs.open(path, "rb") as file, tarfile.open(fileobj=file, mode="r:*") as tar:
+        stream: Any = tar.fileobj
+        stream.seek(0)
+        with contextlib.suppress(*DAMAGE):  # what lies behind is found to be missing, member by member
+            shutil.copyfileobj(stream, unpacked)
+    return unpacked

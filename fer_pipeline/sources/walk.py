@@ -1,0 +1,108 @@
+"""The files at or below a place, sorted by path: streamed, so that millions of them never stand in memory at once.
+
+On S3 the prefixes below a prefix are listed side by side, a page of 1,000 keys each; a page at a time would take hours.
+"""
+
+import os
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from stat import S_ISDIR, S_ISREG
+from typing import Any
+
+from fsspec.implementations.local import LocalFileSystem
+from s3fs import S3FileSystem
+
+from fer_pipeline.core import storage
+from fer_pipeline.core.errors import UserError
+from fer_pipeline.sources.files import File
+
+SIDE_BY_SIDE = 16
+Page = dict[str, Any]
+
+
+def list_files(source: str) -> Iterator[File]:
+    """Yield the files at or below `source`, sorted by path; raise UserError where there is nothing."""
+    fs, path = storage.open_filesystem(source)
+    if not fs.exists(path):
+        raise UserError(f"The source '{source}' does not exist.")
+    if isinstance(fs, LocalFileSystem):
+        yield from _walk_local(path)
+    elif not fs.isdir(path):
+        info = fs.info(path)
+        yield File(source, int(info["size"] or 0), _etag(info))
+    elif isinstance(fs, S3FileSystem):
+        bucket, _, prefix = path.partition("/")
+        with ThreadPoolExecutor(SIDE_BY_SIDE, thread_name_prefix="list") as pool:
+            yield from _S3Walk(fs, bucket, pool).walk(f"{prefix}/" if prefix else "")
+    else:
+        found = fs.find(path, detail=True)
+        for key in sorted(found):
+            yield File(fs.unstrip_protocol(key), int(found[key]["size"] or 0), _etag(found[key]))
+
+
+def _etag(info: dict[str, Any]) -> str:
+    return str(info.get("ETag", "")).strip('"')
+
+
+def _walk_local(path: str, above: tuple[str, ...] = ()) -> Iterator[File]:
+    try:
+        stat = os.stat(path)
+    except OSError as error:  # a link to nowhere, or to itself
+        yield File(path, 0, "", f"the file cannot be found: {error.strerror}")
+        return
+    if S_ISDIR(stat.st_mode):
+        yield from _walk_folder(path, above)
+    elif S_ISREG(stat.st_mode):
+        yield File(path, stat.st_size, str(stat.st_mtime_ns))
+    else:
+        yield File(path, 0, "", "this is not a regular file")
+
+
+def _walk_folder(folder: str, above: tuple[str, ...]) -> Iterator[File]:
+    real = os.path.realpath(folder)
+    if real in above:  # a link back up
+        return
+    try:
+        names = sorted(os.listdir(folder))  # noqa: PTH208 (names alone: a folder may hold millions)
+    except OSError as error:
+        yield File(folder, 0, "", f"the folder cannot be listed: {error.strerror}")
+        return
+    for name in names:
+        yield from _walk_local(os.path.join(folder, name), (*above, real))
+
+
+class _S3Walk:
+    """Lists prefixes of one bucket, each page asked for before it is needed."""
+
+    def __init__(self, fs: S3FileSystem, bucket: str, pool: ThreadPoolExecutor) -> None:
+        self.fs, self.bucket, self.pool = fs, bucket, pool
+
+    def walk(self, prefix: str, first: Future[Page] | None = None) -> Iterator[File]:
+        """Yield the files below a prefix; `first` is its first page, where that was asked for already."""
+        coming: Future[Page] | None = first or self._ask(prefix)
+        while coming:
+            page = coming.result()
+            token = page.get("NextContinuationToken") if page.get("IsTruncated") else None
+            coming = self._ask(prefix, token) if token else None
+            yield from self._entries(page, prefix)
+
+    def _ask(self, prefix: str, token: str | None = None) -> Future[Page]:
+        more = {"ContinuationToken": token} if token else {}
+        return self.pool.submit(
+            self.fs.call_s3, "list_objects_v2", Bucket=self.bucket, Prefix=prefix, Delimiter="/", MaxKeys=1000, **more
+        )
+
+    def _entries(self, page: Page, prefix: str) -> Iterator[File]:
+        """Yield a page's files and those below its prefixes, in order of their paths."""
+        files = {entry["Key"]: entry for entry in page.get("Contents", []) if not entry["Key"].endswith("/")}
+        below = deque(sorted(entry["Prefix"] for entry in page.get("CommonPrefixes", []) if entry["Prefix"] != prefix))
+        asked: dict[str, Future[Page]] = {}
+        for name in sorted([*files, *below]):
+            if name in files:
+                entry = files[name]
+                yield File(f"s3://{self.bucket}/{name}", int(entry["Size"]), _etag(entry))
+                continue
+            while below and len(asked) < SIDE_BY_SIDE:
+                asked[below[0]] = self._ask(below.popleft())
+            yield from self.walk(name, asked.pop(name))
