@@ -1,5 +1,6 @@
 """Fixtures: real photos that come with packages, optional real data beside the checkout, and Ray where a test asks for it."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,12 @@ from fer_pipeline.jobs.sample_archive import SampleArchiveConfig
 from fer_pipeline.stages.decode import Pixels
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """An empty cache of its own for the session, its child processes included."""
+    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture(scope="session")

@@ -94,8 +94,9 @@ def read_range(url: str, start: int, size: int) -> bytes:
 
 def reason(error: BaseException) -> str:
     """Return what went wrong as one line, without what a URL's query or user part may give away."""
-    text = re.sub(r"(\w+://[^\s?'\"]*)\?[^\s'\"]*", r"\1", f"{type(error).__name__}: {error}")
-    return re.sub(r"(\w+://)[^\s/@'\"]*@", r"\1", " ".join(text.split()))
+    text = str(error) if type(error) is ValueError else f"{type(error).__name__}: {error}"
+    text = re.sub(r"(\w+://[^\s?'\"]*)\?[^\s'\"]*", r"\1", " ".join(text.split()))
+    return re.sub(r"(\w+://)[^\s/@'\"]*@", r"\1", text)
 
 
 def cache_folder() -> Path:

@@ -15,6 +15,8 @@ from fer_pipeline.core.errors import RecordError
 from fer_pipeline.core.manifest import Record
 from fer_pipeline.sources.files import File
 
+os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # quiet: what is wrong with a video stands in its rows
+
 SEEK_AHEAD_MS = 1000
 """How far before a moment a search begins: containers find moments only roughly."""
 ROUNDING_MS = 1000

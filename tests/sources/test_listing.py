@@ -3,13 +3,14 @@ import os
 import tarfile
 import warnings
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from fer_pipeline.core.errors import RecordError, UserError
 from fer_pipeline.core.manifest import Record
-from fer_pipeline.sources.listing import Listing
+from fer_pipeline.sources.listing import Listing, Selection
 from fer_pipeline.sources.reader import Reader
 
 PNG = b"\x89PNG\r\n\x1a\n and more"
@@ -170,3 +171,65 @@ def test_a_link_back_up_is_not_followed_for_ever(tmp_path: Path) -> None:
 def test_a_source_that_is_not_there_is_the_users_to_mend(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="does not exist"):
         listed(tmp_path / "none")
+
+
+def test_globs_choose_records_by_their_path_below_the_source(tmp_path: Path) -> None:
+    (tmp_path / "a" / "thumbs").mkdir(parents=True)
+    for name in ("a/1.jpg", "a/2.png", "a/thumbs/3.jpg"):
+        (tmp_path / name).write_bytes(b"x")
+    tar_of(tmp_path / "b.tar", {"x/4.jpg": b"x", "x/5.png": b"x"})
+    tar_of(tmp_path / "old.tar", {"x/6.jpg": b"x"})
+    listing = Listing(str(tmp_path), Selection(include=("*.jpg",), exclude=("*/thumbs/*", "old*")))
+    assert [record.member or Path(record.uri).name for record in listing] == ["1.jpg", "x/4.jpg"]
+    assert dict(listing.skipped) == {"(filtered)": 4}
+    assert len(list(Listing(str(tmp_path), Selection(include=("b.tar/x/*",))))) == 2
+
+
+def test_a_webdataset_shard_gives_its_images(tmp_path: Path) -> None:
+    tar_of(tmp_path / "shard-000000.tar", {"0001.jpg": b"one", "0001.cls": b"3", "0001.json": b"{}", "0002.jpg": b"two"})
+    listing = Listing(str(tmp_path))
+    assert [record.member for record in listing] == ["0001.jpg", "0002.jpg"]
+    assert dict(listing.skipped) == {".cls": 1, ".json": 1}
+
+
+@pytest.mark.parametrize("kind", ["tar", "zip"])
+def test_a_container_is_indexed_once_while_it_stays_the_same(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / f"a.{kind}"
+    if kind == "tar":
+        tar_of(path, {"1.jpg": b"one", "1.txt": b"x"})
+    else:
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("1.jpg", b"one")
+            archive.writestr("1.txt", b"x")
+    first, stat = Listing(str(tmp_path)), path.stat()
+    records = list(first)
+    path.write_bytes(bytes(stat.st_size))  # nothing but zeros: a listing that opens it finds no member
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    again = Listing(str(tmp_path))
+    assert list(again) == records and again.skipped == first.skipped == {".txt": 1}
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
+    assert [record.member for record in listed(tmp_path)] != ["1.jpg"]
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+@pytest.mark.parametrize("streamed", [False, True])
+def test_members_of_a_zip_are_read_by_range_whatever_their_compression(tmp_path: Path, method: int, streamed: bool) -> None:
+    contents = {f"{'long ' * 120}{number}.jpg": os.urandom(50) + bytes(5000 * number) for number in range(4)}
+
+    class Pipe(io.FileIO):
+        def seekable(self) -> bool:
+            return not streamed
+
+    with Pipe(tmp_path / "a.zip", "w") as file, zipfile.ZipFile(file, "w", method) as archive:
+        for name, data in contents.items():
+            archive.writestr(name, data)
+    records, reader = listed(tmp_path), Reader()
+    assert {record.member: reader.read(record) for record in records} == contents
+
+
+def test_a_zip_member_that_unpacks_to_more_than_it_says_is_not_unpacked(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("bomb.jpg", bytes(50_000_000))
+    (record,) = listed(tmp_path)
+    with pytest.raises(RecordError, match="CRC"):
+        Reader().read(replace(record, size_bytes=1000))

@@ -1,0 +1,21 @@
+"""A decoder stand-in for every process that has this folder on its PYTHONPATH: some files crash it, some hang it for good."""
+
+import os
+import threading
+
+import cv2
+
+CRASH, HANG = b"crash the decoder", b"hang the decoder"
+_decode = cv2.imdecode
+
+
+def _poisoned(data, flags):  # type: ignore[no-untyped-def]
+    content = data.tobytes()
+    if content.endswith(CRASH):
+        os.abort()
+    if content.endswith(HANG):
+        threading.Event().wait()
+    return _decode(data, flags)
+
+
+cv2.imdecode = _poisoned

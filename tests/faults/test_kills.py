@@ -1,0 +1,56 @@
+"""The driver is killed ten times at random moments; at the end nothing is missing, doubled or different."""
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+pytestmark = pytest.mark.faults
+
+KILLS = 10
+SEED = 20261121
+RECORDS, SHARD_RECORDS = 2160, 4
+
+
+def drive(source: Path, out: Path) -> "subprocess.Popen[bytes]":
+    command = [sys.executable, "-m", "fer_pipeline.cli", "label", str(source), "--out", str(out), "--detector", "none"]
+    command += ["--shard-records", str(SHARD_RECORDS)]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+@pytest.mark.timeout(600)
+def test_ten_kills_of_the_driver_change_nothing(archive: Path, tmp_path: Path) -> None:
+    rng, source = random.Random(SEED), tmp_path / "source"
+    for number in range(RECORDS // 36):
+        shutil.copytree(archive, source / f"{number:02d}")
+    undisturbed, disturbed = tmp_path / "undisturbed", tmp_path / "disturbed"
+    assert drive(source, undisturbed).wait() == 0
+    kills, shards_at_kill = 0, []
+    while kills < KILLS:
+        before = len(list(disturbed.glob("images/*.parquet")))
+        driver = drive(source, disturbed)
+        if kills % 3:  # most of them while labelling, the others at any moment: listing, starting Ray, loading
+            while driver.poll() is None and len(list(disturbed.glob("images/*.parquet"))) <= before:
+                time.sleep(0.01)
+        time.sleep(rng.uniform(0, 0.4 if kills % 3 else 5))
+        assert driver.poll() is None, "the run ended before it was killed ten times: make it longer"
+        os.kill(driver.pid, signal.SIGKILL)
+        driver.wait()
+        kills += 1
+        shards_at_kill.append(len(list(disturbed.glob("images/*.parquet"))))
+    assert shards_at_kill[-1] > shards_at_kill[0]
+    assert drive(source, disturbed).wait() == 0
+    images, expected = (
+        pq.read_table(out / "images").sort_by("record_id").drop_columns(["run_id"]) for out in (disturbed, undisturbed)
+    )
+    assert images["record_id"].to_pylist() == list(range(RECORDS))
+    assert images.to_pylist() == expected.to_pylist()
+    faces, expected_faces = (pq.read_table(out / "faces").num_rows for out in (disturbed, undisturbed))
+    assert faces == expected_faces

@@ -1,0 +1,147 @@
+"""A cluster of three nodes on this machine: one is lost, workers are killed, GPUs are few."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pyarrow.parquet as pq
+import pytest
+import ray
+from ray.cluster_utils import Cluster
+
+from fer_pipeline.core.errors import UserError
+from fer_pipeline.jobs import label
+from fer_pipeline.jobs.cluster import ClusterConfig, connected
+from fer_pipeline.jobs.label import LabelConfig
+
+pytestmark = pytest.mark.faults
+STORE_BYTES = 100 * 1024**2
+
+
+@pytest.fixture(scope="module")
+def many(archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """1,080 records: the sample archive thirty times."""
+    folder = tmp_path_factory.mktemp("many")
+    for number in range(30):
+        shutil.copytree(archive, folder / f"{number:02d}")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def undisturbed(many: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    out = tmp_path_factory.mktemp("undisturbed") / "run"
+    label.run(config(many, out))
+    return rows(out)
+
+
+@pytest.fixture
+def cluster() -> Iterator[Cluster]:
+    """Three nodes of one core each."""
+    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": STORE_BYTES})
+    nodes.add_node(num_cpus=1, object_store_memory=STORE_BYTES)
+    nodes.add_node(num_cpus=1, object_store_memory=STORE_BYTES)
+    yield nodes
+    ray.shutdown()
+    nodes.shutdown()
+
+
+def config(source: Path, out: Path, **options: Any) -> LabelConfig:
+    return LabelConfig.model_validate({"source": str(source), "out": str(out), "detector": "none", "shard_records": 4} | options)
+
+
+def rows(out: Path) -> list[dict[str, Any]]:
+    return pq.read_table(out / "images").sort_by("record_id").drop_columns(["run_id"]).to_pylist()  # type: ignore[no-any-return]
+
+
+def after(out: Path, shards: int, action: Any) -> threading.Thread:
+    """Do something once so many shards are committed."""
+
+    def watch() -> None:
+        while len(list(out.glob("images/*.parquet"))) < shards:
+            time.sleep(0.02)
+        action()
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    return thread
+
+
+def test_a_node_that_is_lost_costs_nothing(cluster: Cluster, many: Path, undisturbed: list[Any], tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    node = next(iter(cluster.worker_nodes))
+    loss = after(out, 20, lambda: cluster.remove_node(node, allow_graceful=False))
+    label.run(config(many, out), ClusterConfig(address=cluster.address, shared_filesystem=True))
+    loss.join(timeout=1)
+    assert not loss.is_alive() and node not in cluster.worker_nodes
+    assert rows(out) == undisturbed
+
+
+def test_a_local_path_is_refused_on_several_nodes_unless_it_is_shared(cluster: Cluster, many: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="the cluster has 3 nodes"):
+        label.run(config(many, tmp_path / "run"), ClusterConfig(address=cluster.address))
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_code_travels_to_the_workers(cluster: Cluster) -> None:
+    """Here the workers would find it installed as well; elsewhere what travelled is all they have: so it must be whole."""
+    with connected(ClusterConfig(address=cluster.address)):
+        places = ray.get(ray.remote(lambda: [place for place in sys.path if "py_modules_files" in place]).remote())
+        (travelled,) = [place for place in places if (Path(place) / "fer_pipeline").is_dir()]
+        code = "import fer_pipeline.jobs.worker as w; from fer_pipeline.models import card; card.read_bundle('embedded'); "
+        code += "print(w.__file__)"
+        alone = subprocess.run(
+            [sys.executable, "-c", code], cwd="/", env=os.environ | {"PYTHONPATH": travelled}, capture_output=True, text=True
+        )
+    assert alone.returncode == 0, alone.stderr
+    assert alone.stdout.startswith(travelled)
+
+
+def test_killed_workers_cost_nothing(many: Path, undisturbed: list[Any], tmp_path: Path) -> None:
+    out, killed = tmp_path / "run", []
+
+    def kill() -> None:
+        for _ in range(6):
+            workers = [p for p in psutil.Process().children(recursive=True) if "ray::_label" in " ".join(p.cmdline()[:1])]
+            for worker in workers[:1]:
+                os.kill(worker.pid, signal.SIGKILL)
+                killed.append(worker.pid)
+            time.sleep(1)
+
+    loss = after(out, 10, kill)
+    label.run(config(many, out), ClusterConfig(num_cpus=2))
+    loss.join(timeout=10)
+    assert killed and rows(out) == undisturbed
+
+
+@pytest.mark.parametrize("cores", [1, 2])
+def test_a_plan_with_a_gpu_actor_ends_on_a_small_cluster_fresh_and_resumed(
+    cores: int, archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The GPU is a logical resource: torch sees none, so the actor classifies on its CPU, by the same way."""
+    plain, out = tmp_path / "plain", tmp_path / "run"
+    label.run(config(archive, plain, detector="mtcnn", precision="fp32"))
+    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": cores, "num_gpus": 1, "object_store_memory": STORE_BYTES})
+    try:
+        where = ClusterConfig(address=nodes.address)
+        asked = config(archive, out, detector="mtcnn", precision="fp32", gpus_per_worker=1)
+        label.run(asked, where)
+        assert rows(out) == rows(plain)
+        (out / "_SUCCESS").unlink()
+        for shard in (1, 5):
+            (out / "images" / f"{shard:06d}.parquet").unlink()
+        record = label.run(asked, where)
+        assert record.result is not None and record.result.labelled_now == 8
+        assert rows(out) == rows(plain)
+        with pytest.raises(UserError, match="more than the 1 GPUs"):
+            label.run(config(archive, tmp_path / "two", detector="mtcnn", gpus_per_worker=2), where)
+    finally:
+        ray.shutdown()
+        nodes.shutdown()

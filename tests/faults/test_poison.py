@@ -1,0 +1,39 @@
+"""Files that crash or hang native code cost their own row, and nothing else."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+pytestmark = pytest.mark.faults
+
+POISON = Path(__file__).parent / "poison"
+LABEL = [sys.executable, "-m", "fer_pipeline.cli", "label"]
+
+
+def test_a_crashing_and_a_hanging_file_cost_their_own_rows(archive: Path, tmp_path: Path) -> None:
+    source, out, clean = tmp_path / "source", tmp_path / "run", tmp_path / "clean"
+    shutil.copytree(archive, source)
+    victims = sorted(source.rglob("hopper-*.jpg"))
+    for victim, ending in zip(victims, (b"crash the decoder", b"hang the decoder"), strict=False):
+        victim.write_bytes(victim.read_bytes() + ending)  # still a sound JPEG to any other decoder
+    options = ["--detector", "none", "--shard-records", "6", "--record-timeout-s", "2"]
+    environment = os.environ | {"PYTHONPATH": str(POISON)}
+    subprocess.run([*LABEL, str(source), "--out", str(clean), *options], check=True, capture_output=True)
+    done = subprocess.run(
+        [*LABEL, str(source), "--out", str(out), *options], check=True, capture_output=True, text=True, env=environment
+    )
+    rows, expected = (pq.read_table(folder / "images").sort_by("record_id").to_pylist() for folder in (out, clean))
+    assert [row["record_id"] for row in rows] == list(range(36))
+    by_uri = {row["uri"]: row["status"] for row in rows}
+    assert (by_uri[str(victims[0])], by_uri[str(victims[1])]) == ("crashed", "timed_out")
+    healthy = {row["record_id"]: row["faces"] for row in rows if row["status"] not in ("crashed", "timed_out")}
+    assert len(healthy) == 34
+    assert healthy == {row["record_id"]: row["faces"] for row in expected if row["record_id"] in healthy}
+    counts = json.loads(done.stdout.splitlines()[-1])["result"]["counts"]
+    assert (counts["crashed"], counts["timed_out"]) == (1, 1)

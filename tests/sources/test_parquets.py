@@ -1,0 +1,59 @@
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from fer_pipeline.core.errors import RecordError
+from fer_pipeline.core.manifest import Record
+from fer_pipeline.sources.listing import Listing, Selection
+from fer_pipeline.sources.reader import Reader
+
+PICTURES = [f"picture {number}".encode() for number in range(100)]
+
+
+def written(folder: Path, columns: dict[str, Any], name: str = "a.parquet") -> list[Record]:
+    pq.write_table(pa.table(columns), folder / name, row_group_size=30)
+    return list(Listing(str(folder)))
+
+
+@pytest.mark.parametrize("column", ["image", "thumbnail"])
+def test_every_row_is_a_record(tmp_path: Path, column: str) -> None:
+    records, reader = written(tmp_path, {"label": list(range(100)), column: PICTURES}), Reader()
+    assert [record.member for record in records[:2]] == ["row 0", "row 1"]
+    assert [reader.read(record) for record in records] == PICTURES
+    assert [reader.read(records[index]) for index in (99, 3, 31, 30, 70)] == [PICTURES[i] for i in (99, 3, 31, 30, 70)]
+
+
+def test_images_in_the_structs_of_hugging_face_are_found(tmp_path: Path) -> None:
+    images = pa.array([{"bytes": picture, "path": "x"} for picture in PICTURES])
+    records, reader = written(tmp_path, {"image": images, "label": list(range(100))}), Reader()
+    assert [reader.read(record) for record in records] == PICTURES
+
+
+def test_a_row_without_an_image_is_unreadable(tmp_path: Path) -> None:
+    records, reader = written(tmp_path, {"image": pa.array([b"one", None], pa.binary())}), Reader()
+    assert reader.read(records[0]) == b"one"
+    with pytest.raises(RecordError, match="the row holds no image"):
+        reader.read(records[1])
+
+
+def test_a_file_without_images_is_skipped_and_counted(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"label": [1]}), tmp_path / "labels.parquet")
+    listing = Listing(str(tmp_path))
+    assert list(listing) == [] and dict(listing.skipped) == {".parquet": 1}
+
+
+def test_the_column_can_be_named(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"image": [b"small"], "original": [b"large"]}), tmp_path / "a.parquet")
+    (record,) = Listing(str(tmp_path), Selection(image_column="original"))
+    assert Reader("original").read(record) == b"large"
+    (record,) = Listing(str(tmp_path), Selection(image_column="photo"))
+    assert record.error and "has no binary column 'photo'; its columns are image, original" in record.error
+
+
+def test_a_damaged_file_is_one_record_that_says_so(tmp_path: Path) -> None:
+    (tmp_path / "a.parquet").write_bytes(b"PAR1 and nothing else")
+    (record,) = Listing(str(tmp_path))
+    assert record.error and record.error.startswith("the container cannot be read")
