@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-faults check bench clean
+.PHONY: demo test test-faults test-s3 check bench clean
 
 demo: $(INSTALLED)  ## Label a small photo archive, in a few minutes, install included
 	test -f demo/archive/notes.txt || { rm -rf demo/archive && $(BIN)/fer-pipeline sample-archive demo/archive; }
@@ -16,6 +16,9 @@ test: $(INSTALLED)  ## The tests
 
 test-faults: $(INSTALLED)  ## Poison files, killed drivers and workers, a lost node
 	$(BIN)/python -m pytest -m faults tests/faults
+
+test-s3: $(INSTALLED)  ## Labelling from S3 to S3 on a real server, with faults injected (installs Swift; needs root)
+	$(BIN)/python -m pytest -m s3 tests/s3
 
 check: $(INSTALLED)  ## Style and types
 	$(BIN)/ruff check .

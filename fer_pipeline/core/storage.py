@@ -23,6 +23,9 @@ from fer_pipeline.core.errors import UserError
 STORAGE_ERRORS = (OSError, BotoCoreError)
 """What a file that is missing, forbidden or unreachable raises, locally and on S3."""
 
+ATTEMPTS = 8
+CONNECTIONS = 32
+
 
 def is_local(url: str) -> bool:
     """Tell whether `url` is a path on this machine."""
@@ -40,11 +43,27 @@ def open_filesystem(url: str) -> tuple[Any, str]:
     """Return the fsspec filesystem of `url` and the path on it; raise UserError for a scheme that is not installed."""
     if is_local(url):
         return LocalFileSystem(), normalize(url)
+    scheme, _, rest = url.partition("://")
+    if scheme not in ("s3", "s3a") and re.search(r"[?@]", rest):
+        raise UserError(
+            f"A {scheme}:// URL with a query or a user in it is not accepted, since it would stand in every row: "
+            "give credentials by the environment."
+        )
+    # Other processes write what this one lists: a cached listing would deny files that exist.
+    options: dict[str, Any] = {"use_listings_cache": False}
+    if scheme in ("s3", "s3a"):
+        options["config_kwargs"] = {"max_pool_connections": CONNECTIONS} | _patience()
     try:
-        # Other processes write what this one lists: a cached listing would deny files that exist.
-        return fsspec.core.url_to_fs(url, use_listings_cache=False)  # type: ignore[no-any-return]
+        return fsspec.core.url_to_fs(url, **options)  # type: ignore[no-any-return]
     except (ValueError, ImportError) as error:
         raise UserError(f"'{url}' is neither a local path nor an s3:// URL that this installation can open.") from error
+
+
+def _patience() -> dict[str, Any]:
+    """Return how often botocore tries again, unless the user has said so: with growing pauses, for about half a minute."""
+    if {"AWS_MAX_ATTEMPTS", "AWS_RETRY_MODE"} & set(os.environ):
+        return {}
+    return {"retries": {"mode": "standard", "max_attempts": ATTEMPTS}}
 
 
 def require_access(*urls: str) -> None:

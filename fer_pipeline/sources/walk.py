@@ -104,5 +104,6 @@ class _S3Walk:
                 yield File(f"s3://{self.bucket}/{name}", int(entry["Size"]), _etag(entry))
                 continue
             while below and len(asked) < SIDE_BY_SIDE:
-                asked[below[0]] = self._ask(below.popleft())
+                ahead = below.popleft()
+                asked[ahead] = self._ask(ahead)
             yield from self.walk(name, asked.pop(name))

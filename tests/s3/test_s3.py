@@ -1,0 +1,171 @@
+"""Labelling from S3 to S3, with a store that works and one that fails in the ways that stores fail."""
+
+import io
+import logging
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from fer_pipeline.core import storage
+from fer_pipeline.core.errors import UserError
+from fer_pipeline.core.run import RunRecord
+from fer_pipeline.jobs import label
+from fer_pipeline.jobs.label import LabelConfig
+from fer_pipeline.sources.listing import Listing, Selection
+from tests.s3.conftest import Store, upload
+from tests.s3.swift import SECRET_KEY
+
+pytestmark = pytest.mark.s3
+
+Rows = list[dict[str, Any]]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def ray_after_the_environment(running: Store, request: pytest.FixtureRequest) -> None:
+    """Ray's workers must see the store's credentials."""
+    request.getfixturevalue("local_ray")
+
+
+def config(source: str, out: str, **options: Any) -> LabelConfig:
+    return LabelConfig.model_validate({"source": source, "out": out, "detector": "none", "shard_records": 6} | options)
+
+
+def rows(out: str) -> Rows:
+    tables = [storage.read_table(storage.join(out, "images", name)) for name in storage.list_names(storage.join(out, "images"))]
+    return [row for table in tables for row in table.drop_columns(["run_id", "etag", "uri"]).to_pylist()]
+
+
+@pytest.fixture(scope="module")
+def locally(archive: Path, tmp_path_factory: pytest.TempPathFactory, local_ray: None) -> Rows:
+    """The rows of the same archive on a local disk."""
+    out = tmp_path_factory.mktemp("local") / "run"
+    label.run(config(str(archive), str(out)))
+    return rows(str(out))
+
+
+def failures(record: RunRecord) -> dict[str, tuple[str | None, str]]:
+    assert record.result is not None
+    found = record.result.failures
+    return {str(one["member"] or one["uri"]).rsplit("/", 1)[-1]: (one["status"], str(one["error"])) for one in found}
+
+
+def test_an_archive_is_labelled_from_s3_to_s3(uploaded: str, bucket: str, locally: Rows) -> None:
+    record = label.run(config(uploaded, f"{bucket}/run"))
+    assert rows(f"{bucket}/run") == locally
+    assert record.records == 36 and record.skipped == {".txt": 1}
+    assert set(storage.list_names(f"{bucket}/run")) == {"manifest", "images", "faces", "run.json", "report.html", "_SUCCESS"}
+    uris = {row["uri"] for row in storage.read_table(f"{bucket}/run/images/000000.parquet").to_pylist()}
+    assert all(uri.startswith(f"{uploaded}/") for uri in uris)
+
+
+def test_a_run_on_s3_is_resumed(uploaded: str, bucket: str, locally: Rows) -> None:
+    out = f"{bucket}/run"
+    label.run(config(uploaded, out))
+    for name in ("_SUCCESS", "images/000001.parquet", "images/000004.parquet"):
+        storage.remove(f"{out}/{name}")
+    record = label.run(config(uploaded, out))
+    assert record.result is not None and record.result.labelled_now == 12
+    assert rows(out) == locally
+
+
+def test_keys_are_listed_in_order_page_by_page_and_prefix_by_prefix(bucket: str, store: Store) -> None:
+    names = [f"{folder}/{number:04d}.jpg" for folder in ("a", "b/c", "b/d/e") for number in range(8)]
+    names += [f"flat/{number:05d}.jpg" for number in range(1100)]  # more than a page
+    fs, path = storage.open_filesystem(bucket)
+    fs.pipe({f"{path}/in/{name}": b"x" for name in names})
+    fs.pipe_file(f"{path}/in/b.jpg", b"x")
+    fs.pipe_file(f"{path}/in-not/z.jpg", b"x")
+    listed = [record.uri.removeprefix(f"{bucket}/in/") for record in Listing(f"{bucket}/in")]
+    assert listed == sorted([*names, "b.jpg"])
+
+
+def test_videos_parquet_and_containers_are_read_by_range(bucket: str, shared: Path, tmp_path: Path, archive: Path) -> None:
+    import pyarrow as pa
+
+    picture = next(archive.rglob("hopper-320.jpg")).read_bytes()
+    sink = io.BytesIO()
+    pq.write_table(pa.table({"image": [picture] * 3}), sink)
+    storage.write_bytes(f"{bucket}/in/rows.parquet", sink.getvalue())
+    clip = (shared / "data" / "videos" / "single_face.mp4").read_bytes()
+    storage.write_bytes(f"{bucket}/in/clip.mp4", clip)
+    assert [record.time_ms for record in Listing(f"{bucket}/in", Selection(fps=1)) if record.time_ms is not None] == [
+        0,
+        1000,
+        2000,
+    ]
+    record = label.run(config(f"{bucket}/in", f"{bucket}/run"))
+    assert record.result is not None and record.result.counts == {"ok": 6}
+
+
+def test_a_store_that_stumbles_costs_nothing(uploaded: str, bucket: str, store: Store, locally: Rows) -> None:
+    store.fail(latency_s=0.03, burst_every=40, burst_length=4, reset_every=9)
+    label.run(config(uploaded, f"{bucket}/run"))
+    injected = store.injected()
+    assert injected["SlowDown"] >= 8 and injected["reset"] >= 3
+    assert rows(f"{bucket}/run") == locally
+
+
+def test_keys_gone_or_forbidden_have_rows_that_say_so_and_can_be_tried_again(
+    uploaded: str, bucket: str, store: Store, locally: Rows
+) -> None:
+    prefix, out = uploaded.removeprefix("s3://").partition("/")[2], f"{bucket}/run"
+    loose = [record.uri.removeprefix(f"{bucket}/") for record in Listing(uploaded) if record.member is None]
+    gone, forbidden = loose[0], loose[-1]
+    store.fail(gone=[gone], forbidden=[forbidden])
+    record = label.run(config(uploaded, out))
+    assert gone.startswith(prefix) and record.result is not None
+    found = failures(record)
+    assert found[gone.rsplit("/", 1)[-1]][0] == found[forbidden.rsplit("/", 1)[-1]][0] == "unreadable"
+    assert (
+        "FileNotFoundError" in found[gone.rsplit("/", 1)[-1]][1] and "PermissionError" in found[forbidden.rsplit("/", 1)[-1]][1]
+    )
+    assert record.result.counts["unreadable"] == 2 and len(rows(out)) == 36
+    store.fail()
+    again = label.run(config(uploaded, out, retry_status=("unreadable",)))
+    assert again.result is not None and again.result.labelled_now == 12  # the two shards that hold them
+    assert rows(out) == locally
+    assert label.run(config(uploaded, out, retry_status=("unreadable",))).result == again.result  # nothing left to do again
+
+
+def test_a_store_that_does_not_let_us_in_is_told_in_one_sentence_without_secrets(
+    uploaded: str, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for secret, endpoint in (("wrong-secret-abc", None), (SECRET_KEY, "http://127.0.0.1:9")):
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", secret)
+        if endpoint:
+            monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+            monkeypatch.setenv("AWS_MAX_ATTEMPTS", "2")
+        command = [sys.executable, "-m", "fer_pipeline.cli", "label", uploaded, "--out", f"{bucket}/run", "--detector", "none"]
+        ended = subprocess.run(command, capture_output=True, text=True)
+        assert ended.returncode == 2 and ended.stdout == ""
+        (sentence,) = ended.stderr.strip().splitlines()
+        assert "cannot be reached" in sentence and secret not in sentence and "?" not in sentence
+
+
+def test_no_secret_stands_in_what_a_run_leaves(
+    uploaded: str, bucket: str, caplog: pytest.LogCaptureFixture, store: Store
+) -> None:
+    out = f"{bucket}/run"
+    with caplog.at_level(logging.DEBUG, logger="fer_pipeline"):
+        label.run(config(uploaded, out))
+    left = storage.read_bytes(f"{out}/run.json") + storage.read_bytes(f"{out}/report.html") + caplog.text.encode()
+    assert SECRET_KEY.encode() not in left.replace(b"test:tester", b"")
+    assert b"X-Amz" not in left and b"Signature" not in left
+
+
+def test_a_url_with_a_query_is_refused_and_not_repeated(tmp_path: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        label.run(config("https://bucket.example/photos?X-Amz-Signature=abc123", str(tmp_path / "run")))
+    assert "abc123" not in str(caught.value) and "query" in str(caught.value)
+
+
+def test_uploads_are_what_was_there(uploaded: str, bucket: str, archive: Path) -> None:
+    upload(archive, f"{bucket}/again")
+    here = {path.relative_to(archive).as_posix(): path.stat().st_size for path in archive.rglob("*") if path.is_file()}
+    fs, path = storage.open_filesystem(f"{bucket}/again")
+    there = {key.removeprefix(f"{path}/"): info["size"] for key, info in fs.find(path, detail=True).items()}
+    assert there == here
