@@ -19,6 +19,7 @@ COMMANDS = {
     "ingest": "Bring a labelled dataset into Parquet, with its counts, duplicates and leaks.",
     "train": "Train a recipe on an ingested dataset into a model bundle; run it again to continue.",
     "label": "Label the apparent expression of every face in an archive; run it again to continue.",
+    "predict": "Label a few images here and now, and write copies with the faces marked.",
     "report": "Write the page of a labelling run again.",
     "sample-archive": "Write a small photo archive to try the pipeline on, without network.",
 }

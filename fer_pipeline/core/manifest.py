@@ -56,7 +56,7 @@ def write_manifest(prefix: str, shards: Iterable[list[Record]]) -> ManifestSize:
     records = count = 0
     pending: list[pa.Table] = []
     for shard in shards:
-        pending.append(_table(shard, count, records))
+        pending.append(manifest_table(shard, count, records))
         records, count = records + len(shard), count + 1
         if len(pending) == SHARDS_PER_FILE:
             _write_file(prefix, count, pending)
@@ -66,7 +66,8 @@ def write_manifest(prefix: str, shards: Iterable[list[Record]]) -> ManifestSize:
     return ManifestSize(records, count)
 
 
-def _table(shard: list[Record], number: int, first_id: int) -> pa.Table:
+def manifest_table(shard: list[Record], number: int, first_id: int) -> pa.Table:
+    """Return the manifest rows of a shard's records, whose ids begin at `first_id`."""
     columns = {field.name: [getattr(record, field.name) for record in shard] for field in fields(Record)}
     columns["record_id"] = list(range(first_id, first_id + len(shard)))
     columns["shard"] = [number] * len(shard)
@@ -116,12 +117,21 @@ def shard_sizes(prefix: str, shards: int) -> list[int]:
 
 def find_records(prefix: str, record_ids: list[int]) -> dict[int, Record]:
     """Return the records with these ids; row groups that cannot hold one are not read."""
+    table = _where(prefix, ("record_id", "in", record_ids))
+    return dict(zip(table["record_id"].to_pylist(), records_of(table), strict=True))
+
+
+def last_moments_ms(prefix: str, uris: list[str]) -> dict[str, int]:
+    """Return the moment of each video's last sampled frame."""
+    table = _where(prefix, ("uri", "in", uris)).group_by("uri").aggregate([("time_ms", "max")])
+    return dict(zip(table["uri"].to_pylist(), table["time_ms_max"].to_pylist(), strict=True))
+
+
+def _where(prefix: str, condition: tuple[str, str, object]) -> pa.Table:
     fs, path = storage.arrow_filesystem(prefix)
     folder, _, start = path.rpartition("/")
     names = [name for name in storage.list_names(prefix.rpartition("/")[0]) if name.startswith(start)]
-    files = [f"{folder}/{name}" for name in names]
-    table = pq.read_table(files, filesystem=fs, filters=[("record_id", "in", record_ids)], schema=MANIFEST)
-    return dict(zip(table["record_id"].to_pylist(), records_of(table), strict=True))
+    return pq.read_table([f"{folder}/{name}" for name in names], filesystem=fs, filters=[condition], schema=MANIFEST)
 
 
 def records_of(table: pa.Table) -> list[Record]:

@@ -20,13 +20,12 @@ from fer_pipeline.jobs.progress import progress
 from fer_pipeline.jobs.worker import Parts
 from fer_pipeline.models.card import EMBEDDED, BundleFiles, read_bundle
 from fer_pipeline.report.labels import label_report
-from fer_pipeline.sources.listing import Listing, Selection
+from fer_pipeline.sources.files import Selection
+from fer_pipeline.sources.listing import Listing
 from fer_pipeline.stages.label import LabelSettings
-from fer_pipeline.stages.weights import DetectorWeights, resolve_detector
+from fer_pipeline.stages.weights import THRESHOLDS, DetectorWeights, resolve_detector
 
 log = logging.getLogger(__name__)
-
-THRESHOLDS = {"yunet": 0.6, "mtcnn": 0.9, "none": 0.0}
 
 
 class LabelConfig(Config):
@@ -167,7 +166,7 @@ def _begin(
     config: LabelConfig, folder: RunFolder, detector: DetectorWeights, bundle: BundleFiles, settings: LabelSettings
 ) -> RunRecord:
     """List the source, freeze the manifest and the run's record; raise UserError where there is nothing to label."""
-    selection = Selection(config.include, config.exclude, config.fps, config.image_column)
+    selection = Selection(config.include, config.exclude, config.fps, config.image_column, config.record_timeout_s)
     run_id, listing = new_run_id(), Listing(config.source, selection)
     shards = cut(listing, config.shard_records, config.shard_bytes)
     size = write_manifest(folder.manifest_prefix(run_id), shards)

@@ -17,6 +17,7 @@ from fer_pipeline.core.errors import RecordError
 from fer_pipeline.core.manifest import find_records
 from fer_pipeline.core.run import RunFolder, RunRecord
 from fer_pipeline.core.schemas import FAILED, FINE
+from fer_pipeline.report.timelines import timelines
 from fer_pipeline.stages.align import cut, square
 from fer_pipeline.stages.decode import decode
 from fer_pipeline.stages.fetch import fetch
@@ -43,7 +44,12 @@ def label_report(folder: RunFolder, record: RunRecord, thumbnails: bool) -> str:
     }
     environment = jinja2.Environment(loader=jinja2.PackageLoader("fer_pipeline.report"), autoescape=True, trim_blocks=True)
     return environment.get_template("labels.html").render(
-        run=record, result=record.result, galleries=galleries, statuses=FINE + FAILED, failed=FAILED
+        run=record,
+        result=record.result,
+        galleries=galleries,
+        statuses=FINE + FAILED,
+        failed=FAILED,
+        timelines=timelines(folder, record),
     )
 
 

@@ -11,9 +11,10 @@ import pyarrow.parquet as pq
 
 from fer_pipeline.core import storage
 from fer_pipeline.core.manifest import Record
-from fer_pipeline.sources import parquets, tars, videos, zips
-from fer_pipeline.sources.files import File
+from fer_pipeline.sources import parquets, tars, zips
+from fer_pipeline.sources.files import File, Selection
 from fer_pipeline.sources.kinds import kind_of
+from fer_pipeline.sources.opener import Opener, list_frames
 
 BROKEN = (*tars.DAMAGE, *zips.DAMAGE, *parquets.DAMAGE, *storage.STORAGE_ERRORS)
 """What a container that is damaged, encrypted or out of reach raises."""
@@ -32,7 +33,7 @@ INDEX_VERSION = 1
 BATCH = 10_000
 
 
-def list_members(file: File, fps: float, image_column: str | None) -> Iterator[Record | str]:
+def list_members(file: File, selection: Selection, opener: Opener) -> Iterator[Record | str]:
     """Yield a record for each image in a container, the name of each member that is none.
 
     A container that breaks off yields one record for itself, with the error.
@@ -44,9 +45,10 @@ def list_members(file: File, fps: float, image_column: str | None) -> Iterator[R
             case "zip":
                 yield from _remembered(file, "", zips.list_zip(file))
             case "video":
-                yield from _remembered(file, f"fps {fps}", videos.list_frames(file, fps))
+                frames = list_frames(file, selection.fps or 1.0, selection.timeout_s, opener)
+                yield from _remembered(file, f"fps {selection.fps}", frames)
             case _:
-                yield from parquets.list_rows(file, image_column)
+                yield from parquets.list_rows(file, selection.image_column)
     except BROKEN as error:
         what = "video" if kind_of(file.uri) == "video" else "container"
         reason = f"the {what} cannot be read: {storage.reason(error)}"

@@ -24,6 +24,25 @@ class File:
     """Why it cannot be read."""
 
 
+@dataclass(frozen=True)
+class Selection:
+    """Which of an archive's images are records.
+
+    Globs are held against a record's path below the source, a member's going on behind its container's; `*` matches `/` too.
+    """
+
+    include: tuple[str, ...] = ()
+    """Where there are any, one of them must match."""
+    exclude: tuple[str, ...] = ()
+    """None of them may match; a container that one matches is not opened."""
+    fps: float | None = None
+    """Frames sampled from a second of video; None: videos are no records."""
+    image_column: str | None = None
+    """The column of Parquet files that holds the images; by default the one its name and type speak for."""
+    timeout_s: float = 60.0
+    """Time that opening a video may take."""
+
+
 def valid_text(name: str) -> str:
     """Return a file name as valid Unicode, bytes that are none escaped."""
     return name.encode("utf-8", "backslashreplace").decode()

@@ -5,45 +5,35 @@ import posixpath
 import re
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
 from fnmatch import translate
 
 from fer_pipeline.core.manifest import Record
 from fer_pipeline.sources.containers import list_members
-from fer_pipeline.sources.files import File, peek, valid_text
+from fer_pipeline.sources.files import File, Selection, peek, valid_text
 from fer_pipeline.sources.kinds import kind_of
+from fer_pipeline.sources.opener import Opener
 from fer_pipeline.sources.walk import list_files
 
 FILTERED = "(filtered)"
 
 
-@dataclass(frozen=True)
-class Selection:
-    """Which of an archive's images are records.
-
-    Globs are held against a record's path below the source, a member's going on behind its container's; `*` matches `/` too.
-    """
-
-    include: tuple[str, ...] = ()
-    """Where there are any, one of them must match."""
-    exclude: tuple[str, ...] = ()
-    """None of them may match; a container that one matches is not opened."""
-    fps: float | None = None
-    """Frames sampled from a second of video; None: videos are no records."""
-    image_column: str | None = None
-    """The column of Parquet files that holds the images; by default the one its name and type speak for."""
-
-
 class Listing:
     """The records below a source; `skipped` counts, by extension, the files that are none."""
 
-    def __init__(self, source: str, selection: Selection = Selection()) -> None:
+    def __init__(self, source: str, selection: Selection = Selection()) -> None:  # noqa: B008 (frozen)
         self.source, self.selection = source, selection
         self.skipped: Counter[str] = Counter()
+        self._opener = Opener()
         self._include = [re.compile(translate(glob)) for glob in selection.include]
         self._exclude = [re.compile(translate(glob)) for glob in selection.exclude]
 
     def __iter__(self) -> Iterator[Record]:
+        try:
+            yield from self._records()
+        finally:
+            self._opener.close()
+
+    def _records(self) -> Iterator[Record]:
         for file in list_files(self.source):
             name, kind = self._name(file.uri), kind_of(file.uri)
             if self._matches(self._exclude, name):
@@ -64,7 +54,7 @@ class Listing:
         if file.error:
             yield _record(file)
             return
-        for member in list_members(file, self.selection.fps or 1.0, self.selection.image_column):
+        for member in list_members(file, self.selection, self._opener):
             inner = member.member if isinstance(member, Record) else member
             name = f"{container}/{inner}" if inner and inner != file.uri else container
             if not isinstance(member, Record):

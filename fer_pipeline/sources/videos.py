@@ -3,7 +3,6 @@
 import io
 import math
 import os
-from collections.abc import Iterator
 from typing import Any
 
 import cv2
@@ -12,8 +11,6 @@ from numpy.typing import NDArray
 
 from fer_pipeline.core import storage
 from fer_pipeline.core.errors import RecordError
-from fer_pipeline.core.manifest import Record
-from fer_pipeline.sources.files import File
 
 os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # quiet: what is wrong with a video stands in its rows
 
@@ -152,15 +149,3 @@ class Video:
         if self._stream:
             self._stream.close()
         self._capture = self._stream = None
-
-
-def list_frames(file: File, fps: float) -> Iterator[Record | str]:
-    """Yield a record for each sampled frame; raise ValueError where the video cannot be opened."""
-    video = Video(file.uri)
-    try:
-        for moment in video.moments_ms(fps):
-            yield Record(file.uri, time_ms=moment, etag=file.etag)
-    except RecordError as error:
-        raise ValueError(error.reason) from error
-    finally:
-        video.close()

@@ -22,6 +22,8 @@ YUNET_SHA256 = "8f2383e4dd3cfbb4553ea8718107fc0423210dc964f9f4280604804ed2552fa4
 YUNET_URL = f"https://media.githubusercontent.com/media/opencv/opencv_zoo/main/models/face_detection_yunet/{YUNET_FILE}"
 """OpenCV's model zoo; MIT licence (Wu et al., 2023, "YuNet: A Tiny Millisecond-level Face Detector")."""
 
+THRESHOLDS: dict[DetectorName, float] = {"yunet": 0.6, "mtcnn": 0.9, "none": 0.0}
+"""Least detection score of a face, by detector."""
 PATIENCE_S = 5.0
 """How long a download may go without result before it is given up."""
 

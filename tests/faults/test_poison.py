@@ -37,3 +37,23 @@ def test_a_crashing_and_a_hanging_file_cost_their_own_rows(archive: Path, tmp_pa
     assert healthy == {row["record_id"]: row["faces"] for row in expected if row["record_id"] in healthy}
     counts = json.loads(done.stdout.splitlines()[-1])["result"]["counts"]
     assert (counts["crashed"], counts["timed_out"]) == (1, 1)
+
+
+def test_videos_that_crash_or_hang_whoever_opens_them_do_not_end_the_listing(tmp_path: Path) -> None:
+    import cv2
+    import numpy as np
+
+    (tmp_path / "in").mkdir()
+    for name in ("crash", "good", "hang", "well"):
+        writer = cv2.VideoWriter(str(tmp_path / "in" / f"{name}.avi"), cv2.VideoWriter.fourcc(*"MJPG"), 10, (64, 48))
+        for _ in range(20):
+            writer.write(np.zeros((48, 64, 3), np.uint8))
+        writer.release()
+    options = ["--detector", "none", "--record-timeout-s", "3"]
+    command = [*LABEL, str(tmp_path / "in"), "--out", str(tmp_path / "run"), *options]
+    subprocess.run(command, check=True, capture_output=True, env=os.environ | {"PYTHONPATH": str(POISON)})
+    rows = pq.read_table(tmp_path / "run" / "images").sort_by("record_id").to_pylist()
+    assert [(Path(row["uri"]).stem, row["status"]) for row in rows] == [
+        ("crash", "unreadable"), ("good", "ok"), ("good", "ok"), ("hang", "unreadable"), ("well", "ok"), ("well", "ok")
+    ]  # fmt: skip
+    assert "dies of it" in rows[0]["error"] and "longer than 3 s" in rows[3]["error"]

@@ -160,10 +160,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     swift = Swift(parser.parse_args().folder)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     swift.start()
     print(f"endpoint {swift.endpoint}  access key {ACCESS_KEY}  secret key {SECRET_KEY}  region {REGION}", flush=True)
-    signal.sigwait({signal.SIGINT, signal.SIGTERM})
-    swift.stop()
+    try:
+        signal.pause()
+    except KeyboardInterrupt:
+        swift.stop()
 
 
 if __name__ == "__main__":

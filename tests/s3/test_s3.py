@@ -15,7 +15,8 @@ from fer_pipeline.core.errors import UserError
 from fer_pipeline.core.run import RunRecord
 from fer_pipeline.jobs import label
 from fer_pipeline.jobs.label import LabelConfig
-from fer_pipeline.sources.listing import Listing, Selection
+from fer_pipeline.sources.files import Selection
+from fer_pipeline.sources.listing import Listing
 from tests.s3.conftest import Store, upload
 from tests.s3.swift import SECRET_KEY
 

@@ -10,7 +10,8 @@ import pytest
 
 from fer_pipeline.core.errors import RecordError, UserError
 from fer_pipeline.core.manifest import Record
-from fer_pipeline.sources.listing import Listing, Selection
+from fer_pipeline.sources.files import Selection
+from fer_pipeline.sources.listing import Listing
 from fer_pipeline.sources.reader import Reader
 
 PNG = b"\x89PNG\r\n\x1a\n and more"

@@ -7,7 +7,8 @@ import pytest
 
 from fer_pipeline.core.errors import RecordError
 from fer_pipeline.core.manifest import Record
-from fer_pipeline.sources.listing import Listing, Selection
+from fer_pipeline.sources.files import Selection
+from fer_pipeline.sources.listing import Listing
 from fer_pipeline.sources.videos import Video
 from fer_pipeline.stages.fetch import Frame, fetch
 

@@ -19,3 +19,15 @@ def _poisoned(data, flags):  # type: ignore[no-untyped-def]
 
 
 cv2.imdecode = _poisoned
+
+
+class _Capture(cv2.VideoCapture):
+    def __init__(self, place, *rest):  # type: ignore[no-untyped-def]
+        if "crash" in str(place):
+            os.abort()
+        if "hang" in str(place):
+            threading.Event().wait()
+        super().__init__(place, *rest)
+
+
+cv2.VideoCapture = _Capture  # type: ignore[misc, assignment]
