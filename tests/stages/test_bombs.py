@@ -1,0 +1,87 @@
+"""Bombs: small files that would become gigabytes. Peak memory is asserted in a process of its own."""
+
+import io
+import struct
+import subprocess
+import sys
+import zipfile
+import zlib
+from pathlib import Path
+
+import pytest
+
+CODE = """
+import resource, sys
+from fer_pipeline.core.errors import RecordError
+from fer_pipeline.sources.listing import Listing
+from fer_pipeline.stages.decode import decode
+from fer_pipeline.stages.fetch import fetch
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+for data in fetch(list(Listing(sys.argv[1])), 2**28):
+    try:
+        decode(data, 10**8, 640)
+        print("ok")
+    except RecordError as error:
+        print(error.status)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+"""
+
+
+def looked_at(source: Path) -> tuple[list[str], int]:
+    """Return what became of each image, and by how many MB the memory of the process grew."""
+    out = subprocess.run([sys.executable, "-c", CODE, str(source)], capture_output=True, text=True, check=True)
+    *statuses, grown = out.stdout.split()
+    return statuses, int(grown)
+
+
+def png(width: int, height: int) -> bytes:
+    """Return a valid, black PNG of one bit a pixel, small however large it is."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    compressor, rows = zlib.compressobj(9), io.BytesIO()
+    row = bytes(1 + -(-width // 8)) * 1000
+    for _ in range(height // 1000):
+        rows.write(compressor.compress(row))
+    rows.write(compressor.flush())
+    header = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows.getvalue()) + chunk(b"IEND", b"")
+
+
+def test_images_above_the_limit_are_never_allocated(tmp_path: Path) -> None:
+    (tmp_path / "bomb.png").write_bytes(png(60_000, 60_000))  # 10 GB as pixels, half a megabyte as a file
+    (tmp_path / "bomb.bmp").write_bytes(
+        b"BM" + struct.pack("<IHHIIiiHHIIiiII", 99, 0, 0, 54, 40, 50_000, 50_000, 1, 24, 0, 0, 1, 1, 0, 0)
+    )
+    statuses, grown_mb = looked_at(tmp_path)
+    assert statuses == ["too_large", "too_large"] and grown_mb < 100
+
+
+def test_a_zip_member_that_lies_about_its_size_is_not_unpacked(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "bomb.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("bomb.jpg", bytes(2**30))
+    data = (tmp_path / "bomb.zip").read_bytes()
+    assert len(data) < 2**21
+    (tmp_path / "bomb.zip").write_bytes(data.replace(struct.pack("<I", 2**30), struct.pack("<I", 1000)))
+    statuses, grown_mb = looked_at(tmp_path)
+    assert statuses == ["unreadable"] and grown_mb < 100
+
+
+def test_a_zip_member_above_the_limit_is_not_read(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "bomb.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("bomb.jpg", bytes(2**30))
+    statuses, grown_mb = looked_at(tmp_path)
+    assert statuses == ["too_large"] and grown_mb < 100
+
+
+def test_the_oddities_stay_within_bounds(shared: Path) -> None:
+    statuses, grown_mb = looked_at(shared / "data" / "oddities")
+    assert len(statuses) == 26 and grown_mb < 500
+
+
+@pytest.mark.parametrize("side", [4000])
+def test_an_image_within_the_limit_costs_a_few_times_its_pixels(tmp_path: Path, side: int) -> None:
+    (tmp_path / "large.png").write_bytes(png(side, side))
+    statuses, grown_mb = looked_at(tmp_path)
+    assert statuses == ["ok"] and grown_mb < 4 * 3 * side * side / 2**20
