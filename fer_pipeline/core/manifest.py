@@ -97,19 +97,16 @@ def read_shards(prefix: str, shards: Iterable[int]) -> Iterator[tuple[int, pa.Ta
 
 def read_manifest_file(prefix: str, number: int) -> list[pa.Table]:
     """Return the manifest rows of each shard of one file."""
-    data = storage.read_bytes(f"{prefix}{number:05d}.parquet")
-    file = pq.ParquetFile(pa.BufferReader(data))
+    file = storage.open_parquet(f"{prefix}{number:05d}.parquet")
     return [file.read_row_group(index) for index in range(file.num_row_groups)]
 
 
 def shard_sizes(prefix: str, shards: int) -> list[int]:
-    """Return the number of records of each shard; only the files' footers are read."""
+    """Return the number of records of each shard, from the files' footers."""
 
     def sizes_in(number: int) -> list[int]:
-        fs, path = storage.arrow_filesystem(f"{prefix}{number:05d}.parquet")
-        with fs.open_input_file(path) as source:
-            footer = pq.ParquetFile(source).metadata
-            return [footer.row_group(index).num_rows for index in range(footer.num_row_groups)]
+        footer = storage.open_parquet(f"{prefix}{number:05d}.parquet").metadata
+        return [footer.row_group(index).num_rows for index in range(footer.num_row_groups)]
 
     with ThreadPoolExecutor(8) as pool:
         return [size for sizes in pool.map(sizes_in, range(file_count(shards))) for size in sizes]

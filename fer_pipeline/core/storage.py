@@ -52,7 +52,8 @@ def open_filesystem(url: str) -> tuple[Any, str]:
     # Other processes write what this one lists: a cached listing would deny files that exist.
     options: dict[str, Any] = {"use_listings_cache": False}
     if scheme in ("s3", "s3a"):
-        options["config_kwargs"] = {"max_pool_connections": CONNECTIONS} | _patience()
+        # One request for a file, not a HEAD and its parts: sizes are known from the listing, and files are read side by side.
+        options |= {"max_concurrency": 1, "config_kwargs": {"max_pool_connections": CONNECTIONS} | _patience()}
     try:
         return fsspec.core.url_to_fs(url, **options)  # type: ignore[no-any-return]
     except (ValueError, ImportError) as error:
@@ -203,8 +204,11 @@ def write_table(url: str, table: pa.Table, row_group_size: int | None = None) ->
     write_bytes(url, sink.getvalue().to_pybytes())
 
 
+def open_parquet(url: str) -> pq.ParquetFile:
+    """Return a Parquet file read whole, by one request: for those of megabytes at most, as a shard's are."""
+    return pq.ParquetFile(pa.BufferReader(read_bytes(url)))
+
+
 def read_table(url: str, columns: list[str] | None = None) -> pa.Table:
     """Return one Parquet file as a table."""
-    fs, path = arrow_filesystem(url)
-    with fs.open_input_file(path) as source:
-        return pq.ParquetFile(source).read(columns=columns)
+    return open_parquet(url).read(columns=columns)
