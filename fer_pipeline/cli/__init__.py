@@ -14,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 from fer_pipeline.core.config import explain
 from fer_pipeline.core.errors import FailureRateExceeded, UserError
+from fer_pipeline.core.storage import STORAGE_ERRORS, reason
 
 COMMANDS = {
     "ingest": "Bring a labelled dataset into Parquet, with its counts, duplicates and leaks.",
@@ -68,6 +69,9 @@ def _exit_code(command: Callable[[], Any]) -> int:
         cause = error.__cause__
         print(f"fer-pipeline: {explain(cause) if isinstance(cause, ValidationError) else error}", file=sys.stderr)
         return 2
+    except STORAGE_ERRORS as error:
+        print(f"fer-pipeline: the storage failed, run the same command again to continue: {reason(error)}", file=sys.stderr)
+        return 1
     if isinstance(result, BaseModel):
         print(json.dumps(result.model_dump(mode="json")))
     return 0

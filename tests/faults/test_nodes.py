@@ -121,6 +121,23 @@ def test_killed_workers_cost_nothing(many: Path, undisturbed: list[Any], tmp_pat
     assert killed and rows(out) == undisturbed
 
 
+def test_a_record_that_kills_costs_its_own_row_also_where_gpu_actors_classify(
+    archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = Path(shutil.copytree(archive, tmp_path / "source"))
+    victim = sorted(source.rglob("hopper-*.jpg"))[0]
+    victim.write_bytes(victim.read_bytes() + b"crash the decoder")
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent / "poison"))
+    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "num_gpus": 1, "object_store_memory": STORE_BYTES})
+    try:
+        label.run(config(source, tmp_path / "run", gpus_per_worker=0.5), ClusterConfig(address=nodes.address))
+    finally:
+        ray.shutdown()
+        nodes.shutdown()
+    found = rows(tmp_path / "run")
+    assert len(found) == 36 and [row["uri"] for row in found if row["status"] == "crashed"] == [str(victim)]
+
+
 @pytest.mark.parametrize("cores", [1, 2])
 def test_a_plan_with_a_gpu_actor_ends_on_a_small_cluster_fresh_and_resumed(
     cores: int, archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
