@@ -16,6 +16,7 @@ from fer_pipeline.core.manifest import cut, file_count, shard_sizes, write_manif
 from fer_pipeline.core.run import REPORT, Identity, RunFolder, RunRecord, RunResult, new_run_id, now
 from fer_pipeline.jobs.cluster import ClusterConfig, connected
 from fer_pipeline.jobs.dispatch import Dispatcher
+from fer_pipeline.jobs.pool import count_actors
 from fer_pipeline.jobs.progress import progress
 from fer_pipeline.jobs.worker import Parts
 from fer_pipeline.models.card import EMBEDDED, BundleFiles, read_bundle
@@ -103,6 +104,8 @@ def run(config: LabelConfig, cluster: ClusterConfig = ClusterConfig()) -> RunRec
             return record
     log.info("Detector: %s (%s)", detector.name, detector.origin)
     with connected(cluster, config.source, config.out):
+        if config.gpus_per_worker:
+            count_actors(config.gpus_per_worker)
         if record is None:
             record = _begin(config, folder, detector, bundle, settings)
             _require_same(config, record, detector, bundle, settings)  # another driver may have begun it meanwhile

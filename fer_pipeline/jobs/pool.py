@@ -36,18 +36,23 @@ class _Classifying:
         self.folder.commit(self.record, looked.manifest["shard"][0].as_py(), table)
 
 
+def count_actors(gpus_per_worker: float) -> int:
+    """Return how many actors the cluster's GPUs allow; raise UserError where it is none."""
+    gpus = ray.cluster_resources().get("GPU", 0)
+    if gpus < gpus_per_worker:
+        raise UserError(
+            f"--gpus-per-worker {gpus_per_worker:g} asks for more than the {gpus:g} GPUs of the cluster: "
+            "leave it out to use CPUs."
+        )
+    return int(gpus / gpus_per_worker)
+
+
 class ClassifierPool:
     """As many actors as the cluster's GPUs allow; each shard goes to the one with the least to do."""
 
     def __init__(self, parts: References, folder: RunFolder, record: RunRecord, gpus_per_worker: float) -> None:
-        """Start the actors; raise UserError where the cluster has not enough GPUs for one."""
-        gpus = ray.cluster_resources().get("GPU", 0)
-        count = int(gpus / gpus_per_worker)
-        if not count:
-            raise UserError(
-                f"--gpus-per-worker {gpus_per_worker:g} asks for more than the {gpus:g} GPUs of the cluster: "
-                "leave it out to use CPUs."
-            )
+        """Start the actors."""
+        count = count_actors(gpus_per_worker)
         actor = _Classifying.options(num_gpus=gpus_per_worker)  # type: ignore[attr-defined]
         self.actors = [actor.remote(parts, folder, record) for _ in range(count)]
         self.given: dict[Any, int] = {}

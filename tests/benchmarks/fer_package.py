@@ -7,8 +7,8 @@ It needs an environment of its own, in which this file's `work` runs:
     python3 -m venv FER_VENV
     FER_VENV/bin/pip install fer==25.10.3 'setuptools<81' 'opencv-contrib-python==4.14.*'
 
-One facenet-pytorch detection runs before `fer` is imported: otherwise the LLVMs of torch and TensorFlow collide. Loading is not
-counted: every process labels one image first, then they start together.
+One facenet-pytorch detection runs before `fer.fer` is imported (the package's top does not export its class), otherwise the
+LLVMs of torch and TensorFlow collide. Loading is not counted: every process labels one image first, then they start together.
 """
 
 import argparse
@@ -28,7 +28,7 @@ def work(paths: list[str]) -> None:
     from facenet_pytorch import MTCNN
 
     MTCNN(keep_all=True).detect(np.zeros((200, 200, 3), np.uint8))
-    from fer import FER
+    from fer.fer import FER
 
     detector = FER(mtcnn=True)
     detector.detect_emotions(cv2.imread(paths[0]))

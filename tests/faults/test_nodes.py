@@ -159,6 +159,7 @@ def test_a_plan_with_a_gpu_actor_ends_on_a_small_cluster_fresh_and_resumed(
         assert rows(out) == rows(plain)
         with pytest.raises(UserError, match="more than the 1 GPUs"):
             label.run(config(archive, tmp_path / "two", detector="mtcnn", gpus_per_worker=2), where)
+        assert not (tmp_path / "two").exists()
     finally:
         ray.shutdown()
         nodes.shutdown()
