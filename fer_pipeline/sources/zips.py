@@ -5,7 +5,7 @@ import lzma
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from fer_pipeline.core import storage
 from fer_pipeline.core.manifest import Record
@@ -19,8 +19,8 @@ HEADER = struct.Struct("<4s2xHH4xI8xHH")
 SIGNATURE, DESCRIPTOR = b"PK\x03\x04", b"PK\x07\x08"
 ENCRYPTED, CRC_BEHIND = 0x1, 0x8
 STORED, DEFLATED, BZIP2, LZMA = 0, 8, 12, 14
-SLACK_BYTES = 512
-"""Room for name and extra field, so that one request is enough."""
+MEMBER_OVERHEAD_BYTES = HEADER.size + 512
+"""What a member takes besides its content: header, name and extra field, descriptor; more of it costs a second request."""
 
 
 def list_zip(file: File) -> Iterator[Record | str]:
@@ -37,9 +37,12 @@ def list_zip(file: File) -> Iterator[Record | str]:
                 yield info.filename
 
 
-def read_zip_member(uri: str, offset: int, stored_bytes: int, size_bytes: int) -> bytes:
-    """Return a member's bytes, never more than one above `size_bytes`; raise ValueError or another of `DAMAGE`."""
-    data = storage.read_range(uri, offset, HEADER.size + SLACK_BYTES + stored_bytes)
+def read_zip_member(read: Callable[[int, int], bytes], offset: int, stored_bytes: int, size_bytes: int) -> bytes:
+    """Return a member's bytes, never more than one above `size_bytes`; raise ValueError or another of `DAMAGE`.
+
+    `read` returns bytes of the container from a place on, so many of them.
+    """
+    data = read(offset, MEMBER_OVERHEAD_BYTES + stored_bytes)
     if len(data) < HEADER.size:
         raise ValueError("the container ends before the member")
     signature, flags, method, crc, name_length, extra_length = HEADER.unpack_from(data)
@@ -50,7 +53,7 @@ def read_zip_member(uri: str, offset: int, stored_bytes: int, size_bytes: int) -
     start = HEADER.size + name_length + extra_length
     end = start + stored_bytes
     if end + 8 > len(data):
-        data = storage.read_range(uri, offset, end + 8)
+        data = read(offset, end + 8)
     if flags & CRC_BEHIND:
         descriptor = data[end : end + 8].removeprefix(DESCRIPTOR)
         crc = int.from_bytes(descriptor[:4], "little")

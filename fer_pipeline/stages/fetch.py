@@ -8,7 +8,7 @@ from itertools import groupby
 
 from fer_pipeline.core.errors import RecordError
 from fer_pipeline.core.manifest import Record
-from fer_pipeline.sources.reader import Reader
+from fer_pipeline.sources.reader import Reader, blocks
 from fer_pipeline.sources.videos import Video
 
 AHEAD = 8
@@ -28,7 +28,7 @@ Fetched = bytes | Frame | RecordError
 def fetch(records: Iterable[Record | RecordError], max_bytes: int, image_column: str | None = None) -> Generator[Fetched]:
     """Yield, in order, each record's encoded image or frame, or why there is none (a RecordError is passed on).
 
-    Up to `AHEAD` records are read ahead; a record of more than `max_bytes` is not read.
+    Up to `AHEAD` records, or runs of neighbours in a container, are read ahead; a record of more than `max_bytes` is not read.
     """
     reader = Reader(image_column)
     try:
@@ -53,21 +53,17 @@ def _frames(uri: str, records: Iterable[Record | RecordError]) -> Iterator[Fetch
 
 
 def _images(reader: Reader, records: Iterable[Record | RecordError], max_bytes: int) -> Iterator[Fetched]:
-    def read(record: Record | RecordError) -> Fetched:
-        if isinstance(record, RecordError):
-            return record
-        if (record.size_bytes or 0) > max_bytes:
-            return RecordError("too_large", f"{record.size_bytes} bytes are more than the limit of {max_bytes}")
-        try:
-            return reader.read(record)
-        except RecordError as error:
-            return error
-
-    waiting: deque[Future[Fetched]] = deque()
+    waiting: deque[Future[list[bytes | RecordError]]] = deque()
     with ThreadPoolExecutor(AHEAD, thread_name_prefix="fetch") as pool:
-        for record in records:
-            waiting.append(pool.submit(read, record))
+        for block in blocks(_bounded(record, max_bytes) for record in records):
+            waiting.append(pool.submit(reader.read_block, block))
             if len(waiting) > AHEAD:
-                yield waiting.popleft().result()
+                yield from waiting.popleft().result()
         while waiting:
-            yield waiting.popleft().result()
+            yield from waiting.popleft().result()
+
+
+def _bounded(record: Record | RecordError, max_bytes: int) -> Record | RecordError:
+    if isinstance(record, Record) and (record.size_bytes or 0) > max_bytes:
+        return RecordError("too_large", f"{record.size_bytes} bytes are more than the limit of {max_bytes}")
+    return record

@@ -26,7 +26,7 @@ def committed(out: Path) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=10_000_000)
-    parser.add_argument("--shard-records", type=int, default=512)
+    parser.add_argument("--shard-records", type=int, default=64)
     options = parser.parse_args()
     environment = os.environ | {"PYTHONPATH": str(NOOP), "NOOP_KEYS": str(-(-options.rows * 10 // 9))}
     with tempfile.TemporaryDirectory() as folder:

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from fer_pipeline.core import storage
 from fer_pipeline.core.errors import RecordError, UserError
 from fer_pipeline.core.manifest import Record
 from fer_pipeline.sources.files import Selection
 from fer_pipeline.sources.listing import Listing
-from fer_pipeline.sources.reader import Reader
+from fer_pipeline.sources.reader import Reader, blocks
 
 PNG = b"\x89PNG\r\n\x1a\n and more"
 
@@ -226,6 +227,33 @@ def test_members_of_a_zip_are_read_by_range_whatever_their_compression(tmp_path:
             archive.writestr(name, data)
     records, reader = listed(tmp_path), Reader()
     assert {record.member: reader.read(record) for record in records} == contents
+
+
+@pytest.mark.parametrize("name", ["a.tar", "a.zip", "a.tar.gz"])
+def test_neighbours_in_a_container_are_read_by_one_request(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    contents = {f"{number:03d}.{'txt' if number % 7 == 0 else 'jpg'}": os.urandom(100_000) for number in range(60)}
+    if name == "a.zip":
+        with zipfile.ZipFile(tmp_path / name, "w", zipfile.ZIP_DEFLATED) as archive:
+            for member, data in contents.items():
+                archive.writestr(member, data)
+    else:
+        tar_of(tmp_path / name, contents, "w:gz" if name.endswith("gz") else "w")
+    records, requests = listed(tmp_path), 0
+    real = storage.read_range
+
+    def counted(uri: str, start: int, size: int) -> bytes:
+        nonlocal requests
+        requests += 1
+        return real(uri, start, size)
+
+    monkeypatch.setattr(storage, "read_range", counted)
+    runs = list(blocks([*records, RecordError("crashed", "x"), *records[:3]]))
+    assert [record for run in runs for record in run if isinstance(record, Record)] == [*records, *records[:3]]
+    reader = Reader()
+    read = [data for run in runs for data in reader.read_block(run)]
+    assert read[: len(records)] == [contents[str(record.member)] for record in records]
+    assert isinstance(read[len(records)], RecordError) and read[len(records) + 1 :] == read[:3]
+    assert requests <= {"a.tar": 11, "a.zip": 11, "a.tar.gz": 1}[name]  # of 54 members: gaps of 100 kB are not read
 
 
 def test_a_zip_member_that_unpacks_to_more_than_it_says_is_not_unpacked(tmp_path: Path) -> None:
