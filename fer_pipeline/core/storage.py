@@ -7,9 +7,11 @@ import os
 import posixpath
 import re
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -17,10 +19,11 @@ from botocore.exceptions import BotoCoreError
 from fsspec.implementations.local import LocalFileSystem
 from pyarrow.fs import FileSystem, FSSpecHandler, PyFileSystem
 from pyarrow.fs import LocalFileSystem as ArrowLocalFileSystem
+from s3fs import S3FileSystem
 
 from fer_pipeline.core.errors import UserError
 
-STORAGE_ERRORS = (OSError, BotoCoreError)
+STORAGE_ERRORS = (OSError, BotoCoreError, aiohttp.ClientError)
 """What a file that is missing, forbidden or unreachable raises, locally and on S3."""
 
 ATTEMPTS = 8
@@ -36,7 +39,7 @@ def normalize(url: str) -> str:
     """Return a local path made absolute, or a URL without its trailing slash."""
     if is_local(url):
         return os.path.abspath(os.path.expanduser(url.removeprefix("file://")))
-    return url.rstrip("/")
+    return re.sub("^s3a://", "s3://", url).rstrip("/")
 
 
 def open_filesystem(url: str) -> tuple[Any, str]:
@@ -44,18 +47,18 @@ def open_filesystem(url: str) -> tuple[Any, str]:
     if is_local(url):
         return LocalFileSystem(), normalize(url)
     scheme, _, rest = url.partition("://")
-    if scheme not in ("s3", "s3a") and re.search(r"[?@]", rest):
+    if scheme == "s3":  # opened directly: a key may hold what fsspec takes for a chain of URLs or a version
+        # Other processes write what this one lists: a cached listing would deny files that exist. One request for a file, not
+        # a HEAD and its parts: sizes are known from the listing, and files are read side by side.
+        options = {"max_pool_connections": CONNECTIONS} | _patience()
+        return fsspec.filesystem("s3", use_listings_cache=False, max_concurrency=1, config_kwargs=options), rest.rstrip("/")
+    if re.search(r"[?@]", rest):
         raise UserError(
             f"A {scheme}:// URL with a query or a user in it is not accepted, since it would stand in every row: "
             "give credentials by the environment."
         )
-    # Other processes write what this one lists: a cached listing would deny files that exist.
-    options: dict[str, Any] = {"use_listings_cache": False}
-    if scheme in ("s3", "s3a"):
-        # One request for a file, not a HEAD and its parts: sizes are known from the listing, and files are read side by side.
-        options |= {"max_concurrency": 1, "config_kwargs": {"max_pool_connections": CONNECTIONS} | _patience()}
     try:
-        return fsspec.core.url_to_fs(url, **options)  # type: ignore[no-any-return]
+        return fsspec.core.url_to_fs(url, use_listings_cache=False)  # type: ignore[no-any-return]
     except (ValueError, ImportError) as error:
         raise UserError(f"'{url}' is neither a local path nor an s3:// URL that this installation can open.") from error
 
@@ -97,10 +100,27 @@ def list_names(url: str) -> list[str]:
     """Return the sorted names directly below the folder `url`, as they are now; none where it does not exist."""
     fs, path = open_filesystem(url)
     try:
-        names = [posixpath.basename(name.rstrip("/")) for name in fs.ls(path, detail=False)]
+        found = _list_s3(fs, path) if isinstance(fs, S3FileSystem) else fs.ls(path, detail=False)
+        names = [posixpath.basename(name.rstrip("/")) for name in found]
     except FileNotFoundError:
         return []
     return sorted(name for name in names if not name.endswith(".tmp"))
+
+
+def _list_s3(fs: S3FileSystem, path: str) -> Iterator[str]:
+    """Yield the keys and prefixes directly below a prefix, page by page, but for the marker that consoles make of a folder.
+
+    `ls` would list all of the parent's where there are none.
+    """
+    bucket, _, key = path.partition("/")
+    prefix, more = f"{key}/" if key else "", dict[str, str]()
+    while True:
+        page = fs.call_s3("list_objects_v2", Bucket=bucket, Prefix=prefix, Delimiter="/", **more)
+        yield from (entry["Key"] for entry in page.get("Contents", []) if entry["Key"] != prefix)
+        yield from (entry["Prefix"] for entry in page.get("CommonPrefixes", []))
+        if not page.get("IsTruncated"):
+            return
+        more = {"ContinuationToken": page["NextContinuationToken"]}
 
 
 def read_range(url: str, start: int, size: int) -> bytes:

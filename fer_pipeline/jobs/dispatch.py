@@ -33,7 +33,8 @@ from fer_pipeline.stages.label import Looked
 
 log = logging.getLogger(__name__)
 
-DEATHS = (ActorDiedError, ActorUnavailableError, NodeDiedError, ObjectLostError, OutOfMemoryError, WorkerCrashedError)
+ACTOR_LOST = (ActorDiedError, ActorUnavailableError)
+DEATHS = (*ACTOR_LOST, NodeDiedError, ObjectLostError, OutOfMemoryError, WorkerCrashedError)
 SHARDS_PER_TASK = 8
 MOST_DEATHS = 4
 """Deaths of workers with one shard alone after which its records are given up."""
@@ -69,6 +70,8 @@ class Dispatcher:
         self.pool = ClassifierPool(self.parts, folder, record, gpus_per_worker) if gpus_per_worker else None
         self.again: deque[Chunk] = deque()
         self.running: dict[Any, Chunk] = {}
+        self.looking: set[Any] = set()
+        """The running tasks whose shards go to the pool next."""
 
     def label(self, pending: Sequence[int]) -> Iterator[int]:
         """Yield the number of records done as tasks end, each of them once, whatever dies."""
@@ -92,19 +95,29 @@ class Dispatcher:
     def _start(self, chunk: Chunk) -> None:
         if chunk.probing:
             reference: Any = probe.remote(self.parts, chunk.manifests[0])
-        elif self.pool:
+        elif self.pool and chunk.deaths <= MOST_DEATHS:
             reference = _look.remote(self.parts, chunk.manifests[0], chunk.verdicts)
+            self.looking.add(reference)
         else:
             reference = _label.remote(self.parts, self.folder, self.record, chunk.shards, chunk.manifests, chunk.verdicts)
         self.running[reference] = chunk
 
     def _end(self, reference: Any, chunk: Chunk) -> int:
         """Take a task's result; return the number of records that are done by it."""
+        actor = self.pool.take_back(reference) if self.pool else None
+        if self.pool and actor is None and reference in self.looking:
+            self.looking.remove(reference)  # looked at: its death, if it died, goes along
+            self.running[self.pool.classify(reference)] = chunk
+            return 0
         try:
-            if self.pool and not chunk.probing and not self.pool.gave(reference):  # looked at: its death, if any, goes along
-                self.running[self.pool.classify(reference)] = chunk
-                return 0
             found = ray.get(reference)
+        except ACTOR_LOST as error:
+            if self.pool is None or actor is None:
+                return self._after_death(chunk, error)
+            self.pool.lose(actor)
+            chunk.deaths += 1  # after too many of them the shard is labelled on a core
+            self.again.append(chunk)
+            return 0
         except DEATHS as error:
             return self._after_death(chunk, error)
         except RayTaskError as error:
@@ -127,7 +140,7 @@ class Dispatcher:
                 continue
             if len(chunk.shards) == 1:
                 one.probing = not one.verdicts
-                if one.deaths > MOST_DEATHS:
+                if one.deaths > (2 * MOST_DEATHS if self.pool else MOST_DEATHS):
                     one.verdicts, one.probing = _given_up(one), False
             self.again.append(one)
         return done

@@ -4,6 +4,7 @@ import logging
 from typing import Any
 
 import ray
+from ray.exceptions import ActorDiedError, ActorUnavailableError
 
 from fer_pipeline.core.errors import UserError
 from fer_pipeline.core.run import RunFolder, RunRecord
@@ -37,14 +38,23 @@ class _Classifying:
 
 
 def count_actors(gpus_per_worker: float) -> int:
-    """Return how many actors the cluster's GPUs allow; raise UserError where it is none."""
-    gpus = ray.cluster_resources().get("GPU", 0)
-    if gpus < gpus_per_worker:
+    """Return how many actors the cluster's GPUs allow; raise UserError where it is none.
+
+    Ray places an actor on one node, and a share of a GPU within one GPU.
+    """
+    if gpus_per_worker > 1 and gpus_per_worker != int(gpus_per_worker):
+        raise UserError(f"--gpus-per-worker {gpus_per_worker:g} is neither a share of one GPU nor a whole number of them.")
+    by_node = [node["Resources"].get("GPU", 0) for node in ray.nodes() if node["Alive"]]
+    if gpus_per_worker <= 1:
+        count = sum(int(gpus) for gpus in by_node) * int(1 / gpus_per_worker + 1e-9)
+    else:
+        count = sum(int(gpus // gpus_per_worker) for gpus in by_node)
+    if not count:
         raise UserError(
-            f"--gpus-per-worker {gpus_per_worker:g} asks for more than the {gpus:g} GPUs of the cluster: "
+            f"--gpus-per-worker {gpus_per_worker:g} asks for more than any node of the cluster has ({max(by_node):g} GPUs): "
             "leave it out to use CPUs."
         )
-    return int(gpus / gpus_per_worker)
+    return count
 
 
 class ClassifierPool:
@@ -56,6 +66,8 @@ class ClassifierPool:
         actor = _Classifying.options(num_gpus=gpus_per_worker)  # type: ignore[attr-defined]
         self.actors = [actor.remote(parts, folder, record) for _ in range(count)]
         self.given: dict[Any, int] = {}
+        self.lost: dict[int, Any] = {}
+        """Actors that do not answer, with the call that will say when they do again."""
         devices = set(ray.get([one.device_name.remote() for one in self.actors]))
         log.info("%d classifiers on %s", count, " and ".join(sorted(devices)))
         if "cpu" in devices:
@@ -63,12 +75,29 @@ class ClassifierPool:
 
     def classify(self, looked: Any) -> Any:
         """Return a reference that is ready when the shard that `looked` refers to is committed."""
+        fit = [index for index in range(len(self.actors)) if self._is_back(index)] or range(len(self.actors))
         busy = list(self.given.values())
-        least = min(range(len(self.actors)), key=busy.count)
+        least = min(fit, key=busy.count)
         reference = self.actors[least].commit.remote(looked)
         self.given[reference] = least
         return reference
 
-    def gave(self, reference: Any) -> bool:
-        """Tell whether a reference, now ended, is one of the pool's."""
-        return self.given.pop(reference, None) is not None
+    def take_back(self, reference: Any) -> int | None:
+        """Return which actor a reference, now ended, was given to; None where it is not one of the pool's."""
+        return self.given.pop(reference, None)
+
+    def lose(self, actor: int) -> None:
+        """Give an actor that died or cannot be reached nothing more until it answers: dead, it would have least to do."""
+        self.lost[actor] = self.actors[actor].device_name.remote()
+
+    def _is_back(self, actor: int) -> bool:
+        if actor not in self.lost:
+            return True
+        if ray.wait([self.lost[actor]], timeout=0)[0]:
+            try:
+                ray.get(self.lost[actor])
+            except (ActorDiedError, ActorUnavailableError):
+                self.lose(actor)
+            else:
+                del self.lost[actor]
+        return actor not in self.lost

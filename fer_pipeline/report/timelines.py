@@ -1,9 +1,11 @@
 """Expressions over time in the videos of a run, for its page."""
 
 from collections import Counter, defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from fer_pipeline.core import storage
@@ -36,15 +38,25 @@ class Timeline:
 
 def timelines(folder: RunFolder, record: RunRecord) -> list[Timeline]:
     """Return the timelines of the videos with most faces, `VIDEOS` at most; none where the run holds no videos."""
+    totals: Counter[str] = Counter()
+    for faces in _frames(folder):
+        sums = faces.group_by("uri").aggregate([([], "count_all")])
+        totals.update(dict(zip(sums["uri"].to_pylist(), sums["count_all"].to_pylist(), strict=True)))
+    chosen = sorted(totals, key=lambda uri: (-totals[uri], uri))[:VIDEOS]
     counts: dict[str, Counter[tuple[int, str]]] = defaultdict(Counter)
-    for name in storage.list_names(folder.path("faces")):
-        faces = storage.read_table(folder.path("faces", name), ["uri", "time_ms", "expression"])
-        faces = faces.filter(pc.is_valid(faces["time_ms"]))
-        for uri, moment, expression in zip(*(faces[column].to_pylist() for column in faces.column_names), strict=True):
+    for faces in _frames(folder) if chosen else ():
+        some = faces.filter(pc.is_in(faces["uri"], pa.array(chosen)))
+        for uri, moment, expression in zip(*(some[column].to_pylist() for column in some.column_names), strict=True):
             counts[uri][moment, expression] += 1
-    chosen = sorted(counts, key=lambda uri: (-counts[uri].total(), uri))[:VIDEOS]
     ends = last_moments_ms(folder.manifest_prefix(record.run_id), chosen) if chosen else {}
     return [_timeline(uri, counts[uri], ends[uri], float(record.settings.get("fps", 1))) for uri in chosen]
+
+
+def _frames(folder: RunFolder) -> Iterator[pa.Table]:
+    """Yield the faces in frames of videos, file by file: uri, time_ms, expression."""
+    for name in storage.list_names(folder.path("faces")):
+        faces = storage.read_table(folder.path("faces", name), ["uri", "time_ms", "expression"])
+        yield faces.filter(pc.is_valid(faces["time_ms"]))
 
 
 def _timeline(uri: str, counts: Counter[tuple[int, str]], end_ms: int, fps: float) -> Timeline:

@@ -3,6 +3,7 @@
 import hashlib
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from uuid import uuid4
 
@@ -36,7 +37,8 @@ BATCH = 10_000
 def list_members(file: File, selection: Selection, opener: Opener) -> Iterator[Record | str]:
     """Yield a record for each image in a container, the name of each member that is none.
 
-    A container that breaks off yields one record for itself, with the error.
+    A container that breaks off yields one record for itself, with the error. A store that fails for all its retries raises: the
+    manifest would be without what the container holds.
     """
     try:
         match kind_of(file.uri):
@@ -50,6 +52,9 @@ def list_members(file: File, selection: Selection, opener: Opener) -> Iterator[R
             case _:
                 yield from parquets.list_rows(file, selection.image_column)
     except BROKEN as error:
+        gone = isinstance(error, FileNotFoundError | PermissionError)
+        if isinstance(error, storage.STORAGE_ERRORS) and not gone and not storage.is_local(file.uri):
+            raise
         what = "video" if kind_of(file.uri) == "video" else "container"
         reason = f"the {what} cannot be read: {storage.reason(error)}"
         yield Record(file.uri, size_bytes=file.size_bytes, etag=file.etag, error=reason)
@@ -63,33 +68,59 @@ def _remembered(file: File, how: str, entries: Iterator[Record | str]) -> Iterat
     if path.exists():
         yield from _read(path, file)
         return
-    temporary = folder / f".{uuid4().hex}.tmp"
+    index = _NewIndex(path)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        writer = pq.ParquetWriter(str(temporary), INDEX, compression="zstd")
-    except OSError:  # no place to remember it: the next run lists it again
-        yield from entries
-        return
-    try:
-        with writer:
-            yield from _write(writer, entries)
-        os.replace(temporary, path)
+        for entry in entries:
+            index.add(entry)
+            yield entry
+        index.finish()
     finally:
-        temporary.unlink(missing_ok=True)
+        index.discard()
 
 
-def _write(writer: pq.ParquetWriter, entries: Iterator[Record | str]) -> Iterator[Record | str]:
-    rows = []
-    for entry in entries:
+class _NewIndex:
+    """An index in the making. Where it cannot be written there will be none, and the next run lists the container again."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.temporary = path, path.with_name(f".{uuid4().hex}.tmp")
+        self.rows: list[tuple[object, ...]] = []
+        self.writer: pq.ParquetWriter | None = None
+        with suppress(OSError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self.writer = pq.ParquetWriter(str(self.temporary), INDEX, compression="zstd")
+
+    def add(self, entry: Record | str) -> None:
         if isinstance(entry, Record):
-            rows.append((entry.member, True, entry.offset, entry.stored_bytes, entry.size_bytes, entry.time_ms))
+            self.rows.append((entry.member, True, entry.offset, entry.stored_bytes, entry.size_bytes, entry.time_ms))
         else:
-            rows.append((entry.encode("utf-8", "backslashreplace").decode(), False, None, None, None, None))
-        if len(rows) == BATCH:
-            writer.write_table(_table(rows))
-            rows = []
-        yield entry
-    writer.write_table(_table(rows))
+            self.rows.append((entry.encode("utf-8", "backslashreplace").decode(), False, None, None, None, None))
+        if len(self.rows) == BATCH:
+            self._flush()
+
+    def _flush(self) -> None:
+        try:
+            if self.writer:
+                self.writer.write_table(_table(self.rows))
+        except OSError:
+            self.discard()
+        self.rows = []
+
+    def finish(self) -> None:
+        """Put the index in its place."""
+        self._flush()
+        if self.writer:
+            with suppress(OSError):
+                self.writer.close()
+                os.replace(self.temporary, self.path)
+
+    def discard(self) -> None:
+        """Remove what is left of an index that was not finished."""
+        if self.writer:
+            with suppress(OSError):
+                self.writer.close()
+        self.writer = None
+        with suppress(OSError):
+            self.temporary.unlink(missing_ok=True)
 
 
 def _table(rows: Sequence[tuple[object, ...]]) -> pa.Table:

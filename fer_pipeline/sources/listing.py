@@ -51,7 +51,7 @@ class Listing:
         return uri.removeprefix(self.source).lstrip("/") or posixpath.basename(uri)
 
     def _members(self, file: File, container: str) -> Iterator[Record]:
-        if file.error:
+        if file.error or valid_text(file.uri) != file.uri:
             yield _record(file)
             return
         for member in list_members(file, self.selection, self._opener):

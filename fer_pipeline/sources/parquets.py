@@ -13,6 +13,7 @@ from fer_pipeline.sources.files import File
 DAMAGE = (pa.ArrowException, ValueError, EOFError)
 IMAGE_COLUMNS = ("image", "img", "png", "jpg", "jpeg", "webp", "image_bytes", "bytes", "content", "data")
 ROWS_READ = 32
+READ_BYTES = 8 * 1024**2
 
 
 def image_column(schema: pa.Schema, wanted: str | None = None) -> str | None:
@@ -58,7 +59,8 @@ class Rows:
     def __init__(self, uri: str, wanted: str | None = None) -> None:
         fs, path = storage.arrow_filesystem(uri)
         self._opened = fs.open_input_file(path)
-        self._file = pq.ParquetFile(self._opened)
+        # Unbuffered, whole row groups and all that was read would stay in memory.
+        self._file = pq.ParquetFile(self._opened, pre_buffer=False, buffer_size=READ_BYTES)
         column = image_column(self._file.schema_arrow, wanted)
         if column is None:
             raise ValueError("it holds no images")

@@ -89,7 +89,13 @@ class Reader:
             data = storage.read_range(first.uri, first.start, last.end - first.start)
         except BROKEN:
             return None  # each is tried alone, and says what is wrong
-        return lambda offset, size: data[offset - first.start : offset - first.start + size]
+
+        def read(offset: int, size: int) -> bytes:
+            if offset + size > first.start + len(data):  # a header longer than usual
+                return storage.read_range(first.uri, offset, size)
+            return data[offset - first.start : offset - first.start + size]
+
+        return read
 
     def _try(self, record: Record | RecordError, window: Range | None) -> bytes | RecordError:
         if isinstance(record, RecordError):

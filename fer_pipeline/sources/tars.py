@@ -3,9 +3,7 @@
 In a compressed tar that is a place in the decompressed stream, which has to be unpacked first.
 """
 
-import contextlib
 import lzma
-import shutil
 import tarfile
 import tempfile
 import zlib
@@ -17,6 +15,7 @@ from fer_pipeline.core.manifest import Record
 from fer_pipeline.sources.files import File, is_image, valid_text
 
 DAMAGE = (tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, ValueError)
+CHUNK_BYTES = 64 * 1024
 COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ")
 
 
@@ -32,6 +31,16 @@ def list_tar(file: File) -> Iterator[Record | str]:
                 yield Record(file.uri, valid_text(info.name), target.offset_data, size_bytes=target.size, etag=file.etag)
             else:
                 yield info.name
+        _require_end(tar)
+
+
+def _require_end(tar: tarfile.TarFile) -> None:
+    """Raise ReadError unless the listing ended where the tar does: tarfile takes a damaged header for the end."""
+    stream: Any = tar.fileobj
+    stream.seek(tar.offset)
+    end = stream.read(2 * tarfile.BLOCKSIZE)
+    if end.strip(b"\0"):
+        raise tarfile.ReadError(f"the header at byte {tar.offset} is damaged, what stands behind it cannot be found")
 
 
 def _target(tar: tarfile.TarFile, info: tarfile.TarInfo) -> tarfile.TarInfo | None:
@@ -53,6 +62,12 @@ def unpack(uri: str) -> IO[bytes] | None:
     with fs.open(path, "rb") as file, tarfile.open(fileobj=file, mode="r:*") as tar:
         stream: Any = tar.fileobj
         stream.seek(0)
-        with contextlib.suppress(*DAMAGE):  # what lies behind is found to be missing, member by member
-            shutil.copyfileobj(stream, unpacked)
+        try:
+            while data := stream.read1(CHUNK_BYTES):  # `read` would lose what precedes the damage
+                unpacked.write(data)
+        except DAMAGE:
+            pass  # what lies behind is found to be missing, member by member
+        except OSError as error:
+            if error.errno is not None:  # the storage's; gzip and bz2 say what is damaged without a number
+                raise
     return unpacked

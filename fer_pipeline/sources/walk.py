@@ -28,13 +28,15 @@ def list_files(source: str) -> Iterator[File]:
         raise UserError(f"The source '{source}' does not exist.")
     if isinstance(fs, LocalFileSystem):
         yield from _walk_local(path)
-    elif not fs.isdir(path):
-        info = fs.info(path)
-        yield File(source, int(info["size"] or 0), _etag(info))
     elif isinstance(fs, S3FileSystem):
-        bucket, _, prefix = path.partition("/")
+        bucket, _, key = path.partition("/")
+        prefix = f"{key}/" if key else ""
+        if prefix and not fs.call_s3("list_objects_v2", Bucket=bucket, Prefix=prefix, MaxKeys=1).get("Contents"):
+            info = fs.info(path)
+            yield File(source, int(info["size"] or 0), _etag(info))
+            return
         with ThreadPoolExecutor(SIDE_BY_SIDE, thread_name_prefix="list") as pool:
-            yield from _S3Walk(fs, bucket, pool).walk(f"{prefix}/" if prefix else "")
+            yield from _S3Walk(fs, bucket, pool).walk(prefix)
     else:
         found = fs.find(path, detail=True)
         for key in sorted(found):

@@ -1,6 +1,6 @@
 """Throughput of `fer-pipeline label` against a plain multi-process loop on the same folder: one JSON line.
 
-    python tests/benchmarks/label.py [--images 2000] [--pairs 3]
+    python tests/benchmarks/label.py [--images 5000] [--pairs 2]
 
 Both are timed from outside as whole processes, start-up included; the pipeline at its default shard size and with its report.
 The loop (../shared/tools/reference_loop.py --procs 2) detects with the same YuNet at 640 px, aligns nothing and writes nothing.
@@ -31,8 +31,8 @@ def timed(command: list[str]) -> tuple[float, dict[str, Any]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=2000)
-    parser.add_argument("--pairs", type=int, default=3)
+    parser.add_argument("--images", type=int, default=5000)
+    parser.add_argument("--pairs", type=int, default=2)
     options = parser.parse_args()
     tools = SHARED / "tools"
     with tempfile.TemporaryDirectory() as folder:

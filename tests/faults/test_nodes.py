@@ -138,6 +138,42 @@ def test_a_record_that_kills_costs_its_own_row_also_where_gpu_actors_classify(
     assert len(found) == 36 and [row["uri"] for row in found if row["status"] == "crashed"] == [str(victim)]
 
 
+def test_killed_gpu_actors_cost_nothing(many: Path, undisturbed: list[Any], tmp_path: Path) -> None:
+    out, killed = tmp_path / "run", []
+    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "num_gpus": 1, "object_store_memory": STORE_BYTES})
+
+    def kill() -> None:
+        for _ in range(3):
+            actors = [p for p in psutil.process_iter() if "ray::_Classifying" in " ".join(p.cmdline()[:1])]
+            for actor in actors[:1]:
+                os.kill(actor.pid, signal.SIGKILL)
+                killed.append(actor.pid)
+            time.sleep(1.5)
+
+    try:
+        loss = after(out, 20, kill)
+        label.run(config(many, out, gpus_per_worker=0.5), ClusterConfig(address=nodes.address))
+        loss.join(timeout=10)
+    finally:
+        ray.shutdown()
+        nodes.shutdown()
+    found = rows(out)
+    assert killed and [row["record_id"] for row in found] == [row["record_id"] for row in undisturbed]
+    assert [(row["status"], len(row["faces"])) for row in found] == [(row["status"], len(row["faces"])) for row in undisturbed]
+
+
+@pytest.mark.parametrize("gpus", [3, 1.5])
+def test_gpus_that_no_node_has_are_refused_before_any_work(gpus: float, archive: Path, tmp_path: Path) -> None:
+    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "num_gpus": 2, "object_store_memory": STORE_BYTES})
+    try:
+        with pytest.raises(UserError, match="--gpus-per-worker"):
+            label.run(config(archive, tmp_path / "run", gpus_per_worker=gpus), ClusterConfig(address=nodes.address))
+    finally:
+        ray.shutdown()
+        nodes.shutdown()
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("cores", [1, 2])
 def test_a_plan_with_a_gpu_actor_ends_on_a_small_cluster_fresh_and_resumed(
     cores: int, archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -157,7 +193,7 @@ def test_a_plan_with_a_gpu_actor_ends_on_a_small_cluster_fresh_and_resumed(
         record = label.run(asked, where)
         assert record.result is not None and record.result.labelled_now == 8
         assert rows(out) == rows(plain)
-        with pytest.raises(UserError, match="more than the 1 GPUs"):
+        with pytest.raises(UserError, match="more than any node of the cluster has"):
             label.run(config(archive, tmp_path / "two", detector="mtcnn", gpus_per_worker=2), where)
         assert not (tmp_path / "two").exists()
     finally:

@@ -11,12 +11,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from fer_pipeline.core import storage
-from fer_pipeline.core.errors import UserError
+from fer_pipeline.core.errors import RecordError, UserError
 from fer_pipeline.core.run import RunRecord
 from fer_pipeline.jobs import label
 from fer_pipeline.jobs.label import LabelConfig
 from fer_pipeline.sources.files import Selection
 from fer_pipeline.sources.listing import Listing
+from fer_pipeline.sources.reader import Reader
 from tests.s3.conftest import Store, upload
 from tests.s3.swift import SECRET_KEY
 
@@ -82,6 +83,27 @@ def test_keys_are_listed_in_order_page_by_page_and_prefix_by_prefix(bucket: str,
     fs.pipe_file(f"{path}/in-not/z.jpg", b"x")
     listed = [record.uri.removeprefix(f"{bucket}/in/") for record in Listing(f"{bucket}/in")]
     assert listed == sorted([*names, "b.jpg"])
+
+
+def test_keys_may_hold_what_looks_like_a_url_and_folders_may_have_markers(bucket: str) -> None:
+    fs, path = storage.open_filesystem(bucket)
+    names = ["a b.jpg", "a::b/c.jpg", "d#e%20?versionId=1.jpg", "\u00e4\u00f6.jpg"]
+    for number, name in enumerate(names):
+        fs.pipe_file(f"{path}/in/{name}", f"picture {number}".encode())
+    fs.pipe_file(f"{path}/in/", b"")  # as the consoles of stores make a folder
+    fs.pipe_file(f"{path}/out/", b"")
+    found = {record.uri.removeprefix(f"{bucket}/in/"): storage.read_bytes(record.uri) for record in Listing(f"{bucket}/in")}
+    assert found == {name: f"picture {number}".encode() for number, name in enumerate(names)}
+    assert storage.list_names(f"{bucket}/out") == [] == storage.list_names(f"{bucket}/nowhere")
+    assert [record.uri for record in Listing(f"{bucket}/in/a b.jpg")] == [f"{bucket}/in/a b.jpg"]
+
+
+def test_an_object_that_always_breaks_off_is_unreadable(bucket: str, uploaded: str, store: Store) -> None:
+    store.fail(reset_every=1)
+    loose = next(record for record in Listing(uploaded) if record.member is None)
+    with pytest.raises(RecordError) as caught:
+        Reader().read(loose)
+    assert caught.value.status == "unreadable"
 
 
 def test_videos_parquet_and_containers_are_read_by_range(bucket: str, shared: Path, tmp_path: Path, archive: Path) -> None:

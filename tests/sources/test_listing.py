@@ -262,3 +262,39 @@ def test_a_zip_member_that_unpacks_to_more_than_it_says_is_not_unpacked(tmp_path
     (record,) = listed(tmp_path)
     with pytest.raises(RecordError, match="CRC"):
         Reader().read(replace(record, size_bytes=1000))
+
+
+def test_a_tar_with_a_damaged_header_says_that_members_are_missing(tmp_path: Path) -> None:
+    tar_of(tmp_path / "a.tar", {f"{number}.jpg": b"x" * 600 for number in range(6)})
+    data = bytearray((tmp_path / "a.tar").read_bytes())
+    third = 2 * (512 + 1024)
+    data[third + 5] ^= 255
+    (tmp_path / "a.tar").write_bytes(data)
+    *members, broken = listed(tmp_path)
+    assert [record.member for record in members] == ["0.jpg", "1.jpg"]
+    assert broken.member is None and broken.error and f"header at byte {third} is damaged" in broken.error
+
+
+def test_zip_members_with_long_headers_are_read_also_in_a_block(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        for number in range(4):
+            info = zipfile.ZipInfo(f"{number}.jpg")
+            info.extra = b"\xfe\xca" + (1000).to_bytes(2, "little") + bytes(1000)
+            archive.writestr(info, str(number) * 500)
+    (block,) = blocks(listed(tmp_path))
+    assert Reader().read_block(block) == [str(number).encode() * 500 for number in range(4)]
+
+
+def test_trailing_rubbish_behind_a_compressed_tar_costs_nothing(tmp_path: Path) -> None:
+    tar_of(tmp_path / "a.tar.gz", {"1.jpg": b"one", "2.jpg": b"two"}, "w:gz")
+    with (tmp_path / "a.tar.gz").open("ab") as file:
+        file.write(b"rubbish!")
+    reader = Reader()
+    assert [reader.read(record) for record in listed(tmp_path) if record.member] == [b"one", b"two"]
+
+
+def test_a_container_with_a_name_that_is_not_utf_8_is_one_record_that_says_so(tmp_path: Path) -> None:
+    name = os.fsdecode(b"caf\xe9.tar")
+    tar_of(tmp_path / name, {"1.jpg": b"x"})
+    (record,) = listed(tmp_path)
+    assert record.error and "not valid UTF-8" in record.error

@@ -7,6 +7,7 @@ import pytest
 from fer_pipeline.core.manifest import cut, read_shards, write_manifest
 from fer_pipeline.core.schemas import LABELLED
 from fer_pipeline.models.card import EMBEDDED, read_bundle
+from fer_pipeline.sources.files import Selection
 from fer_pipeline.sources.listing import Listing
 from fer_pipeline.stages.label import Labeller, LabelSettings
 from fer_pipeline.stages.weights import resolve_detector
@@ -95,3 +96,19 @@ def test_oddities_get_a_row_each(shared: Path, tmp_path: Path) -> None:
     rows = labelled(crops, manifest_of(shared / "data" / "oddities", tmp_path)).to_pylist()
     assert len(rows) == 26
     assert sum(row["status"] == "ok" for row in rows) == 18
+
+
+def test_videos_get_a_row_for_every_sampled_frame(shared: Path, tmp_path: Path) -> None:
+    write_manifest(str(tmp_path / "m-"), cut(Listing(str(shared / "data" / "videos"), Selection(fps=1)), 64, 10**12))
+    manifests = [table for _, table in read_shards(str(tmp_path / "m-"), range(3))]
+    weights = str(shared / "models" / "face_detection_yunet_2023mar.onnx")
+    settings = LabelSettings(**{**vars(SETTINGS), "threshold": 0.6})
+    labeller = Labeller(resolve_detector("yunet", weights), read_bundle(EMBEDDED), settings)
+    rows = pa.concat_tables(labeller(manifests)).to_pylist()
+    by_video: dict[str, list[int]] = {}
+    for row in rows:
+        by_video.setdefault(Path(row["uri"]).stem, []).append(len(row["faces"]))
+    assert {row["status"] for row in rows} == {"ok", "no_face"}
+    assert len(by_video["one-by-one-person-detection"]) == 140
+    assert set(by_video["no_face"]) == {0} and by_video["single_face"] == [1, 1, 1]
+    assert [row["time_ms"] for row in rows if row["uri"].endswith("single_face.mp4")] == [0, 1000, 2000]
