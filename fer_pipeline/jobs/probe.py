@@ -50,6 +50,7 @@ def probe(parts: References, manifest: pa.Table) -> Verdicts:
                     verdicts[record_id] = ("timed_out", f"it took longer than {limit_s:g} s")
                     break
                 verdicts[record_id] = ("crashed", "the process that decodes or labels it dies of it")
+    ray.kill(subject)  # at once: its core may be the cluster's only one
     return verdicts
 
 
