@@ -68,6 +68,9 @@ def _remembered(file: File, how: str, entries: Iterator[Record | str]) -> Iterat
     if path.exists():
         yield from _read(path, file)
         return
+    if not file.etag:  # a store that does not say when a file changes
+        yield from entries
+        return
     index = _NewIndex(path)
     try:
         for entry in entries:

@@ -20,15 +20,17 @@ def _poisoned(data, flags):  # type: ignore[no-untyped-def]
 
 cv2.imdecode = _poisoned
 
-
-class _Capture(cv2.VideoCapture):
-    def __init__(self, place, *rest):  # type: ignore[no-untyped-def]
-        name = os.path.basename(str(place))
-        if name.startswith("crash"):
-            os.abort()
-        if name.startswith("hang"):
-            threading.Event().wait()
-        super().__init__(place, *rest)
+_open = cv2.VideoCapture
 
 
-cv2.VideoCapture = _Capture  # type: ignore[misc, assignment]
+def _poisoned_capture(place, *rest):  # type: ignore[no-untyped-def]
+    """A function in the place of the class: a subclass of OpenCV's corrupts memory by itself."""
+    name = os.path.basename(str(place))
+    if name.startswith("crash"):
+        os.abort()
+    if name.startswith("hang"):
+        threading.Event().wait()
+    return _open(place, *rest)
+
+
+cv2.VideoCapture = _poisoned_capture  # type: ignore[misc, assignment]
