@@ -18,6 +18,7 @@ from fer_pipeline.core.errors import UserError
 from fer_pipeline.sources.files import File
 
 SIDE_BY_SIDE = 16
+VERSION = "?versionId="
 Page = dict[str, Any]
 
 
@@ -103,7 +104,8 @@ class _S3Walk:
         for name in sorted([*files, *below]):
             if name in files:
                 entry = files[name]
-                yield File(f"s3://{self.bucket}/{name}", int(entry["Size"]), _etag(entry))
+                error = f"its key holds '{VERSION}', which s3fs takes for a version: rename it" if VERSION in name else None
+                yield File(f"s3://{self.bucket}/{name}", int(entry["Size"]), _etag(entry), error)
                 continue
             while below and len(asked) < SIDE_BY_SIDE:
                 ahead = below.popleft()

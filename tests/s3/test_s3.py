@@ -87,13 +87,16 @@ def test_keys_are_listed_in_order_page_by_page_and_prefix_by_prefix(bucket: str,
 
 def test_keys_may_hold_what_looks_like_a_url_and_folders_may_have_markers(bucket: str) -> None:
     fs, path = storage.open_filesystem(bucket)
-    names = ["a b.jpg", "a::b/c.jpg", "d#e%20?versionId=1.jpg", "\u00e4\u00f6.jpg"]
+    names = ["a b.jpg", "a::b/c.jpg", "d#e%20?x=1.jpg", "\u00e4\u00f6.jpg"]
     for number, name in enumerate(names):
         fs.pipe_file(f"{path}/in/{name}", f"picture {number}".encode())
     fs.pipe_file(f"{path}/in/", b"")  # as the consoles of stores make a folder
     fs.pipe_file(f"{path}/out/", b"")
     found = {record.uri.removeprefix(f"{bucket}/in/"): storage.read_bytes(record.uri) for record in Listing(f"{bucket}/in")}
     assert found == {name: f"picture {number}".encode() for number, name in enumerate(names)}
+    fs.call_s3("put_object", Bucket=path, Key="odd/f.jpg?versionId=1.jpg", Body=b"x")
+    (odd,) = Listing(f"{bucket}/odd")
+    assert odd.error and "takes for a version" in odd.error
     assert storage.list_names(f"{bucket}/out") == [] == storage.list_names(f"{bucket}/nowhere")
     assert [record.uri for record in Listing(f"{bucket}/in/a b.jpg")] == [f"{bucket}/in/a b.jpg"]
 
