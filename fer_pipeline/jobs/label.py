@@ -95,17 +95,18 @@ def run(config: LabelConfig, cluster: ClusterConfig = ClusterConfig()) -> RunRec
         raise UserError(f"The source '{config.source}' does not exist.")
     detector = resolve_detector(record.detector.name if record else config.detector, config.detector_weights)
     settings = _settings(config, bundle, detector, record)
+    again = shards_with(folder, set(config.retry_status)) if record and config.retry_status else []
     if record:
         _require_same(config, record, detector, bundle, settings)
-        if config.retry_status:
-            _forget(folder, record, set(config.retry_status))
-        if record.result and folder.is_finished():
+        if record.result and folder.is_finished() and not again:
             log.info("This run is finished, there is nothing to do: %s", folder.url)
             return record
     log.info("Detector: %s (%s)", detector.name, detector.origin)
     with connected(cluster, config.source, config.out):
         if config.gpus_per_worker:
             count_actors(config.gpus_per_worker)
+        if again:
+            _forget(folder, again)
         if record is None:
             record = _begin(config, folder, detector, bundle, settings)
             _require_same(config, record, detector, bundle, settings)  # another driver may have begun it meanwhile
@@ -190,14 +191,12 @@ def _begin(
     )
 
 
-def _forget(folder: RunFolder, record: RunRecord, statuses: set[str]) -> None:
-    """Remove the shards that hold a row of these statuses, so that they are done again."""
-    shards = shards_with(folder, statuses)
-    log.info("%d shards hold records that are %s", len(shards), " or ".join(sorted(statuses)))
-    if shards:
-        folder.reopen()
-        for shard in shards:
-            storage.remove(folder.images_path(shard))
+def _forget(folder: RunFolder, shards: list[int]) -> None:
+    """Remove the rows of these shards, so that they are done again."""
+    log.info("%d shards hold records to try again", len(shards))
+    folder.reopen()
+    for shard in shards:
+        storage.remove(folder.images_path(shard))
 
 
 def _label(folder: RunFolder, record: RunRecord, parts: Parts, gpus_per_worker: float) -> int:
