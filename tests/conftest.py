@@ -1,6 +1,7 @@
 """Fixtures: real photos that come with packages, optional real data beside the checkout, and Ray where a test asks for it."""
 
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -56,3 +57,10 @@ def local_ray() -> Iterator[None]:
 def file_record(path: Path) -> Record:
     """Return the record of a plain file."""
     return Record(str(path), size_bytes=path.stat().st_size)
+
+
+def copies(archive: Path, folder: Path, count: int) -> Path:
+    """Copy an archive so many times below a folder and return the folder."""
+    for number in range(count):
+        shutil.copytree(archive, folder / f"{number:02d}")
+    return folder

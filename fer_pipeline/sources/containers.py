@@ -13,11 +13,11 @@ import pyarrow.parquet as pq
 from fer_pipeline.core import storage
 from fer_pipeline.core.manifest import Record
 from fer_pipeline.sources import parquets, tars, zips
-from fer_pipeline.sources.files import File, Selection
+from fer_pipeline.sources.files import DAMAGE, File, Selection
 from fer_pipeline.sources.kinds import kind_of
 from fer_pipeline.sources.opener import Opener, list_frames
 
-BROKEN = (*tars.DAMAGE, *zips.DAMAGE, *parquets.DAMAGE, *storage.STORAGE_ERRORS)
+BROKEN = (*DAMAGE, *parquets.DAMAGE, *storage.STORAGE_ERRORS)
 """What a container that is damaged, encrypted or out of reach raises."""
 
 INDEX = pa.schema(

@@ -11,6 +11,7 @@ from fer_pipeline.core import storage
 from fer_pipeline.sources.kinds import PEEK_BYTES, kind_of, looks_like_image
 
 DAMAGE = (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, ValueError, RuntimeError)
+"""What a damaged tar or zip raises; zipfile says RuntimeError for an encrypted member, or a method that it does not know."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,18 +3,15 @@
 In a compressed tar that is a place in the decompressed stream, which has to be unpacked first.
 """
 
-import lzma
 import tarfile
 import tempfile
-import zlib
 from collections.abc import Iterator
 from typing import IO, Any
 
 from fer_pipeline.core import storage
 from fer_pipeline.core.manifest import Record
-from fer_pipeline.sources.files import File, is_image, valid_text
+from fer_pipeline.sources.files import DAMAGE, File, is_image, valid_text
 
-DAMAGE = (tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, ValueError)
 CHUNK_BYTES = 64 * 1024
 COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ")
 

@@ -11,9 +11,6 @@ from fer_pipeline.core import storage
 from fer_pipeline.core.manifest import Record
 from fer_pipeline.sources.files import File, is_image, valid_text
 
-DAMAGE = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, ValueError, RuntimeError)
-"""zipfile says RuntimeError for an encrypted member and NotImplementedError for a method that it does not know."""
-
 HEADER = struct.Struct("<4s2xHH4xI8xHH")
 """Signature, flags, method, CRC, lengths of name and extra field of a local file header (PKWARE APPNOTE 4.3.7)."""
 SIGNATURE, DESCRIPTOR = b"PK\x03\x04", b"PK\x07\x08"
@@ -38,7 +35,7 @@ def list_zip(file: File) -> Iterator[Record | str]:
 
 
 def read_zip_member(read: Callable[[int, int], bytes], offset: int, stored_bytes: int, size_bytes: int) -> bytes:
-    """Return a member's bytes, never more than one above `size_bytes`; raise ValueError or another of `DAMAGE`.
+    """Return a member's bytes, never more than one above `size_bytes`; raise ValueError or another of `files.DAMAGE`.
 
     `read` returns bytes of the container from a place on, so many of them.
     """

@@ -2,7 +2,6 @@
 
 import os
 import random
-import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +10,8 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+
+from tests.conftest import copies
 
 pytestmark = pytest.mark.faults
 
@@ -27,9 +28,7 @@ def drive(source: Path, out: Path) -> "subprocess.Popen[bytes]":
 
 @pytest.mark.timeout(600)
 def test_ten_kills_of_the_driver_change_nothing(archive: Path, tmp_path: Path) -> None:
-    rng, source = random.Random(SEED), tmp_path / "source"
-    for number in range(RECORDS // 36):
-        shutil.copytree(archive, source / f"{number:02d}")
+    rng, source = random.Random(SEED), copies(archive, tmp_path / "source", RECORDS // 36)
     undisturbed, disturbed = tmp_path / "undisturbed", tmp_path / "disturbed"
     assert drive(source, undisturbed).wait() == 0
     kills, shards_at_kill = 0, []

@@ -21,6 +21,7 @@ from fer_pipeline.core.errors import UserError
 from fer_pipeline.jobs import label
 from fer_pipeline.jobs.cluster import ClusterConfig, connected
 from fer_pipeline.jobs.label import LabelConfig
+from tests.conftest import copies
 
 pytestmark = pytest.mark.faults
 STORE_BYTES = 100 * 1024**2
@@ -29,10 +30,7 @@ STORE_BYTES = 100 * 1024**2
 @pytest.fixture(scope="module")
 def many(archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """1,080 records: the sample archive thirty times."""
-    folder = tmp_path_factory.mktemp("many")
-    for number in range(30):
-        shutil.copytree(archive, folder / f"{number:02d}")
-    return folder
+    return copies(archive, tmp_path_factory.mktemp("many"), 30)
 
 
 @pytest.fixture(scope="module")

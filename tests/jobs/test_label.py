@@ -18,6 +18,7 @@ from fer_pipeline.core.schemas import FACES, IMAGES
 from fer_pipeline.jobs import label, report
 from fer_pipeline.jobs.label import LabelConfig
 from fer_pipeline.jobs.report import ReportConfig
+from tests.conftest import copies
 
 Rows = list[dict[str, Any]]
 
@@ -119,10 +120,7 @@ def test_the_page_can_be_written_again_without_faces(finished: Path) -> None:
 @pytest.fixture(scope="module")
 def many(archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """432 records: the sample archive twelve times."""
-    folder = tmp_path_factory.mktemp("many")
-    for number in range(12):
-        shutil.copytree(archive, folder / f"{number:02d}")
-    return folder
+    return copies(archive, tmp_path_factory.mktemp("many"), 12)
 
 
 def drive(source: Path, out: Path) -> "subprocess.Popen[bytes]":
