@@ -1,4 +1,4 @@
-"""Label spaces: which apparent expressions a dataset or a model distinguishes, in which order."""
+"""Label spaces: which apparent expressions a dataset or a model distinguishes, in which order, and how they map."""
 
 from fer_pipeline.core.config import Config
 from fer_pipeline.core.errors import UserError
@@ -20,7 +20,24 @@ AFFECTNET8 = LabelSpace(
 )
 """The eight classes of AffectNet in the order of its `expression` column (Mollahosseini et al., 2017)."""
 
-LABEL_SPACES = {space.name: space for space in (FER7, AFFECTNET8)}
+FERPLUS8 = LabelSpace(
+    name="ferplus8",
+    classes=("neutral", "happy", "surprise", "sad", "angry", "disgust", "fear", "contempt"),
+)
+"""The eight classes of FER+ in the order of its vote columns (Barsoum et al., 2016)."""
+
+LABEL_SPACES = {space.name: space for space in (FER7, AFFECTNET8, FERPLUS8)}
+
+SYNONYMS = {
+    "anger": "angry",
+    "disgusted": "disgust",
+    "fearful": "fear",
+    "afraid": "fear",
+    "happiness": "happy",
+    "sadness": "sad",
+    "surprised": "surprise",
+}
+"""What datasets call a class otherwise."""
 
 
 def label_space(name: str) -> LabelSpace:
@@ -28,3 +45,22 @@ def label_space(name: str) -> LabelSpace:
     if name not in LABEL_SPACES:
         raise UserError(f"There is no label space '{name}'; choose one of {', '.join(LABEL_SPACES)}.")
     return LABEL_SPACES[name]
+
+
+def canonical(name: str) -> str:
+    """Return our name of a class that a dataset calls `name`, whatever its case; the name itself where it is none of ours."""
+    lower = name.strip().lower()
+    return SYNONYMS.get(lower, lower)
+
+
+def is_expression(name: str) -> bool:
+    """Tell whether any label space has the class `name`."""
+    return any(name in space.classes for space in LABEL_SPACES.values())
+
+
+def mapping(source: tuple[str, ...], target: LabelSpace) -> tuple[int | None, ...]:
+    """Return, for each class of `source`, its index in `target`, by name; None for one that has no counterpart there.
+
+    So contempt has none in FER-7: it is neither neutral nor disgust to those who annotated it.
+    """
+    return tuple(target.classes.index(name) if name in target.classes else None for name in map(canonical, source))

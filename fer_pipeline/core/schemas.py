@@ -12,7 +12,10 @@ SAMPLES = pa.schema(
         pa.field("label", pa.int8(), nullable=False),  # index into the label space of dataset.json
         pa.field("split", pa.string(), nullable=False),
         pa.field("source", pa.string(), nullable=False),  # the file, member or row it came from
+        pa.field("votes", pa.list_(pa.float32())),  # of annotators, over dataset.json's vote_classes
         pa.field("sha256", pa.string(), nullable=False),  # of the decoded pixels and their shape
+        pa.field("phash", pa.binary(32), nullable=False),  # perceptual hash: few bits differ between near copies
+        pa.field("contrast", pa.float32(), nullable=False),  # standard deviation of the grey levels, 0 to 127.5
         pa.field("width", pa.int32(), nullable=False),
         pa.field("height", pa.int32(), nullable=False),
     ]

@@ -3,38 +3,34 @@
 import hashlib
 import json
 import logging
-import tempfile
-from pathlib import Path
-from typing import Any
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from statistics import median
+from typing import Any, Literal
 
-import numpy as np
-import ray.train
-import torch
+import ray
 from pydantic import Field
-from ray.train import Checkpoint, CheckpointConfig, RunConfig, ScalingConfig
+from ray.train import Checkpoint, CheckpointConfig, DataConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from fer_pipeline.core import storage
 from fer_pipeline.core.config import Config
-from fer_pipeline.core.dataset import DatasetCard, read_card
+from fer_pipeline.core.dataset import DatasetCard, read_card, read_suspects
 from fer_pipeline.core.errors import UserError
-from fer_pipeline.core.metrics import summarize
+from fer_pipeline.core.labels import LabelSpace, label_space, mapping
 from fer_pipeline.jobs.cluster import ClusterConfig, connected
-from fer_pipeline.models.bundle import load_network, save_bundle
-from fer_pipeline.models.calibration import calibrate, cross_fitted_ece
-from fer_pipeline.models.card import CARD, WEIGHTS, BundleFiles, ModelCard, NetworkConfig, read_bundle
+from fer_pipeline.jobs.fit import DIVERGED, PROGRESS, Plan, read_checkpoint, stream, worker
+from fer_pipeline.jobs.progress import progress
+from fer_pipeline.jobs.publish import FILES_BEFORE_CARD, publish
+from fer_pipeline.models.card import BundleFiles, NetworkConfig, read_bundle
 from fer_pipeline.models.networks import build
 from fer_pipeline.models.recipe import Recipe, load_recipe
-from fer_pipeline.models.training import Epoch, Images, State, Trainer, predict
-from fer_pipeline.report.training import confusion_png, curves_png
-from fer_pipeline.stages.samples import Split, load_split
+from fer_pipeline.models.training import State
+from fer_pipeline.stages.samples import SplitReader
 
 log = logging.getLogger(__name__)
-
-CHECKPOINT = "state.pt"
-FILES_BEFORE_CARD = ("history.json", "curves.png", "confusion.png", WEIGHTS)
-"""What a training that was killed while it published its bundle may have left."""
-TERMS = {"fer2013-csv": "FER-2013 (Goodfellow et al., 2013): research data, not for commercial use."}
 
 
 class TrainConfig(Config):
@@ -48,10 +44,22 @@ class TrainConfig(Config):
     """Folder of the model bundle: new or empty."""
     initial: str | None = None
     """Model bundle whose weights to start from; by default the recipe's seed decides them."""
+    drop_leaks: bool = False
+    """Leave the dataset's suspects out of training: copies of images of other splits, copies, conflicts, blank images."""
+    allow_missing_classes: bool = False
+    """Train although the training split has no images of some classes."""
     num_workers: int = Field(1, ge=1)
     """Training processes; the recipe's batch is shared out among them."""
+    min_workers: int | None = Field(None, ge=1)
+    """Go on with so many where a cluster has lost machines; by default `num_workers` are waited for."""
     use_gpu: bool = False
     """One GPU for each worker (nccl); without it, CPUs (gloo)."""
+    data_from: Literal["auto", "device", "stream"] = "auto"
+    """Hold the training split on the device, or stream it from Ray Data; `auto` streams what is larger than `resident_gb`."""
+    resident_gb: float = Field(4.0, ge=0)
+    """Largest training split, as the network's input, that every worker holds on its device."""
+    max_failures: int = Field(3, ge=0)
+    """How often lost workers are replaced; training goes on from the last epoch's checkpoint."""
     checkpoints: str | None = None
     """Folder in which checkpoints are kept and looked for, so that a killed run continues; by default `OUT.checkpoints`."""
 
@@ -66,6 +74,7 @@ class TrainResult(Config):
     validation_accuracy: float
     validation_macro_f1: float
     images_per_s: float
+    data_from: Literal["device", "stream"]
 
 
 def run(config: TrainConfig, cluster: ClusterConfig = ClusterConfig()) -> TrainResult:
@@ -74,154 +83,178 @@ def run(config: TrainConfig, cluster: ClusterConfig = ClusterConfig()) -> TrainR
     storage.require_access(data, out)
     recipe, dataset = load_recipe(config.recipe), read_card(data)
     initial = read_bundle(config.initial) if config.initial else None
-    _check(recipe, dataset, out, initial)
     checkpoints = storage.normalize(config.checkpoints or f"{out}.checkpoints")
+    plan = make_plan(config, recipe, dataset, data, initial)
+    if set(storage.list_names(out)) - set(FILES_BEFORE_CARD):
+        raise UserError(f"'{out}' is not empty: choose a new folder for --out.")
     with connected(cluster, data, out, checkpoints):
-        if config.use_gpu and ray.cluster_resources().get("GPU", 0) < config.num_workers:
-            raise UserError(f"{config.num_workers} GPUs were asked for, which this cluster does not have: leave out --use-gpu.")
-        if not cluster.address and ray.cluster_resources().get("CPU", 0) < config.num_workers:
-            raise UserError(f"This machine has fewer than {config.num_workers} cores: ask for fewer with --num-workers.")
-        state = _train(recipe, data, config, initial, checkpoints)
-    return _publish(recipe, dataset, data, out, state, initial)
+        _require_resources(config, plan, cluster)
+        state = _train(plan, config, checkpoints, dataset.digest)
+    metrics = publish(plan, dataset, out, state).metrics
+    return TrainResult(
+        out=out,
+        name=recipe.name,
+        epochs=metrics["epochs"],
+        selected_epoch=metrics["selected_epoch"],
+        validation_accuracy=metrics["validation"]["accuracy"],
+        validation_macro_f1=metrics["validation"]["macro_f1"],
+        images_per_s=round(median(epoch["images_per_s"] for epoch in state["history"]), 1),
+        data_from="stream" if plan.streamed else "device",
+    )
 
 
-def _check(recipe: Recipe, dataset: DatasetCard, out: str, initial: BundleFiles | None) -> None:
-    if dataset.label_space.name != recipe.label_space:
-        raise UserError(
-            f"The recipe's labels are {recipe.label_space}, the dataset's {dataset.label_space.name}: they must agree."
-        )
+def make_plan(config: TrainConfig, recipe: Recipe, dataset: DatasetCard, data: str, initial: BundleFiles | None) -> Plan:
+    """Return what the workers must know; raise UserError where recipe, data and initial model do not go together."""
+    space = label_space(recipe.label_space)
     for split in (recipe.train_split, recipe.validation_split):
         if split not in dataset.counts:
             raise UserError(f"The dataset has no split '{split}'; it has {', '.join(dataset.counts)}.")
-    build(recipe.network, len(dataset.label_space.classes))
-    if initial and (initial.card.label_space, _shape(initial.card.network)) != (dataset.label_space, _shape(recipe.network)):
+    build(recipe.network, len(space.classes))
+    if initial and (initial.card.label_space, _shape(initial.card.network)) != (space, _shape(recipe.network)):
         raise UserError(
             f"The initial model '{initial.card.name}' has another network or other classes than the recipe and its data."
         )
-    if set(storage.list_names(out)) - set(FILES_BEFORE_CARD):
-        raise UserError(f"'{out}' is not empty: choose a new folder for --out.")
+    labels = mapping(dataset.label_space.classes, space)
+    suspects = read_suspects(data).to_pylist() if config.drop_leaks else []
+    leave_out = frozenset(row["sample_id"] for row in suspects if row["split"] == recipe.train_split)
+    train = SplitReader(data, recipe.train_split, recipe.network, labels, _votes(recipe, dataset, space), leave_out)
+    counts = [dataset.counts[recipe.train_split].get(name, 0) for name in space.classes]
+    missing = [name for name, count in zip(space.classes, counts, strict=True) if not count]
+    if missing and not config.allow_missing_classes:
+        raise UserError(
+            f"The split '{recipe.train_split}' has no images of {', '.join(missing)}, which the recipe's {space.name} has: "
+            "choose another label_space, or say --allow-missing-classes."
+        )
+    side = recipe.network.image_px
+    size_gb = sum(counts) * recipe.network.channels * side * side / 1e9
+    streamed = config.data_from == "stream" or (config.data_from == "auto" and size_gb > config.resident_gb)
+    if streamed and recipe.training.class_balance == "sampling":
+        raise UserError('Streamed data cannot be sampled by class: say class_balance = "loss" in the recipe.')
+    if streamed and recipe.training.batch_size % config.num_workers:
+        raise UserError(f"A streamed batch of {recipe.training.batch_size} cannot be shared out evenly to {config.num_workers}.")
+    return Plan(
+        recipe=recipe,
+        space=space,
+        train=train,
+        validation=replace(train, split=recipe.validation_split, votes=(), leave_out=frozenset()),
+        class_counts=tuple(counts),
+        initial=initial,
+        streamed=streamed,
+        use_gpu=config.use_gpu,
+        threads=1,
+        live="",
+    )
+
+
+def _votes(recipe: Recipe, dataset: DatasetCard, space: LabelSpace) -> tuple[int | None, ...]:
+    """Return where each vote goes: to a class, to an output of its own, or nowhere."""
+    if recipe.training.votes == "ignore":
+        return ()
+    if not dataset.vote_classes:
+        raise UserError("The recipe learns from annotators' votes, which the dataset does not have: ingest it with --votes.")
+    if recipe.training.votes == "target":
+        return mapping(dataset.vote_classes, space)
+    return tuple(range(len(dataset.vote_classes)))
 
 
 def _shape(network: NetworkConfig) -> NetworkConfig:
     """Return what two networks must share for the weights of one to serve the other."""
-    return network.model_copy(update={"dropout": 0.0})
+    return network.model_copy(update={"dropout": 0.0, "flip_averaging": False})
 
 
-def _train(recipe: Recipe, data: str, config: TrainConfig, initial: BundleFiles | None, checkpoints: str) -> State:
+def _require_resources(config: TrainConfig, plan: Plan, cluster: ClusterConfig) -> None:
+    resources = ray.cluster_resources()
+    if config.use_gpu and resources.get("GPU", 0) < config.num_workers:
+        raise UserError(f"{config.num_workers} GPUs were asked for, which this cluster does not have: leave out --use-gpu.")
+    needed = config.num_workers + plan.streamed
+    if not cluster.address and resources.get("CPU", 0) < needed:
+        beside = " and one for the data, which is streamed" if plan.streamed else ""
+        raise UserError(f"This machine has fewer than {needed} cores, one for each worker{beside}: ask for fewer --num-workers.")
+
+
+def _train(plan: Plan, config: TrainConfig, checkpoints: str, digest: str) -> State:
     """Run the loop on the workers and return the last checkpoint's state."""
-    parts = recipe.model_dump_json(), read_card(data).digest, initial.digest if initial else ""
+    recipe, initial = plan.recipe, plan.initial
+    parts = [recipe.model_dump_json(), digest, initial.digest if initial else "", "drop" * config.drop_leaks]
     name = hashlib.sha256("|".join(parts).encode()).hexdigest()[:16]
+    live = storage.join(checkpoints, name)
+    cores = 1 if config.use_gpu else max(1, _cores_of_a_node() // config.num_workers)
+    plan = replace(plan, threads=cores, live=live)
     filesystem, path = storage.arrow_filesystem(checkpoints)
+    storage.remove(storage.join(live, DIVERGED))
+    workers: Any = (config.min_workers, config.num_workers) if config.min_workers else config.num_workers
     trainer = TorchTrainer(
-        _worker,
-        train_loop_config={"recipe": recipe, "data": data, "initial": initial, "use_gpu": config.use_gpu},
+        worker,
+        train_loop_config={"plan": plan},
         torch_config=TorchConfig(backend="nccl" if config.use_gpu else "gloo"),
-        scaling_config=ScalingConfig(num_workers=config.num_workers, use_gpu=config.use_gpu),
+        scaling_config=ScalingConfig(
+            num_workers=workers,
+            use_gpu=config.use_gpu,
+            # A core is left to the tasks that read; the worker computes on it too while they wait.
+            resources_per_worker={"CPU": max(1, cores - plan.streamed)} | ({"GPU": 1} if config.use_gpu else {}),
+        ),
         run_config=RunConfig(
             name=name,
             storage_path=path,
             storage_filesystem=filesystem,
             checkpoint_config=CheckpointConfig(num_to_keep=1),
+            failure_config=FailureConfig(max_failures=config.max_failures),
         ),
+        datasets={"train": stream(plan)} if plan.streamed else {},
+        dataset_config=DataConfig(datasets_to_split=["train"]),
     )
-    result = trainer.fit()
+    with _watched(live, recipe.training.epochs):
+        result = trainer.fit()
+    _require_finite(live, result.checkpoint)
     if result.checkpoint is None:
         raise RuntimeError("the training ended without a checkpoint")
-    return _read_checkpoint(result.checkpoint)
+    return read_checkpoint(result.checkpoint)
 
 
-def _read_checkpoint(checkpoint: Checkpoint) -> State:
-    with checkpoint.as_directory() as folder:
-        state: State = torch.load(Path(folder) / CHECKPOINT, weights_only=True, map_location="cpu")
-    return state
+def _cores_of_a_node() -> int:
+    """Return the cores that Ray has on the smallest node."""
+    return int(min(node["Resources"].get("CPU", 1) for node in ray.nodes() if node["Alive"]))
 
 
-def _worker(arguments: dict[str, Any]) -> None:
-    """One rank: load the splits, build the network from the recipe's seed, train, report every epoch."""
-    recipe: Recipe = arguments["recipe"]
-    device = ray.train.torch.get_device() if arguments["use_gpu"] else torch.device("cpu")
-    splits = [load_split(arguments["data"], split, recipe.network) for split in (recipe.train_split, recipe.validation_split)]
-    train, validation = (_tensors(split) for split in splits)
-    torch.manual_seed(recipe.training.seed)
-    network = build(recipe.network, len(read_card(arguments["data"]).label_space.classes)).to(device)
-    if arguments["initial"]:
-        network.load_state_dict(load_network(arguments["initial"]).state_dict())
-    trainer = Trainer(network, recipe.training, recipe.augmentation, train, device)
-    checkpoint = ray.train.get_checkpoint()
-    if checkpoint:
-        trainer.load(_read_checkpoint(checkpoint))
-
-    def on_epoch(epoch: Epoch) -> None:
-        if ray.train.get_context().get_world_rank() != 0:
-            ray.train.report(vars(epoch))
-            return
-        log.info("epoch %d: %s", epoch.epoch, json.dumps(vars(epoch)))
-        with tempfile.TemporaryDirectory() as folder:
-            torch.save(trainer.state(), Path(folder) / CHECKPOINT)
-            ray.train.report(vars(epoch), checkpoint=Checkpoint.from_directory(folder))
-
-    trainer.fit(validation, on_epoch)
+def _require_finite(live: str, checkpoint: Checkpoint | None) -> None:
+    if storage.exists(storage.join(live, DIVERGED)):
+        what = storage.read_bytes(storage.join(live, DIVERGED)).decode()
+        kept = f"the last good checkpoint is {checkpoint.path}" if checkpoint else "no epoch was finished"
+        raise UserError(f'The training diverged: {what}; {kept}. Lower learning_rate in the recipe, or say precision = "fp32".')
 
 
-def _tensors(split: Split) -> Images:
-    return Images(torch.from_numpy(split.images), torch.from_numpy(split.labels))
+@contextmanager
+def _watched(live: str, epochs: int) -> Iterator[None]:
+    """Show how far the workers are, from the file that the first of them keeps writing."""
+    ended = threading.Event()
+
+    def watch() -> None:
+        shown = 0
+        with progress("training epochs", epochs) as advance:
+            while not ended.wait(1.0):
+                try:
+                    now = json.loads(storage.read_bytes(storage.join(live, PROGRESS)))
+                except (ValueError, *storage.STORAGE_ERRORS):
+                    continue
+                for epoch in now["history"][shown:]:
+                    advance(1)
+                    log.info("%s", describe(epoch, epochs))
+                shown = len(now["history"])
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join(5)
 
 
-def _publish(recipe: Recipe, dataset: DatasetCard, data: str, out: str, state: State, initial: BundleFiles | None) -> TrainResult:
-    """Evaluate and calibrate the selected weights, then write curves, confusion matrix and bundle."""
-    network = build(recipe.network, len(dataset.label_space.classes))
-    network.load_state_dict(state["best"])
-    validation, train = (load_split(data, split, recipe.network) for split in (recipe.validation_split, recipe.train_split))
-    logits, labels = predict(network, torch.from_numpy(validation.images)), torch.from_numpy(validation.labels)
-    calibration = calibrate(logits, labels, recipe.calibration.certain_accuracy)
-    probabilities = torch.softmax(logits / calibration.temperature, 1).numpy()
-    selected = max(state["history"], key=lambda epoch: epoch["validation_accuracy"])
-    metrics = _metrics(recipe, probabilities, validation, set(train.digests), dataset.label_space.classes)
-    certain = probabilities.max(1) >= calibration.uncertain_below
-    metrics["validation"] |= {
-        "ece_cross_fitted": cross_fitted_ece(logits, labels, validation.digests),
-        "coverage_certain": float(certain.mean()),
-    }
-    card = ModelCard(
-        name=recipe.name,
-        network=recipe.network,
-        label_space=dataset.label_space,
-        framing=recipe.framing,
-        calibration=calibration,
-        data={
-            "layout": dataset.layout,
-            "digest": dataset.digest,
-            "train_split": recipe.train_split,
-            "train_images": len(train.labels),
-            "terms": TERMS.get(dataset.layout, "Those of the dataset that was ingested."),
-        },
-        metrics=metrics | {"selected_epoch": selected["epoch"], "epochs": len(state["history"])},
-        recipe=recipe.model_dump(mode="json") | ({"initial": initial.card.recipe} if initial else {}),
+def describe(epoch: dict[str, Any], epochs: int) -> str:
+    """Return one line on an epoch that has ended."""
+    left_s = (epochs - epoch["epoch"]) * epoch["seconds"]
+    return (
+        f"epoch {epoch['epoch']} of {epochs}: training loss {epoch['train_loss']:.3f}, accuracy {epoch['train_accuracy']:.3f}; "
+        f"validation {epoch['validation_loss']:.3f}, {epoch['validation_accuracy']:.4f}; {epoch['images_per_s']:.0f} images/s, "
+        f"about {left_s / 60:.0f} min left"
     )
-    confusion = metrics["validation"]["confusion"]
-    storage.write_bytes(storage.join(out, "history.json"), json.dumps(state["history"], indent=1).encode())
-    storage.write_bytes(storage.join(out, "curves.png"), curves_png(state["history"], selected["epoch"]))
-    title = f"{recipe.name} on {recipe.validation_split}: accuracy {metrics['validation']['accuracy']:.3f}"
-    storage.write_bytes(storage.join(out, "confusion.png"), confusion_png(confusion, dataset.label_space.classes, title))
-    save_bundle(out, network, card)
-    log.info("Model bundle: %s", storage.join(out, CARD))
-    return TrainResult(
-        out=out,
-        name=recipe.name,
-        epochs=len(state["history"]),
-        selected_epoch=selected["epoch"],
-        validation_accuracy=metrics["validation"]["accuracy"],
-        validation_macro_f1=metrics["validation"]["macro_f1"],
-        images_per_s=round(float(np.median([epoch["images_per_s"] for epoch in state["history"]])), 1),
-    )
-
-
-def _metrics(
-    recipe: Recipe, probabilities: Any, validation: Split, learned: set[str], classes: tuple[str, ...]
-) -> dict[str, Any]:
-    """Return the figures on all of the validation split, and without the images that also stand in the training split."""
-    fresh = np.array([digest not in learned for digest in validation.digests])
-    measured = {"split": recipe.validation_split, "selected_on_this_split": True, "views": 1, "precision": "fp32"}
-    whole = summarize(probabilities, validation.labels, classes)
-    without = summarize(probabilities[fresh], validation.labels[fresh], classes)
-    return {"validation": measured | whole, "validation_without_training_images": measured | without}

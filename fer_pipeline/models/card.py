@@ -23,15 +23,19 @@ class NetworkConfig(Config):
     """Which network, on which input; the network is rebuilt from it."""
 
     architecture: str = "residual_cnn"
-    """`residual_cnn`, or the name of a torchvision classifier such as `resnet50`."""
+    """`residual_cnn`, `plain_cnn`, `regularised_cnn`, or the name of a torchvision classifier such as `resnet50`."""
     image_px: int = 48
     """Side of the square input."""
     channels: Literal[1, 3] = 1
     """1 for grey crops, 3 for RGB."""
+    equalize: bool = False
+    """Make the histogram of the crop's brightness flat, in training and labelling alike."""
     width: int = 32
-    """Channels of the first layer of `residual_cnn`; every stage doubles them."""
+    """Channels of the first layer of our own networks; every stage doubles them."""
     dropout: float = 0.3
-    """Dropout before the last layer of `residual_cnn`."""
+    """Dropout before the last layer of our own networks."""
+    flip_averaging: bool = False
+    """Classify every crop and its mirror image and average the logits (test-time augmentation), at twice the cost."""
     mean: tuple[float, ...] = (0.5,)
     """Subtracted from pixels scaled to 0..1, per channel (one value serves all)."""
     std: tuple[float, ...] = (0.25,)

@@ -1,10 +1,12 @@
-"""Expression classifiers: our residual CNN for small grey crops, and any torchvision classifier by name."""
+"""Expression classifiers: our residual CNN for small grey crops, two reference CNNs, and any torchvision classifier by name."""
 
 import torch
 from torch import Tensor, nn
 
 from fer_pipeline.core.errors import UserError
 from fer_pipeline.models.card import NetworkConfig
+
+Weights = dict[str, Tensor]
 
 
 class Normalize(nn.Module):
@@ -57,13 +59,82 @@ def _residual_cnn(config: NetworkConfig, classes: int) -> nn.Module:
     return nn.Sequential(*layers, *head)
 
 
+def _plain_cnn(config: NetworkConfig, classes: int) -> nn.Module:
+    """Three stages of convolution and max-pooling, a dense layer with dropout: the CNN of many a paper on FER-2013."""
+    layers: list[nn.Module] = []
+    channels: int = config.channels
+    width = config.width
+    for _ in range(3):
+        layers += [
+            nn.Conv2d(channels, width, 3, padding=1),
+            nn.ReLU(inplace=True),
+            nn.MaxPool2d(2),
+            nn.Dropout(config.dropout / 2),
+        ]
+        channels, width = width, 2 * width
+    dense = channels * (config.image_px // 8) ** 2
+    head = [nn.Flatten(), nn.Linear(dense, 128), nn.ReLU(inplace=True), nn.Dropout(config.dropout), nn.Linear(128, classes)]
+    return nn.Sequential(*layers, *head)
+
+
+def _regularised_cnn(config: NetworkConfig, classes: int) -> nn.Module:
+    """Three stages of two convolutions with batch normalisation, max-pooling and dropout; L2 is the recipe's weight decay."""
+    layers: list[nn.Module] = []
+    channels: int = config.channels
+    width = config.width
+    for _ in range(3):
+        for _ in range(2):
+            layers += [nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
+            channels = width
+        layers += [nn.MaxPool2d(2), nn.Dropout(config.dropout / 2)]
+        width *= 2
+    dense = channels * (config.image_px // 8) ** 2
+    layers += [nn.Flatten(), nn.Linear(dense, 128, bias=False), nn.BatchNorm1d(128), nn.ReLU(inplace=True)]
+    return nn.Sequential(*layers, nn.Dropout(config.dropout), nn.Linear(128, classes))
+
+
+OWN = {"residual_cnn": _residual_cnn, "plain_cnn": _plain_cnn, "regularised_cnn": _regularised_cnn}
+
+
+class FlipAveraging(nn.Sequential):
+    """Layers whose output, in evaluation mode, is the mean over an image and its mirror image."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        normalize, network = self
+        logits: Tensor = network(normalize(images))
+        return logits if self.training else (logits + network(normalize(images.flip(3)))) / 2
+
+
 def build(config: NetworkConfig, classes: int) -> nn.Module:
     """Return the network, randomly initialised: uint8 images (n, channels, image_px, image_px) to logits (n, classes).
 
     Raise UserError for an architecture that neither we nor torchvision have.
     """
-    network = _residual_cnn(config, classes) if config.architecture == "residual_cnn" else _torchvision(config, classes)
-    return nn.Sequential(Normalize(config.mean, config.std), network)
+    network = OWN.get(config.architecture, _torchvision)(config, classes)
+    kind = FlipAveraging if config.flip_averaging else nn.Sequential
+    return kind(Normalize(config.mean, config.std), network)
+
+
+def last_layer(state: Weights) -> list[str]:
+    """Return the names of the last layer's weights: every classifier here ends with the layer that makes the logits."""
+    names = list(state)
+    return names[-2:] if names[-1].endswith("bias") else names[-1:]
+
+
+def take_over(network: nn.Module, weights: Weights) -> None:
+    """Give a network another one's weights; outputs that only `network` has keep their own."""
+    own = network.state_dict()
+    last = last_layer(own)
+    network.load_state_dict(own | {name: value for name, value in weights.items() if name not in last})
+    with torch.no_grad():
+        for name in last:
+            network.get_parameter(name)[: len(weights[name])] = weights[name]
+
+
+def keep_outputs(state: Weights, classes: int) -> Weights:
+    """Return a network's weights without the outputs behind the first `classes`."""
+    last = last_layer(state)
+    return {name: value[:classes].clone() if name in last else value for name, value in state.items()}
 
 
 def _torchvision(config: NetworkConfig, classes: int) -> nn.Module:
@@ -71,7 +142,7 @@ def _torchvision(config: NetworkConfig, classes: int) -> nn.Module:
 
     if config.architecture not in torchvision.models.list_models(module=torchvision.models):
         raise UserError(
-            f"There is no network '{config.architecture}': use 'residual_cnn' or a torchvision classifier such as 'resnet50'."
+            f"There is no network '{config.architecture}': use {', '.join(OWN)} or a torchvision classifier such as resnet50."
         )
     if config.channels != 3:
         raise UserError(f"'{config.architecture}' takes RGB crops: set channels = 3 in the recipe's [network].")

@@ -29,6 +29,8 @@ class Recipe(Config):
     train_split: str = "train"
     validation_split: str = "validation"
     network: NetworkConfig = Field(default_factory=NetworkConfig)
+    pretrained: str | None = None
+    """Weights to start from, all but the last layer: torchvision's by name (`DEFAULT`), or a file; else the seed decides them."""
     framing: Framing = Field(default_factory=Framing)
     augmentation: AugmentationConfig = Field(default_factory=AugmentationConfig)
     training: TrainingConfig = Field(default_factory=TrainingConfig)

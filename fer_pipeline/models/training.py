@@ -2,9 +2,10 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -20,22 +21,38 @@ from fer_pipeline.models.augmentation import AugmentationConfig, augment
 
 State = dict[str, Any]
 
+WINDOW = 25
+"""Steps between two looks at the loss, which on a GPU make the host wait."""
+
 
 class TrainingConfig(Config):
-    """Optimisation: SGD with Nesterov momentum under a one-cycle schedule (Smith & Topin, 2018)."""
+    """Optimisation: by default SGD with Nesterov momentum under a one-cycle schedule (Smith & Topin, 2018)."""
 
     epochs: int = Field(40, ge=1)
     batch_size: int = Field(128, ge=1)
     """Images per step over all workers together."""
+    accumulate: int = Field(1, ge=1)
+    """Parts in which each worker's share of a step is computed, where it does not fit on the device at once."""
+    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
     learning_rate: float = Field(0.1, gt=0)
-    """Peak of the cycle."""
+    """Highest learning rate of the schedule."""
+    schedule: Literal["one_cycle", "cosine", "constant"] = "one_cycle"
+    """`one_cycle` rises for the share `warmup` of the steps and falls to zero, `cosine` only falls, `constant` does neither."""
     momentum: float = 0.9
+    """Of SGD, with Nesterov's correction."""
     weight_decay: float = 5e-4
     label_smoothing: float = 0.1
     warmup: float = 0.2
     """Share of the steps in which the learning rate rises."""
+    class_balance: Literal["none", "loss", "sampling"] = "none"
+    """Against unequal classes: weigh the loss by their inverse frequency, or draw images so that classes come equally often."""
+    votes: Literal["ignore", "target", "auxiliary"] = "ignore"
+    """What annotators' votes are for: in place of the label, by `votes_weight`; or learned beside it, as outputs of their own
+    that are cut off after training. Images without votes keep their label alone."""
+    votes_weight: float = Field(1.0, ge=0)
+    """Share of the target that the votes take (`target`), or weight of their loss beside the labels' (`auxiliary`)."""
     mixup: float = Field(0.0, ge=0)
-    """Alpha of mixup (Zhang et al., 2018); 0 turns it off."""
+    """Alpha of mixup (Zhang et al., 2018), drawn for each image; 0 turns it off."""
     ema_decay: float = Field(0.0, ge=0, lt=1)
     """Decay per step of an exponential moving average of the weights, which is then what is evaluated; 0 turns it off."""
     precision: Literal["bf16", "fp32"] = "bf16"
@@ -44,16 +61,61 @@ class TrainingConfig(Config):
 
 @dataclass(frozen=True)
 class Images:
-    """A split in memory: uint8 images (n, c, h, w) and int64 labels (n,)."""
+    """Some samples: uint8 images (n, c, h, w), int64 labels (n,) and float32 shares of votes (n, k), zeros for none."""
 
     images: Tensor
     labels: Tensor
+    votes: Tensor
 
     def __len__(self) -> int:
         return len(self.labels)
 
+    def __getitem__(self, indices: Tensor | slice) -> "Images":
+        return Images(self.images[indices], self.labels[indices], self.votes[indices])
+
     def to(self, device: torch.device) -> "Images":
-        return Images(self.images.to(device), self.labels.to(device))
+        return Images(self.images.to(device), self.labels.to(device), self.votes.to(device))
+
+
+class Feed(Protocol):
+    """A training split: `batches` yields this rank's share of each step of an epoch, the same number on every rank."""
+
+    def __len__(self) -> int:
+        """Return the number of images of an epoch, all ranks together."""
+        ...
+
+    def batches(self, seed: int) -> Iterator[Images]: ...
+
+
+@dataclass(frozen=True)
+class Resident:
+    """A split that is held on the device as a whole; every rank holds all of it."""
+
+    data: Images
+    batch_size: int
+    balanced: bool = False
+    """Draw images so that every class comes equally often, with replacement."""
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def batches(self, seed: int) -> Iterator[Images]:
+        """Yield this rank's stretch of each global batch, of one order for all ranks.
+
+        The last, smaller batch is left out unless it is the only one.
+        """
+        rank, world = rank_and_world()
+        order = self._order(torch.Generator().manual_seed(seed))
+        for start in range(0, max(1, len(order) - self.batch_size + 1), self.batch_size):
+            batch = order[start : start + self.batch_size]
+            mine = batch[rank * len(batch) // world : (rank + 1) * len(batch) // world]
+            yield self.data[mine.to(self.data.labels.device)]
+
+    def _order(self, generator: torch.Generator) -> Tensor:
+        if not self.balanced:
+            return torch.randperm(len(self), generator=generator)
+        labels = self.data.labels.cpu()
+        return torch.multinomial(1 / labels.bincount()[labels].double(), len(self), replacement=True, generator=generator)
 
 
 @dataclass(frozen=True)
@@ -69,20 +131,17 @@ class Epoch:
     images_per_s: float
 
 
-def _rank() -> tuple[int, int]:
+class DivergedError(Exception):
+    """The loss is no number any more; `step` counts from 1 over all epochs."""
+
+    def __init__(self, step: int, epoch: int) -> None:
+        super().__init__(f"the loss is not finite at step {step} (epoch {epoch})")
+        self.step, self.epoch = step, epoch
+
+
+def rank_and_world() -> tuple[int, int]:
+    """Return this process's rank and the number of ranks."""
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-
-
-def batches(count: int, batch_size: int, seed: int) -> Iterator[Tensor]:
-    """Yield this rank's indices of each global batch: one permutation for all ranks, each takes its stretch.
-
-    The last, smaller batch is left out unless it is the only one.
-    """
-    rank, world = _rank()
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
-    for start in range(0, max(1, count - batch_size + 1), batch_size):
-        batch = order[start : start + batch_size]
-        yield batch[rank * len(batch) // world : (rank + 1) * len(batch) // world]
 
 
 def _autocast(device: torch.device, precision: str) -> torch.autocast:
@@ -101,25 +160,29 @@ def predict(network: nn.Module, images: Tensor, precision: str = "fp32", batch_s
     return torch.cat(out)
 
 
-def _predict_shared(network: nn.Module, images: Tensor, precision: str) -> Tensor:
-    """Like `predict`, every rank taking its share and getting the whole."""
-    rank, world = _rank()
-    mine = predict(network, images.tensor_split(world)[rank], precision)
-    if world == 1:
-        return mine
-    shares: list[Any] = [None] * world
-    dist.all_gather_object(shares, mine)
-    return torch.cat(shares)
+def _evaluate(network: nn.Module, shares: Iterable[Images], classes: int, precision: str) -> tuple[float, float]:
+    """Return cross-entropy and accuracy over this rank's share of a split and the other ranks'."""
+    loss = correct = count = 0.0
+    for chunk in shares:
+        logits = predict(network, chunk.images, precision)[:, :classes]
+        labels = chunk.labels.cpu()
+        loss += float(F.cross_entropy(logits, labels, reduction="sum"))
+        correct += float((logits.argmax(1) == labels).sum())
+        count += len(chunk)
+    loss, correct, count = _sum(loss, correct, count)
+    return loss / count, correct / count
+
+
+def _reduce(values: Tensor, how: Any) -> Tensor:
+    if dist.is_initialized():
+        values = values.cuda() if dist.get_backend() == "nccl" else values.cpu()
+        dist.all_reduce(values, how)
+    return values.cpu()
 
 
 def _sum(*values: float) -> list[float]:
     """Add figures up over all ranks."""
-    total = torch.tensor(values, dtype=torch.float64)
-    if dist.is_initialized():
-        if dist.get_backend() == "nccl":
-            total = total.cuda()
-        dist.all_reduce(total)
-    return [float(value) for value in total]
+    return [float(value) for value in _reduce(torch.tensor(values, dtype=torch.float64), dist.ReduceOp.SUM)]
 
 
 def _share_buffers(network: nn.Module) -> None:
@@ -129,53 +192,94 @@ def _share_buffers(network: nn.Module) -> None:
             dist.broadcast(buffer, 0)
 
 
+def soft_targets(batch: Images, classes: int, config: TrainingConfig) -> Tensor:
+    """Return what the outputs shall become, float32 (n, classes), and the votes (n, k) behind it where they are auxiliary."""
+    targets = F.one_hot(batch.labels, classes).float()
+    if config.votes == "target":
+        share = config.votes_weight * (batch.votes.sum(1, keepdim=True) > 0)
+        targets = (1 - share) * targets + share * batch.votes
+    targets = (1 - config.label_smoothing) * targets + config.label_smoothing / classes
+    return torch.cat([targets, batch.votes], 1) if config.votes == "auxiliary" else targets
+
+
+def _optimizer(network: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
+    parameters, rate, decay = network.parameters(), config.learning_rate, config.weight_decay
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(parameters, rate, momentum=config.momentum, nesterov=config.momentum > 0, weight_decay=decay)
+    adam = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
+    return adam(parameters, rate, weight_decay=decay)
+
+
+def _schedule(optimizer: torch.optim.Optimizer, config: TrainingConfig, steps: int) -> torch.optim.lr_scheduler.LRScheduler:
+    if config.schedule == "one_cycle":
+        return torch.optim.lr_scheduler.OneCycleLR(
+            optimizer, config.learning_rate, total_steps=steps + 1, pct_start=config.warmup, cycle_momentum=False
+        )
+    if config.schedule == "cosine":
+        return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, _one)
+
+
+def _one(_: int) -> float:
+    return 1.0
+
+
 class Trainer:
     """A network in training: `fit` runs the epochs that are left, `state` and `load` carry it over a restart.
 
-    `network` is on `device` already. In a torch.distributed group every rank builds the same trainer.
+    `network` is on `device` already; its outputs are `classes` and, where votes are auxiliary, those of the votes.
+    `class_counts` are the training split's. In a torch.distributed group every rank builds the same trainer.
     """
 
     def __init__(
-        self, network: nn.Module, config: TrainingConfig, augmentation: AugmentationConfig, train: Images, device: torch.device
+        self,
+        network: nn.Module,
+        class_counts: list[int],
+        config: TrainingConfig,
+        augmentation: AugmentationConfig,
+        train: Feed,
+        device: torch.device,
     ) -> None:
         self.network = network.to(memory_format=torch.channels_last)
-        self.config, self.augmentation, self.device = config, augmentation, device
-        self.train = train.to(device)
+        self.classes, self.config, self.augmentation = len(class_counts), config, augmentation
+        self.train, self.device = train, device
         self.replica: nn.Module = DistributedDataParallel(network) if dist.is_initialized() else network
-        self.optimizer = torch.optim.SGD(
-            network.parameters(),
-            lr=config.learning_rate,
-            momentum=config.momentum,
-            nesterov=True,
-            weight_decay=config.weight_decay,
-        )
-        steps = config.epochs * max(1, len(train) // config.batch_size)
-        self.schedule = torch.optim.lr_scheduler.OneCycleLR(
-            self.optimizer, config.learning_rate, total_steps=steps + 1, pct_start=config.warmup, cycle_momentum=False
-        )
+        self.steps = max(1, len(train) // config.batch_size)
+        self.optimizer = _optimizer(network, config)
+        self.schedule = _schedule(self.optimizer, config, config.epochs * self.steps)
         averaging = get_ema_multi_avg_fn(config.ema_decay)
         self.average = AveragedModel(network, multi_avg_fn=averaging, use_buffers=True) if config.ema_decay else None
+        counts = torch.tensor(class_counts, dtype=torch.float32).clamp(min=1)
+        weight = counts.sum() / (len(counts) * counts)
+        self.class_weight = weight.to(device) if config.class_balance == "loss" else None
         self.history: list[Epoch] = []
         self.best: dict[str, Tensor] = {}
 
-    def fit(self, validation: Images, on_epoch: Callable[[Epoch], None]) -> None:
+    def fit(
+        self,
+        validation: Iterable[Images],
+        on_epoch: Callable[[Epoch], None],
+        on_window: Callable[[int, float], None] = lambda step, loss: None,
+    ) -> None:
         """Train the epochs that are left; `on_epoch` is called after each, on every rank.
 
-        Afterwards the network holds the weights of the epoch with the best validation accuracy.
+        `validation` yields this rank's share of the validation split, anew for every epoch. `on_window` gets the step of the
+        epoch and the mean loss since it was last called. Afterwards the network holds the weights of the epoch with the best
+        validation accuracy. Raise DivergedError where the loss is not finite; the last state handed to `on_epoch` is good.
         """
         for epoch in range(len(self.history), self.config.epochs):
             started = time.perf_counter()
-            loss, accuracy, images = self._train_epoch(epoch)
+            loss, accuracy, images = self._train_epoch(epoch, on_window)
             seconds = time.perf_counter() - started
             judged: nn.Module = self.average.module if self.average else self.network
             _share_buffers(judged)
-            logits = _predict_shared(judged, validation.images, self.config.precision)
+            validation_loss, validation_accuracy = _evaluate(judged, validation, self.classes, self.config.precision)
             done = Epoch(
                 epoch=epoch + 1,
                 train_loss=loss,
                 train_accuracy=accuracy,
-                validation_loss=float(F.cross_entropy(logits, validation.labels)),
-                validation_accuracy=float((logits.argmax(1) == validation.labels).float().mean()),
+                validation_loss=validation_loss,
+                validation_accuracy=validation_accuracy,
                 learning_rate=float(self.schedule.get_last_lr()[0]),
                 images_per_s=images / seconds,
             )
@@ -185,40 +289,78 @@ class Trainer:
             on_epoch(done)
         self.network.load_state_dict(self.best)
 
-    def _train_epoch(self, epoch: int) -> tuple[float, float, float]:
+    def _train_epoch(self, epoch: int, on_window: Callable[[int, float], None]) -> tuple[float, float, float]:
         """Return mean loss, accuracy and number of images of one pass over the training split, all ranks together."""
         self.replica.train()
         seed = self.config.seed * 100_003 + epoch
-        generator = torch.Generator().manual_seed(seed * 4096 + _rank()[0])
-        torch.manual_seed(seed * 4096 + _rank()[0])  # dropout
-        mixing = np.random.default_rng(seed)  # the same on every rank
-        loss_sum, correct, images = torch.zeros((), device=self.device), torch.zeros((), device=self.device), 0
-        for indices in batches(len(self.train), self.config.batch_size, seed):
-            indices = indices.to(self.device)
-            labels = self.train.labels[indices]
-            inputs = augment(self.train.images[indices], self.augmentation, generator)
-            share = float(mixing.beta(self.config.mixup, self.config.mixup)) if self.config.mixup else 1.0
-            if share < 1.0:
-                inputs = share * inputs.float() + (1 - share) * inputs.flip(0).float()
-            with _autocast(self.device, self.config.precision):
-                logits = self.replica(inputs).float()
-            loss = share * self._loss(logits, labels) + (1 - share) * self._loss(logits, labels.flip(0))
-            self.optimizer.zero_grad()
-            loss.backward()
-            self.optimizer.step()
-            self.schedule.step()
-            if self.average:
-                self.average.update_parameters(self.network)
-            loss_sum += loss.detach() * len(labels)
-            correct += (logits.argmax(1) == labels).sum()
-            images += len(labels)
-        total_loss, total_correct, total = _sum(float(loss_sum), float(correct), images)
-        if not math.isfinite(total_loss):
-            raise FloatingPointError(f"the training loss is not finite in epoch {epoch + 1}; lower the learning rate")
+        torch.manual_seed(seed * 4096 + rank_and_world()[0])  # dropout
+        draws = Draws(seed, rank_and_world()[0])
+        window: list[Tensor] = []
+        loss_sum, correct, images = 0.0, torch.zeros((), device=self.device), 0
+        for step, batch in enumerate(self.train.batches(seed), 1):
+            batch = batch.to(self.device)
+            loss, right = self._step(batch, draws)
+            window.append(loss * len(batch))
+            correct += right
+            images += len(batch)
+            if len(window) == WINDOW or step == self.steps:
+                losses = torch.stack(window).cpu()
+                self._require_finite(losses, epoch, step)
+                loss_sum += float(losses.sum())
+                on_window(step, float(losses.mean()) / len(batch))
+                window = []
+        total_loss, total_correct, total = _sum(loss_sum, float(correct), images)
         return total_loss / total, total_correct / total, total
 
-    def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        return F.cross_entropy(logits, labels, label_smoothing=self.config.label_smoothing)
+    def _step(self, batch: Images, draws: "Draws") -> tuple[Tensor, Tensor]:
+        """Take one step of the optimiser; return the mean loss and the number of right answers of this rank."""
+        parts = range(min(self.config.accumulate, len(batch)))
+        size = -(-len(batch) // len(parts))
+        loss_sum, correct = torch.zeros((), device=self.device), torch.zeros((), device=self.device)
+        for part in parts:
+            chunk = batch[slice(part * size, (part + 1) * size)]
+            with self._synchronised(part == parts[-1]):
+                loss, right = self._loss(chunk, draws)
+                loss = loss * (len(chunk) / len(batch))
+                loss.backward()
+            loss_sum += loss.detach()
+            correct += right
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.schedule.step()
+        if self.average:
+            self.average.update_parameters(self.network)
+        return loss_sum, correct
+
+    def _synchronised(self, last: bool) -> AbstractContextManager[None]:
+        """Leave the gradients' exchange among ranks to the last part of a step."""
+        if last or not isinstance(self.replica, DistributedDataParallel):
+            return nullcontext()
+        exchange: AbstractContextManager[None] = self.replica.no_sync()
+        return exchange
+
+    def _loss(self, batch: Images, draws: "Draws") -> tuple[Tensor, Tensor]:
+        targets = soft_targets(batch, self.classes, self.config)
+        inputs = augment(batch.images, self.augmentation, draws.generator)
+        if self.config.mixup:
+            share = draws.beta(self.config.mixup, len(batch)).to(self.device)[:, None]
+            inputs = torch.lerp(inputs.flip(0).float(), inputs.float(), share[:, :, None, None])
+            targets = torch.lerp(targets.flip(0), targets, share)
+        with _autocast(self.device, self.config.precision):
+            outputs = self.replica(inputs).float()
+        logits, wanted = outputs[:, : self.classes], targets[:, : self.classes]
+        loss = F.cross_entropy(logits, wanted, self.class_weight)
+        if self.config.votes == "auxiliary":
+            loss = loss + self.config.votes_weight * F.cross_entropy(outputs[:, self.classes :], targets[:, self.classes :])
+        return loss, (logits.argmax(1) == wanted.argmax(1)).sum()
+
+    def _require_finite(self, losses: Tensor, epoch: int, step: int) -> None:
+        """Raise DivergedError, on all ranks at once, naming the first step of the window at which a rank's loss is not finite."""
+        bad = (~torch.isfinite(losses)).nonzero()
+        first = epoch * self.steps + step - len(losses) + int(bad[0]) + 1 if len(bad) else math.inf
+        first = float(_reduce(torch.tensor([first], dtype=torch.float64), dist.ReduceOp.MIN))
+        if math.isfinite(first):
+            raise DivergedError(int(first), epoch + 1)
 
     def state(self) -> State:
         """Return all that a restart needs, in types that `torch.load(weights_only=True)` reads."""
@@ -240,3 +382,15 @@ class Trainer:
         self.best = state["best"]
         if self.average:
             self.average.load_state_dict(state["average"])
+
+
+class Draws:
+    """The random numbers of an epoch on one rank: repeatable, and the same on every kind of device."""
+
+    def __init__(self, seed: int, rank: int) -> None:
+        self.generator = torch.Generator().manual_seed(seed * 4096 + rank)
+        self._mixing = np.random.default_rng((seed, rank))
+
+    def beta(self, alpha: float, count: int) -> Tensor:
+        """Return `count` numbers of the distribution Beta(alpha, alpha)."""
+        return torch.from_numpy(self._mixing.beta(alpha, alpha, count).astype(np.float32))

@@ -54,7 +54,7 @@ def cut(pixels: Pixels, matrix: Matrix, side_px: int) -> Pixels:
     return np.asarray(crop, np.uint8)
 
 
-def _transform(faces: Detections, index: int, framing: Framing, side_px: int) -> Matrix:
+def transform(faces: Detections, index: int, framing: Framing, side_px: int) -> Matrix:
     """Return the transform by the face's landmarks, or by its box where there are none or they fall together."""
     if faces.landmarks is not None:
         matrix = similarity(faces.landmarks[index], np.array(framing.landmarks) * side_px)
@@ -75,9 +75,17 @@ def align(pixels: Pixels, faces: Detections, network: NetworkConfig, framing: Fr
             interpolation = cv2.INTER_AREA if max(pixels.shape[:2]) > side else cv2.INTER_LINEAR
             crop = np.asarray(cv2.resize(pixels, (side, side), interpolation=interpolation), np.uint8)
         else:
-            crop = cut(pixels, _transform(faces, index, framing, side), side)
+            crop = cut(pixels, transform(faces, index, framing, side), side)
         if network.channels == 1:
-            crops[index, 0] = cv2.cvtColor(crop, cv2.COLOR_BGR2GRAY)
+            grey = cv2.cvtColor(crop, cv2.COLOR_BGR2GRAY)
+            crops[index, 0] = cv2.equalizeHist(grey) if network.equalize else grey
         else:
-            crops[index] = crop[:, :, ::-1].transpose(2, 0, 1)
+            crops[index] = (_equalized(crop) if network.equalize else crop)[:, :, ::-1].transpose(2, 0, 1)
     return crops
+
+
+def _equalized(crop: Pixels) -> Pixels:
+    """Return a colour crop with the histogram of its brightness made flat."""
+    parts = cv2.cvtColor(crop, cv2.COLOR_BGR2YCrCb)
+    parts[:, :, 0] = cv2.equalizeHist(parts[:, :, 0])
+    return np.asarray(cv2.cvtColor(parts, cv2.COLOR_YCrCb2BGR), np.uint8)

@@ -12,7 +12,7 @@ from fer_pipeline.core.errors import UserError
 from fer_pipeline.core.schemas import SAMPLES
 from fer_pipeline.jobs import ingest
 from fer_pipeline.jobs.ingest import IngestConfig
-from tests.sources.test_datasets import HEADER, pixels
+from tests.sources.layouts.test_fer2013 import HEADER, pixels
 
 
 def image(seed: int) -> bytes:
@@ -82,13 +82,66 @@ def test_what_the_user_must_mend_writes_nothing(tmp_path: Path) -> None:
     assert (tmp_path / "thesis" / "samples" / "thesis.doc").exists()
 
 
+def test_wrong_labels_stop_the_ingest_until_they_are_to_be_skipped(tmp_path: Path, local_ray: None) -> None:
+    (tmp_path / "fer.csv").write_text(HEADER + f"1,{pixels(1)},Training\n7,{pixels(2)},Training\n")
+    config = IngestConfig(source=str(tmp_path / "fer.csv"), out=str(tmp_path / "out"), layout="fer2013-csv")
+    with pytest.raises(
+        UserError, match=r"1 records are mislabelled, the first at fer.csv@\d+: the label '7' is not one of 0 to 6"
+    ):
+        ingest.run(config)
+    assert not (tmp_path / "out" / "dataset.json").exists()
+    card = ingest.run(config.model_copy(update={"skip_mislabelled": True}))
+    assert (card.samples, card.quarantined) == (1, 1)
+
+
+def test_a_held_out_share_is_stratified_and_keeps_copies_and_groups_together(tmp_path: Path, local_ray: None) -> None:
+    for number in range(60):
+        path = tmp_path / "tree" / ("happy", "sad", "fear")[number % 3] / f"person{number // 6}_{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(image(number))
+    (tmp_path / "tree" / "happy" / "zoe_copy.png").write_bytes(image(0))
+    config = IngestConfig(source=str(tmp_path / "tree"), out=str(tmp_path / "out"), validation_share=0.2, test_share=0.1)
+    card = ingest.run(config)
+    sizes = {split: sum(counts.values()) for split, counts in card.counts.items()}
+    assert sizes == {"train": 43, "validation": 12, "test": 6}
+    assert {card.counts["validation"][name] for name in ("happy", "sad", "fear")} == {4}
+    assert not card.duplicates.across
+    grouped = ingest.run(config.model_copy(update={"out": str(tmp_path / "grouped"), "group_by": r"person(\d+)_"}))
+    samples = pq.read_table(tmp_path / "grouped" / "samples", columns=["source", "split"]).to_pylist()
+    people = {row["source"].split("_")[0].split("/")[1]: set[str]() for row in samples if "person" in row["source"]}
+    for row in samples:
+        if "person" in row["source"]:
+            people[row["source"].split("_")[0].split("/")[1]].add(row["split"])
+    assert all(len(splits) == 1 for splits in people.values())
+    assert sum(grouped.counts["validation"].values()) in range(6, 20)
+
+
+def test_faces_are_cut_out_and_images_without_one_are_dropped(archive: Path, tmp_path: Path, local_ray: None) -> None:
+    portrait = next(archive.rglob("hopper-640.jpg")).read_bytes()
+    for name, data in {"happy/a.jpg": portrait, "sad/noise.png": image(1)}.items():
+        (tmp_path / "tree" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "tree" / name).write_bytes(data)
+    config = IngestConfig(source=str(tmp_path / "tree"), out=str(tmp_path / "out"), faces="align", crop_px=64, detector="mtcnn")
+    card = ingest.run(config)
+    assert (card.samples, card.dropped) == (1, {"no face found": 1})
+    (row,) = pq.read_table(tmp_path / "out" / "samples").to_pylist()
+    assert (row["width"], row["height"]) == (64, 64)
+
+
 def test_fer2013_has_its_known_counts(shared: Path, tmp_path: Path, local_ray: None) -> None:
     import runpy
 
     tool = runpy.run_path(str(shared / "tools" / "make_fer2013.py"))
     tool["kaggle_csv"](tmp_path / "fer2013.csv", None)
-    card = ingest.run(IngestConfig(source=str(tmp_path / "fer2013.csv"), out=str(tmp_path / "out"), layout="fer2013-csv"))
+    tool["ferplus_csv"](tmp_path / "votes.csv", None)
+    source, votes = str(tmp_path / "fer2013.csv"), str(tmp_path / "votes.csv")
+    card = ingest.run(IngestConfig(source=source, out=str(tmp_path / "out"), layout="fer2013-csv", votes=votes))
     assert {split: sum(counts.values()) for split, counts in card.counts.items()} == {"train": 28_709, "validation": 3_589}
     assert card.duplicates.across["train -> validation"] == 280
     assert card.counts["train"]["disgust"] == 436
     assert card.quarantined == 0
+    assert card.duplicates.near_pairs == 124 and card.duplicates.blank == 13
+    read = pq.read_table(tmp_path / "out" / "samples", columns=["votes"])["votes"].to_pylist()
+    given = [pq.read_table(shared / "data" / "fer2013" / f"{name}.parquet") for name in ("training", "public_test")]
+    votes_given = [row or [0] * 10 for table in given for row in table["ferplus_votes"].to_pylist()]
+    assert read == votes_given

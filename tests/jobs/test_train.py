@@ -1,12 +1,14 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import pytest
 import torch
 
+from fer_pipeline.core.dataset import read_suspects
 from fer_pipeline.core.errors import UserError
 from fer_pipeline.jobs import ingest, train
 from fer_pipeline.jobs.ingest import IngestConfig
@@ -14,7 +16,7 @@ from fer_pipeline.jobs.train import TrainConfig, TrainResult
 from fer_pipeline.models.bundle import load_network
 from fer_pipeline.models.card import read_bundle
 from fer_pipeline.models.training import predict
-from fer_pipeline.stages.samples import load_split
+from fer_pipeline.stages.samples import SplitReader
 
 RECIPE = """
 [network]
@@ -40,6 +42,8 @@ def dataset(tmp_path_factory: pytest.TempPathFactory, local_ray: None) -> Path:
         path = folder / "tree" / ("train" if number < 192 else "validation") / name / f"{number}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         cv2.imwrite(str(path), np.clip(picture + rng.normal(0, 30, (48, 48)), 0, 255).astype(np.uint8))
+    for number, copy in ((0, "train/happy/2.png"), (1, "validation/sad/193.png")):
+        shutil.copy(folder / "tree" / "train" / ("happy", "sad")[number] / f"{number}.png", folder / "tree" / copy)
     ingest.run(IngestConfig(source=str(folder / "tree"), out=str(folder / "out")))
     return folder / "out"
 
@@ -52,7 +56,11 @@ def results(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int
     return {
         workers: train.run(
             TrainConfig(
-                recipe=str(folder / "stripes.toml"), data=str(dataset), out=str(folder / f"m{workers}"), num_workers=workers
+                recipe=str(folder / "stripes.toml"),
+                data=str(dataset),
+                out=str(folder / f"m{workers}"),
+                num_workers=workers,
+                allow_missing_classes=True,
             )
         )
         for workers in (1, 2)
@@ -74,7 +82,7 @@ def test_the_bundle_is_what_its_card_says(results: dict[int, TrainResult], datas
         "confusion.png",
     }
     bundle = read_bundle(str(out))
-    split = load_split(str(dataset), "validation", bundle.card.network)
+    split = SplitReader(str(dataset), "validation", bundle.card.network, tuple(range(7))).load()
     predicted = predict(load_network(bundle), torch.from_numpy(split.images)).argmax(1).numpy()
     figures = bundle.card.metrics["validation"]
     assert figures["accuracy"] == pytest.approx(float((predicted == split.labels).mean()))
@@ -88,17 +96,25 @@ def test_the_bundle_is_what_its_card_says(results: dict[int, TrainResult], datas
 def test_a_training_starts_from_the_weights_of_a_bundle(results: dict[int, TrainResult], dataset: Path, tmp_path: Path) -> None:
     (tmp_path / "still.toml").write_text(RECIPE.replace("epochs = 3", "epochs = 1").replace("0.02", "0.00001"))
     recipe, started = str(tmp_path / "still.toml"), results[1].out
-    again = train.run(TrainConfig(recipe=recipe, data=str(dataset), out=str(tmp_path / "m"), initial=started))
+    again = train.run(
+        TrainConfig(recipe=recipe, data=str(dataset), out=str(tmp_path / "m"), initial=started, allow_missing_classes=True)
+    )
     assert abs(again.validation_accuracy - results[1].validation_accuracy) < 0.05
     assert read_bundle(str(tmp_path / "m")).card.recipe["initial"]["training"]["epochs"] == 3
     with pytest.raises(UserError, match="another network"):
-        train.run(TrainConfig(recipe="fer2013-small", data=str(dataset), out=str(tmp_path / "n"), initial=started))
+        train.run(
+            TrainConfig(
+                recipe="fer2013-small", data=str(dataset), out=str(tmp_path / "n"), initial=started, allow_missing_classes=True
+            )
+        )
 
 
 def test_the_same_command_continues_from_the_last_checkpoint(results: dict[int, TrainResult], dataset: Path) -> None:
     out = Path(results[1].out)
     shutil.move(out, out.with_name("before"))
-    again = train.run(TrainConfig(recipe=str(out.parent / "stripes.toml"), data=str(dataset), out=str(out)))
+    again = train.run(
+        TrainConfig(recipe=str(out.parent / "stripes.toml"), data=str(dataset), out=str(out), allow_missing_classes=True)
+    )
     assert (out / "history.json").read_text() == (out.with_name("before") / "history.json").read_text()  # nothing trained twice
     assert again == results[1]
 
@@ -106,15 +122,48 @@ def test_the_same_command_continues_from_the_last_checkpoint(results: dict[int, 
 def test_what_the_user_must_mend_writes_nothing(dataset: Path, tmp_path: Path) -> None:
     (tmp_path / "eight.toml").write_text('label_space = "affectnet8"')
     (tmp_path / "split.toml").write_text('validation_split = "test"')
-    faults = [
-        (TrainConfig(recipe="fer2013-small", data=str(tmp_path), out=str(tmp_path / "m")), "not an ingested dataset"),
-        (TrainConfig(recipe=str(tmp_path / "eight.toml"), data=str(dataset), out=str(tmp_path / "m")), "must agree"),
-        (TrainConfig(recipe=str(tmp_path / "split.toml"), data=str(dataset), out=str(tmp_path / "m")), "no split 'test'"),
-        (TrainConfig(recipe="fer2013-small", data=str(dataset), out=str(tmp_path)), "not empty"),
-        (TrainConfig(recipe="fer2013-small", data=str(dataset), out=str(tmp_path / "m"), num_workers=99), "fewer than 99 cores"),
-        (TrainConfig(recipe="fer2013-small", data=str(dataset), out=str(tmp_path / "m"), use_gpu=True), "GPUs were asked for"),
+    (tmp_path / "votes.toml").write_text('[training]\nvotes = "target"')
+    (tmp_path / "sampling.toml").write_text('[training]\nclass_balance = "sampling"')
+    good = TrainConfig(recipe="fer2013-small", data=str(dataset), out=str(tmp_path / "m"), allow_missing_classes=True)
+    faults: list[tuple[dict[str, Any], str]] = [
+        ({"data": str(tmp_path)}, "not an ingested dataset"),
+        ({"recipe": str(tmp_path / "eight.toml"), "allow_missing_classes": False}, "no images of neutral, surprise, fear"),
+        ({"recipe": str(tmp_path / "split.toml")}, "no split 'test'"),
+        ({"recipe": str(tmp_path / "votes.toml")}, "ingest it with --votes"),
+        ({"recipe": str(tmp_path / "sampling.toml"), "data_from": "stream"}, "cannot be sampled by class"),
+        ({"out": str(tmp_path)}, "not empty"),
+        ({"num_workers": 99}, "fewer than 99 cores"),
+        ({"data_from": "stream", "num_workers": 2}, "one for each worker and one for the data"),
+        ({"use_gpu": True}, "GPUs were asked for"),
     ]
     for faulty, complaint in faults:
         with pytest.raises(UserError, match=complaint):
-            train.run(faulty)
+            train.run(good.model_copy(update=faulty))
         assert not (tmp_path / "m").exists()
+
+
+def test_streamed_data_is_learnt_as_well(dataset: Path, tmp_path: Path) -> None:
+    (tmp_path / "stripes.toml").write_text(RECIPE)
+    config = TrainConfig(recipe=str(tmp_path / "stripes.toml"), data=str(dataset), out=str(tmp_path / "m"), data_from="stream")
+    result = train.run(config.model_copy(update={"allow_missing_classes": True}))
+    assert result.data_from == "stream"
+    assert result.validation_accuracy > 0.9
+
+
+def test_suspects_are_left_out_when_leaks_are_to_be_dropped(dataset: Path, tmp_path: Path) -> None:
+    (tmp_path / "stripes.toml").write_text(RECIPE)
+    suspects = read_suspects(str(dataset))
+    assert set(suspects["reason"].to_pylist()) == {"leak", "copy"}
+    config = TrainConfig(recipe=str(tmp_path / "stripes.toml"), data=str(dataset), out=str(tmp_path / "m"), drop_leaks=True)
+    train.run(config.model_copy(update={"allow_missing_classes": True}))
+    card = read_bundle(str(tmp_path / "m")).card
+    assert (card.data["train_images"], card.data["left_out"]) == (190, 2)
+    assert card.metrics["validation_without_training_images"]["images"] == 63
+
+
+def test_a_diverging_training_names_the_step_and_what_is_left(dataset: Path, tmp_path: Path) -> None:
+    (tmp_path / "wild.toml").write_text(RECIPE.replace("0.02", "1e30"))
+    config = TrainConfig(recipe=str(tmp_path / "wild.toml"), data=str(dataset), out=str(tmp_path / "m"))
+    with pytest.raises(UserError, match=r"not finite at step \d+ \(epoch 1\); no epoch was finished. Lower learning_rate"):
+        train.run(config.model_copy(update={"allow_missing_classes": True}))
+    assert not (tmp_path / "m").exists()

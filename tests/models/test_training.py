@@ -1,5 +1,6 @@
 import io
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -7,7 +8,7 @@ import torch
 from fer_pipeline.models.augmentation import AugmentationConfig, augment
 from fer_pipeline.models.card import NetworkConfig
 from fer_pipeline.models.networks import build
-from fer_pipeline.models.training import Epoch, Images, Trainer, TrainingConfig, batches, predict
+from fer_pipeline.models.training import DivergedError, Epoch, Images, Resident, Trainer, TrainingConfig, predict
 
 PLAIN = AugmentationConfig(flip=0, shift=0, rotation_deg=0, scale=0, contrast=0, erase=0)
 CPU = torch.device("cpu")
@@ -20,20 +21,22 @@ def stripes(count: int, seed: int = 0) -> Images:
     wave = 60 * torch.sign(torch.sin(torch.arange(48) * 0.8))
     pictures = torch.where(labels[:, None, None] == 0, wave[None, :, None], wave[None, None, :]).expand(count, 48, 48)
     noisy = 128 + pictures + 30 * torch.randn(count, 48, 48, generator=generator)
-    return Images(noisy.clamp(0, 255).to(torch.uint8)[:, None], labels)
+    return Images(noisy.clamp(0, 255).to(torch.uint8)[:, None], labels, torch.zeros(count, 0))
 
 
-def trainer(train: Images, augmentation: AugmentationConfig = PLAIN, **config: float) -> Trainer:
+def trainer(train: Images, augmentation: AugmentationConfig = PLAIN, **config: Any) -> Trainer:
     torch.manual_seed(0)
     settings = TrainingConfig.model_validate({"epochs": 4, "batch_size": 16, "learning_rate": 0.02, "precision": "fp32"} | config)
-    return Trainer(build(NetworkConfig(width=4), 2), settings, augmentation, train, CPU)
+    feed = Resident(train, settings.batch_size, settings.class_balance == "sampling")
+    outputs = 2 + (train.votes.shape[1] if settings.votes == "auxiliary" else 0)
+    return Trainer(build(NetworkConfig(width=4), outputs), train.labels.bincount().tolist(), settings, augmentation, feed, CPU)
 
 
 def test_the_loop_learns_what_can_be_learnt() -> None:
     torch.set_num_threads(1)
     history: list[Epoch] = []
     learner = trainer(stripes(256), AugmentationConfig(rotation_deg=5), mixup=0.1, ema_decay=0.9)
-    learner.fit(stripes(64, seed=1), history.append)
+    learner.fit([stripes(64, seed=1)], history.append)
     assert [epoch.epoch for epoch in history] == [1, 2, 3, 4]
     best = max(epoch.validation_accuracy for epoch in history)
     assert best > 0.95
@@ -56,14 +59,14 @@ def test_a_restarted_training_ends_where_an_undisturbed_one_does() -> None:
 
     augmentation, options = AugmentationConfig(), {"mixup": 0.2, "ema_decay": 0.9}
     undisturbed = trainer(stripes(96), augmentation, **options)
-    undisturbed.fit(stripes(32, 1), lambda _: None)
+    undisturbed.fit([stripes(32, 1)], lambda _: None)
     saved = io.BytesIO()
     killed = trainer(stripes(96), augmentation, **options)
     with pytest.raises(KilledError):
-        killed.fit(stripes(32, 1), kill_after_two)
+        killed.fit([stripes(32, 1)], kill_after_two)
     resumed = trainer(stripes(96), augmentation, **options)
     resumed.load(torch.load(saved, weights_only=True))
-    resumed.fit(stripes(32, 1), lambda _: None)
+    resumed.fit([stripes(32, 1)], lambda _: None)
     assert [e.validation_loss for e in resumed.history] == [e.validation_loss for e in undisturbed.history]
     for name, value in undisturbed.network.state_dict().items():
         assert torch.equal(value, resumed.network.state_dict()[name]), name
@@ -71,18 +74,92 @@ def test_a_restarted_training_ends_where_an_undisturbed_one_does() -> None:
 
 def test_batches_are_a_permutation_that_the_seed_decides() -> None:
     def drawn(seed: int) -> list[int]:
-        return torch.cat(list(batches(100, 20, seed))).tolist()
+        numbers = torch.arange(100)
+        feed = Resident(Images(numbers, numbers, numbers), 20)
+        return torch.cat([batch.labels for batch in feed.batches(seed)]).tolist()
 
     assert sorted(drawn(1)) == list(range(100))
     assert drawn(1) == drawn(1) != drawn(2)
 
 
 def test_a_loss_that_is_not_finite_stops_the_training() -> None:
-    broken = trainer(stripes(32))
-    with torch.no_grad():
-        next(broken.network.parameters()).fill_(float("nan"))
-    with pytest.raises(FloatingPointError, match="epoch 1"):
-        broken.fit(stripes(32, 1), lambda _: None)
+    broken = trainer(stripes(64))
+
+    def spoil(epoch: Epoch) -> None:
+        with torch.no_grad():
+            next(broken.network.parameters()).fill_(float("nan"))
+
+    with pytest.raises(DivergedError, match=r"not finite at step 5 \(epoch 2\)"):
+        broken.fit([stripes(32, 1)], spoil)
+
+
+def last(learner: Trainer) -> Epoch:
+    torch.set_num_threads(1)
+    learner.fit([stripes(64, seed=1)], lambda _: None)
+    return learner.history[-1]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"optimizer": "adam", "learning_rate": 0.003, "schedule": "constant"},
+        {"optimizer": "adamw", "learning_rate": 0.003, "schedule": "cosine"},
+        {"accumulate": 3},
+        {"class_balance": "loss"},
+        {"class_balance": "sampling"},
+        {"precision": "bf16"},
+    ],
+)
+def test_every_way_of_optimising_learns_what_can_be_learnt(options: dict[str, Any]) -> None:
+    assert last(trainer(stripes(256), **options)).validation_accuracy > 0.9
+
+
+def test_accumulated_parts_make_the_step_of_the_whole_batch() -> None:
+    """Without batch statistics, which differ between the parts and the whole."""
+    torch.set_num_threads(1)
+    weights = []
+    for parts in (1, 4):
+        settings = TrainingConfig(epochs=1, batch_size=32, learning_rate=0.02, precision="fp32", accumulate=parts)
+        torch.manual_seed(0)
+        network = build(NetworkConfig(architecture="plain_cnn", width=4, dropout=0.0), 2)
+        data = stripes(64)
+        learner = Trainer(network, [32, 32], settings, PLAIN, Resident(data, 32), CPU)
+        learner.fit([data], lambda _: None)
+        weights.append(torch.cat([value.flatten() for value in learner.network.state_dict().values()]))
+    assert torch.allclose(weights[0], weights[1], atol=1e-5)
+
+
+def test_balancing_lifts_the_rare_class() -> None:
+    """One in sixteen is of class 1, and the noise drowns the difference: only a balanced loss or sample makes it guessed."""
+
+    def guessed(**options: Any) -> float:
+        both = stripes(1024, seed=2)
+        keep = (both.labels == 0) | (torch.arange(1024) % 16 == 1)
+        noise = torch.randint(0, 256, both.images.shape, generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+        learner = trainer(Images(noise, both.labels, both.votes)[keep.nonzero()[:, 0]], epochs=1, learning_rate=0.005, **options)
+        last(learner)
+        return float((predict(learner.network, noise[:256]).softmax(1)[:, 1]).mean())
+
+    assert guessed() < 0.25
+    assert guessed(class_balance="loss") > 0.35
+    assert guessed(class_balance="sampling") > 0.35
+
+
+def test_votes_stand_in_for_the_label_or_are_learnt_beside_it() -> None:
+    data = stripes(256)
+    turned = torch.eye(2)[1 - data.labels]  # annotators who say the opposite of the label
+    voted = Images(data.images, data.labels, turned)
+    assert last(trainer(voted, votes="target")).validation_accuracy < 0.1
+    beside = trainer(voted, votes="auxiliary")
+    assert last(beside).validation_accuracy > 0.9
+    outputs = predict(beside.network, data.images)
+    assert outputs.shape == (256, 4)
+    assert float((outputs[:, 2:].argmax(1) == 1 - data.labels).float().mean()) > 0.9
+
+
+def test_images_without_votes_keep_their_label() -> None:
+    data = stripes(256)
+    assert last(trainer(Images(data.images, data.labels, torch.zeros(256, 2)), votes="target")).validation_accuracy > 0.9
 
 
 def test_augmentation_moves_every_image_in_its_own_way_and_repeats_with_its_seed() -> None:

@@ -1,0 +1,129 @@
+"""AffectNet (Mollahosseini et al., 2017): the manually annotated CSVs beside their images, and the later `_exp.npy` layout."""
+
+import io
+import posixpath
+from dataclasses import dataclass
+
+import numpy as np
+
+from fer_pipeline.core import storage
+from fer_pipeline.core.errors import UserError
+from fer_pipeline.core.labels import AFFECTNET8, LabelSpace
+from fer_pipeline.core.manifest import Record
+from fer_pipeline.sources.layouts.folders import name_below, plan_images
+from fer_pipeline.sources.layouts.samples import (
+    DROPPED,
+    MISLABELLED,
+    Excluded,
+    Face,
+    Part,
+    Point,
+    Reading,
+    Sample,
+    class_of,
+    split_of,
+)
+from fer_pipeline.sources.layouts.tables import Row, plan_csv, read_csv, whole_number
+
+COLUMNS = (
+    "subDirectory_filePath",
+    "face_x",
+    "face_y",
+    "face_width",
+    "face_height",
+    "facial_landmarks",
+    "expression",
+    "valence",
+    "arousal",
+)
+NO_CLASS = {8: "none", 9: "uncertain", 10: "no face"}
+"""What AffectNet's classes from 8 on say; such rows are dropped, and counted by these words."""
+IMAGES = ("", "Manually_Annotated_Images", "../Manually_Annotated_Images", "../Manually_Annotated/Manually_Annotated_Images")
+"""Where the images stand, seen from the CSV's folder."""
+
+
+@dataclass(frozen=True)
+class AffectNetCsv:
+    """Faces are cut from the images by the box and the 68 landmarks of the CSV; the split is what the CSV's name says."""
+
+    source: str
+    space: LabelSpace
+    part_bytes: int = 2 * 1024**2
+
+    def plan(self) -> list[Part]:
+        names = [self.source]
+        if not self.source.endswith(".csv"):
+            names = [storage.join(self.source, name) for name in storage.list_names(self.source) if name.endswith(".csv")]
+        if not names:
+            raise UserError(f"The folder '{self.source}' holds no CSV, which layout affectnet-csv needs.")
+        return [part for name in names for part in plan_csv(name, "affectnet-csv", COLUMNS, self.part_bytes)]
+
+    def read(self, part: Part) -> Reading:
+        folder, split = posixpath.dirname(part.uri), split_of([posixpath.basename(part.uri).split(".")[0].split("_")[-1]])
+        images = ""
+        for place, row in read_csv(part):
+            images = images or self._images(folder, row[COLUMNS[0]])
+            yield self._sample(row, place, storage.join(images, row[COLUMNS[0]]), split)
+
+    def _images(self, folder: str, first: str) -> str:
+        """Return the folder below which the images stand."""
+        for place in IMAGES:
+            candidate = posixpath.normpath(posixpath.join(folder, place)) if place else folder
+            if storage.is_local(folder) or not place.startswith(".."):
+                images = candidate
+            else:
+                images = storage.join(folder.rsplit("/", 1)[0], place.removeprefix("../"))
+            if storage.exists(storage.join(images, first)):
+                return images
+        return folder
+
+    def _sample(self, row: Row, place: str, uri: str, split: str) -> Sample | Excluded:
+        number = whole_number(row.get("expression", ""))
+        if number in NO_CLASS:
+            return Excluded(DROPPED, place, NO_CLASS[number])
+        if number is None or number >= len(AFFECTNET8.classes):
+            return Excluded(MISLABELLED, place, f"the expression '{row.get('expression', '')[:20]}' is not one of 0 to 10")
+        label = class_of(AFFECTNET8.classes[number], self.space, place)
+        if isinstance(label, Excluded):
+            return label
+        try:
+            x, y, width, height = (float(row[name]) for name in COLUMNS[1:5])
+            landmarks = _five([float(value) for value in row[COLUMNS[5]].split(";")])
+        except ValueError:
+            return Excluded(MISLABELLED, place, "its box or its landmarks are no numbers")
+        return Sample(Record(uri), label, split, place, face=Face((x, y, width, height), landmarks))
+
+
+def _five(values: list[float]) -> tuple[Point, ...] | None:
+    """Return eyes, nose and mouth corners of the 68 landmarks `x;y;...` of the iBUG scheme; None for another number of them."""
+    if len(values) != 136:
+        return None
+    points = np.array(values).reshape(68, 2)
+    five = [points[36:42].mean(0), points[42:48].mean(0), points[30], points[48], points[54]]
+    return tuple((float(x), float(y)) for x, y in five)
+
+
+@dataclass(frozen=True)
+class AffectNetNpy:
+    """`train_set/images/0.jpg` is a face crop, `train_set/annotations/0_exp.npy` its expression."""
+
+    source: str
+    space: LabelSpace
+
+    def plan(self) -> list[Part]:
+        return plan_images(self.source)
+
+    def read(self, part: Part) -> Reading:
+        for record in part.records:
+            source = name_below(part.uri, record)
+            folder, name = posixpath.split(record.uri)
+            annotation = storage.join(posixpath.dirname(folder), "annotations", f"{posixpath.splitext(name)[0]}_exp.npy")
+            try:
+                number = int(np.load(io.BytesIO(storage.read_bytes(annotation)), allow_pickle=False).item())
+            except (ValueError, *storage.STORAGE_ERRORS) as error:
+                yield Excluded(MISLABELLED, source, f"its annotation cannot be read: {storage.reason(error)}")
+                continue
+            named = AFFECTNET8.classes[number] if 0 <= number < len(AFFECTNET8.classes) else str(number)
+            label = class_of(named, self.space, source)
+            split = split_of([part.split("_")[0] for part in posixpath.dirname(source).split("/")])
+            yield Sample(record, label, split, source) if isinstance(label, str) else label

@@ -1,0 +1,42 @@
+"""Images in a folder per class, loose, in tars or in zips: `[split/]class/name`."""
+
+import posixpath
+from dataclasses import dataclass
+
+from fer_pipeline.core.errors import UserError
+from fer_pipeline.core.labels import LabelSpace
+from fer_pipeline.core.manifest import Record, cut
+from fer_pipeline.sources.layouts.samples import PART_BYTES, PART_RECORDS, Part, Reading, Sample, class_of, split_of
+from fer_pipeline.sources.listing import Listing
+
+
+def plan_images(source: str, part_records: int = PART_RECORDS, part_bytes: int = PART_BYTES) -> list[Part]:
+    """Return the images below a folder, or in a tar or zip, in stretches; raise UserError where there are none."""
+    parts = [Part(source, records=tuple(records)) for records in cut(Listing(source), part_records, part_bytes)]
+    if not parts:
+        raise UserError(f"The source '{source}' holds no images.")
+    return parts
+
+
+def name_below(source: str, record: Record) -> str:
+    """Return the path of an image below the dataset, a member's going on behind its container's."""
+    name = record.uri.removeprefix(source).lstrip("/") or posixpath.basename(record.uri)
+    return posixpath.join(name, record.member) if record.member else name
+
+
+@dataclass(frozen=True)
+class ImageFolder:
+    """The class is the name of the image's folder; the split that of a folder above it, `train` where none says one."""
+
+    source: str
+    space: LabelSpace
+
+    def plan(self) -> list[Part]:
+        return plan_images(self.source)
+
+    def read(self, part: Part) -> Reading:
+        for record in part.records:
+            source = name_below(part.uri, record)
+            folders = posixpath.dirname(record.member or source).split("/")
+            label = class_of(folders[-1], self.space, source)
+            yield Sample(record, label, split_of(folders[:-1]), source) if isinstance(label, str) else label

@@ -1,0 +1,49 @@
+"""RAF-DB, basic expressions (Li et al., 2017): `EmoLabel/list_patition_label.txt` and the aligned images."""
+
+import posixpath
+from dataclasses import dataclass
+
+from fer_pipeline.core import storage
+from fer_pipeline.core.errors import UserError
+from fer_pipeline.core.labels import LabelSpace
+from fer_pipeline.core.manifest import Record
+from fer_pipeline.sources.layouts.samples import MISLABELLED, PART_RECORDS, Excluded, Part, Reading, Sample, class_of, split_of
+from fer_pipeline.sources.layouts.tables import whole_number
+
+LIST = "list_patition_label.txt"
+"""So it is spelt."""
+LISTS = (f"EmoLabel/{LIST}", f"basic/EmoLabel/{LIST}", LIST)
+CLASSES = ("surprise", "fear", "disgust", "happy", "sad", "angry", "neutral")
+"""RAF-DB counts them from 1."""
+
+
+@dataclass(frozen=True)
+class RafDb:
+    """`train_00001.jpg 5` names `Image/aligned/train_00001_aligned.jpg`; the split is what the name begins with."""
+
+    source: str
+    space: LabelSpace
+
+    def plan(self) -> list[Part]:
+        uri = next((uri for name in LISTS if storage.exists(uri := storage.join(self.source, name))), None)
+        if uri is None:
+            raise UserError(f"The folder '{self.source}' holds no {LISTS[0]}, which layout rafdb needs.")
+        rows = len(_lines(uri))
+        return [Part(uri, start, min(start + PART_RECORDS, rows)) for start in range(0, rows, PART_RECORDS)]
+
+    def read(self, part: Part) -> Reading:
+        folder = posixpath.dirname(part.uri)
+        images = storage.join(posixpath.dirname(folder) if folder.endswith("EmoLabel") else folder, "Image", "aligned")
+        for line in _lines(part.uri)[part.start : part.end]:
+            name, _, text = line.partition(" ")
+            number = whole_number(text.strip())
+            if number is None or not 1 <= number <= len(CLASSES):
+                yield Excluded(MISLABELLED, name, f"the label '{text.strip()[:20]}' is not one of 1 to {len(CLASSES)}")
+                continue
+            label, stem = class_of(CLASSES[number - 1], self.space, name), posixpath.splitext(name)[0]
+            record = Record(storage.join(images, f"{stem}_aligned.jpg"))
+            yield Sample(record, label, split_of([stem.split("_")[0]]), name) if isinstance(label, str) else label
+
+
+def _lines(uri: str) -> list[str]:
+    return [line for line in storage.read_bytes(uri).decode("utf-8", "replace").splitlines() if line.strip()]

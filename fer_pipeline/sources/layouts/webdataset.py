@@ -1,0 +1,78 @@
+"""WebDataset: tars in which `key.png` and `key.cls` (or `key.json`) are one sample."""
+
+import json
+import posixpath
+import re
+import tarfile
+from dataclasses import dataclass
+from itertools import groupby
+from typing import IO, Any
+
+from fer_pipeline.core import storage
+from fer_pipeline.core.errors import UserError
+from fer_pipeline.core.labels import LabelSpace
+from fer_pipeline.core.manifest import Record
+from fer_pipeline.sources.files import DAMAGE
+from fer_pipeline.sources.kinds import kind_of
+from fer_pipeline.sources.layouts.samples import DAMAGED, MISLABELLED, Excluded, Part, Reading, Sample, class_of, split_of
+from fer_pipeline.sources.walk import list_files
+
+LABELS = ("label", "cls", "class", "emotion", "expression")
+"""The keys of a JSON annotation that may hold the class."""
+
+
+@dataclass(frozen=True)
+class WebDataset:
+    """The class is a name, or an index into the label space; the split is what the tar's name or folder begins with."""
+
+    source: str
+    space: LabelSpace
+
+    def plan(self) -> list[Part]:
+        parts = [Part(file.uri) for file in list_files(self.source) if kind_of(file.uri) == "tar"]
+        if not parts:
+            raise UserError(f"The source '{self.source}' holds no tars, which layout webdataset needs.")
+        return parts
+
+    def read(self, part: Part) -> Reading:
+        shard = posixpath.basename(part.uri)
+        split = split_of([*re.split(r"[^A-Za-z]+", shard), *reversed(posixpath.dirname(part.uri).split("/"))])
+        fs, path = storage.open_filesystem(part.uri)
+        try:
+            with fs.open(path, "rb") as opened, tarfile.open(fileobj=opened) as tar:
+                for key, group in groupby((info for info in tar if info.isfile()), key=lambda info: _key(info.name)):
+                    yield self._sample(tar, list(group), part.uri, split, f"{shard}/{key}")
+        except DAMAGE as error:
+            yield Excluded(DAMAGED, shard, f"the tar is damaged, what stands behind is lost: {storage.reason(error)}")
+
+    def _sample(
+        self, tar: tarfile.TarFile, members: list[tarfile.TarInfo], uri: str, split: str, source: str
+    ) -> Sample | Excluded:
+        images = [info for info in members if kind_of(info.name) == "image"]
+        texts = {posixpath.splitext(info.name)[1]: info for info in members if info.name.endswith((".cls", ".json"))}
+        if len(images) != 1 or not texts:
+            found = ", ".join(posixpath.basename(info.name) for info in members)
+            return Excluded(MISLABELLED, source, f"it is not one image with a .cls or .json: {found}")
+        extension = ".cls" if ".cls" in texts else ".json"
+        opened: IO[bytes] | None = tar.extractfile(texts[extension])
+        value: Any = opened.read().decode("utf-8", "replace") if opened else ""
+        if extension == ".json":
+            value = _label_in(value)
+        label = class_of(value, self.space, source)
+        record = Record(uri, images[0].name, images[0].offset_data, size_bytes=images[0].size)
+        return Sample(record, label, split, source) if isinstance(label, str) else label
+
+
+def _key(name: str) -> str:
+    """Return the name without its extensions, as WebDataset takes it."""
+    folder, _, base = name.rpartition("/")
+    return posixpath.join(folder, base.split(".")[0])
+
+
+def _label_in(text: str) -> Any:
+    try:
+        annotation = json.loads(text)
+    except ValueError:
+        return ""
+    found = [annotation[key] for key in LABELS if key in annotation] if isinstance(annotation, dict) else [annotation]
+    return found[0] if found else ""

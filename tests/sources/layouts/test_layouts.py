@@ -1,0 +1,183 @@
+"""Every layout but FER-2013's, from samples made as its publishers lay them out."""
+
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from fer_pipeline.core.errors import UserError
+from fer_pipeline.core.labels import AFFECTNET8, FER7, FERPLUS8, LabelSpace
+from fer_pipeline.core.manifest import Record
+from fer_pipeline.sources.layouts import LAYOUTS, open_layout
+from fer_pipeline.sources.layouts.samples import Excluded, Sample
+from fer_pipeline.sources.reader import Reader
+
+AFFECTNET_HEADER = "subDirectory_filePath,face_x,face_y,face_width,face_height,facial_landmarks,expression,valence,arousal\n"
+
+
+def picture(shade: int) -> bytes:
+    return cv2.imencode(".png", np.full((8, 8, 3), shade, np.uint8))[1].tobytes()
+
+
+def write(path: Path, data: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+
+
+def read(layout: str, source: Path, space: LabelSpace = FER7) -> tuple[dict[str, Sample], dict[str, Excluded]]:
+    opened = open_layout(layout, str(source), space)
+    items = [item for part in opened.plan() for item in opened.read(part)]
+    samples = {item.source: item for item in items if isinstance(item, Sample)}
+    assert len(samples) == sum(isinstance(item, Sample) for item in items)
+    return samples, {item.source: item for item in items if isinstance(item, Excluded)}
+
+
+def bytes_of(sample: Sample) -> bytes:
+    assert isinstance(sample.image, Record)
+    return Reader().read(sample.image)
+
+
+def test_folders_name_the_class_and_the_split(tmp_path: Path) -> None:
+    names = "train/happy/1.png", "Validation/Sadness/2.png", "angry/3.png", "train/grumpy/4.png", "contempt/5.png", "6.png"
+    for name in names:
+        write(tmp_path / name, b"bytes")
+    samples, excluded = read("image-folder", tmp_path)
+    assert {name: (s.split, s.label) for name, s in samples.items()} == {
+        "train/happy/1.png": ("train", "happy"),
+        "Validation/Sadness/2.png": ("validation", "sad"),
+        "angry/3.png": ("train", "angry"),
+    }
+    kinds = {name: item.kind for name, item in excluded.items()}
+    assert kinds == {"train/grumpy/4.png": "mislabelled", "contempt/5.png": "dropped", "6.png": "mislabelled"}
+
+
+def test_ck_plus_is_an_image_folder_of_eight_classes(tmp_path: Path) -> None:
+    for name in ("anger", "contempt", "disgust", "fear", "happy", "sadness", "surprise"):
+        write(tmp_path / "CK+48" / name / "S010_004_00000017.png", picture(9))
+    samples, excluded = read("image-folder", tmp_path, FERPLUS8)
+    assert {sample.label for sample in samples.values()} == set(FERPLUS8.classes) - {"neutral"}
+    assert not excluded
+
+
+def test_a_webdataset_joins_what_has_one_key(tmp_path: Path) -> None:
+    members = {
+        "a/1.png": picture(1),
+        "a/1.cls": b"3",
+        "a/2.png": picture(2),
+        "a/2.json": json.dumps({"label": "sadness"}).encode(),
+        "a/3.png": picture(3),
+        "a/4.png": picture(4),
+        "a/4.cls": b"17",
+        "a/5.seg.png": picture(5),
+        "a/5.cls": b"contempt",
+    }
+    with tarfile.open(tmp_path / "val-00000.tar", "w") as tar:
+        for name, data in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    samples, excluded = read("webdataset", tmp_path)
+    assert {name: (s.split, s.label) for name, s in samples.items()} == {
+        "val-00000.tar/a/1": ("validation", "happy"),
+        "val-00000.tar/a/2": ("validation", "sad"),
+    }
+    assert bytes_of(samples["val-00000.tar/a/2"]) == picture(2)
+    assert {name[-1]: item.kind for name, item in excluded.items()} == {"3": "mislabelled", "4": "mislabelled", "5": "dropped"}
+    whole = (tmp_path / "val-00000.tar").read_bytes()
+    (tmp_path / "val-00000.tar").write_bytes(whole[: 512 * 5])
+    samples, excluded = read("webdataset", tmp_path)
+    assert list(samples) == ["val-00000.tar/a/1"]
+    assert "damaged" in {item.kind for item in excluded.values()}
+
+
+def test_parquet_takes_names_from_hugging_faces_metadata(tmp_path: Path) -> None:
+    feature = {"info": {"features": {"label": {"names": ["Happiness", "anger", "boredom"], "_type": "ClassLabel"}}}}
+    images = [{"bytes": picture(n), "path": None} for n in range(4)]
+    table = pa.table({"image": images, "label": [0, 1, 2, 0]}).replace_schema_metadata({"huggingface": json.dumps(feature)})
+    (tmp_path / "data").mkdir()
+    pq.write_table(table, tmp_path / "data" / "test-00000-of-00001.parquet", row_group_size=3)
+    samples, excluded = read("parquet", tmp_path)
+    assert [(s.split, s.label) for s in samples.values()] == [("test", "happy"), ("test", "angry"), ("test", "happy")]
+    assert [item.kind for item in excluded.values()] == ["mislabelled"]
+    assert bytes_of(samples["test-00000-of-00001.parquet#3"]) == picture(3)
+
+
+def test_parquet_takes_indices_and_a_split_column(tmp_path: Path) -> None:
+    table = pa.table({"png": [picture(1), picture(2)], "emotion": [3, 9], "usage": ["PublicTest", "Training"]})
+    pq.write_table(table, tmp_path / "all.parquet")
+    samples, excluded = read("parquet", tmp_path)
+    assert [(s.split, s.label) for s in samples.values()] == [("validation", "happy")]
+    assert "not one of 0 to 6" in excluded["all.parquet#1"].reason
+
+
+def affectnet_row(expression: int, name: str = "1/a.jpg", box: str = "10,20,100,120") -> str:
+    landmarks = ";".join(f"{n};{n + 0.5}" for n in range(68))
+    return f"{name},{box},{landmarks},{expression},-0.5,0.25\n"
+
+
+def test_affectnet_is_read_from_its_manual_csvs(tmp_path: Path) -> None:
+    folder = tmp_path / "Manually_Annotated_file_lists"
+    write(tmp_path / "Manually_Annotated" / "Manually_Annotated_Images" / "1" / "a.jpg", b"x")
+    rows = "".join(affectnet_row(number) for number in range(11))
+    write(folder / "training.csv", (AFFECTNET_HEADER + rows).encode())
+    write(folder / "validation.csv", (AFFECTNET_HEADER + affectnet_row(7) + affectnet_row(11)).encode())
+    samples, excluded = read("affectnet-csv", folder, AFFECTNET8)
+    assert [s.label for s in samples.values()] == [*AFFECTNET8.classes, "contempt"]
+    assert [s.split for s in samples.values()] == ["train"] * 8 + ["validation"]
+    reasons = {(item.kind, item.reason) for item in excluded.values()}
+    assert reasons == {("dropped", "none"), ("dropped", "uncertain"), ("dropped", "no face")} | {
+        ("mislabelled", "the expression '11' is not one of 0 to 10")
+    }
+    first = next(iter(samples.values()))
+    assert bytes_of(first) == b"x"
+    assert first.face and first.face.box_xywh == (10, 20, 100, 120)
+    assert first.face.landmarks == ((38.5, 39.0), (44.5, 45.0), (30, 30.5), (48, 48.5), (54, 54.5))
+    assert read("affectnet-csv", folder, FER7)[1][list(samples)[7]].reason == "contempt is no class of fer7"
+
+
+def test_affectnets_npy_layout_is_read(tmp_path: Path) -> None:
+    for name, number in (("train_set", 0), ("val_set", 7), ("val_set", 9)):
+        write(tmp_path / name / "images" / f"{number}.jpg", picture(number))
+        (tmp_path / name / "annotations").mkdir(exist_ok=True)
+        np.save(tmp_path / name / "annotations" / f"{number}_exp.npy", np.array(str(number)))
+    write(tmp_path / "train_set" / "images" / "5.jpg", picture(5))
+    samples, excluded = read("affectnet-npy", tmp_path, AFFECTNET8)
+    assert {name: (s.split, s.label) for name, s in samples.items()} == {
+        "train_set/images/0.jpg": ("train", "neutral"),
+        "val_set/images/7.jpg": ("validation", "contempt"),
+    }
+    assert {item.kind for item in excluded.values()} == {"mislabelled"} and len(excluded) == 2
+
+
+def test_rafdb_is_read_from_its_list(tmp_path: Path) -> None:
+    lines = ["train_00001.jpg 5", "test_0001.jpg 1", "test_0002.jpg 8"]
+    write(tmp_path / "basic" / "EmoLabel" / "list_patition_label.txt", "\n".join(lines).encode())
+    write(tmp_path / "basic" / "Image" / "aligned" / "train_00001_aligned.jpg", b"x")
+    for source in (tmp_path, tmp_path / "basic"):
+        samples, excluded = read("rafdb", source)
+        assert {name: (s.split, s.label) for name, s in samples.items()} == {
+            "train_00001.jpg": ("train", "sad"),
+            "test_0001.jpg": ("test", "surprise"),
+        }
+        assert bytes_of(samples["train_00001.jpg"]) == b"x"
+        assert excluded["test_0002.jpg"].reason == "the label '8' is not one of 1 to 7"
+
+
+@pytest.mark.parametrize("layout", [name for name in LAYOUTS if name != "fer2013-csv"])
+def test_a_folder_without_what_the_layout_needs_is_refused(tmp_path: Path, layout: str) -> None:
+    (tmp_path / "thesis.doc").write_text("x")
+    with pytest.raises(UserError, match="holds no"):
+        read(layout, tmp_path)
+
+
+def test_unknown_layouts_and_votes_without_place_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no layout 'fer2014'"):
+        open_layout("fer2014", str(tmp_path), FER7)
+    with pytest.raises(UserError, match="takes no --votes"):
+        open_layout("rafdb", str(tmp_path), FER7, "votes.csv")
