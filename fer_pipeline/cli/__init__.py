@@ -19,6 +19,7 @@ from fer_pipeline.core.storage import STORAGE_ERRORS, reason
 COMMANDS = {
     "ingest": "Bring a labelled dataset into Parquet, with its counts, duplicates and leaks.",
     "train": "Train a recipe on an ingested dataset into a model bundle; run it again to continue.",
+    "sweep": "Try a recipe with other settings on many cores or GPUs; run it again to continue.",
     "label": "Label the apparent expression of every face in an archive; run it again to continue.",
     "predict": "Label a few images here and now, and write copies with the faces marked.",
     "report": "Write the page of a labelling run again.",

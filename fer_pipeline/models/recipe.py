@@ -1,8 +1,10 @@
 """A recipe: everything about a training run but its data and its machine. TOML, in `fer_pipeline/recipes/` or anywhere."""
 
+import json
 import tomllib
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 from pydantic import Field, ValidationError
 
@@ -57,3 +59,17 @@ def load_recipe(name: str) -> Recipe:
         raise UserError(f"The recipe '{name}' is not valid TOML: {error}.") from error
     except ValidationError as error:
         raise UserError(f"The recipe '{name}' cannot be used: {explain(error)}.") from error
+
+
+def recipe_toml(recipe: Recipe) -> str:
+    """Return a recipe as TOML: what `load_recipe` reads back."""
+    return "\n".join(_toml(recipe.model_dump(mode="json", exclude={"name"})))
+
+
+def _toml(table: dict[str, Any]) -> list[str]:
+    """Return a table's values, then its sections; strings, numbers and lists are written in TOML as in JSON."""
+    lines = [f"{key} = {json.dumps(value)}" for key, value in table.items() if not isinstance(value, dict) and value is not None]
+    for key, section in table.items():
+        if isinstance(section, dict):
+            lines += ["", f"[{key}]", *_toml(section)]
+    return [*lines, ""] if lines and lines[-1] else lines

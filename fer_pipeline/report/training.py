@@ -24,7 +24,7 @@ def curves_png(history: list[dict[str, Any]], selected: int) -> bytes:
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False)
-    return _png(figure)
+    return png(figure)
 
 
 def confusion_png(confusion: list[list[int]], classes: tuple[str, ...], title: str) -> bytes:
@@ -40,10 +40,11 @@ def confusion_png(confusion: list[list[int]], classes: tuple[str, ...], title: s
     axes.set_xticks(range(len(classes)), classes, rotation=40, ha="right")
     axes.set_yticks(range(len(classes)), classes)
     axes.set(xlabel="predicted", ylabel="labelled", title=title)
-    return _png(figure)
+    return png(figure)
 
 
-def _png(figure: Figure) -> bytes:
+def png(figure: Figure) -> bytes:
+    """Return a figure as PNG."""
     out = io.BytesIO()
     figure.savefig(out, format="png", dpi=130)
     return out.getvalue()

@@ -1,0 +1,11 @@
+from typing import Annotated
+
+from pydantic import BaseModel
+
+from fer_pipeline.cli.commands import FLAT, Cluster
+from fer_pipeline.jobs.cluster import ClusterConfig
+from fer_pipeline.jobs.sweep import SweepConfig, run
+
+
+def sweep(config: Annotated[SweepConfig, FLAT], cluster: Cluster = ClusterConfig()) -> BaseModel:
+    return run(config, cluster)
