@@ -1,7 +1,5 @@
 """An ingested dataset: `samples/*.parquet`, `suspects.parquet`, and `dataset.json`, which is written last and makes it one."""
 
-from collections import Counter
-
 import pyarrow as pa
 from pydantic import Field, ValidationError
 
@@ -48,10 +46,19 @@ def read_card(url: str) -> DatasetCard:
         raise UserError(f"The {CARD} of '{url}' cannot be used: {explain(error)}.") from error
 
 
-def read_samples(url: str, columns: list[str] | None = None) -> pa.Table:
-    """Return the samples of the dataset at `url`, in order."""
+def sample_files(url: str) -> list[str]:
+    """Return the Parquet files with the samples of the dataset at `url`, in order."""
     folder = storage.join(url, SAMPLES_FOLDER)
-    return pa.concat_tables(storage.read_table(storage.join(folder, name), columns) for name in storage.list_names(folder))
+    return [storage.join(folder, name) for name in storage.list_names(folder)]
+
+
+def read_samples(url: str, columns: list[str]) -> pa.Table:
+    """Return some columns of the samples of the dataset at `url`, in order; only those are read."""
+    tables = []
+    for uri in sample_files(url):
+        with storage.opened_parquet(uri) as parquet:
+            tables.append(parquet.read(columns))
+    return pa.concat_tables(tables)
 
 
 def read_suspects(url: str) -> pa.Table:
@@ -61,6 +68,7 @@ def read_suspects(url: str) -> pa.Table:
 
 def count(samples: pa.Table, space: LabelSpace) -> dict[str, dict[str, int]]:
     """Return the number of samples by split and class."""
-    pairs = Counter(zip(samples["split"].to_pylist(), samples["label"].to_pylist(), strict=True))
+    rows = samples.group_by(["split", "label"]).aggregate([([], "count_all")]).to_pylist()
+    pairs = {(row["split"], row["label"]): row["count_all"] for row in rows}
     splits = sorted({split for split, _ in pairs})
-    return {split: {name: pairs[split, index] for index, name in enumerate(space.classes)} for split in splits}
+    return {split: {name: pairs.get((split, index), 0) for index, name in enumerate(space.classes)} for split in splits}

@@ -60,7 +60,8 @@ def inspect(samples: pa.Table) -> tuple[Duplicates, pa.Table]:
     Suspect are blank images, all of a group of copies that carry different labels, images with a copy in another split, and
     copies of an earlier image of the same split.
     """
-    splits, labels = np.array(samples["split"].to_pylist(), object), samples["label"].to_numpy()
+    split = samples["split"].combine_chunks().dictionary_encode()
+    names, splits, labels = split.dictionary.to_pylist(), split.indices.to_numpy(), samples["label"].to_numpy()
     blank = samples["contrast"].to_numpy() < BLANK_BELOW
     exact, near, pairs = copy_keys(samples)
     reasons: dict[int, tuple[str, int | None]] = {int(index): ("blank", None) for index in np.flatnonzero(blank)}
@@ -68,7 +69,7 @@ def inspect(samples: pa.Table) -> tuple[Duplicates, pa.Table]:
     conflicting = [group for group in groups if len(set(labels[group])) > 1]
     for group in conflicting:
         reasons |= {int(index): ("conflict", int(group[0])) for index in group if int(index) not in reasons}
-    within, across = _count(groups, splits)
+    within, across = _count(groups, splits, names)
     near_groups = _groups(near)
     for kind, found in (("", groups), ("near ", near_groups)):
         for group in found:
@@ -81,8 +82,17 @@ def inspect(samples: pa.Table) -> tuple[Duplicates, pa.Table]:
                     reasons.setdefault(index, (f"{kind}leak", int(elsewhere[0])))
                 elif len(earlier):
                     reasons.setdefault(index, (f"{kind}copy", int(earlier[0])))
-    ids = samples["sample_id"].to_pylist()
-    rows = [(ids[i], splits[i], why, None if like is None else ids[like]) for i, (why, like) in sorted(reasons.items())]
+    order = sorted(reasons)
+    ids = samples["sample_id"]
+    suspects = pa.table(
+        [
+            ids.take(pa.array(order, pa.int64())),
+            [names[splits[index]] for index in order],
+            [reasons[index][0] for index in order],
+            ids.take(pa.array([reasons[index][1] for index in order], pa.int64())),
+        ],
+        schema=SUSPECTS,
+    )
     duplicates = Duplicates(
         groups=len(groups),
         images=sum(map(len, groups)),
@@ -90,10 +100,10 @@ def inspect(samples: pa.Table) -> tuple[Duplicates, pa.Table]:
         within=dict(within),
         across=dict(across),
         near_pairs=pairs,
-        near_across=dict(_count(near_groups, splits)[1] - across),
+        near_across=dict(_count(near_groups, splits, names)[1] - across),
         blank=int(blank.sum()),
     )
-    return duplicates, pa.table([list(column) for column in zip(*rows, strict=True)] if rows else [[]] * 4, schema=SUSPECTS)
+    return duplicates, suspects
 
 
 def copy_keys(samples: pa.Table) -> tuple[Keys, Keys, int]:
@@ -137,12 +147,12 @@ def _groups(keys: NDArray[Any]) -> list[NDArray[np.intp]]:
     return [group for group in np.split(order, cuts) if len(group) > 1]
 
 
-def _count(groups: list[NDArray[np.intp]], splits: NDArray[Any]) -> tuple[Counter[str], Counter[str]]:
+def _count(groups: list[NDArray[np.intp]], splits: NDArray[np.integer], names: list[str]) -> tuple[Counter[str], Counter[str]]:
     """Return how many images of each split stand in it before, and how many of split b stand in split a too, by `a -> b`."""
     within: Counter[str] = Counter()
     across: Counter[str] = Counter()
     for group in groups:
-        per_split = Counter(splits[group])
+        per_split = Counter(names[split] for split in splits[group])
         within.update({split: number - 1 for split, number in per_split.items()})
         across.update({f"{one} -> {other}": per_split[other] for one, other in permutations(sorted(per_split), 2)})
     return within, across

@@ -8,6 +8,7 @@ import posixpath
 import re
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -227,6 +228,14 @@ def write_table(url: str, table: pa.Table, row_group_size: int | None = None) ->
 def open_parquet(url: str) -> pq.ParquetFile:
     """Return a Parquet file read whole, by one request: for those of megabytes at most, as a shard's are."""
     return pq.ParquetFile(pa.BufferReader(read_bytes(url)))
+
+
+@contextmanager
+def opened_parquet(url: str) -> Iterator[pq.ParquetFile]:
+    """Open a Parquet file of any size for a while; only what is asked for is read."""
+    fs, path = arrow_filesystem(url)
+    with fs.open_input_file(path) as opened:
+        yield pq.ParquetFile(opened)
 
 
 def read_table(url: str, columns: list[str] | None = None) -> pa.Table:

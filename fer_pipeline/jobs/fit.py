@@ -16,6 +16,7 @@ import torch
 from ray.train import Checkpoint
 
 from fer_pipeline.core import storage
+from fer_pipeline.core.dataset import sample_files
 from fer_pipeline.core.labels import LabelSpace
 from fer_pipeline.models.bundle import load_network
 from fer_pipeline.models.card import BundleFiles
@@ -59,9 +60,8 @@ def stream(plan: Plan) -> ray.data.Dataset:
     """Return the training split as a Ray dataset of arrays: files in another order every epoch, decoded by its tasks."""
     ray.data.DataContext.get_current().enable_progress_bars = False
     reader = plan.train
-    files = reader.files()
     filesystem = storage.arrow_filesystem(reader.dataset)[0]
-    paths = [storage.arrow_filesystem(uri)[1] for uri in files]
+    paths = [storage.arrow_filesystem(uri)[1] for uri in sample_files(reader.dataset)]
     shuffle = ray.data.FileShuffleConfig(seed=plan.recipe.training.seed)
     dataset = ray.data.read_parquet(paths, filesystem=filesystem, shuffle=shuffle).select_columns(COLUMNS)
 

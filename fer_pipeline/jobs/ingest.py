@@ -192,9 +192,9 @@ def _hold_out(config: IngestConfig, out: str, space: LabelSpace) -> None:
             splits[train[hold_out(labels[train], groups[train], share, config.seed)]] = name
     first = 0
     tasks = []
-    for name in storage.list_names(storage.join(out, SAMPLES_FOLDER)):
-        uri = storage.join(out, SAMPLES_FOLDER, name)
-        rows = storage.open_parquet(uri).metadata.num_rows
+    for uri in dataset.sample_files(out):
+        with storage.opened_parquet(uri) as parquet:
+            rows = parquet.metadata.num_rows
         tasks.append(_set_split.remote(uri, list(splits[first : first + rows])))
         first += rows
     ray.get(tasks)
@@ -231,12 +231,15 @@ def _card(config: IngestConfig, source: str, out: str, space: LabelSpace, exclud
         dropped=dict(Counter(e["reason"] for e in excluded if e["kind"] == DROPPED)),
         quarantined=len(quarantined),
         quarantined_records=quarantined[:QUARANTINED_KEPT],
-        digest=_digest(samples),
+        digest=_digest(out),
     )
 
 
-def _digest(samples: pa.Table) -> str:
-    digest = hashlib.sha256()
-    for values in zip(*(samples[name].to_pylist() for name in ("sha256", "split", "label")), strict=True):
-        digest.update("|".join(map(str, values)).encode())
+def _digest(out: str) -> str:
+    digest, names = hashlib.sha256(), ["sha256", "split", "label"]
+    for uri in dataset.sample_files(out):
+        with storage.opened_parquet(uri) as parquet:
+            samples = parquet.read(names)
+        for values in zip(*(samples[name].to_pylist() for name in names), strict=True):
+            digest.update("|".join(map(str, values)).encode())
     return digest.hexdigest()

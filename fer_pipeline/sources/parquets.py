@@ -1,7 +1,6 @@
 """Parquet files with an encoded image in every row, as Hugging Face datasets and this project's own samples are."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pyarrow as pa
@@ -42,17 +41,9 @@ def _is_binary(kind: pa.DataType) -> bool:
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
-@contextmanager
-def opened_parquet(uri: str) -> Iterator[pq.ParquetFile]:
-    """Open a Parquet file of any size for a while; only what is asked for is read."""
-    fs, path = storage.arrow_filesystem(uri)
-    with fs.open_input_file(path) as opened:
-        yield pq.ParquetFile(opened)
-
-
 def list_rows(file: File, wanted: str | None) -> Iterator[Record | str]:
     """Yield a record for each row, or the file's name where it holds no images."""
-    with opened_parquet(file.uri) as parquet:
+    with storage.opened_parquet(file.uri) as parquet:
         if image_column(parquet.schema_arrow, wanted) is None:
             yield file.uri
             return

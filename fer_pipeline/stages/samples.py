@@ -11,13 +11,12 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from fer_pipeline.core import storage
-from fer_pipeline.core.dataset import SAMPLES_FOLDER
+from fer_pipeline.core.dataset import sample_files
 from fer_pipeline.core.errors import RecordError, UserError
 from fer_pipeline.core.labels import LabelSpace
 from fer_pipeline.core.schemas import SAMPLES
 from fer_pipeline.models.card import Framing, NetworkConfig
 from fer_pipeline.sources.layouts.samples import DAMAGED, Excluded, Reading, Sample
-from fer_pipeline.sources.parquets import opened_parquet
 from fer_pipeline.stages.align import align
 from fer_pipeline.stages.crops import Cropper, NoCrop, perceptual_hash, pixel_digest
 from fer_pipeline.stages.decode import Pixels, decode
@@ -105,11 +104,6 @@ class SplitReader:
     leave_out: frozenset[str] = frozenset()
     """Ids of samples that are passed over."""
 
-    def files(self) -> list[str]:
-        """Return the dataset's Parquet files."""
-        folder = storage.join(self.dataset, SAMPLES_FOLDER)
-        return [storage.join(folder, name) for name in storage.list_names(folder)]
-
     def prepare(self, samples: pa.Table) -> Split:
         """Return those of some samples that belong to the split, as arrays."""
         chosen = samples.filter(pc.equal(samples["split"], self.split))
@@ -138,8 +132,8 @@ class SplitReader:
 
     def chunks(self, rows: int = 4096) -> Iterator[Split]:
         """Yield the split in order, so many rows of the dataset at a time; a file is never held whole."""
-        for uri in self.files():
-            with opened_parquet(uri) as parquet:
+        for uri in sample_files(self.dataset):
+            with storage.opened_parquet(uri) as parquet:
                 for batch in parquet.iter_batches(rows, columns=COLUMNS):
                     chunk = self.prepare(pa.Table.from_batches([batch]))
                     if len(chunk):
@@ -147,8 +141,8 @@ class SplitReader:
 
     def digests(self) -> Iterator[list[str]]:
         """Yield the digests of the images of the split, file by file."""
-        for uri in self.files():
-            with opened_parquet(uri) as parquet:
+        for uri in sample_files(self.dataset):
+            with storage.opened_parquet(uri) as parquet:
                 samples = parquet.read(["split", "sha256"])
             yield samples.filter(pc.equal(samples["split"], self.split))["sha256"].to_pylist()
 

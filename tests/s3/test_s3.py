@@ -7,17 +7,23 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import cv2
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
 from fer_pipeline.core import storage
 from fer_pipeline.core.errors import RecordError, UserError
 from fer_pipeline.core.run import RunRecord
-from fer_pipeline.jobs import label
+from fer_pipeline.jobs import ingest, label, train
+from fer_pipeline.jobs.ingest import IngestConfig
 from fer_pipeline.jobs.label import LabelConfig
+from fer_pipeline.jobs.train import TrainConfig
+from fer_pipeline.models.card import read_bundle
 from fer_pipeline.sources.files import Selection
 from fer_pipeline.sources.listing import Listing
 from fer_pipeline.sources.reader import Reader
+from tests.jobs.conftest import RECIPE
 from tests.s3.conftest import Store, upload
 from tests.s3.swift import SECRET_KEY
 
@@ -195,3 +201,32 @@ def test_uploads_are_what_was_there(uploaded: str, bucket: str, archive: Path) -
     fs, path = storage.open_filesystem(f"{bucket}/again")
     there = {key.removeprefix(f"{path}/"): info["size"] for key, info in fs.find(path, detail=True).items()}
     assert there == here
+
+
+def test_a_dataset_is_ingested_and_a_model_trained_from_s3_to_s3(bucket: str, tmp_path: Path) -> None:
+    """Also streamed, with checkpoints on the store, and continued from there when its bundle is asked for again."""
+    rng = np.random.default_rng(0)
+    for number in range(120):
+        name = ("happy", "sad")[number % 2]
+        wave = np.tile(128 + 60 * np.sign(np.sin(np.arange(48) * 0.8)), (48, 1))
+        picture = np.clip((wave if name == "happy" else wave.T) + rng.normal(0, 30, (48, 48)), 0, 255).astype(np.uint8)
+        storage.write_bytes(f"{bucket}/tree/{name}/{number}.png", cv2.imencode(".png", picture)[1].tobytes())
+    card = ingest.run(IngestConfig(source=f"{bucket}/tree", out=f"{bucket}/data", validation_share=0.25))
+    assert {split: sum(counts.values()) for split, counts in card.counts.items()} == {"train": 90, "validation": 30}
+    (tmp_path / "small.toml").write_text(RECIPE)
+    for way in ("device", "stream"):
+        config = TrainConfig(
+            recipe=str(tmp_path / "small.toml"),
+            data=f"{bucket}/data",
+            out=f"{bucket}/{way}",
+            data_from=way,
+            allow_missing_classes=True,
+        )
+        result = train.run(config)
+        assert len(storage.list_names(f"{bucket}/{way}.checkpoints")) == 1
+        kept = storage.read_bytes(f"{bucket}/{way}/history.json")
+        storage.remove(f"{bucket}/{way}/model.json")
+        again = train.run(config)
+        assert again == result
+        assert storage.read_bytes(f"{bucket}/{way}/history.json") == kept
+        assert read_bundle(f"{bucket}/{way}").card.metrics["epochs"] == 3

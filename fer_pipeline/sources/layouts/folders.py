@@ -1,6 +1,7 @@
 """Images in a folder per class, loose, in tars or in zips: `[split/]class/name`."""
 
 import posixpath
+import random
 from dataclasses import dataclass
 
 from fer_pipeline.core.errors import UserError
@@ -11,8 +12,15 @@ from fer_pipeline.sources.listing import Listing
 
 
 def plan_images(source: str, part_records: int = PART_RECORDS, part_bytes: int = PART_BYTES) -> list[Part]:
-    """Return the images below a folder, or in a tar or zip, in stretches; raise UserError where there are none."""
-    parts = [Part(source, records=tuple(records)) for records in cut(Listing(source), part_records, part_bytes)]
+    """Return the images below a folder, or in a tar or zip, in stretches; raise UserError where there are none.
+
+    Loose files are shuffled, always alike, so that every stretch holds images of every class, as a training that streams them
+    needs it; members of a container are read in their order.
+    """
+    records = list(Listing(source))
+    if all(record.member is None for record in records):
+        random.Random(0).shuffle(records)
+    parts = [Part(source, records=tuple(stretch)) for stretch in cut(records, part_records, part_bytes)]
     if not parts:
         raise UserError(f"The source '{source}' holds no images.")
     return parts

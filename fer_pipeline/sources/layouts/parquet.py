@@ -8,12 +8,13 @@ from typing import Any
 
 import pyarrow as pa
 
+from fer_pipeline.core import storage
 from fer_pipeline.core.errors import UserError
 from fer_pipeline.core.labels import LabelSpace
 from fer_pipeline.core.manifest import Record
 from fer_pipeline.sources.kinds import kind_of
 from fer_pipeline.sources.layouts.samples import Part, Reading, Sample, class_of, split_of
-from fer_pipeline.sources.parquets import image_column, opened_parquet
+from fer_pipeline.sources.parquets import image_column
 from fer_pipeline.sources.walk import list_files
 
 LABELS = ("label", "labels", "emotion", "expression", "class", "cls")
@@ -35,7 +36,7 @@ class Parquet:
         for file in list_files(self.source):
             if kind_of(file.uri) != "parquet":
                 continue
-            with opened_parquet(file.uri) as parquet:
+            with storage.opened_parquet(file.uri) as parquet:
                 schema, groups = parquet.schema_arrow, parquet.metadata.num_row_groups
                 if image_column(schema) is None or _first(schema, LABELS) is None:
                     raise UserError(
@@ -53,7 +54,7 @@ class Parquet:
     def read(self, part: Part) -> Reading:
         name = posixpath.basename(part.uri)
         default = split_of([*re.split(r"[^A-Za-z]+", name), *reversed(posixpath.dirname(part.uri).split("/"))])
-        with opened_parquet(part.uri) as parquet:
+        with storage.opened_parquet(part.uri) as parquet:
             schema = parquet.schema_arrow
             label_column, split_column = _first(schema, LABELS), _first(schema, SPLITS)
             assert label_column
