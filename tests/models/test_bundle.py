@@ -92,6 +92,10 @@ def test_the_embedded_model_is_as_accurate_as_its_card_says(public_test_accuracy
     assert public_test_accuracy == pytest.approx(read_bundle(EMBEDDED).card.metrics["validation"]["accuracy"], abs=0.001)
 
 
-@pytest.mark.xfail(strict=True, reason="the shipped model has .6888, 5 of 3,589 images short of the floor that was asked for")
 def test_the_embedded_model_reaches_the_floor_that_was_asked_for(public_test_accuracy: float) -> None:
     assert public_test_accuracy >= 0.69
+
+
+@pytest.mark.xfail(strict=True, reason="the shipped model has .694 with one view of each face, .702 with two")
+def test_the_embedded_model_reaches_the_target_that_was_set_for_cpus(public_test_accuracy: float) -> None:
+    assert public_test_accuracy >= 0.71
