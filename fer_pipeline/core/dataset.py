@@ -39,11 +39,14 @@ class DatasetCard(Config):
 def read_card(url: str) -> DatasetCard:
     """Return the card of the dataset at `url`; raise UserError where there is none."""
     try:
-        return DatasetCard.model_validate_json(storage.read_bytes(storage.join(url, CARD)))
+        card = DatasetCard.model_validate_json(storage.read_bytes(storage.join(url, CARD)))
     except storage.STORAGE_ERRORS as error:
         raise UserError(f"'{url}' is not an ingested dataset: it has no {CARD}; run fer-pipeline ingest first.") from error
     except ValidationError as error:
         raise UserError(f"The {CARD} of '{url}' cannot be used: {explain(error)}.") from error
+    if not storage.exists(storage.join(url, SUSPECTS_FILE)):
+        raise UserError(f"'{url}' was ingested by an earlier version, without {SUSPECTS_FILE}: ingest it again.")
+    return card
 
 
 def sample_files(url: str) -> list[str]:

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -295,25 +296,22 @@ class Trainer:
         seed = self.config.seed * 100_003 + epoch
         torch.manual_seed(seed * 4096 + rank_and_world()[0])  # dropout
         draws = Draws(seed, rank_and_world()[0])
-        window: list[Tensor] = []
-        loss_sum, correct, images = 0.0, torch.zeros((), device=self.device), 0
-        for step, batch in enumerate(self.train.batches(seed), 1):
-            batch = batch.to(self.device)
-            loss, right = self._step(batch, draws)
-            window.append(loss * len(batch))
-            correct += right
-            images += len(batch)
-            if len(window) == WINDOW or step == self.steps:
-                losses = torch.stack(window).cpu()
-                self._require_finite(losses, epoch, step)
-                loss_sum += float(losses.sum())
-                on_window(step, float(losses.mean()) / len(batch))
-                window = []
-        total_loss, total_correct, total = _sum(loss_sum, float(correct), images)
+        batches = self.train.batches(seed)
+        step, loss_sum, correct, images = 0, 0.0, 0.0, 0
+        while window := [self._step(batch.to(self.device), draws) for batch in islice(batches, WINDOW)]:
+            losses = torch.stack([loss for loss, _, _ in window]).cpu()
+            self._require_finite(losses, epoch, step)
+            sizes = torch.tensor([size for _, _, size in window])
+            loss_sum += float((losses * sizes).sum())
+            correct += float(torch.stack([right for _, right, _ in window]).sum())
+            images += int(sizes.sum())
+            step += len(window)
+            on_window(step, float(losses.mean()))
+        total_loss, total_correct, total = _sum(loss_sum, correct, images)
         return total_loss / total, total_correct / total, total
 
-    def _step(self, batch: Images, draws: "Draws") -> tuple[Tensor, Tensor]:
-        """Take one step of the optimiser; return the mean loss and the number of right answers of this rank."""
+    def _step(self, batch: Images, draws: "Draws") -> tuple[Tensor, Tensor, int]:
+        """Take one step of the optimiser; return the mean loss and the numbers of right answers and images of this rank."""
         parts = range(min(self.config.accumulate, len(batch)))
         size = -(-len(batch) // len(parts))
         loss_sum, correct = torch.zeros((), device=self.device), torch.zeros((), device=self.device)
@@ -330,7 +328,7 @@ class Trainer:
         self.schedule.step()
         if self.average:
             self.average.update_parameters(self.network)
-        return loss_sum, correct
+        return loss_sum, correct, len(batch)
 
     def _synchronised(self, last: bool) -> AbstractContextManager[None]:
         """Leave the gradients' exchange among ranks to the last part of a step."""
@@ -354,10 +352,10 @@ class Trainer:
             loss = loss + self.config.votes_weight * F.cross_entropy(outputs[:, self.classes :], targets[:, self.classes :])
         return loss, (logits.argmax(1) == wanted.argmax(1)).sum()
 
-    def _require_finite(self, losses: Tensor, epoch: int, step: int) -> None:
-        """Raise DivergedError, on all ranks at once, naming the first step of the window at which a rank's loss is not finite."""
+    def _require_finite(self, losses: Tensor, epoch: int, done: int) -> None:
+        """Raise DivergedError, on all ranks at once, naming the first step after `done` at which a rank's loss is not finite."""
         bad = (~torch.isfinite(losses)).nonzero()
-        first = epoch * self.steps + step - len(losses) + int(bad[0]) + 1 if len(bad) else math.inf
+        first = epoch * self.steps + done + int(bad[0]) + 1 if len(bad) else math.inf
         first = float(_reduce(torch.tensor([first], dtype=torch.float64), dist.ReduceOp.MIN))
         if math.isfinite(first):
             raise DivergedError(int(first), epoch + 1)

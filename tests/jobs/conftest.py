@@ -16,7 +16,7 @@ width = 4
 [augmentation]
 rotation_deg = 5.0
 [training]
-epochs = 3
+epochs = 8
 batch_size = 32
 learning_rate = 0.02
 precision = "fp32"

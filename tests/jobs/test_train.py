@@ -59,18 +59,18 @@ def test_the_bundle_is_what_its_card_says(results: dict[int, TrainResult], datas
     assert figures["accuracy"] == results[2].validation_accuracy
     assert np.sum(figures["confusion"]) == 64
     assert {"precision", "recall", "f1", "support"} == set(figures["per_class"]["happy"])
-    assert bundle.card.recipe["training"]["epochs"] == 3
-    assert len(json.loads((out / "history.json").read_text())) == 3
+    assert bundle.card.recipe["training"]["epochs"] == 8
+    assert len(json.loads((out / "history.json").read_text())) == 8
 
 
 def test_a_training_starts_from_the_weights_of_a_bundle(results: dict[int, TrainResult], dataset: Path, tmp_path: Path) -> None:
-    (tmp_path / "still.toml").write_text(RECIPE.replace("epochs = 3", "epochs = 1").replace("0.02", "0.00001"))
+    (tmp_path / "still.toml").write_text(RECIPE.replace("epochs = 8", "epochs = 1").replace("0.02", "0.00001"))
     recipe, started = str(tmp_path / "still.toml"), results[1].out
     again = train.run(
         TrainConfig(recipe=recipe, data=str(dataset), out=str(tmp_path / "m"), initial=started, allow_missing_classes=True)
     )
     assert abs(again.validation_accuracy - results[1].validation_accuracy) < 0.05
-    assert read_bundle(str(tmp_path / "m")).card.recipe["initial"]["training"]["epochs"] == 3
+    assert read_bundle(str(tmp_path / "m")).card.recipe["initial"]["training"]["epochs"] == 8
     with pytest.raises(UserError, match="another network"):
         train.run(
             TrainConfig(

@@ -229,4 +229,4 @@ def test_a_dataset_is_ingested_and_a_model_trained_from_s3_to_s3(bucket: str, tm
         again = train.run(config)
         assert again == result
         assert storage.read_bytes(f"{bucket}/{way}/history.json") == kept
-        assert read_bundle(f"{bucket}/{way}").card.metrics["epochs"] == 3
+        assert read_bundle(f"{bucket}/{way}").card.metrics["epochs"] == 8

@@ -63,10 +63,10 @@ class AffectNetCsv:
         images = ""
         for place, row in read_csv(part):
             images = images or self._images(folder, row[COLUMNS[0]])
-            yield self._sample(row, place, storage.join(images, row[COLUMNS[0]]), split)
+            yield self._sample(row, place, storage.join(images or folder, row[COLUMNS[0]]), split)
 
     def _images(self, folder: str, first: str) -> str:
-        """Return the folder below which the images stand."""
+        """Return the folder below which the images stand, empty where this one is in none of them."""
         for place in IMAGES:
             candidate = posixpath.normpath(posixpath.join(folder, place)) if place else folder
             if storage.is_local(folder) or not place.startswith(".."):
@@ -75,7 +75,7 @@ class AffectNetCsv:
                 images = storage.join(folder.rsplit("/", 1)[0], place.removeprefix("../"))
             if storage.exists(storage.join(images, first)):
                 return images
-        return folder
+        return ""
 
     def _sample(self, row: Row, place: str, uri: str, split: str) -> Sample | Excluded:
         number = whole_number(row.get("expression", ""))
