@@ -7,8 +7,9 @@ from numpy.typing import NDArray
 def hold_out(labels: NDArray[np.integer], groups: NDArray[np.integer], share: float, seed: int) -> NDArray[np.bool_]:
     """Return which samples to hold out (n,): close to `share` of every class, and of a group all or none.
 
-    Groups are visited in an order that the seed decides, the large ones first, and held out where that brings the classes
-    closer to their shares; so with groups of one image every class gets its share to within one image.
+    Groups are visited in an order that the seed decides, whatever their size, and held out where that brings the classes
+    closer to their shares; so copies are no commoner among what is held out than among the rest, and with groups of one
+    image every class gets its share to within one image.
     """
     names, group = np.unique(groups, return_inverse=True)
     classes = int(labels.max(initial=-1)) + 1
@@ -17,7 +18,6 @@ def hold_out(labels: NDArray[np.integer], groups: NDArray[np.integer], share: fl
     wanted = share * counts.sum(0)
     weight = 1 / np.maximum(wanted, 1e-9)
     order = np.random.default_rng(seed).permutation(len(names))
-    order = order[np.argsort(-counts[order].sum(1), kind="stable")]
     held, got = np.zeros(len(names), bool), np.zeros(classes)
     for index in order:
         missing = wanted - got

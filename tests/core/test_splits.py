@@ -23,3 +23,11 @@ def test_the_seed_decides() -> None:
     alone = np.arange(len(LABELS))
     first, again, other = (hold_out(LABELS, alone, 0.2, seed) for seed in (1, 1, 2))
     assert (first == again).all() and (first != other).any()
+
+
+def test_copies_are_no_commoner_among_what_is_held_out() -> None:
+    labels = np.repeat(np.arange(4), 1000)
+    groups = np.concatenate([np.arange(3600), np.repeat(np.arange(3500, 3600), 4)])
+    labels = labels[groups]
+    held = hold_out(labels, groups, 0.2, seed=1)
+    assert 0.1 < held[3600:].mean() < 0.3
