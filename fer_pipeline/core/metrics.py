@@ -1,4 +1,7 @@
-"""Classification metrics on plain arrays: the same figures for training, evaluation and the model card."""
+"""Classification metrics on plain arrays: the same figures for training, evaluation and the model card.
+
+Everywhere `probabilities` is (n, classes) and `truth` (n,) holds class indices.
+"""
 
 from typing import Any
 
@@ -7,6 +10,10 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.floating[Any]]
 Ints = NDArray[np.integer[Any]]
+Bools = NDArray[np.bool_]
+
+BINS = 15
+"""Equal-width bins of confidence, for reliability and ECE."""
 
 
 def confusion_matrix(truth: Ints, predicted: Ints, classes: int) -> NDArray[np.int64]:
@@ -16,9 +23,12 @@ def confusion_matrix(truth: Ints, predicted: Ints, classes: int) -> NDArray[np.i
 
 
 def per_class(confusion: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:
-    """Return precision, recall and F1 (classes,) each, 0 where undefined, and the support of each class."""
-    hits = np.diag(confusion).astype(np.float64)
-    predicted, support = confusion.sum(0), confusion.sum(1)
+    """Return precision, recall and F1 of each class and its support; 0 where undefined.
+
+    `confusion` is (..., classes, classes), each figure (..., classes).
+    """
+    hits = np.diagonal(confusion, axis1=-2, axis2=-1).astype(np.float64)
+    predicted, support = confusion.sum(-2), confusion.sum(-1)
     precision = np.divide(hits, predicted, out=np.zeros_like(hits), where=predicted > 0)
     recall = np.divide(hits, support, out=np.zeros_like(hits), where=support > 0)
     total = precision + recall
@@ -26,31 +36,119 @@ def per_class(confusion: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:
     return {"precision": precision, "recall": recall, "f1": f1, "support": support.astype(np.float64)}
 
 
-def expected_calibration_error(probabilities: Floats, truth: Ints, bins: int = 15) -> float:
-    """Return the ECE of the top class over equal-width bins of confidence (Guo et al., 2017, eq. 3).
+def overall(confusion: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:
+    """Return accuracy, macro-F1 and UAR (unweighted average recall) of confusion matrices (..., classes, classes).
 
-    `probabilities` is (n, classes), `truth` (n,).
+    Macro-F1 and UAR average over the classes that occur in the truth.
     """
-    confidence = probabilities.max(1)
-    correct = probabilities.argmax(1) == truth
-    place = np.minimum((confidence * bins).astype(int), bins - 1)
-    gap = np.abs(np.bincount(place, correct - confidence, minlength=bins))
-    return float(gap.sum() / len(truth))
+    figures = per_class(confusion)
+    present = figures["support"] > 0
+    count = np.maximum(1, present.sum(-1))
+    hits = np.diagonal(confusion, axis1=-2, axis2=-1).sum(-1)
+    return {
+        "accuracy": hits / np.maximum(1, confusion.sum((-2, -1))),
+        "macro_f1": (figures["f1"] * present).sum(-1) / count,
+        "uar": (figures["recall"] * present).sum(-1) / count,
+    }
+
+
+def bootstrap_intervals(
+    confusion: NDArray[np.int64], resamples: int = 2000, level: float = 0.95, seed: int = 0
+) -> dict[str, tuple[float, float]]:
+    """Return percentile bootstrap intervals (Efron, 1979) of accuracy, macro-F1 and UAR.
+
+    To draw n images with replacement is to draw the cells of the confusion matrix from a multinomial distribution, so the cost
+    does not grow with n. Images count as independent: copies and pictures of one person make the true interval wider.
+    """
+    total = int(confusion.sum())
+    if not total:
+        return {}
+    cells = np.random.default_rng(seed).multinomial(total, confusion.ravel() / total, resamples)
+    tails = [(1 - level) / 2, (1 + level) / 2]
+    drawn = overall(cells.reshape(resamples, *confusion.shape))
+    return {name: (float(low), float(high)) for name, (low, high) in ((k, np.quantile(v, tails)) for k, v in drawn.items())}
+
+
+def reliability(confidence: Floats, correct: Bools, bins: int = BINS) -> list[dict[str, float]]:
+    """Return, for each bin of confidence that is not empty, its images, their mean confidence and their accuracy.
+
+    `confidence` and `correct` are (n,). A bin's upper edge belongs to it, as in Guo et al. (2017).
+    """
+    place = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
+    counts = np.bincount(place, minlength=bins)
+    sums = np.bincount(place, confidence, minlength=bins), np.bincount(place, correct, minlength=bins)
+    return [
+        {"images": int(counts[i]), "confidence": float(sums[0][i] / counts[i]), "accuracy": float(sums[1][i] / counts[i])}
+        for i in np.flatnonzero(counts)
+    ]
+
+
+def expected_calibration_error(probabilities: Floats, truth: Ints, bins: int = BINS) -> float:
+    """Return the ECE of the top class over equal-width bins of confidence (Guo et al., 2017, eq. 3)."""
+    diagram = reliability(probabilities.max(1), probabilities.argmax(1) == truth, bins)
+    return sum(bar["images"] * abs(bar["confidence"] - bar["accuracy"]) for bar in diagram) / max(1, len(truth))
+
+
+def brier_score(probabilities: Floats, truth: Ints) -> float:
+    """Return the mean over the images of the squared error summed over the classes (Brier, 1950): 0 at best, 2 at worst."""
+    wanted = np.eye(probabilities.shape[1])[truth]
+    return float(((probabilities - wanted) ** 2).sum(1).mean())
+
+
+def log_loss(probabilities: Floats, truth: Ints) -> float:
+    """Return the mean negative log-likelihood of the true class, in nats."""
+    likely = probabilities[np.arange(len(truth)), truth].astype(np.float64)
+    return float(-np.log(np.maximum(likely, np.finfo(np.float64).tiny)).mean())
+
+
+def top_k_accuracy(probabilities: Floats, truth: Ints, k: int = 2) -> float:
+    """Return the share of images whose true class is among the k most likely."""
+    best = np.argsort(-probabilities, axis=1, kind="stable")[:, :k]
+    return float((best == truth[:, None]).any(1).mean())
+
+
+def per_output_accuracy(probabilities: Floats, truth: Ints) -> float:
+    """Return the share of the n * classes outputs on the right side of .5, each judged by itself.
+
+    Some libraries call this "accuracy". It says little: outputs that never pass .5 reach 1 - 1/classes, learned or not.
+    """
+    wanted = np.arange(probabilities.shape[1]) == truth[:, None]
+    return float(((probabilities > 0.5) == wanted).mean())
+
+
+def risk_coverage(confidence: Floats, correct: Bools, points: int = 100) -> dict[str, Any]:
+    """Return what abstaining buys: accuracy among the most confident share of the images, for growing shares.
+
+    `aurc` is the area under risk (1 - accuracy) over coverage (Geifman & El-Yaniv, 2017): the mean risk over all coverages.
+    """
+    order = np.argsort(-confidence, kind="stable")
+    kept = np.arange(1, len(order) + 1)
+    accuracy = np.cumsum(correct[order]) / kept
+    shown = np.unique(np.linspace(1, len(order), min(points, len(order))).round().astype(int)) - 1
+    return {
+        "aurc": float((1 - accuracy).mean()),
+        "coverage": (kept[shown] / len(order)).tolist(),
+        "accuracy": accuracy[shown].tolist(),
+        "threshold": confidence[order][shown].astype(float).tolist(),
+    }
 
 
 def summarize(probabilities: Floats, truth: Ints, classes: tuple[str, ...]) -> dict[str, Any]:
-    """Return accuracy, macro-F1, UAR (unweighted average recall), per-class figures and the confusion matrix.
-
-    `probabilities` is (n, classes), `truth` (n,). UAR and macro-F1 average over the classes that occur in `truth`.
-    """
+    """Return accuracy, macro-F1 and UAR with 95 % intervals, top-2, Brier score, per-class figures and the confusion matrix."""
     confusion = confusion_matrix(truth, probabilities.argmax(1), len(classes))
     figures = per_class(confusion)
-    present = figures["support"] > 0
+    scores = {name: float(value) for name, value in overall(confusion).items()}
+    if len(truth):
+        scores |= {
+            "top2": top_k_accuracy(probabilities, truth),
+            "brier": brier_score(probabilities, truth),
+            "log_loss": log_loss(probabilities, truth),
+            "per_output_accuracy": per_output_accuracy(probabilities, truth),
+        }
     return {
         "images": len(truth),
-        "accuracy": float(np.trace(confusion) / max(1, len(truth))),
-        "macro_f1": float(figures["f1"][present].mean()) if present.any() else 0.0,
-        "uar": float(figures["recall"][present].mean()) if present.any() else 0.0,
+        **scores,
+        "intervals_95": bootstrap_intervals(confusion),
         "per_class": {name: {key: float(values[index]) for key, values in figures.items()} for index, name in enumerate(classes)},
         "confusion": confusion.tolist(),
     }
