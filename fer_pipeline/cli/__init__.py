@@ -19,21 +19,34 @@ from fer_pipeline.core.storage import STORAGE_ERRORS, reason
 COMMANDS = {
     "ingest": "Bring a labelled dataset into Parquet, with its counts, duplicates and leaks.",
     "train": "Train a recipe on an ingested dataset into a model bundle; run it again to continue.",
+    "evaluate": "Evaluate a model on a split of a dataset: figures with intervals, calibration, a page.",
     "sweep": "Try a recipe with other settings on many cores or GPUs; run it again to continue.",
     "label": "Label the apparent expression of every face in an archive; run it again to continue.",
     "predict": "Label a few images here and now, and write copies with the faces marked.",
     "report": "Write the page of a labelling run again.",
+    "models list": "List a registry's models, versions and aliases.",
+    "models push": "Keep a model bundle as a new, immutable version of a registry.",
+    "models alias": "Move an alias, such as production, onto a version.",
+    "models pull": "Copy a model out of a registry.",
+    "models card": "Write a model's card as Markdown and as a page.",
+    "models export": "Export a model to ONNX, in fp32 or int8; the result labels archives itself.",
     "sample-archive": "Write a small photo archive to try the pipeline on, without network.",
 }
+FUNCTIONS = {"list": "list_models"}
+"""Those whose name is a builtin's."""
 
 app = App(
     name="fer-pipeline",
     help="Ingest, train and label apparent facial expressions on Ray.",
     result_action="return_value",
 )
+_models = App(name="models", help="Registry, cards and export of models.")
+app.command(_models)
 for _name, _help in COMMANDS.items():
-    _module = _name.replace("-", "_")
-    app.command(f"fer_pipeline.cli.commands.{_module}:{_module}", name=_name, help=_help)
+    *_group, _command = _name.replace("-", "_").split()
+    _module, _function = _group[0] if _group else _command, FUNCTIONS.get(_command, _command)
+    _place = _models if _group else app
+    _place.command(f"fer_pipeline.cli.commands.{_module}:{_function}", name=_name.split()[-1], help=_help)
 
 
 @app.meta.default

@@ -1,6 +1,8 @@
 """Exact and near copies, label conflicts and blank images of a dataset, and which samples training had better leave out."""
 
+import hashlib
 from collections import Counter
+from dataclasses import dataclass
 from itertools import permutations
 from typing import Any
 
@@ -122,6 +124,42 @@ def copy_keys(samples: pa.Table) -> tuple[Keys, Keys, int]:
     for index in np.flatnonzero(np.isin(exact, list(parent))):
         near[index] = _root(parent, int(exact[index]))
     return exact, near, len(pairs)
+
+
+@dataclass(frozen=True)
+class Copies:
+    """What a split's samples share with each other and with the samples that a model learned from."""
+
+    groups: dict[str, int]
+    """By sample id of the split: a number that exact and near copies share."""
+    exact: frozenset[str]
+    """Those of the split with an exact copy among the learned samples."""
+    near: frozenset[str]
+    """Those with a near copy, but no exact one."""
+
+
+def find_copies(samples: pa.Table, split: str, learned_split: str, left_out: frozenset[str] = frozenset()) -> Copies:
+    """Return the copies of a dataset's samples (`COLUMNS`) in `split` and of what a model learned: `learned_split`.
+
+    `left_out` are ids of that split's samples which the model did not learn.
+    """
+    exact, near, _ = copy_keys(samples)
+    chosen = pc.equal(samples["split"], split).to_numpy()
+    learned = pc.equal(samples["split"], learned_split).to_numpy()
+    learned &= ~pc.is_in(samples["sample_id"], pa.array(left_out, pa.string())).to_numpy()
+    ids = np.array(samples["sample_id"].to_pylist(), object)
+    equal, alike = np.isin(exact, exact[learned]), np.isin(near, near[learned])
+    return Copies(
+        groups=dict(zip(ids[chosen], near[chosen].tolist(), strict=True)),
+        exact=frozenset(ids[chosen & equal]),
+        near=frozenset(ids[chosen & alike & ~equal]),
+    )
+
+
+def split_digest(samples: pa.Table, split: str) -> str:
+    """Return the sha256 over the sorted digests of a split's images: the same for the same images, however they were ingested."""
+    digests = samples["sha256"].filter(pc.equal(samples["split"], split)).to_pylist()
+    return hashlib.sha256("".join(sorted(digests)).encode()).hexdigest()
 
 
 def join_keys(keys: Keys, names: list[str | None]) -> Keys:

@@ -128,7 +128,8 @@ def make_trainer(plan: Plan, device: torch.device, shard: Any = None) -> Trainer
         images = sum(plan.class_counts) - len(plan.train.leave_out)
         feed: Feed = Streamed(shard, images, batch, recipe.network.channels * side * side)
     else:
-        feed = Resident(to_tensors(plan.train.load()).to(device), batch, recipe.training.class_balance == "sampling")
+        balance = recipe.training.balance_power if recipe.training.class_balance == "sampling" else 0.0
+        feed = Resident(to_tensors(plan.train.load()).to(device), batch, balance)
     return Trainer(network.to(device), list(plan.class_counts), recipe.training, recipe.augmentation, feed, device)
 
 

@@ -117,9 +117,9 @@ def run(config: LabelConfig, cluster: ClusterConfig = ClusterConfig()) -> RunRec
 
 
 def _check_weights(bundle: BundleFiles) -> None:
-    from fer_pipeline.models.bundle import load_network  # torch takes seconds to import: only where it must be asked
+    from fer_pipeline.stages.classify import Classifier  # torch takes seconds to import: only where it must be asked
 
-    load_network(bundle)
+    Classifier(bundle, "fp32")
 
 
 def _settings(config: LabelConfig, bundle: BundleFiles, detector: DetectorWeights, record: RunRecord | None) -> LabelSettings:
@@ -127,7 +127,8 @@ def _settings(config: LabelConfig, bundle: BundleFiles, detector: DetectorWeight
     threshold, uncertain, precision = config.detection_threshold, config.uncertain_below, config.precision
     if precision == "auto":
         frozen = record.settings.get("precision") if record else None
-        precision = frozen or ("bf16" if _has_native_bf16() else "fp32")
+        own = bundle.card.format == "safetensors"  # an ONNX network computes as it was exported
+        precision = frozen or ("bf16" if own and _has_native_bf16() else "fp32")
     return LabelSettings(
         detect_px=config.detect_px,
         threshold=THRESHOLDS[detector.name] if threshold is None else threshold,

@@ -4,25 +4,25 @@ import json
 import logging
 from typing import Any
 
-import numpy as np
 import torch
 
-from fer_pipeline.core import storage
-from fer_pipeline.core.dataset import DatasetCard
-from fer_pipeline.core.metrics import summarize
-from fer_pipeline.jobs.fit import Plan, to_tensors
-from fer_pipeline.models.bundle import save_bundle
-from fer_pipeline.models.calibration import calibrate, cross_fitted_ece
+from fer_pipeline.core import duplicates, storage
+from fer_pipeline.core.dataset import DatasetCard, read_samples
+from fer_pipeline.core.duplicates import Copies, find_copies, split_digest
+from fer_pipeline.jobs.fit import Plan
+from fer_pipeline.models.bundle import pack, save_bundle
+from fer_pipeline.models.calibration import calibrate
 from fer_pipeline.models.card import CARD, WEIGHTS, ModelCard
+from fer_pipeline.models.evaluation import Predictions, evaluate, joined, predictions_of
 from fer_pipeline.models.networks import build, keep_outputs
-from fer_pipeline.models.recipe import Recipe
 from fer_pipeline.models.training import State, predict
+from fer_pipeline.report.card import CARD_MARKDOWN, CARD_PAGE, card_markdown, card_page
 from fer_pipeline.report.training import confusion_png, curves_png
 from fer_pipeline.stages.samples import SplitReader
 
 log = logging.getLogger(__name__)
 
-FILES_BEFORE_CARD = ("history.json", "curves.png", "confusion.png", WEIGHTS)
+FILES_BEFORE_CARD = ("history.json", "curves.png", "confusion.png", CARD_MARKDOWN, CARD_PAGE, WEIGHTS)
 """What a training that was killed while it published its bundle may have left."""
 TERMS = {"fer2013-csv": "FER-2013 (Goodfellow et al., 2013): research data, not for commercial use."}
 
@@ -32,17 +32,22 @@ def publish(plan: Plan, dataset: DatasetCard, out: str, state: State) -> ModelCa
     recipe, classes = plan.recipe, plan.space.classes
     network = build(recipe.network, len(classes))
     network.load_state_dict(keep_outputs(state["best"], len(classes)))
-    logits, labels, digests = _predicted(network, plan.validation)
-    learned = {digest for chunk in plan.train.digests() for digest in chunk}
+    samples = read_samples(plan.train.dataset, duplicates.COLUMNS)
+    copies = find_copies(samples, recipe.validation_split, recipe.train_split, plan.train.leave_out)
+    predictions = _predicted(network, plan.validation, copies)
+    logits, labels = torch.from_numpy(predictions.logits), torch.from_numpy(predictions.labels)
     calibration = calibrate(logits, labels, recipe.calibration.certain_accuracy)
-    probabilities = torch.softmax(logits / calibration.temperature, 1).numpy()
     selected = max(state["history"], key=lambda epoch: epoch["validation_accuracy"])
-    fresh = np.array([digest not in learned for digest in digests])
-    metrics = _metrics(recipe, probabilities, labels.numpy(), fresh, classes)
-    certain = probabilities.max(1) >= calibration.uncertain_below
-    metrics["validation"] |= {
-        "ece_cross_fitted": cross_fitted_ece(logits, labels, digests),
-        "coverage_certain": float(certain.mean()),
+    measured: dict[str, Any] = {
+        "split": recipe.validation_split,
+        "selected_on_this_split": True,
+        "views": 2 if recipe.network.flip_averaging else 1,
+        "precision": "fp32",
+    }
+    metrics = {
+        "validation": measured | evaluate(predictions, plan.space, calibration, dataset.vote_classes),
+        "validation_without_training_images": measured
+        | evaluate(predictions[~predictions.learned], plan.space, calibration, dataset.vote_classes),
     }
     initial = plan.initial
     card = ModelCard(
@@ -57,36 +62,31 @@ def publish(plan: Plan, dataset: DatasetCard, out: str, state: State) -> ModelCa
             "train_split": recipe.train_split,
             "train_images": sum(plan.class_counts) - len(plan.train.leave_out),
             "left_out": len(plan.train.leave_out),
+            "validation_split": recipe.validation_split,
+            "validation_digest": split_digest(samples, recipe.validation_split),
             "terms": TERMS.get(dataset.layout, "Those of the dataset that was ingested."),
         },
         metrics=metrics | {"selected_epoch": selected["epoch"], "epochs": len(state["history"])},
         recipe=recipe.model_dump(mode="json") | ({"initial": initial.card.recipe} if initial else {}),
     )
     confusion = metrics["validation"]["confusion"]
-    storage.write_bytes(storage.join(out, "history.json"), json.dumps(state["history"], indent=1).encode())
+    history = json.dumps(state["history"], indent=1).encode()
+    storage.write_bytes(storage.join(out, "history.json"), history)
     storage.write_bytes(storage.join(out, "curves.png"), curves_png(state["history"], selected["epoch"]))
     title = f"{recipe.name} on {recipe.validation_split}: accuracy {metrics['validation']['accuracy']:.3f}"
     storage.write_bytes(storage.join(out, "confusion.png"), confusion_png(confusion, classes, title))
-    save_bundle(out, network, card)
+    bundle = pack(network, card)
+    storage.write_bytes(storage.join(out, CARD_MARKDOWN), card_markdown(card, bundle.digest).encode())
+    storage.write_bytes(storage.join(out, CARD_PAGE), card_page(card, bundle.digest, history).encode())
+    save_bundle(out, bundle)
     log.info("Model bundle: %s", storage.join(out, CARD))
     return card
 
 
-def _predicted(network: torch.nn.Module, reader: SplitReader) -> tuple[torch.Tensor, torch.Tensor, list[str]]:
-    """Return logits, labels and digests of a split, of which only a stretch is held as images."""
-    logits, labels, digests = [], [], list[str]()
+def _predicted(network: torch.nn.Module, reader: SplitReader, copies: Copies) -> Predictions:
+    """Return the predictions for a split, of which only a stretch is held as images."""
+    parts = []
     for chunk in reader.chunks():
-        images = to_tensors(chunk)
-        logits.append(predict(network, images.images))
-        labels.append(images.labels)
-        digests += chunk.digests
-    return torch.cat(logits), torch.cat(labels), digests
-
-
-def _metrics(recipe: Recipe, probabilities: Any, labels: Any, fresh: Any, classes: tuple[str, ...]) -> dict[str, Any]:
-    """Return the figures on all of the validation split, and without the images that also stand in the training split."""
-    views = 2 if recipe.network.flip_averaging else 1
-    measured = {"split": recipe.validation_split, "selected_on_this_split": True, "views": views, "precision": "fp32"}
-    whole = summarize(probabilities, labels, classes)
-    without = summarize(probabilities[fresh], labels[fresh], classes)
-    return {"validation": measured | whole, "validation_without_training_images": measured | without}
+        logits = predict(network, torch.from_numpy(chunk.images)).numpy()
+        parts.append(predictions_of(chunk.ids, logits, chunk.labels, chunk.votes, copies))
+    return joined(parts)

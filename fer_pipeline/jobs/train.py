@@ -44,6 +44,8 @@ class TrainConfig(Config):
     """Folder of the model bundle: new or empty."""
     initial: str | None = None
     """Model bundle whose weights to start from; by default the recipe's seed decides them."""
+    from_scratch: bool = False
+    """Let the seed decide the weights although the recipe names pretrained ones, where those cannot be had."""
     drop_leaks: bool = False
     """Leave the dataset's suspects out of training: copies of images of other splits, copies, conflicts, blank images."""
     allow_missing_classes: bool = False
@@ -82,6 +84,8 @@ def run(config: TrainConfig, cluster: ClusterConfig = ClusterConfig()) -> TrainR
     data, out = storage.normalize(config.data), storage.normalize(config.out)
     storage.require_access(data, out)
     recipe, dataset = load_recipe(config.recipe), read_card(data)
+    if config.from_scratch:
+        recipe = recipe.model_copy(update={"pretrained": None})
     initial = read_bundle(config.initial) if config.initial else None
     checkpoints = storage.normalize(config.checkpoints or f"{out}.checkpoints")
     plan = make_plan(config, recipe, dataset, data, initial)
@@ -136,7 +140,7 @@ def make_plan(config: TrainConfig, recipe: Recipe, dataset: DatasetCard, data: s
         recipe=recipe,
         space=space,
         train=train,
-        validation=replace(train, split=recipe.validation_split, votes=(), leave_out=frozenset()),
+        validation=SplitReader(data, recipe.validation_split, recipe.network, labels, tuple(range(len(dataset.vote_classes)))),
         class_counts=tuple(counts),
         initial=initial,
         streamed=streamed,

@@ -6,12 +6,14 @@ from torch import nn
 
 from fer_pipeline.core import storage
 from fer_pipeline.core.errors import UserError
-from fer_pipeline.models.card import CARD, WEIGHTS, BundleFiles, ModelCard, card_json
+from fer_pipeline.models.card import CARD, WEIGHTS, BundleFiles, ModelCard, bundle_of, card_json
 from fer_pipeline.models.networks import build
 
 
 def load_network(bundle: BundleFiles) -> nn.Module:
     """Return the bundle's network in evaluation mode on the CPU; raise UserError where weights and card do not fit."""
+    if bundle.card.format == "onnx":
+        raise UserError(f"The model '{bundle.card.name}' is an ONNX network: it labels and is evaluated, but not trained on.")
     network = build(bundle.card.network, len(bundle.card.label_space.classes))
     try:
         network.load_state_dict(safetensors.torch.load(bundle.weights))
@@ -22,8 +24,13 @@ def load_network(bundle: BundleFiles) -> nn.Module:
     return network.eval()
 
 
-def save_bundle(url: str, network: nn.Module, card: ModelCard) -> None:
-    """Write a bundle into the folder `url`; the card, which makes it a bundle, comes last."""
+def pack(network: nn.Module, card: ModelCard) -> BundleFiles:
+    """Return a network and its card as a bundle."""
     tensors = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
-    storage.write_bytes(storage.join(url, WEIGHTS), safetensors.torch.save(tensors))
-    storage.write_bytes(storage.join(url, CARD), card_json(card))
+    return bundle_of(card, safetensors.torch.save(tensors))
+
+
+def save_bundle(url: str, bundle: BundleFiles) -> None:
+    """Write a bundle into the folder `url`; the card, which makes it a bundle, comes last."""
+    storage.write_bytes(storage.join(url, bundle.card.weights_file), bundle.weights)
+    storage.write_bytes(storage.join(url, CARD), card_json(bundle.card))

@@ -8,7 +8,6 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fer_pipeline.core.metrics import expected_calibration_error
 from fer_pipeline.models.card import Calibration
 
 
@@ -49,13 +48,17 @@ def calibrate(logits: Tensor, labels: Tensor, certain_accuracy: float) -> Calibr
     )
 
 
-def cross_fitted_ece(logits: Tensor, labels: Tensor, digests: list[str]) -> float:
-    """Return the ECE after temperature scaling, each half scored under the temperature of the other.
+def cross_fitted(logits: Tensor, labels: Tensor, groups: NDArray[np.integer]) -> tuple[Tensor, tuple[float, float]]:
+    """Return probabilities (n, classes) after temperature scaling, each half scored under the temperature of the other.
 
-    Images with equal digests are in one half, so none is scored under a temperature that it helped to fit.
+    Images of one group (n,), which are copies of each other, are in one half; so none is scored under a temperature that it
+    helped to fit. The halves' own temperatures come with it. Raise ValueError where the groups do not make two halves.
     """
-    half = torch.tensor([int(digest[:8], 16) % 2 == 0 for digest in digests])
-    probabilities = torch.empty_like(logits)
-    for scored, fitted in ((half, ~half), (~half, half)):
-        probabilities[scored] = torch.softmax(logits[scored] / fit_temperature(logits[fitted], labels[fitted]), 1)
-    return expected_calibration_error(probabilities.numpy(), labels.numpy())
+    names, members = np.unique(groups, return_inverse=True)
+    order = np.random.default_rng(0).permutation(len(names))
+    half = torch.from_numpy((order % 2 == 0)[members])
+    if half.all() or not half.any():
+        raise ValueError("one group of copies cannot be cut into halves")
+    temperatures = fit_temperature(logits[half], labels[half]), fit_temperature(logits[~half], labels[~half])
+    divisor = torch.where(half, temperatures[1], temperatures[0])[:, None]
+    return torch.softmax(logits / divisor, 1), temperatures

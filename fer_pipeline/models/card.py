@@ -13,8 +13,11 @@ from fer_pipeline.core import storage
 from fer_pipeline.core.config import Config, explain
 from fer_pipeline.core.errors import UserError
 from fer_pipeline.core.labels import LabelSpace
+from fer_pipeline.models import registry
 
-CARD, WEIGHTS = "model.json", "model.safetensors"
+CARD, WEIGHTS, ONNX = "model.json", "model.safetensors", "model.onnx"
+FILE_TYPES = (".json", ".safetensors", ".onnx", ".png", ".md", ".html")
+"""What a bundle's files end with."""
 EMBEDDED = "embedded"
 """The name of the model that comes with the package."""
 
@@ -67,12 +70,17 @@ class ModelCard(Config):
     """`model.json` of a bundle."""
 
     name: str
+    format: Literal["safetensors", "onnx"] = "safetensors"
+    """`safetensors`: weights of the network that `network` describes. `onnx`: a network of any origin in `model.onnx`, of which
+    `network` describes the input alone. It takes uint8 pixels, or floats that `mean` and `std` have normalised."""
+    outputs: Literal["logits", "probabilities"] = "logits"
+    """What an ONNX network's first output is."""
     network: NetworkConfig
     label_space: LabelSpace
     framing: Framing = Field(default_factory=Framing)
     calibration: Calibration = Field(default_factory=Calibration)
     data: dict[str, Any] = Field(default_factory=dict)
-    """Name, terms and digest of the data that the model learned from."""
+    """Name, terms and digest of the data that the model learned from, and of the split that selected and calibrated it."""
     metrics: dict[str, Any] = Field(default_factory=dict)
     """By split; each says what it was measured on and whether the model was selected on it."""
     recipe: dict[str, Any] = Field(default_factory=dict)
@@ -80,6 +88,13 @@ class ModelCard(Config):
         "Labels the apparent expression of faces in pictures, not what a person feels. Inferring emotions at work or in "
         "education is unlawful in the EU (AI Act, Art. 5(1)(f))."
     )
+
+    limits: tuple[str, ...] = ()
+    """What the model is known to do badly, or was never tried on: sentences for its card."""
+
+    @property
+    def weights_file(self) -> str:
+        return ONNX if self.format == "onnx" else WEIGHTS
 
 
 @dataclass(frozen=True)
@@ -92,18 +107,50 @@ class BundleFiles:
 
 
 def read_bundle(url: str) -> BundleFiles:
-    """Return the bundle in the folder `url`, or the embedded one; raise UserError where there is none that is whole."""
-    if url == EMBEDDED:
-        url = str(Path(str(resources.files("fer_pipeline"))) / "models" / "embedded")
+    """Return the bundle in the folder `url`, the embedded one, or the one that [REGISTRY/]NAME@ALIAS names.
+
+    Raise UserError where there is none that is whole.
+    """
+    bundle = _open(url)
     try:
-        text, weights = storage.read_bytes(storage.join(url, CARD)), storage.read_bytes(storage.join(url, WEIGHTS))
-    except storage.STORAGE_ERRORS as error:
-        raise UserError(f"There is no model bundle at '{url}': it needs {CARD} and {WEIGHTS}.") from error
-    try:
+        text = bundle.read(CARD)
         card = ModelCard.model_validate_json(text)
+        weights = bundle.read(card.weights_file)
+    except storage.STORAGE_ERRORS as error:
+        raise UserError(f"There is no model bundle at '{url}': it needs {CARD}, and {WEIGHTS} or {ONNX}.") from error
     except ValidationError as error:
         raise UserError(f"The card {CARD} of the model at '{url}' cannot be used: {explain(error)}.") from error
     return BundleFiles(card, weights, hashlib.sha256(text + weights).hexdigest())
+
+
+def bundle_of(card: ModelCard, weights: bytes) -> BundleFiles:
+    """Return a bundle that stands in no folder yet."""
+    return BundleFiles(card, weights, hashlib.sha256(card_json(card) + weights).hexdigest())
+
+
+def read_files(url: str) -> dict[str, bytes]:
+    """Return a bundle's files by name, those beside card and weights too: pictures, history, pages."""
+    bundle = _open(url)
+    return {name: bundle.read(name) for name in bundle.names() if name.endswith(FILE_TYPES)}
+
+
+def _open(url: str) -> "Folder | registry.Pushed":
+    if url == EMBEDDED:
+        return Folder(str(Path(str(resources.files("fer_pipeline"))) / "models" / EMBEDDED))
+    return registry.find(url) or Folder(storage.normalize(url))
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A bundle's files in a folder of their own."""
+
+    url: str
+
+    def names(self) -> list[str]:
+        return storage.list_names(self.url)
+
+    def read(self, name: str) -> bytes:
+        return storage.read_bytes(storage.join(self.url, name))
 
 
 def card_json(card: ModelCard) -> bytes:

@@ -47,6 +47,8 @@ class TrainingConfig(Config):
     """Share of the steps in which the learning rate rises."""
     class_balance: Literal["none", "loss", "sampling"] = "none"
     """Against unequal classes: weigh the loss by their inverse frequency, or draw images so that classes come equally often."""
+    balance_power: float = Field(1.0, gt=0, le=1)
+    """Exponent of the inverse frequency: 1 balances the classes in full, 0.5 half of the way."""
     votes: Literal["ignore", "target", "auxiliary"] = "ignore"
     """What annotators' votes are for: in place of the label, by `votes_weight`; or learned beside it, as outputs of their own
     that are cut off after training. Images without votes keep their label alone."""
@@ -94,8 +96,8 @@ class Resident:
 
     data: Images
     batch_size: int
-    balanced: bool = False
-    """Draw images so that every class comes equally often, with replacement."""
+    balance: float = 0.0
+    """Draw images, with replacement, by their class's inverse frequency to this power: at 1 every class comes equally often."""
 
     def __len__(self) -> int:
         return len(self.data)
@@ -113,10 +115,11 @@ class Resident:
             yield self.data[mine.to(self.data.labels.device)]
 
     def _order(self, generator: torch.Generator) -> Tensor:
-        if not self.balanced:
+        if not self.balance:
             return torch.randperm(len(self), generator=generator)
         labels = self.data.labels.cpu()
-        return torch.multinomial(1 / labels.bincount()[labels].double(), len(self), replacement=True, generator=generator)
+        weight = labels.bincount()[labels].double() ** -self.balance
+        return torch.multinomial(weight, len(self), replacement=True, generator=generator)
 
 
 @dataclass(frozen=True)
@@ -251,7 +254,7 @@ class Trainer:
         averaging = get_ema_multi_avg_fn(config.ema_decay)
         self.average = AveragedModel(network, multi_avg_fn=averaging, use_buffers=True) if config.ema_decay else None
         counts = torch.tensor(class_counts, dtype=torch.float32).clamp(min=1)
-        weight = counts.sum() / (len(counts) * counts)
+        weight = (counts.sum() / (len(counts) * counts)) ** config.balance_power
         self.class_weight = weight.to(device) if config.class_balance == "loss" else None
         self.history: list[Epoch] = []
         self.best: dict[str, Tensor] = {}

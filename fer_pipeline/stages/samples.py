@@ -26,7 +26,7 @@ from fer_pipeline.stages.fetch import Fetched, fetch
 MAX_PIXELS = 100_000_000
 MAX_BYTES = 100_000_000
 ROWS = 256
-COLUMNS = ["sample_id", "image", "label", "split", "votes", "sha256"]
+COLUMNS = ["sample_id", "image", "label", "split", "votes"]
 """What a network learns from."""
 
 
@@ -75,14 +75,14 @@ def _row(sample: Sample, image: Fetched, space: LabelSpace, cropper: Cropper | N
 
 @dataclass(frozen=True)
 class Split:
-    """Samples as arrays: uint8 images (n, channels, side, side), int64 labels (n,), and the digest of each image.
+    """Samples as arrays: uint8 images (n, channels, side, side), int64 labels (n,), and their ids.
 
     `votes` (n, k) are shares of the votes, zeros where a sample has none.
     """
 
     images: Pixels
     labels: NDArray[np.int64]
-    digests: list[str]
+    ids: list[str]
     votes: NDArray[np.float32]
 
     def __len__(self) -> int:
@@ -117,7 +117,7 @@ class SplitReader:
         for index, data in enumerate(chosen["image"].to_pylist()):
             pixels = decode(data, MAX_PIXELS).pixels
             images[index] = align(pixels, whole(pixels), network, Framing(), whole=True)[0]
-        return Split(images, labels, chosen["sha256"].to_pylist(), self._shares(chosen["votes"].to_pylist()))
+        return Split(images, labels, chosen["sample_id"].to_pylist(), self._shares(chosen["votes"].to_pylist()))
 
     def _shares(self, votes: list[list[float] | None]) -> NDArray[np.float32]:
         kept = [index for index in self.votes if index is not None]
@@ -133,18 +133,15 @@ class SplitReader:
     def chunks(self, rows: int = 4096) -> Iterator[Split]:
         """Yield the split in order, so many rows of the dataset at a time; a file is never held whole."""
         for uri in sample_files(self.dataset):
-            with storage.opened_parquet(uri) as parquet:
-                for batch in parquet.iter_batches(rows, columns=COLUMNS):
-                    chunk = self.prepare(pa.Table.from_batches([batch]))
-                    if len(chunk):
-                        yield chunk
+            yield from self.chunks_of(uri, rows)
 
-    def digests(self) -> Iterator[list[str]]:
-        """Yield the digests of the images of the split, file by file."""
-        for uri in sample_files(self.dataset):
-            with storage.opened_parquet(uri) as parquet:
-                samples = parquet.read(["split", "sha256"])
-            yield samples.filter(pc.equal(samples["split"], self.split))["sha256"].to_pylist()
+    def chunks_of(self, uri: str, rows: int = 4096) -> Iterator[Split]:
+        """Yield what one of the dataset's files holds of the split."""
+        with storage.opened_parquet(uri) as parquet:
+            for batch in parquet.iter_batches(rows, columns=COLUMNS):
+                chunk = self.prepare(pa.Table.from_batches([batch]))
+                if len(chunk):
+                    yield chunk
 
     def load(self) -> Split:
         """Return the whole split; raise UserError where the dataset has none."""
@@ -154,6 +151,6 @@ class SplitReader:
         return Split(
             np.concatenate([chunk.images for chunk in chunks]),
             np.concatenate([chunk.labels for chunk in chunks]),
-            [digest for chunk in chunks for digest in chunk.digests],
+            [sample for chunk in chunks for sample in chunk.ids],
             np.concatenate([chunk.votes for chunk in chunks]),
         )

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from fer_pipeline.core.labels import AFFECTNET8
-from fer_pipeline.models.bundle import save_bundle
+from fer_pipeline.models.bundle import pack, save_bundle
 from fer_pipeline.models.card import EMBEDDED, ModelCard, NetworkConfig, read_bundle
 from fer_pipeline.models.networks import build
 from fer_pipeline.stages.classify import Classifier
@@ -28,7 +28,8 @@ def bundle_of(name: str, folder: str) -> str:
     if name == EMBEDDED:
         return name
     network = NetworkConfig(architecture=name, channels=3, image_px=224)
-    save_bundle(folder, build(network, len(AFFECTNET8.classes)), ModelCard(name=name, network=network, label_space=AFFECTNET8))
+    card = ModelCard(name=name, network=network, label_space=AFFECTNET8)
+    save_bundle(folder, pack(build(network, len(AFFECTNET8.classes)), card))
     return folder
 
 

@@ -9,7 +9,7 @@ import torch
 
 from fer_pipeline.core.errors import UserError
 from fer_pipeline.core.labels import FER7
-from fer_pipeline.models.bundle import load_network, save_bundle
+from fer_pipeline.models.bundle import load_network, pack, save_bundle
 from fer_pipeline.models.card import CARD, EMBEDDED, WEIGHTS, ModelCard, NetworkConfig, read_bundle
 from fer_pipeline.models.networks import build
 from fer_pipeline.models.training import predict
@@ -25,7 +25,7 @@ def copy(tmp_path: Path) -> Path:
 def test_a_bundle_gives_back_the_network_that_was_saved(tmp_path: Path) -> None:
     config = NetworkConfig(width=4)
     network = build(config, 7).eval()
-    save_bundle(str(tmp_path), network, ModelCard(name="small", network=config, label_space=FER7))
+    save_bundle(str(tmp_path), pack(network, ModelCard(name="small", network=config, label_space=FER7)))
     images = torch.randint(0, 256, (3, 1, 48, 48), dtype=torch.uint8)
     loaded = load_network(read_bundle(str(tmp_path)))
     assert torch.equal(predict(loaded, images), predict(network, images))
@@ -55,11 +55,11 @@ def test_a_damaged_bundle_is_refused(copy: Path) -> None:
     (copy / WEIGHTS).write_bytes((copy / WEIGHTS).read_bytes()[:1000])
     with pytest.raises(UserError, match="do not fit its card"):
         load_network(read_bundle(str(copy)))
-    (copy / CARD).write_text('{"name": "x"}')
-    with pytest.raises(UserError, match="'network' is missing"):
-        read_bundle(str(copy))
     (copy / WEIGHTS).unlink()
     with pytest.raises(UserError, match="no model bundle"):
+        read_bundle(str(copy))
+    (copy / CARD).write_text('{"name": "x"}')
+    with pytest.raises(UserError, match="'network' is missing"):
         read_bundle(str(copy))
 
 

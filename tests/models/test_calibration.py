@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from fer_pipeline.core.metrics import expected_calibration_error
-from fer_pipeline.models.calibration import calibrate, cross_fitted_ece, fit_temperature, fit_threshold
+from fer_pipeline.models.calibration import calibrate, cross_fitted, fit_temperature, fit_threshold
 
 
 def overconfident(count: int = 4000, factor: float = 3.0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -47,7 +47,21 @@ def test_a_flawless_model_is_certain() -> None:
     assert (torch.softmax(logits / calibration.temperature, 1).max(1).values >= calibration.uncertain_below).all()
 
 
-def test_copies_of_an_image_are_scored_under_one_temperature() -> None:
+def test_no_image_is_scored_under_a_temperature_that_it_or_its_copy_helped_to_fit() -> None:
     logits, labels = overconfident(200)
-    digests = [f"{number % 100:08x}" for number in range(200)]
-    assert 0 < cross_fitted_ece(logits, labels, digests) < 0.2
+    groups = np.arange(200) % 100
+    before, _ = cross_fitted(logits, labels, groups)
+    for image in (0, 57):
+        changed = labels.clone()
+        copies = groups == image
+        changed[copies] = (changed[copies] + 1) % 5
+        after, _ = cross_fitted(logits, changed, groups)
+        assert torch.equal(after[copies], before[copies])
+        assert not torch.equal(after, before)
+
+
+def test_halves_are_scored_in_both_directions() -> None:
+    logits, labels = overconfident(factor=3.0)
+    probabilities, temperatures = cross_fitted(logits, labels, np.arange(len(labels)))
+    assert temperatures == pytest.approx((3.0, 3.0), rel=0.1) and temperatures[0] != temperatures[1]
+    assert expected_calibration_error(probabilities.numpy(), labels.numpy()) < 0.03

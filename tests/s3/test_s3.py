@@ -15,11 +15,14 @@ import pytest
 from fer_pipeline.core import storage
 from fer_pipeline.core.errors import RecordError, UserError
 from fer_pipeline.core.run import RunRecord
-from fer_pipeline.jobs import ingest, label, train
+from fer_pipeline.jobs import evaluate, ingest, label, models, train
+from fer_pipeline.jobs.evaluate import EvaluateConfig
 from fer_pipeline.jobs.ingest import IngestConfig
 from fer_pipeline.jobs.label import LabelConfig
+from fer_pipeline.jobs.models import PushConfig
 from fer_pipeline.jobs.train import TrainConfig
-from fer_pipeline.models.card import read_bundle
+from fer_pipeline.models.card import EMBEDDED, read_bundle
+from fer_pipeline.models.registry import Registry
 from fer_pipeline.sources.files import Selection
 from fer_pipeline.sources.listing import Listing
 from fer_pipeline.sources.reader import Reader
@@ -230,3 +233,19 @@ def test_a_dataset_is_ingested_and_a_model_trained_from_s3_to_s3(bucket: str, tm
         assert again == result
         assert storage.read_bytes(f"{bucket}/{way}/history.json") == kept
         assert read_bundle(f"{bucket}/{way}").card.metrics["epochs"] == 8
+    config = EvaluateConfig(model=f"{bucket}/device", data=f"{bucket}/data", split="validation", out=f"{bucket}/evaluation")
+    figures = evaluate.run(config)
+    assert figures.accuracy == read_bundle(f"{bucket}/device").card.metrics["validation"]["accuracy"]
+    assert set(storage.list_names(f"{bucket}/evaluation")) == {"evaluation.json", "evaluation.html", "predictions.parquet"}
+
+
+def test_a_registry_on_s3_keeps_versions_and_moves_aliases(bucket: str) -> None:
+    registry = f"{bucket}/registry"
+    for _ in range(2):
+        models.push(PushConfig(model=EMBEDDED, name="face", alias=("production",), registry=registry))
+    assert Registry(registry).aliases("face") == {"production": "2"}
+    assert read_bundle(f"{registry}/face@production") == read_bundle(f"{registry}/face@1") == read_bundle(EMBEDDED)
+    with pytest.raises(UserError, match="face@2 exists"):
+        models.push(PushConfig(model=EMBEDDED, name="face", version="2", registry=registry))
+    with pytest.raises(UserError, match="has no face@staging"):
+        read_bundle(f"{registry}/face@staging")

@@ -1,0 +1,11 @@
+from typing import Annotated
+
+from pydantic import BaseModel
+
+from fer_pipeline.cli.commands import FLAT, Cluster
+from fer_pipeline.jobs.cluster import ClusterConfig
+from fer_pipeline.jobs.evaluate import EvaluateConfig, run
+
+
+def evaluate(config: Annotated[EvaluateConfig, FLAT], cluster: Cluster = ClusterConfig()) -> BaseModel:
+    return run(config, cluster)

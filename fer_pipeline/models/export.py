@@ -1,0 +1,68 @@
+"""Export: a bundle's network as ONNX, in fp32 or int8. Pixels go in, so normalisation travels with the network."""
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantType, quantize_static
+from onnxruntime.quantization.shape_inference import quant_pre_process
+
+from fer_pipeline.models.bundle import load_network
+from fer_pipeline.models.card import BundleFiles
+
+CALIBRATION_BATCH = 64
+
+
+def to_onnx(bundle: BundleFiles) -> bytes:
+    """Return the network as ONNX: `images` uint8 (n, channels, side, side) to `logits` float32 (n, classes), any n.
+
+    The classes and the temperature stand in the file's metadata. Raise UserError for a bundle that is no torch network.
+    """
+    network, config = load_network(bundle), bundle.card.network
+    images = torch.zeros((2, config.channels, config.image_px, config.image_px), dtype=torch.uint8)
+    shapes = ({0: torch.export.Dim("n", min=1)},)
+    program = torch.onnx.export(
+        network, (images,), dynamo=True, input_names=["images"], output_names=["logits"], dynamic_shapes=shapes, verbose=False
+    )
+    assert program is not None
+    model: Any = program.model_proto
+    card = bundle.card
+    for key, value in (
+        ("classes", json.dumps(card.label_space.classes)),
+        ("temperature", str(card.calibration.temperature)),
+        ("intended_use", card.intended_use),
+    ):
+        model.metadata_props.add(key=key, value=value)
+    return bytes(model.SerializeToString())
+
+
+def to_int8(model: bytes, images: NDArray[np.uint8]) -> bytes:
+    """Return an fp32 ONNX network of `to_onnx` with int8 weights and activations, whose ranges are those on `images`."""
+    with tempfile.TemporaryDirectory() as folder:
+        exported, prepared, quantized = (Path(folder) / f"{name}.onnx" for name in ("fp32", "prepared", "int8"))
+        exported.write_bytes(model)
+        quant_pre_process(exported, prepared, skip_symbolic_shape=True)
+        quantize_static(
+            prepared,
+            quantized,
+            _Images(images),
+            per_channel=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            calibrate_method=CalibrationMethod.MinMax,
+            op_types_to_quantize=["Conv", "Gemm", "MatMul", "Add", "Relu"],
+        )
+        return quantized.read_bytes()
+
+
+class _Images(CalibrationDataReader):  # type: ignore[misc]
+    def __init__(self, images: NDArray[np.uint8]) -> None:
+        starts = range(0, len(images), CALIBRATION_BATCH)
+        self._batches = iter([{"images": images[start : start + CALIBRATION_BATCH]} for start in starts])
+
+    def get_next(self) -> dict[str, NDArray[np.uint8]] | None:
+        return next(self._batches, None)

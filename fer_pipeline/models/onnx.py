@@ -1,0 +1,93 @@
+"""Networks in ONNX, of any origin: their input is prepared as the card says, their output checked against its classes."""
+
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+from onnxruntime.capi.onnxruntime_pybind11_state import (
+    Fail,
+    InvalidArgument,
+    InvalidGraph,
+    InvalidProtobuf,
+    NotImplemented,
+    RuntimeException,
+)
+
+from fer_pipeline.core.errors import UserError
+from fer_pipeline.models.card import ONNX, BundleFiles
+
+ONNX_ERRORS = (Fail, InvalidArgument, InvalidGraph, InvalidProtobuf, NotImplemented, RuntimeException)
+LEAST_PROBABILITY = 1e-12
+
+
+class OnnxNetwork:
+    """The network of a bundle of format `onnx`: crops uint8 (n, channels, side, side) to float32 logits (n, classes).
+
+    The file's one input is (n, channels, side, side) or (n, side, side, channels), n any number or a fixed one; uint8 takes
+    pixels, a float type pixels scaled to 0..1 and normalised by the card's `mean` and `std`. Colours are RGB.
+    Raise UserError where the file does not load, or does not fit the card.
+    """
+
+    def __init__(self, bundle: BundleFiles, device: str = "cpu", threads: int = 1) -> None:
+        self.card = card = bundle.card
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads, options.inter_op_num_threads, options.log_severity_level = threads, 1, 3
+        providers = ["CPUExecutionProvider"] if device == "cpu" else ["CUDAExecutionProvider", "CPUExecutionProvider"]
+        try:
+            self.session: Any = onnxruntime.InferenceSession(bundle.weights, options, providers=providers)
+        except ONNX_ERRORS as error:
+            raise UserError(f"The {ONNX} of the model '{card.name}' cannot be loaded: {_line(error)}.") from error
+        inputs = self.session.get_inputs()
+        if len(inputs) != 1 or len(inputs[0].shape) != 4:
+            raise UserError(f"The {ONNX} of the model '{card.name}' must take one batch of images, four dimensions.")
+        self.input = inputs[0]
+        network = card.network
+        self.channels_last = network.channels not in self.input.shape[1:2] and self.input.shape[3] == network.channels
+        self.batch = self.input.shape[0] if isinstance(self.input.shape[0], int) else None
+        self.type = {"tensor(uint8)": np.uint8, "tensor(float16)": np.float16}.get(self.input.type, np.float32)
+        shape = (1, 1, network.channels) if self.channels_last else (network.channels, 1, 1)
+        mean, std = (np.broadcast_to(np.array(value, np.float32), network.channels) for value in (network.mean, network.std))
+        self.scale, self.offset = (1 / (255 * std)).reshape(shape), (mean / std).reshape(shape)
+        self._check()
+
+    def __call__(self, crops: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Return logits (n, classes), float32, for uint8 crops (n, channels, side, side)."""
+        if self.batch is None:
+            return self._run(crops)
+        chunks = [self._run_padded(crops[start : start + self.batch]) for start in range(0, len(crops), self.batch)]
+        return np.concatenate(chunks)
+
+    def _run_padded(self, crops: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Run a batch of fixed size, filled up with black crops."""
+        missing = (self.batch or 0) - len(crops)
+        return self._run(np.pad(crops, ((0, missing), (0, 0), (0, 0), (0, 0))))[: len(crops)]
+
+    def _run(self, crops: NDArray[np.uint8]) -> NDArray[np.float32]:
+        images: Any = crops.transpose(0, 2, 3, 1) if self.channels_last else crops
+        if self.type is not np.uint8:
+            images = (images * self.scale - self.offset).astype(self.type)
+        output: NDArray[np.float32] = self.session.run(None, {self.input.name: np.ascontiguousarray(images)})[0]
+        output = output.astype(np.float32)
+        return np.log(np.maximum(output, LEAST_PROBABILITY)) if self.card.outputs == "probabilities" else output
+
+    def _check(self) -> None:
+        """Run one blank crop, so that what does not fit shows before any work."""
+        card, side = self.card, self.card.network.image_px
+        try:
+            found = self(np.zeros((1, card.network.channels, side, side), np.uint8)).shape
+        except ONNX_ERRORS as error:
+            raise UserError(
+                f"The {ONNX} of the model '{card.name}' does not take what its card says, crops of {card.network.channels} "
+                f"channels and {side} px: {_line(error)}."
+            ) from error
+        classes = card.label_space.classes
+        if found != (1, len(classes)):
+            raise UserError(
+                f"The {ONNX} of the model '{card.name}' has outputs of shape {found}, but its card names {len(classes)} classes: "
+                "they must be (n, classes)."
+            )
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300].rstrip(".")

@@ -1,0 +1,177 @@
+"""The registry: a folder, local or on S3, of immutable versions of models and of aliases that move.
+
+REGISTRY/NAME/versions/VERSION.json   sha256 of every file; written last, and only if there is none: it makes the version
+REGISTRY/NAME/bundles/DIGEST/         the files, under the digest of what they are
+REGISTRY/NAME/aliases/ALIAS           the version that the alias stands for
+"""
+
+import hashlib
+import os
+import re
+from dataclasses import dataclass
+
+from pydantic import ValidationError
+
+from fer_pipeline.core import storage
+from fer_pipeline.core.config import Config, explain
+from fer_pipeline.core.errors import UserError
+from fer_pipeline.core.run import now
+
+ENVIRONMENT = "FER_PIPELINE_REGISTRY"
+"""Names the registry of a bare NAME@ALIAS."""
+_REFERENCE = re.compile(r"(?:(?P<registry>.+)/)?(?P<name>[A-Za-z0-9][\w.-]*)@(?P<version>\w[\w.-]*)")
+_NAME, _VERSION, _ALIAS = re.compile(r"[A-Za-z0-9][\w.-]*"), re.compile(r"\d[\w.-]*"), re.compile(r"[A-Za-z][\w.-]*")
+
+
+class Version(Config):
+    """`versions/VERSION.json`."""
+
+    name: str
+    version: str
+    files: dict[str, str]
+    """sha256 of each file of the bundle."""
+    created_at: str
+
+    @property
+    def digest(self) -> str:
+        """sha256 over the names and digests of the files."""
+        return hashlib.sha256("".join(f"{name}\n{self.files[name]}\n" for name in sorted(self.files)).encode()).hexdigest()
+
+
+class Registry:
+    """The registry at `url`; nothing needs to exist there before the first version."""
+
+    def __init__(self, url: str) -> None:
+        self.url = storage.normalize(url)
+
+    def names(self) -> list[str]:
+        return storage.list_names(self.url)
+
+    def versions(self, name: str) -> list[Version]:
+        """Return the versions of a model, the oldest first."""
+        files = storage.list_names(self._path(name, "versions"))
+        found = [self._read(name, file.removesuffix(".json")) for file in files if file.endswith(".json")]
+        return sorted(found, key=lambda one: (one.created_at, _order(one.version)))
+
+    def aliases(self, name: str) -> dict[str, str]:
+        """Return what version each alias of a model stands for."""
+        names = storage.list_names(self._path(name, "aliases"))
+        return {alias: storage.read_bytes(self._path(name, "aliases", alias)).decode() for alias in names}
+
+    def push(self, name: str, bundle: dict[str, bytes], version: str | None = None) -> Version:
+        """Keep a bundle's files as a new version, by default the next whole number; raise UserError where it exists."""
+        _require(_NAME, name, "a model's name", "letters, digits, dots, dashes")
+        if version is not None:
+            _require(_VERSION, version, "a version", "a digit first, then letters, digits, dots, dashes")
+        files = {file: hashlib.sha256(data).hexdigest() for file, data in bundle.items()}
+        while True:
+            new = Version(name=name, version=version or self._next(name), files=files, created_at=now())
+            if version and storage.exists(self._version_path(name, version)):
+                raise UserError(f"The version {name}@{version} exists, and versions do not change: choose another --version.")
+            for file, data in bundle.items():
+                path = self._path(name, "bundles", new.digest, file)
+                if not storage.exists(path):
+                    storage.write_bytes(path, data)
+            if storage.create(self._version_path(name, new.version), new.model_dump_json(indent=1).encode()):
+                return new
+
+    def point(self, name: str, alias: str, version: str) -> None:
+        """Let an alias stand for a version; raise UserError where there is no such version."""
+        require_alias(alias)
+        self._read(name, version)
+        storage.write_bytes(self._path(name, "aliases", alias), version.encode())
+
+    def resolve(self, name: str, version: str) -> Version:
+        """Return the version of that number or alias; raise UserError where there is none."""
+        aliased = not _VERSION.fullmatch(version)
+        aliases = self.aliases(name) if aliased else {}
+        if aliased and version not in aliases:
+            known = [*aliases, *(one.version for one in self.versions(name))]
+            has = f"it has {', '.join(known)}" if known else f"there is no model '{name}'"
+            raise UserError(f"The registry '{self.url}' has no {name}@{version}: {has}.")
+        return self._read(name, aliases.get(version, version))
+
+    def read(self, version: Version, file: str) -> bytes:
+        """Return one of a version's files; raise FileNotFoundError without it, UserError where it was changed."""
+        if file not in version.files:
+            raise FileNotFoundError(file)
+        data = storage.read_bytes(self.path(version, file))
+        if hashlib.sha256(data).hexdigest() != version.files[file]:
+            raise UserError(
+                f"The file '{self.path(version, file)}' is not the one that was pushed as {version.name}@{version.version}: "
+                "its sha256 differs. Push the model again as a new version."
+            )
+        return data
+
+    def path(self, version: Version, *file: str) -> str:
+        """Return the folder of a version's files, or one of them."""
+        return self._path(version.name, "bundles", version.digest, *file)
+
+    def _path(self, *parts: str) -> str:
+        return storage.join(self.url, *parts)
+
+    def _version_path(self, name: str, version: str) -> str:
+        return self._path(name, "versions", f"{version}.json")
+
+    def _next(self, name: str) -> str:
+        names = [file.removesuffix(".json") for file in storage.list_names(self._path(name, "versions"))]
+        return str(1 + max((int(one) for one in names if one.isdecimal()), default=0))
+
+    def _read(self, name: str, version: str) -> Version:
+        path = self._version_path(name, version)
+        try:
+            return Version.model_validate_json(storage.read_bytes(path))
+        except FileNotFoundError:
+            known = [file.removesuffix(".json") for file in storage.list_names(self._path(name, "versions"))]
+            has = f"it has {', '.join(known)}" if known else f"there is no model '{name}'"
+            raise UserError(f"The registry '{self.url}' has no {name}@{version}: {has}.") from None
+        except ValidationError as error:
+            raise UserError(f"'{path}' is no version of a model: {explain(error)}.") from error
+
+
+def _order(version: str) -> tuple[int, str]:
+    return (int(version) if version.isdecimal() else 0, version)
+
+
+def _require(pattern: re.Pattern[str], value: str, what: str, rule: str) -> None:
+    if not pattern.fullmatch(value):
+        raise UserError(f"'{value}' cannot be {what}: {rule}.")
+
+
+def require_alias(alias: str) -> None:
+    """Raise UserError for what cannot be an alias: it could be taken for a version."""
+    _require(_ALIAS, alias, "an alias", "a letter first, then letters, digits, dots, dashes")
+
+
+def open_registry(url: str | None) -> Registry:
+    """Return the registry at `url`, by default the one that $FER_PIPELINE_REGISTRY names; raise UserError without either."""
+    url = url or os.environ.get(ENVIRONMENT)
+    if not url:
+        raise UserError(f"Which registry? Name its folder or s3:// URL with --registry, or in ${ENVIRONMENT}.")
+    return Registry(url)
+
+
+@dataclass(frozen=True)
+class Pushed:
+    """The files of a version in a registry."""
+
+    registry: Registry
+    version: Version
+
+    def names(self) -> list[str]:
+        return sorted(self.version.files)
+
+    def read(self, name: str) -> bytes:
+        return self.registry.read(self.version, name)
+
+
+def find(reference: str) -> Pushed | None:
+    """Return what [REGISTRY/]NAME@VERSION-OR-ALIAS names; None for what is no such reference.
+
+    Raise UserError where there is no such version or alias.
+    """
+    match = _REFERENCE.fullmatch(reference)
+    if not match:
+        return None
+    registry = open_registry(match["registry"])
+    return Pushed(registry, registry.resolve(match["name"], match["version"]))

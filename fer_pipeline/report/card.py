@@ -1,0 +1,68 @@
+"""The model card as Markdown and as a page (Mitchell et al., 2019): data and terms, recipe, figures, limits, uses."""
+
+import json
+from typing import Any
+
+from fer_pipeline.models.card import ModelCard
+from fer_pipeline.report.evaluation import data_url, environment, pictures
+from fer_pipeline.report.training import curves_png
+
+CARD_MARKDOWN, CARD_PAGE = "MODEL_CARD.md", "model_card.html"
+
+FORBIDDEN = (
+    "Inferring the emotions of people at work or in education: unlawful in the EU (AI Act, Art. 5(1)(f)), medical and safety "
+    "reasons aside.",
+    "Telling what a person feels, intends, believes or suffers from: the model sees a face in a picture, nothing else.",
+    "Decisions about individuals: hiring, credit, insurance, policing, borders, diagnosis.",
+    "Pictures of people who were not told, where the law asks for it: faces are personal data.",
+)
+"""What no model of this project may be used for."""
+
+LIMITS = (
+    "Labels of expressions are opinions: annotators of the same picture disagree, and so do datasets.",
+    "Each face is labelled by itself, without context, sound or movement.",
+    "Errors by age, sex, skin colour, glasses, beards, veils or disability were not measured: the data do not say who is shown.",
+)
+"""What every model here cannot do, or was never measured on."""
+
+
+def card_markdown(card: ModelCard, digest: str) -> str:
+    """Return the card as Markdown."""
+    return environment().get_template("card.md").render(_facts(card, digest)).strip() + "\n"
+
+
+def card_page(card: ModelCard, digest: str, history: bytes | None = None) -> str:
+    """Return the card as a self-contained page; `history` is the bundle's `history.json`, whose curves are drawn."""
+    shown: dict[str, str] = {}
+    if history and "selected_epoch" in card.metrics:
+        shown["training curves"] = data_url(curves_png(json.loads(history), card.metrics["selected_epoch"]))
+    if "risk_coverage" in card.metrics.get("validation", {}):
+        shown |= pictures(card.metrics["validation"], card.label_space.classes)
+    return environment().get_template("card.html").render(_facts(card, digest) | {"pictures": shown})
+
+
+def _facts(card: ModelCard, digest: str) -> dict[str, Any]:
+    validation, without = (card.metrics.get(name, {}) for name in ("validation", "validation_without_training_images"))
+    measured = "risk_coverage" in validation
+    views = {"all images": validation} | ({"without copies of training images": without} if without.get("images") else {})
+    recipe = card.recipe
+    chain = [recipe] if recipe else []
+    while chain and chain[-1].get("initial"):
+        chain.append(chain[-1]["initial"])
+    return {
+        "card": card,
+        "digest": digest,
+        "views": views if measured else {},
+        "validation": validation if measured else None,
+        "weakest": _weakest(validation) if measured else [],
+        "chain": chain[::-1],
+        "forbidden": FORBIDDEN,
+        "limits": (*card.limits, *LIMITS),
+    }
+
+
+def _weakest(figures: dict[str, Any]) -> list[str]:
+    """Return the two classes with the lowest F1, as sentences."""
+    classes = {name: one for name, one in figures["per_class"].items() if one["support"]}
+    lowest = sorted(classes, key=lambda name: float(classes[name]["f1"]))[:2]
+    return [f"{name} (recall {classes[name]['recall']:.0%}, precision {classes[name]['precision']:.0%})" for name in lowest]

@@ -1,0 +1,121 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from fer_pipeline.core.errors import UserError
+from fer_pipeline.core.labels import LabelSpace
+from fer_pipeline.jobs import evaluate, train
+from fer_pipeline.jobs.evaluate import EvaluateConfig
+from fer_pipeline.jobs.train import TrainConfig
+from fer_pipeline.models.bundle import save_bundle
+from fer_pipeline.models.card import EMBEDDED, bundle_of, read_bundle
+from tests.jobs.conftest import RECIPE
+
+
+@pytest.fixture(scope="module")
+def model(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("model")
+    (folder / "stripes.toml").write_text(RECIPE)
+    config = TrainConfig(
+        recipe=str(folder / "stripes.toml"), data=str(dataset), out=str(folder / "m"), allow_missing_classes=True
+    )
+    train.run(config)
+    return str(folder / "m")
+
+
+@pytest.fixture(scope="module")
+def out(dataset: Path, model: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("evaluated") / "e"
+    evaluate.run(EvaluateConfig(model=model, data=str(dataset), split="validation", out=str(folder)))
+    return folder
+
+
+def figures(out: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((out / "evaluation.json").read_text())
+    return found
+
+
+def test_the_figures_are_those_that_the_training_published(out: Path, model: str) -> None:
+    whole, published = figures(out)["all"], read_bundle(model).card.metrics["validation"]
+    for name in ("images", "accuracy", "macro_f1", "uar", "confusion", "intervals_95"):
+        assert whole[name] == published[name]
+    assert whole["calibration"]["cross_fitted"]["ece"] == pytest.approx(published["calibration"]["cross_fitted"]["ece"], abs=1e-4)
+
+
+def test_the_table_of_predictions_adds_up_to_the_figures(out: Path) -> None:
+    table, whole = pq.read_table(out / "predictions.parquet").to_pydict(), figures(out)["all"]
+    assert len(set(table["sample_id"])) == len(table["label"]) == whole["images"] == 64
+    assert np.mean([a == b for a, b in zip(table["label"], table["expression"], strict=True)]) == whole["accuracy"]
+    assert [max(row) for row in table["probabilities"]] == pytest.approx(table["confidence"])
+    assert table["copy_of_training"].count("exact") == 1
+
+
+def test_what_also_stands_in_training_is_left_out_of_the_second_view(out: Path) -> None:
+    found = figures(out)
+    assert found["data"]["exact_copies_of_training_images"] == 1
+    assert found["without_training_images"]["images"] == 63 - found["data"]["near_copies_of_training_images"]
+
+
+def test_the_split_that_selected_the_model_is_marked_however_it_was_ingested(
+    out: Path, dataset: Path, model: str, tmp_path: Path
+) -> None:
+    assert figures(out)["selected_on_this_split"] is True
+    assert "flatter it" in (out / "evaluation.html").read_text()
+    learned = evaluate.run(EvaluateConfig(model=model, data=str(dataset), split="train", out=str(tmp_path / "e")))
+    assert not learned.selected_on_this_split and learned.images_without_training_images is None
+    assert "learned from a split of this name" in (tmp_path / "e" / "evaluation.html").read_text()
+
+
+def renamed(model: str, folder: Path, classes: tuple[str, ...]) -> str:
+    """The model with other names for its classes."""
+    bundle = read_bundle(model)
+    card = bundle.card.model_copy(update={"label_space": LabelSpace(name="other", classes=classes)})
+    save_bundle(str(folder), bundle_of(card, bundle.weights))
+    return str(folder)
+
+
+def test_a_model_of_other_names_is_evaluated_by_a_mapping(out: Path, dataset: Path, model: str, tmp_path: Path) -> None:
+    other = renamed(model, tmp_path / "m", ("angry", "disgust", "fear", "smile", "frown", "surprise", "neutral"))
+    config = EvaluateConfig(model=other, data=str(dataset), split="validation", out=str(tmp_path / "e"))
+    with pytest.raises(UserError, match=r"no image of a class that the model has"):
+        evaluate.run(config)
+    assert not (tmp_path / "e").exists()
+    happy = evaluate.run(config.model_copy(update={"map": {"happy": "smile"}}))
+    assert happy.images == 32 and figures(tmp_path / "e")["data"]["left_out_by_class"] == {"sad": 32}
+    both = evaluate.run(config.model_copy(update={"map": {"happy": "smile", "sad": "frown"}}))
+    assert both.accuracy == figures(out)["all"]["accuracy"]
+
+
+def test_a_model_of_entirely_other_classes_is_refused(dataset: Path, model: str, tmp_path: Path) -> None:
+    other = renamed(model, tmp_path / "m", tuple("abcdefg"))
+    config = EvaluateConfig(model=other, data=str(dataset), split="validation", out=str(tmp_path / "e"))
+    with pytest.raises(UserError, match="have no mapping"):
+        evaluate.run(config)
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"split": "test"}, "has no split 'test'; it has train, validation"),
+        ({"map": {"joy": "happy"}}, "--map.joy happy does not fit"),
+        ({"model": "nowhere"}, "no model bundle at 'nowhere'"),
+        ({"use_gpu": True}, "has no GPU"),
+    ],
+)
+def test_what_does_not_go_together_is_refused_and_nothing_is_written(
+    change: dict[str, Any], complaint: str, dataset: Path, tmp_path: Path
+) -> None:
+    config = EvaluateConfig(model=EMBEDDED, data=str(dataset), split="validation", out=str(tmp_path / "e"))
+    with pytest.raises(UserError, match=complaint):
+        evaluate.run(config.model_copy(update=change))
+    assert not (tmp_path / "e").exists()
+
+
+def test_a_folder_with_other_files_is_left_alone(dataset: Path, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match=r"holds other files \(notes.txt\)"):
+        evaluate.run(EvaluateConfig(model=EMBEDDED, data=str(dataset), split="validation", out=str(tmp_path)))

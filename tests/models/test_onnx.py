@@ -1,0 +1,118 @@
+"""Networks in ONNX: our own, exported, and others' with a card written by hand."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from fer_pipeline.core.errors import UserError
+from fer_pipeline.core.labels import LabelSpace
+from fer_pipeline.models.bundle import load_network
+from fer_pipeline.models.card import EMBEDDED, ModelCard, NetworkConfig, bundle_of, read_bundle
+from fer_pipeline.models.export import to_int8, to_onnx
+from fer_pipeline.models.onnx import OnnxNetwork
+from fer_pipeline.stages.classify import Classifier
+
+CROPS = np.random.default_rng(0).integers(0, 256, (70, 1, 48, 48), np.uint8)
+
+
+@pytest.fixture(scope="module")
+def exported() -> bytes:
+    return to_onnx(read_bundle(EMBEDDED))
+
+
+def as_onnx(model: bytes) -> Any:
+    return bundle_of(read_bundle(EMBEDDED).card.model_copy(update={"format": "onnx"}), model)
+
+
+@pytest.mark.parametrize("count", [0, 1, 5, 70])
+def test_an_exported_network_gives_the_same_probabilities_for_any_number_of_crops(exported: bytes, count: int) -> None:
+    crops = CROPS[:count]
+    ours, theirs = Classifier(read_bundle(EMBEDDED), "fp32")(crops), Classifier(as_onnx(exported), "fp32")(crops)
+    assert ours.shape == theirs.shape == (count, 7)
+    assert count == 0 or np.abs(ours - theirs).max() < 1e-4
+
+
+def test_int8_is_a_quarter_of_the_size_and_nearly_the_same(exported: bytes) -> None:
+    small = to_int8(exported, CROPS)
+    assert len(small) < 0.3 * len(exported)
+    ours, theirs = Classifier(read_bundle(EMBEDDED), "fp32")(CROPS), Classifier(as_onnx(small), "fp32")(CROPS)
+    assert 0 < np.abs(ours - theirs).max() < 0.2
+
+
+def test_the_file_says_which_classes_its_outputs_are(exported: bytes) -> None:
+    facts = {entry.key: entry.value for entry in onnx.load_from_string(exported).metadata_props}
+    assert '"disgust"' in facts["classes"] and "AI Act" in facts["intended_use"]
+
+
+def foreign(shape: list[Any], weight: np.ndarray[Any, Any], kind: int = TensorProto.FLOAT, softmax: bool = False) -> bytes:
+    """A network that multiplies the flattened image with `weight` (pixels, classes)."""
+    nodes = [helper.make_node("Flatten", ["x"], ["flat"]), helper.make_node("MatMul", ["flat", "w"], ["y"])]
+    if softmax:
+        nodes.append(helper.make_node("Softmax", ["y"], ["p"], axis=1))
+    graph = helper.make_graph(
+        nodes,
+        "foreign",
+        [helper.make_tensor_value_info("x", kind, shape)],
+        [helper.make_tensor_value_info("p" if softmax else "y", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(weight.astype(np.float32), "w")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    return bytes(model.SerializeToString())
+
+
+def card(**network: Any) -> ModelCard:
+    space = LabelSpace(name="two", classes=("happy", "sad"))
+    return ModelCard(name="foreign", format="onnx", label_space=space, network=NetworkConfig(image_px=4, **network))
+
+
+def wanted(crops: np.ndarray[Any, Any], weight: np.ndarray[Any, Any], mean: Any, std: Any) -> np.ndarray[Any, Any]:
+    shape = (1, -1, 1, 1)
+    scaled = (crops / 255 - np.reshape(mean, shape)) / np.reshape(std, shape)
+    return np.asarray(scaled.reshape(len(crops), -1) @ weight)
+
+
+RGB = np.random.default_rng(1).integers(0, 256, (5, 3, 4, 4), np.uint8)
+WEIGHT = np.random.default_rng(2).normal(size=(48, 2))
+IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+
+
+def test_another_ones_network_gets_normalised_floats() -> None:
+    network = OnnxNetwork(bundle_of(card(channels=3, **IMAGENET), foreign(["n", 3, 4, 4], WEIGHT)))
+    assert network(RGB) == pytest.approx(wanted(RGB, WEIGHT, **IMAGENET), abs=1e-4)
+
+
+def test_a_network_of_channels_last_and_one_of_a_fixed_batch_get_what_they_take() -> None:
+    last = WEIGHT.reshape(3, 4, 4, 2).transpose(1, 2, 0, 3).reshape(48, 2)
+    network = OnnxNetwork(bundle_of(card(channels=3, **IMAGENET), foreign([2, 4, 4, 3], last)))
+    assert network(RGB) == pytest.approx(wanted(RGB, WEIGHT, **IMAGENET), abs=1e-4)
+
+
+def test_probabilities_are_taken_as_such() -> None:
+    given = card(channels=3, **IMAGENET).model_copy(update={"outputs": "probabilities"})
+    found = Classifier(bundle_of(given, foreign(["n", 3, 4, 4], 0.1 * WEIGHT, softmax=True)), "fp32")(RGB)
+    logits = 0.1 * wanted(RGB, WEIGHT, **IMAGENET)
+    assert found == pytest.approx(np.exp(logits) / np.exp(logits).sum(1, keepdims=True), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("model", "network", "complaint"),
+    [
+        (foreign(["n", 3, 4, 4], np.ones((48, 5))), {"channels": 3}, r"shape \(1, 5\), but its card names 2 classes"),
+        (foreign(["n", 3, 8, 8], np.ones((192, 2))), {"channels": 3}, "does not take what its card says"),
+        (foreign(["n", 48], np.ones((48, 2))), {"channels": 3}, "one batch of images, four dimensions"),
+        (b"no model", {"channels": 3}, "cannot be loaded"),
+    ],
+)
+def test_a_file_that_does_not_fit_its_card_is_refused(model: bytes, network: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(UserError, match=complaint) as error:
+        OnnxNetwork(bundle_of(card(**network), model))
+    assert "\n" not in str(error.value)
+
+
+def test_an_onnx_network_is_not_trained_on(exported: bytes, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="not trained on"):
+        load_network(as_onnx(exported))

@@ -1,0 +1,117 @@
+"""Every page that the project writes, opened in a browser: headless Chromium (`make test-pages` installs it)."""
+
+import json
+import re
+import shutil
+import subprocess
+from html import unescape
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+from fer_pipeline.core.labels import FER7
+from fer_pipeline.jobs import label, models
+from fer_pipeline.jobs.label import LabelConfig
+from fer_pipeline.jobs.models import CardConfig
+from fer_pipeline.models.card import EMBEDDED, read_bundle
+from fer_pipeline.models.evaluation import Predictions, evaluate
+from fer_pipeline.report.evaluation import evaluation_page
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+FLAGS = "--headless --no-sandbox --disable-gpu --disable-background-networking --disable-component-update --disable-sync"
+QUIET = "--disable-quic --no-first-run --hide-scrollbars --enable-logging=stderr"
+WIDTHS = (1100, 420)
+LOOK = """<script>
+addEventListener("load", () => {
+  const images = [...document.images], root = document.documentElement, found = document.createElement("pre");
+  found.id = "found";
+  found.textContent = JSON.stringify({
+    images: images.length,
+    broken: images.filter(image => !image.complete || !image.naturalWidth).length,
+    overflow: root.scrollWidth - root.clientWidth,
+    text: document.body.innerText,
+  });
+  document.body.append(found);
+});
+</script>"""
+
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here: make test-pages installs it")
+
+
+def opened(page: Path, width: int) -> dict[str, Any]:
+    """Return what a browser of that width makes of a page: its text, its images, and how far it is too wide."""
+    looked = page.with_name(f"looked-{page.name}")
+    looked.write_text(page.read_text() + LOOK)
+    profile, picture = page.parent / f"profile-{width}", page.parent / "page.png"
+    command = [str(CHROMIUM), *FLAGS.split(), *QUIET.split(), f"--user-data-dir={profile}", f"--window-size={width},1400"]
+    done = subprocess.run([*command, "--dump-dom", f"file://{looked}"], capture_output=True, text=True, timeout=120, check=True)
+    assert "CONSOLE" not in done.stderr
+    match = re.search(r'<pre id="found">(.*)</pre>', done.stdout, re.DOTALL)
+    assert match, done.stderr[-2000:]
+    subprocess.run([*command, f"--screenshot={picture}", f"file://{page}"], capture_output=True, timeout=120, check=True)
+    pixels = cv2.imread(str(picture))
+    assert pixels is not None and pixels.std() > 5, "the page is blank"
+    found: dict[str, Any] = json.loads(unescape(match[1]))
+    return found
+
+
+def require_sound(page: Path, images: int, *words: str) -> None:
+    for width in WIDTHS:
+        found = opened(page, width)
+        assert (found["images"], found["broken"]) == (images, 0)
+        assert found["overflow"] <= 0, f"{found['overflow']} px too wide for {width}"
+        text = " ".join(found["text"].split())
+        assert all(word in text for word in words), text
+        assert "None" not in text.replace("None:", "") and "nan" not in text.split() and "{{" not in text
+
+
+def test_the_page_of_an_evaluation(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 7, 400)
+    logits = (np.eye(7)[labels] * 2 + rng.normal(0, 1.5, (400, 7))).astype(np.float32)
+    votes = np.eye(10, dtype=np.float32)[rng.integers(0, 10, 400)]
+    names = ("neutral", "happy", "surprise", "sad", "angry", "disgust", "fear", "contempt", "unknown", "NF")
+    seen = rng.random(400) < 0.1
+    card, predictions = read_bundle(EMBEDDED).card, Predictions(logits, labels, np.arange(400), seen, votes)
+    figures = {
+        "model": {"name": card.name, "digest": "0" * 64, "format": card.format},
+        "data": {
+            "layout": "image-folder",
+            "digest": "1" * 64,
+            "split": "validation",
+            "left_out_by_class": {"contempt": 1234},
+            "training_split": "train",
+            "exact_copies_of_training_images": int(seen.sum()),
+            "near_copies_of_training_images": 0,
+        },
+        "selected_on_this_split": True,
+        "views": 1,
+        "precision": "fp32",
+        "version": "0",
+        "evaluated_at": "2026-01-01T00:00:00+00:00",
+        "all": evaluate(predictions, FER7, card.calibration, names),
+        "without_training_images": evaluate(predictions[~seen], FER7, card.calibration, names),
+    }
+    (tmp_path / "evaluation.html").write_text(evaluation_page(figures, card))
+    accuracy = f"{figures['all']['accuracy']:.1%}"  # type: ignore[index]
+    words = ("these very images, so the figures flatter it", "1,234 contempt", "annotators", accuracy, "AI Act")
+    require_sound(tmp_path / "evaluation.html", 3, *words)
+
+
+def test_the_card_of_the_embedded_model(tmp_path: Path) -> None:
+    models.card(CardConfig(out=str(tmp_path)))
+    require_sound(tmp_path / "model_card.html", 4, "must not be put to", "work or in education", "research data", "fer2013-small")
+
+
+def test_the_page_of_a_labelling_run(tmp_path: Path, local_ray: None) -> None:
+    rng = np.random.default_rng(0)
+    for number in range(3):
+        path = tmp_path / "archive" / f"{number}.png"
+        path.parent.mkdir(exist_ok=True)
+        cv2.imwrite(str(path), cv2.GaussianBlur(rng.integers(0, 256, (96, 96, 3), np.uint8), (15, 15), 0))
+    run = tmp_path / "run"
+    label.run(LabelConfig(source=str(tmp_path / "archive"), out=str(run), detector="none", precision="fp32"))
+    require_sound(run / "report.html", 6, "Apparent expressions", "3 images", "AI Act")
