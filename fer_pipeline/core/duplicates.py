@@ -138,14 +138,14 @@ class Copies:
     """Those with a near copy, but no exact one."""
 
 
-def find_copies(samples: pa.Table, split: str, learned_split: str, left_out: frozenset[str] = frozenset()) -> Copies:
-    """Return the copies of a dataset's samples (`COLUMNS`) in `split` and of what a model learned: `learned_split`.
+def find_copies(samples: pa.Table, split: str, learned_split: str | None, left_out: frozenset[str] = frozenset()) -> Copies:
+    """Return the copies that a dataset's samples (`COLUMNS`) in `split` have there and among those that a model learned.
 
-    `left_out` are ids of that split's samples which the model did not learn.
+    It learned `learned_split`, None for nothing of this dataset, without the samples with the ids `left_out`.
     """
     exact, near, _ = copy_keys(samples)
     chosen = pc.equal(samples["split"], split).to_numpy()
-    learned = pc.equal(samples["split"], learned_split).to_numpy()
+    learned = pc.equal(samples["split"], learned_split or "").to_numpy()
     learned &= ~pc.is_in(samples["sample_id"], pa.array(left_out, pa.string())).to_numpy()
     ids = np.array(samples["sample_id"].to_pylist(), object)
     equal, alike = np.isin(exact, exact[learned]), np.isin(near, near[learned])

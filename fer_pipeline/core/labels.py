@@ -63,4 +63,5 @@ def mapping(source: tuple[str, ...], target: LabelSpace) -> tuple[int | None, ..
 
     So contempt has none in FER-7: it is neither neutral nor disgust to those who annotated it.
     """
-    return tuple(target.classes.index(name) if name in target.classes else None for name in map(canonical, source))
+    known = tuple(map(canonical, target.classes))
+    return tuple(known.index(name) if name in known else None for name in map(canonical, source))

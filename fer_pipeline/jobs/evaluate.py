@@ -18,10 +18,9 @@ from pydantic import Field
 import fer_pipeline
 from fer_pipeline.core import duplicates, storage
 from fer_pipeline.core.config import Config
-from fer_pipeline.core.dataset import DatasetCard, read_card, read_samples, sample_files
+from fer_pipeline.core.dataset import read_card, read_samples, read_suspects, sample_files
 from fer_pipeline.core.duplicates import Copies, find_copies, split_digest
 from fer_pipeline.core.errors import UserError
-from fer_pipeline.core.labels import LabelSpace, canonical, mapping
 from fer_pipeline.core.run import now
 from fer_pipeline.jobs.cluster import ClusterConfig, connected
 from fer_pipeline.jobs.progress import progress
@@ -29,7 +28,7 @@ from fer_pipeline.models.card import BundleFiles, ModelCard, read_bundle
 from fer_pipeline.models.evaluation import Predictions, evaluate, joined, predictions_of
 from fer_pipeline.report.evaluation import evaluation_page
 from fer_pipeline.stages.classify import Classifier
-from fer_pipeline.stages.samples import SplitReader
+from fer_pipeline.stages.samples import SplitReader, class_indices, left_out_by_class
 
 log = logging.getLogger(__name__)
 
@@ -94,54 +93,52 @@ def run(config: EvaluateConfig, cluster: ClusterConfig = ClusterConfig()) -> Eva
     data, out = storage.normalize(config.data), storage.normalize(config.out)
     storage.require_access(data, out)
     bundle, dataset = read_bundle(config.model), read_card(data)
-    classes = _mapped(config, bundle.card, dataset)
-    left_out = _left_out(config.split, dataset, classes)
+    card = bundle.card
+    left_out = left_out_by_class(dataset, config.split, card.label_space, config.map)
     others = set(storage.list_names(out)) - {EVALUATION, PAGE, PREDICTIONS}
     if others:
         raise UserError(f"'{out}' holds other files ({min(others)}): choose a new folder for --out.")
     Classifier(bundle, config.precision)
-    votes = tuple(range(len(dataset.vote_classes)))
-    reader = SplitReader(data, config.split, bundle.card.network, classes, votes)
-    scoring = Scoring(bundle, reader, config.precision, "cuda" if config.use_gpu else "cpu")
+    classes = class_indices(dataset.label_space.classes, card.label_space, config.map)
+    reader = SplitReader(data, config.split, card.network, classes, tuple(range(len(dataset.vote_classes))))
+    samples = read_samples(data, duplicates.COLUMNS)
+    learned_split = _learned_split(card, samples)
+    copies = find_copies(samples, config.split, learned_split, _left_out(card, data, learned_split))
     with connected(cluster, data, out):
         if config.use_gpu and not ray.cluster_resources().get("GPU"):
             raise UserError("This cluster has no GPU: leave out --use-gpu.")
-        scored = list(_scored(scoring, sample_files(data)))
-    samples = read_samples(data, duplicates.COLUMNS)
-    learned_split = bundle.card.data.get("train_split", "train")
-    copies = find_copies(samples, config.split, learned_split)
+        scored = list(_scored(Scoring(bundle, reader, config.precision, "cuda" if config.use_gpu else "cpu"), sample_files(data)))
     predictions = joined([predictions_of(one.ids, one.logits, one.labels, one.votes, copies) for one in scored])
     figures = {
-        "model": {"name": bundle.card.name, "digest": bundle.digest, "format": bundle.card.format},
+        "model": {"name": card.name, "digest": bundle.digest, "format": card.format},
         "data": {
             "layout": dataset.layout,
             "digest": dataset.digest,
             "split": config.split,
             "left_out_by_class": left_out,
-            "training_split": learned_split if learned_split in dataset.counts else None,
+            "training_split": learned_split,
             "exact_copies_of_training_images": len(copies.exact),
             "near_copies_of_training_images": len(copies.near),
         },
-        "selected_on_this_split": split_digest(samples, config.split) == bundle.card.data.get("validation_digest"),
-        "views": 2 if bundle.card.network.flip_averaging else 1,
-        "precision": config.precision if bundle.card.format == "safetensors" else "as exported",
+        "selected_on_this_split": split_digest(samples, config.split) == card.data.validation_digest,
+        "views": 2 if card.network.flip_averaging else 1,
+        "precision": config.precision if card.format == "safetensors" else "as exported",
         "version": fer_pipeline.__version__,
         "evaluated_at": now(),
-    } | _views(predictions, bundle.card, dataset)
-    storage.write_table(storage.join(out, PREDICTIONS), _table(scored, bundle.card, copies))
+    } | _views(predictions, card, tuple(config.map.get(name, name) for name in dataset.vote_classes))
+    page = evaluation_page(figures, card)
+    storage.write_table(storage.join(out, PREDICTIONS), _table(scored, card, copies))
     storage.write_bytes(storage.join(out, EVALUATION), json.dumps(figures, indent=1).encode())
-    storage.write_bytes(storage.join(out, PAGE), evaluation_page(figures, bundle.card).encode())
+    storage.write_bytes(storage.join(out, PAGE), page.encode())
     log.info("%s", storage.join(out, PAGE))
     return _result(out, figures)
 
 
-def _views(predictions: Predictions, card: ModelCard, dataset: DatasetCard) -> dict[str, Any]:
+def _views(predictions: Predictions, card: ModelCard, votes: tuple[str, ...]) -> dict[str, Any]:
     """Return the figures on all images, and on those that are no copies of training images, if there are both kinds."""
     fresh = predictions[~predictions.learned]
     kinds = {"all": predictions, "without_training_images": fresh if 0 < len(fresh) < len(predictions) else None}
-    return {
-        name: some and evaluate(some, card.label_space, card.calibration, dataset.vote_classes) for name, some in kinds.items()
-    }
+    return {name: some and evaluate(some, card.label_space, card.calibration, votes) for name, some in kinds.items()}
 
 
 def _result(out: str, figures: dict[str, Any]) -> EvaluateResult:
@@ -162,34 +159,17 @@ def _result(out: str, figures: dict[str, Any]) -> EvaluateResult:
     )
 
 
-def _mapped(config: EvaluateConfig, card: ModelCard, dataset: DatasetCard) -> tuple[int | None, ...]:
-    """Return the index in the model's classes of each class of the dataset; None where it has none."""
-    theirs, ours = dataset.label_space.classes, card.label_space.classes
-    for source, target in config.map.items():
-        if source not in theirs or target not in ours:
-            raise UserError(
-                f"--map.{source} {target} does not fit: the dataset has {', '.join(theirs)}, the model {', '.join(ours)}."
-            )
-    renamed = tuple(config.map.get(name, name) for name in theirs)
-    known = {canonical(name): index for index, name in enumerate(ours)}
-    found = mapping(renamed, LabelSpace(name=card.label_space.name, classes=tuple(known)))
-    if all(index is None for index in found):
-        raise UserError(
-            f"The classes of the dataset ({', '.join(theirs)}) and of the model '{card.name}' ({', '.join(ours)}) have no "
-            "mapping: name one with --map.THEIRS OURS."
-        )
-    return found
+def _learned_split(card: ModelCard, samples: pa.Table) -> str | None:
+    """Return the dataset's split that the model learned from, told by the digest of its images; None where it is none."""
+    wanted = card.data.train_digest
+    names: list[str] = samples["split"].unique().to_pylist() if wanted else []
+    return next((name for name in names if split_digest(samples, name) == wanted), None)
 
 
-def _left_out(split: str, dataset: DatasetCard, classes: tuple[int | None, ...]) -> dict[str, int]:
-    """Return how many images of the split are left out, by class of the dataset that the model does not have."""
-    if split not in dataset.counts:
-        raise UserError(f"The dataset has no split '{split}'; it has {', '.join(dataset.counts)}.")
-    counts = dataset.counts[split]
-    missing = {name: counts[name] for name, index in zip(dataset.label_space.classes, classes, strict=True) if index is None}
-    if sum(missing.values()) == sum(counts.values()):
-        raise UserError(f"The split '{split}' has no image of a class that the model has.")
-    return {name: count for name, count in missing.items() if count}
+def _left_out(card: ModelCard, data: str, learned_split: str | None) -> frozenset[str]:
+    """Return the ids of the learned split's suspects, where the training left them out."""
+    suspects = read_suspects(data).to_pylist() if card.data.left_out else []
+    return frozenset(row["sample_id"] for row in suspects if row["split"] == learned_split)
 
 
 @dataclass(frozen=True)

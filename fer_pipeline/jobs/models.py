@@ -10,10 +10,19 @@ from fer_pipeline.core import storage
 from fer_pipeline.core.config import Config
 from fer_pipeline.core.dataset import read_card
 from fer_pipeline.core.errors import UserError
-from fer_pipeline.core.labels import mapping
-from fer_pipeline.models.card import CARD, EMBEDDED, BundleFiles, ModelCard, bundle_of, read_bundle, read_files
+from fer_pipeline.models.card import (
+    CARD,
+    CARD_MARKDOWN,
+    CARD_PAGE,
+    HISTORY,
+    BundleFiles,
+    ModelCard,
+    bundle_of,
+    read_bundle,
+    read_files,
+)
 from fer_pipeline.models.registry import Registry, Version, open_registry, require_alias
-from fer_pipeline.report.card import CARD_MARKDOWN, CARD_PAGE, card_markdown, card_page
+from fer_pipeline.report.card import card_markdown, card_page
 
 log = logging.getLogger(__name__)
 
@@ -61,10 +70,10 @@ class ListConfig(Config):
 class CardConfig(Config):
     """Write a model's card as Markdown and as a page."""
 
-    model: str = EMBEDDED
+    model: str
     """Folder of a model bundle, NAME@ALIAS, or `embedded`."""
-    out: str | None = None
-    """Folder of the card; by default it is printed."""
+    out: str
+    """Folder of the two files, which replace former ones."""
 
 
 class PullConfig(Config):
@@ -113,7 +122,7 @@ class Listing(Config):
 class ModelFiles(Config):
     """Which model, and the folder that was written."""
 
-    out: str | None
+    out: str
     name: str
     digest: str
 
@@ -181,17 +190,17 @@ def pull(config: PullConfig) -> ModelFiles:
 
 
 def card(config: CardConfig) -> ModelFiles:
-    """Write or print the model's card."""
-    bundle = read_bundle(config.model)
-    if config.out is None:
-        log.info("%s", card_markdown(bundle.card, bundle.digest))
-        return ModelFiles(out=None, name=bundle.card.name, digest=bundle.digest)
-    history = read_files(config.model).get("history.json")
-    out = storage.normalize(config.out)
-    storage.write_bytes(storage.join(out, CARD_MARKDOWN), card_markdown(bundle.card, bundle.digest).encode())
-    storage.write_bytes(storage.join(out, CARD_PAGE), card_page(bundle.card, bundle.digest, history).encode())
+    """Write the model's card."""
+    bundle, out = read_bundle(config.model), storage.normalize(config.out)
+    _write_card(out, bundle, read_files(config.model).get(HISTORY))
     log.info("%s", storage.join(out, CARD_PAGE))
     return ModelFiles(out=out, name=bundle.card.name, digest=bundle.digest)
+
+
+def _write_card(out: str, bundle: BundleFiles, history: bytes | None) -> None:
+    markdown, page = card_markdown(bundle.card, bundle.digest), card_page(bundle.card, bundle.digest, history)
+    storage.write_bytes(storage.join(out, CARD_MARKDOWN), markdown.encode())
+    storage.write_bytes(storage.join(out, CARD_PAGE), page.encode())
 
 
 def check(bundle: BundleFiles) -> None:
@@ -202,7 +211,7 @@ def check(bundle: BundleFiles) -> None:
 
 
 def export(config: ExportConfig) -> Exported:
-    """Write the exported bundle. Raise UserError before anything is written, RuntimeError where parity fails."""
+    """Write the exported bundle. Raise UserError before anything is written, also where the export differs from the bundle."""
     from fer_pipeline.models.bundle import save_bundle
     from fer_pipeline.models.export import to_int8, to_onnx
     from fer_pipeline.stages.classify import Classifier
@@ -210,15 +219,15 @@ def export(config: ExportConfig) -> Exported:
     out, bundle = _empty(config.out), read_bundle(config.model)
     if config.int8 and not config.data:
         raise UserError("Int8 takes the ranges of activations from images: name an ingested dataset with --data.")
+    ranges = _images(config, bundle.card, config.calibration_split, config.calibration_images)[0] if config.int8 else None
     images, labels = _images(config, bundle.card, config.split)
     model = to_onnx(bundle)
     exported = _as_onnx(bundle, model)
     logits = {"bundle": Classifier(bundle, "fp32").logits(images), "fp32": Classifier(exported, "fp32").logits(images)}
     difference = float(np.abs(_probabilities(logits["bundle"], bundle.card) - _probabilities(logits["fp32"], bundle.card)).max())
-    if difference >= PARITY:
-        raise RuntimeError(f"the exported network differs from the bundle by {difference:.1e} in a probability")
-    if config.int8:
-        ranges, _ = _images(config, bundle.card, config.calibration_split, config.calibration_images)
+    if not difference < PARITY:
+        raise UserError(f"The export is of no use: it differs from the bundle by {difference:.1e} in a probability.")
+    if ranges is not None:
         exported = _as_onnx(bundle, to_int8(model, ranges))
         logits["int8"] = Classifier(exported, "fp32").logits(images)
     figures = None if labels is None else {name: _accuracy(values, labels) for name, values in logits.items()}
@@ -231,14 +240,17 @@ def export(config: ExportConfig) -> Exported:
         accuracy=figures,
         images=None if labels is None else len(labels),
     )
-    metrics = bundle.card.metrics | {"export": result.model_dump(mode="json", exclude={"out"}) | {"of": bundle.digest}}
-    save_bundle(out, bundle_of(exported.card.model_copy(update={"metrics": metrics}), exported.weights))
+    metrics = {} if config.int8 else bundle.card.metrics  # those of the bundle are not int8's
+    metrics = metrics | {"export": result.model_dump(mode="json", exclude={"out"}) | {"of": bundle.digest}}
+    exported = bundle_of(exported.card.model_copy(update={"metrics": metrics}), exported.weights)
+    _write_card(out, exported, None)
+    save_bundle(out, exported)
     return result
 
 
 def _images(config: ExportConfig, card: ModelCard, split: str, limit: int | None = None) -> tuple[Any, Any]:
     """Return images and labels of a split of the dataset, or noise and no labels without one."""
-    from fer_pipeline.stages.samples import SplitReader
+    from fer_pipeline.stages.samples import SplitReader, class_indices, left_out_by_class
 
     network = card.network
     if not config.data:
@@ -246,9 +258,8 @@ def _images(config: ExportConfig, card: ModelCard, split: str, limit: int | None
         return np.random.default_rng(0).integers(0, 256, shape, np.uint8), None
     data = storage.normalize(config.data)
     dataset = read_card(data)
-    if split not in dataset.counts:
-        raise UserError(f"The dataset has no split '{split}'; it has {', '.join(dataset.counts)}.")
-    reader = SplitReader(data, split, network, mapping(dataset.label_space.classes, card.label_space))
+    left_out_by_class(dataset, split, card.label_space)
+    reader = SplitReader(data, split, network, class_indices(dataset.label_space.classes, card.label_space))
     if not limit:
         whole = reader.load()
         return whole.images, whole.labels

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import posixpath
 from typing import Any
 
 import torch
@@ -12,17 +13,18 @@ from fer_pipeline.core.duplicates import Copies, find_copies, split_digest
 from fer_pipeline.jobs.fit import Plan
 from fer_pipeline.models.bundle import pack, save_bundle
 from fer_pipeline.models.calibration import calibrate
-from fer_pipeline.models.card import CARD, WEIGHTS, ModelCard
+from fer_pipeline.models.card import CARD, CARD_MARKDOWN, CARD_PAGE, CONFUSION, CURVES, HISTORY, WEIGHTS, ModelCard, TrainingData
 from fer_pipeline.models.evaluation import Predictions, evaluate, joined, predictions_of
 from fer_pipeline.models.networks import build, keep_outputs
+from fer_pipeline.models.recipe import Recipe
 from fer_pipeline.models.training import State, predict
-from fer_pipeline.report.card import CARD_MARKDOWN, CARD_PAGE, card_markdown, card_page
+from fer_pipeline.report.card import card_markdown, card_page
 from fer_pipeline.report.training import confusion_png, curves_png
 from fer_pipeline.stages.samples import SplitReader
 
 log = logging.getLogger(__name__)
 
-FILES_BEFORE_CARD = ("history.json", "curves.png", "confusion.png", CARD_MARKDOWN, CARD_PAGE, WEIGHTS)
+FILES_BEFORE_CARD = (HISTORY, CURVES, CONFUSION, CARD_MARKDOWN, CARD_PAGE, WEIGHTS)
 """What a training that was killed while it published its bundle may have left."""
 TERMS = {"fer2013-csv": "FER-2013 (Goodfellow et al., 2013): research data, not for commercial use."}
 
@@ -56,31 +58,38 @@ def publish(plan: Plan, dataset: DatasetCard, out: str, state: State) -> ModelCa
         label_space=plan.space,
         framing=recipe.framing,
         calibration=calibration,
-        data={
-            "layout": dataset.layout,
-            "digest": dataset.digest,
-            "train_split": recipe.train_split,
-            "train_images": sum(plan.class_counts) - len(plan.train.leave_out),
-            "left_out": len(plan.train.leave_out),
-            "validation_split": recipe.validation_split,
-            "validation_digest": split_digest(samples, recipe.validation_split),
-            "terms": TERMS.get(dataset.layout, "Those of the dataset that was ingested."),
-        },
+        data=TrainingData(
+            layout=dataset.layout,
+            terms=TERMS.get(dataset.layout, "Those of the dataset that was ingested."),
+            digest=dataset.digest,
+            train_split=recipe.train_split,
+            train_digest=split_digest(samples, recipe.train_split),
+            train_images=sum(plan.class_counts) - len(plan.train.leave_out),
+            left_out=len(plan.train.leave_out),
+            validation_split=recipe.validation_split,
+            validation_digest=split_digest(samples, recipe.validation_split),
+        ),
         metrics=metrics | {"selected_epoch": selected["epoch"], "epochs": len(state["history"])},
-        recipe=recipe.model_dump(mode="json") | ({"initial": initial.card.recipe} if initial else {}),
+        recipe=_described(recipe) | ({"initial": initial.card.recipe} if initial else {}),
     )
     confusion = metrics["validation"]["confusion"]
     history = json.dumps(state["history"], indent=1).encode()
-    storage.write_bytes(storage.join(out, "history.json"), history)
-    storage.write_bytes(storage.join(out, "curves.png"), curves_png(state["history"], selected["epoch"]))
+    storage.write_bytes(storage.join(out, HISTORY), history)
+    storage.write_bytes(storage.join(out, CURVES), curves_png(state["history"], selected["epoch"]))
     title = f"{recipe.name} on {recipe.validation_split}: accuracy {metrics['validation']['accuracy']:.3f}"
-    storage.write_bytes(storage.join(out, "confusion.png"), confusion_png(confusion, classes, title))
+    storage.write_bytes(storage.join(out, CONFUSION), confusion_png(confusion, classes, title))
     bundle = pack(network, card)
     storage.write_bytes(storage.join(out, CARD_MARKDOWN), card_markdown(card, bundle.digest).encode())
     storage.write_bytes(storage.join(out, CARD_PAGE), card_page(card, bundle.digest, history).encode())
     save_bundle(out, bundle)
     log.info("Model bundle: %s", storage.join(out, CARD))
     return card
+
+
+def _described(recipe: Recipe) -> dict[str, Any]:
+    """Return the recipe for the card; of a file with pretrained weights its name alone, for bundles travel."""
+    facts = recipe.model_dump(mode="json")
+    return facts | {"pretrained": recipe.pretrained and posixpath.basename(recipe.pretrained)}
 
 
 def _predicted(network: torch.nn.Module, reader: SplitReader, copies: Copies) -> Predictions:

@@ -118,6 +118,8 @@ def make_plan(config: TrainConfig, recipe: Recipe, dataset: DatasetCard, data: s
         raise UserError(
             f"The initial model '{initial.card.name}' has another network or other classes than the recipe and its data."
         )
+    if initial and initial.card.format == "onnx":
+        raise UserError(f"The initial model '{initial.card.name}' is an ONNX network, which is not trained on.")
     labels = mapping(dataset.label_space.classes, space)
     suspects = read_suspects(data).to_pylist() if config.drop_leaks else []
     leave_out = frozenset(row["sample_id"] for row in suspects if row["split"] == recipe.train_split)

@@ -7,7 +7,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from fer_pipeline.core import storage
 from fer_pipeline.core.config import Config, explain
@@ -16,8 +16,15 @@ from fer_pipeline.core.labels import LabelSpace
 from fer_pipeline.models import registry
 
 CARD, WEIGHTS, ONNX = "model.json", "model.safetensors", "model.onnx"
-FILE_TYPES = (".json", ".safetensors", ".onnx", ".png", ".md", ".html")
-"""What a bundle's files end with."""
+CARD_MARKDOWN, CARD_PAGE, HISTORY, CURVES, CONFUSION = (
+    "MODEL_CARD.md",
+    "model_card.html",
+    "history.json",
+    "curves.png",
+    "confusion.png",
+)
+FILES = (CARD, WEIGHTS, ONNX, CARD_MARKDOWN, CARD_PAGE, HISTORY, CURVES, CONFUSION)
+"""All files that a bundle may have."""
 EMBEDDED = "embedded"
 """The name of the model that comes with the package."""
 
@@ -44,6 +51,12 @@ class NetworkConfig(Config):
     std: tuple[float, ...] = (0.25,)
     """Divides them then."""
 
+    @model_validator(mode="after")
+    def _mean_and_std_fit_the_channels(self) -> "NetworkConfig":
+        if {len(self.mean), len(self.std)} - {1, self.channels} or min(self.std) <= 0:
+            raise ValueError(f"mean and std need one value or one for each of the {self.channels} channels, std above 0")
+        return self
+
 
 class Framing(Config):
     """Where a face stands in the crops that the model was trained on, in units of the crop's side.
@@ -66,6 +79,24 @@ class Calibration(Config):
     """Labels of less confidence are marked `uncertain`."""
 
 
+class TrainingData(Config):
+    """The dataset that a model learned from, as far as it is known."""
+
+    layout: str = "not known"
+    terms: str = "not known"
+    digest: str | None = None
+    """The dataset's, of all its samples."""
+    train_split: str | None = None
+    train_digest: str | None = None
+    """sha256 over the digests of the split's images: tells it in any other dataset (`duplicates.split_digest`)."""
+    train_images: int | None = None
+    left_out: int = 0
+    """Suspects of the training split that were not learned."""
+    validation_split: str | None = None
+    validation_digest: str | None = None
+    """Likewise of the split that selected the model and fitted its calibration."""
+
+
 class ModelCard(Config):
     """`model.json` of a bundle."""
 
@@ -79,8 +110,7 @@ class ModelCard(Config):
     label_space: LabelSpace
     framing: Framing = Field(default_factory=Framing)
     calibration: Calibration = Field(default_factory=Calibration)
-    data: dict[str, Any] = Field(default_factory=dict)
-    """Name, terms and digest of the data that the model learned from, and of the split that selected and calibrated it."""
+    data: TrainingData = Field(default_factory=TrainingData)
     metrics: dict[str, Any] = Field(default_factory=dict)
     """By split; each says what it was measured on and whether the model was selected on it."""
     recipe: dict[str, Any] = Field(default_factory=dict)
@@ -131,13 +161,16 @@ def bundle_of(card: ModelCard, weights: bytes) -> BundleFiles:
 def read_files(url: str) -> dict[str, bytes]:
     """Return a bundle's files by name, those beside card and weights too: pictures, history, pages."""
     bundle = _open(url)
-    return {name: bundle.read(name) for name in bundle.names() if name.endswith(FILE_TYPES)}
+    return {name: bundle.read(name) for name in bundle.names() if name in FILES}
 
 
 def _open(url: str) -> "Folder | registry.Pushed":
     if url == EMBEDDED:
         return Folder(str(Path(str(resources.files("fer_pipeline"))) / "models" / EMBEDDED))
-    return registry.find(url) or Folder(storage.normalize(url))
+    folder = Folder(storage.normalize(url))
+    if registry.is_reference(url) and not storage.exists(storage.join(folder.url, CARD)):
+        return registry.find(url)
+    return folder
 
 
 @dataclass(frozen=True)

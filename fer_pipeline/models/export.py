@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantType, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
+from fer_pipeline.core.errors import UserError
 from fer_pipeline.models.bundle import load_network
 from fer_pipeline.models.card import BundleFiles
 
@@ -22,14 +23,15 @@ def to_onnx(bundle: BundleFiles) -> bytes:
 
     The classes and the temperature stand in the file's metadata. Raise UserError for a bundle that is no torch network.
     """
+    if bundle.card.format == "onnx":
+        raise UserError(f"The model '{bundle.card.name}' is an ONNX network already.")
     network, config = load_network(bundle), bundle.card.network
     images = torch.zeros((2, config.channels, config.image_px, config.image_px), dtype=torch.uint8)
     shapes = ({0: torch.export.Dim("n", min=1)},)
     program = torch.onnx.export(
         network, (images,), dynamo=True, input_names=["images"], output_names=["logits"], dynamic_shapes=shapes, verbose=False
     )
-    assert program is not None
-    model: Any = program.model_proto
+    model: Any = program.model_proto if program else None
     card = bundle.card
     for key, value in (
         ("classes", json.dumps(card.label_space.classes)),

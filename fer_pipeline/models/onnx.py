@@ -75,18 +75,20 @@ class OnnxNetwork:
         """Run one blank crop, so that what does not fit shows before any work."""
         card, side = self.card, self.card.network.image_px
         try:
-            found = self(np.zeros((1, card.network.channels, side, side), np.uint8)).shape
+            found = self(np.zeros((1, card.network.channels, side, side), np.uint8))
         except ONNX_ERRORS as error:
             raise UserError(
                 f"The {ONNX} of the model '{card.name}' does not take what its card says, crops of {card.network.channels} "
                 f"channels and {side} px: {_line(error)}."
             ) from error
         classes = card.label_space.classes
-        if found != (1, len(classes)):
+        if found.shape != (1, len(classes)):
             raise UserError(
-                f"The {ONNX} of the model '{card.name}' has outputs of shape {found}, but its card names {len(classes)} classes: "
-                "they must be (n, classes)."
+                f"The {ONNX} of the model '{card.name}' has outputs of shape {found.shape}, but its card names {len(classes)} "
+                "classes: they must be (n, classes)."
             )
+        if not np.isfinite(found).all():
+            raise UserError(f"The {ONNX} of the model '{card.name}' answers a black crop with numbers that are not finite.")
 
 
 def _line(error: Exception) -> str:

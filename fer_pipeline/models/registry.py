@@ -45,12 +45,13 @@ class Registry:
         self.url = storage.normalize(url)
 
     def names(self) -> list[str]:
-        return storage.list_names(self.url)
+        """Return the names of the models, whatever else lies in the folder."""
+        storage.require_access(self.url)
+        return [name for name in storage.list_names(self.url) if self._version_names(name)]
 
     def versions(self, name: str) -> list[Version]:
         """Return the versions of a model, the oldest first."""
-        files = storage.list_names(self._path(name, "versions"))
-        found = [self._read(name, file.removesuffix(".json")) for file in files if file.endswith(".json")]
+        found = [self._read(name, version) for version in self._version_names(name)]
         return sorted(found, key=lambda one: (one.created_at, _order(one.version)))
 
     def aliases(self, name: str) -> dict[str, str]:
@@ -69,9 +70,7 @@ class Registry:
             if version and storage.exists(self._version_path(name, version)):
                 raise UserError(f"The version {name}@{version} exists, and versions do not change: choose another --version.")
             for file, data in bundle.items():
-                path = self._path(name, "bundles", new.digest, file)
-                if not storage.exists(path):
-                    storage.write_bytes(path, data)
+                storage.write_bytes(self.path(new, file), data)  # where it stands already, this is the same or mends it
             if storage.create(self._version_path(name, new.version), new.model_dump_json(indent=1).encode()):
                 return new
 
@@ -114,15 +113,22 @@ class Registry:
         return self._path(name, "versions", f"{version}.json")
 
     def _next(self, name: str) -> str:
-        names = [file.removesuffix(".json") for file in storage.list_names(self._path(name, "versions"))]
+        names = self._version_names(name)
         return str(1 + max((int(one) for one in names if one.isdecimal()), default=0))
+
+    def _version_names(self, name: str) -> list[str]:
+        try:
+            files = storage.list_names(self._path(name, "versions"))
+        except NotADirectoryError:
+            return []
+        return [file.removesuffix(".json") for file in files if file.endswith(".json")]
 
     def _read(self, name: str, version: str) -> Version:
         path = self._version_path(name, version)
         try:
             return Version.model_validate_json(storage.read_bytes(path))
         except FileNotFoundError:
-            known = [file.removesuffix(".json") for file in storage.list_names(self._path(name, "versions"))]
+            known = self._version_names(name)
             has = f"it has {', '.join(known)}" if known else f"there is no model '{name}'"
             raise UserError(f"The registry '{self.url}' has no {name}@{version}: {has}.") from None
         except ValidationError as error:
@@ -165,13 +171,16 @@ class Pushed:
         return self.registry.read(self.version, name)
 
 
-def find(reference: str) -> Pushed | None:
-    """Return what [REGISTRY/]NAME@VERSION-OR-ALIAS names; None for what is no such reference.
+def is_reference(text: str) -> bool:
+    """Tell whether `text` has the form [REGISTRY/]NAME@VERSION-OR-ALIAS."""
+    return _REFERENCE.fullmatch(text) is not None
 
-    Raise UserError where there is no such version or alias.
-    """
+
+def find(reference: str) -> Pushed:
+    """Return what [REGISTRY/]NAME@VERSION-OR-ALIAS names; raise UserError where there is no such version or alias."""
     match = _REFERENCE.fullmatch(reference)
     if not match:
-        return None
+        raise UserError(f"'{reference}' is no NAME@ALIAS of a registry.")
     registry = open_registry(match["registry"])
+    storage.require_access(registry.url)
     return Pushed(registry, registry.resolve(match["name"], match["version"]))

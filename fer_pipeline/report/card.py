@@ -7,8 +7,6 @@ from fer_pipeline.models.card import ModelCard
 from fer_pipeline.report.evaluation import data_url, environment, pictures
 from fer_pipeline.report.training import curves_png
 
-CARD_MARKDOWN, CARD_PAGE = "MODEL_CARD.md", "model_card.html"
-
 FORBIDDEN = (
     "Inferring the emotions of people at work or in education: unlawful in the EU (AI Act, Art. 5(1)(f)), medical and safety "
     "reasons aside.",
@@ -36,29 +34,35 @@ def card_page(card: ModelCard, digest: str, history: bytes | None = None) -> str
     shown: dict[str, str] = {}
     if history and "selected_epoch" in card.metrics:
         shown["training curves"] = data_url(curves_png(json.loads(history), card.metrics["selected_epoch"]))
-    if "risk_coverage" in card.metrics.get("validation", {}):
-        shown |= pictures(card.metrics["validation"], card.label_space.classes)
-    return environment().get_template("card.html").render(_facts(card, digest) | {"pictures": shown})
+    facts = _facts(card, digest)
+    if facts["validation"]:
+        shown |= pictures(facts["validation"], card.label_space.classes)
+    return environment().get_template("card.html").render(facts | {"pictures": shown})
 
 
 def _facts(card: ModelCard, digest: str) -> dict[str, Any]:
-    validation, without = (card.metrics.get(name, {}) for name in ("validation", "validation_without_training_images"))
-    measured = "risk_coverage" in validation
-    views = {"all images": validation} | ({"without copies of training images": without} if without.get("images") else {})
-    recipe = card.recipe
-    chain = [recipe] if recipe else []
-    while chain and chain[-1].get("initial"):
+    """Return what the templates show. A card written by hand may hold anything in `metrics` and `recipe`: ours are recognised."""
+    names = {"validation": "all images", "validation_without_training_images": "without copies of training images"}
+    views = {title: card.metrics[name] for name, title in names.items() if _has(card.metrics.get(name), "risk_coverage")}
+    validation = views.get("all images")
+    chain = [card.recipe] if _has(card.recipe, "training") else []
+    while chain and _has(chain[-1].get("initial"), "training"):
         chain.append(chain[-1]["initial"])
     return {
         "card": card,
         "digest": digest,
-        "views": views if measured else {},
-        "validation": validation if measured else None,
-        "weakest": _weakest(validation) if measured else [],
+        "views": views,
+        "validation": validation,
+        "weakest": _weakest(validation) if validation else [],
+        "export": card.metrics["export"] if _has(card.metrics.get("export"), "parity_max_difference") else None,
         "chain": chain[::-1],
         "forbidden": FORBIDDEN,
         "limits": (*card.limits, *LIMITS),
     }
+
+
+def _has(value: Any, key: str) -> bool:
+    return isinstance(value, dict) and key in value
 
 
 def _weakest(figures: dict[str, Any]) -> list[str]:

@@ -1,7 +1,8 @@
 """Samples: what a layout names becomes validated rows, and a dataset's split the arrays that a network learns from."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import cv2
@@ -11,9 +12,9 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from fer_pipeline.core import storage
-from fer_pipeline.core.dataset import sample_files
+from fer_pipeline.core.dataset import DatasetCard, sample_files
 from fer_pipeline.core.errors import RecordError, UserError
-from fer_pipeline.core.labels import LabelSpace
+from fer_pipeline.core.labels import LabelSpace, mapping
 from fer_pipeline.core.schemas import SAMPLES
 from fer_pipeline.models.card import Framing, NetworkConfig
 from fer_pipeline.sources.layouts.samples import DAMAGED, Excluded, Reading, Sample
@@ -28,6 +29,7 @@ MAX_BYTES = 100_000_000
 ROWS = 256
 COLUMNS = ["sample_id", "image", "label", "split", "votes"]
 """What a network learns from."""
+EMPTY: Mapping[str, str] = MappingProxyType({})
 
 
 def validate(reading: Reading, space: LabelSpace, cropper: Cropper | None) -> tuple[pa.Table, list[Excluded]]:
@@ -87,6 +89,33 @@ class Split:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+
+def left_out_by_class(dataset: DatasetCard, split: str, space: LabelSpace, renamed: Mapping[str, str] = EMPTY) -> dict[str, int]:
+    """Return how many images of a split have a class, by its name, that is none of `space`, `renamed` first.
+
+    Raise UserError where the dataset has no such split, or the split no image of any of the classes.
+    """
+    if split not in dataset.counts:
+        raise UserError(f"The dataset has no split '{split}'; it has {', '.join(dataset.counts)}.")
+    theirs, ours = dataset.label_space.classes, space.classes
+    for source, target in renamed.items():
+        if source not in theirs or target not in ours:
+            raise UserError(
+                f"There is no '{source}' to be '{target}': the dataset has {', '.join(theirs)}, the model {', '.join(ours)}."
+            )
+    found = class_indices(theirs, space, renamed)
+    if all(index is None for index in found):
+        raise UserError(f"The classes of the dataset ({', '.join(theirs)}) and of the model ({', '.join(ours)}) have no mapping.")
+    counts = dataset.counts[split]
+    if not any(counts[name] for name, index in zip(theirs, found, strict=True) if index is not None):
+        raise UserError(f"The split '{split}' has no image of a class that the model has.")
+    return {name: counts[name] for name, index in zip(theirs, found, strict=True) if index is None and counts[name]}
+
+
+def class_indices(names: tuple[str, ...], space: LabelSpace, renamed: Mapping[str, str] = EMPTY) -> tuple[int | None, ...]:
+    """Return the index in `space` of each class name, `renamed` first; None for one that it does not have."""
+    return mapping(tuple(renamed.get(name, name) for name in names), space)
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,12 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from fer_pipeline.core.dataset import read_card
 from fer_pipeline.core.errors import UserError
 from fer_pipeline.core.labels import LabelSpace
-from fer_pipeline.jobs import evaluate, train
+from fer_pipeline.jobs import evaluate, ingest, train
 from fer_pipeline.jobs.evaluate import EvaluateConfig
+from fer_pipeline.jobs.ingest import IngestConfig
 from fer_pipeline.jobs.train import TrainConfig
 from fer_pipeline.models.bundle import save_bundle
 from fer_pipeline.models.card import EMBEDDED, bundle_of, read_bundle
@@ -65,9 +67,28 @@ def test_the_split_that_selected_the_model_is_marked_however_it_was_ingested(
 ) -> None:
     assert figures(out)["selected_on_this_split"] is True
     assert "flatter it" in (out / "evaluation.html").read_text()
+    again = ingest.run(IngestConfig(source=str(dataset / "samples"), layout="parquet", out=str(tmp_path / "again")))
+    assert again.layout != read_card(str(dataset)).layout
+    config = EvaluateConfig(model=model, data=str(tmp_path / "again"), split="validation", out=str(tmp_path / "a"))
+    assert evaluate.run(config).selected_on_this_split
     learned = evaluate.run(EvaluateConfig(model=model, data=str(dataset), split="train", out=str(tmp_path / "e")))
     assert not learned.selected_on_this_split and learned.images_without_training_images is None
-    assert "learned from a split of this name" in (tmp_path / "e" / "evaluation.html").read_text()
+    assert "learned from these very images" in (tmp_path / "e" / "evaluation.html").read_text()
+
+
+def test_another_datasets_training_split_is_not_taken_for_the_models(dataset: Path, tmp_path: Path) -> None:
+    found = evaluate.run(EvaluateConfig(model=EMBEDDED, data=str(dataset), split="validation", out=str(tmp_path / "e")))
+    assert found.images_without_training_images is None and not found.selected_on_this_split
+    assert "leak from it were not looked for" in " ".join((tmp_path / "e" / "evaluation.html").read_text().split())
+
+
+def test_images_that_the_training_left_out_leak_nothing(dataset: Path, model: str, tmp_path: Path) -> None:
+    bundle = read_bundle(model)
+    card = bundle.card.model_copy(update={"data": bundle.card.data.model_copy(update={"left_out": 2})})
+    save_bundle(str(tmp_path / "m"), bundle_of(card, bundle.weights))
+    config = EvaluateConfig(model=str(tmp_path / "m"), data=str(dataset), split="validation", out=str(tmp_path / "e"))
+    assert evaluate.run(config).images_without_training_images is None
+    assert figures(tmp_path / "e")["data"]["exact_copies_of_training_images"] == 0
 
 
 def renamed(model: str, folder: Path, classes: tuple[str, ...]) -> str:
@@ -101,7 +122,7 @@ def test_a_model_of_entirely_other_classes_is_refused(dataset: Path, model: str,
     ("change", "complaint"),
     [
         ({"split": "test"}, "has no split 'test'; it has train, validation"),
-        ({"map": {"joy": "happy"}}, "--map.joy happy does not fit"),
+        ({"map": {"joy": "happy"}}, "There is no 'joy' to be 'happy'"),
         ({"model": "nowhere"}, "no model bundle at 'nowhere'"),
         ({"use_gpu": True}, "has no GPU"),
     ],

@@ -107,17 +107,24 @@ def test_an_archive_is_labelled_by_anothers_network_with_a_card_written_by_hand(
 def test_int8_is_measured_on_the_split_beside_the_bundle(dataset: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--data"):
         models.export(ExportConfig(model=EMBEDDED, out=str(tmp_path / "m"), int8=True))
+    for name in ("split", "calibration_split"):
+        config = ExportConfig(model=EMBEDDED, out=str(tmp_path / "m"), int8=True, data=str(dataset))
+        with pytest.raises(UserError, match="has no split 'test'"):
+            models.export(config.model_copy(update={name: "test"}))
+    assert not (tmp_path / "m").exists()
     result = models.export(ExportConfig(model=EMBEDDED, out=str(tmp_path / "m"), int8=True, data=str(dataset)))
     assert result.images == 64 and result.parity_images == "validation"
     assert result.accuracy is not None and set(result.accuracy) == {"bundle", "fp32", "int8"}
     card = read_bundle(str(tmp_path / "m")).card
     assert card.metrics["export"]["precision"] == "int8"
     models.card(CardConfig(model=str(tmp_path / "m"), out=str(tmp_path / "card")))
-    assert "Exported to ONNX in int8" in (tmp_path / "card" / "MODEL_CARD.md").read_text()
+    text = (tmp_path / "card" / "MODEL_CARD.md").read_text()
+    assert "Exported to ONNX in int8" in text and text == (tmp_path / "m" / "MODEL_CARD.md").read_text()
+    assert "validation" not in card.metrics  # those are the bundle's in fp32
 
 
 def test_a_card_says_what_the_model_must_not_be_used_for(tmp_path: Path) -> None:
-    models.card(CardConfig(out=str(tmp_path)))
+    models.card(CardConfig(model=EMBEDDED, out=str(tmp_path)))
     for name in ("MODEL_CARD.md", "model_card.html"):
         text = " ".join((tmp_path / name).read_text().split())
         assert "Art. 5(1)(f)" in text and "work or in education" in text
@@ -127,11 +134,16 @@ def test_a_card_says_what_the_model_must_not_be_used_for(tmp_path: Path) -> None
 def test_a_card_without_figures_says_so(tmp_path: Path) -> None:
     models.pull(PullConfig(model=EMBEDDED, out=str(tmp_path / "m")))
     card = json.loads((tmp_path / "m" / "model.json").read_text())
-    bare = {key: card[key] for key in ("name", "network", "label_space")} | {"limits": ["Tried on adults only."]}
+    bare = {key: card[key] for key in ("name", "network", "label_space")} | {
+        "limits": ["Tried on adults only."],
+        "data": {"terms": "Theirs."},
+        "metrics": {"validation": 0.7, "export": {"precision": "fp16"}},
+        "recipe": {"description": "from elsewhere"},
+    }
     (tmp_path / "m" / "model.json").write_text(json.dumps(bare))
     models.card(CardConfig(model=str(tmp_path / "m"), out=str(tmp_path / "card")))
     text = (tmp_path / "card" / "MODEL_CARD.md").read_text()
-    assert "was not evaluated" in text and "Tried on adults only." in text and "Not known" in text
+    assert "was not evaluated" in text and "Tried on adults only." in text and "Theirs." in text and "Not known" in text
 
 
 def test_a_folder_that_holds_something_is_not_exported_into(tmp_path: Path) -> None:

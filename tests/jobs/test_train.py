@@ -129,7 +129,7 @@ def test_suspects_are_left_out_when_leaks_are_to_be_dropped(dataset: Path, tmp_p
     config = TrainConfig(recipe=str(tmp_path / "stripes.toml"), data=str(dataset), out=str(tmp_path / "m"), drop_leaks=True)
     train.run(config.model_copy(update={"allow_missing_classes": True}))
     card = read_bundle(str(tmp_path / "m")).card
-    assert (card.data["train_images"], card.data["left_out"]) == (190, 2)
+    assert (card.data.train_images, card.data.left_out) == (190, 2)
     assert card.metrics["validation_without_training_images"]["images"] == 64  # the copy that it has in train was not learned
 
 

@@ -10,9 +10,10 @@ import torch
 from fer_pipeline.core.errors import UserError
 from fer_pipeline.core.labels import FER7
 from fer_pipeline.models.bundle import load_network, pack, save_bundle
-from fer_pipeline.models.card import CARD, EMBEDDED, WEIGHTS, ModelCard, NetworkConfig, read_bundle
+from fer_pipeline.models.card import CARD, CARD_MARKDOWN, EMBEDDED, WEIGHTS, ModelCard, NetworkConfig, read_bundle
 from fer_pipeline.models.networks import build
 from fer_pipeline.models.training import predict
+from fer_pipeline.report.card import card_markdown
 
 HOME = Path(str(resources.files("fer_pipeline"))) / "models" / "embedded"
 
@@ -66,7 +67,7 @@ def test_a_damaged_bundle_is_refused(copy: Path) -> None:
 def test_the_embedded_model_is_small_and_says_what_it_is() -> None:
     assert sum(path.stat().st_size for path in HOME.iterdir()) <= 8_000_000
     card = read_bundle(EMBEDDED).card
-    assert "research" in card.data["terms"]
+    assert "research" in card.data.terms
     assert card.metrics["validation"]["selected_on_this_split"] is True
     assert 0 < card.calibration.uncertain_below < 1 and card.calibration.temperature > 0
     assert "not what a person feels" in card.intended_use
@@ -96,6 +97,22 @@ def test_the_embedded_model_reaches_the_floor_that_was_asked_for(public_test_acc
     assert public_test_accuracy >= 0.69
 
 
-@pytest.mark.xfail(strict=True, reason="the shipped model has .694 with one view of each face, .702 with two")
+def test_the_card_of_the_embedded_model_is_that_of_its_files() -> None:
+    bundle = read_bundle(EMBEDDED)
+    assert (HOME / CARD_MARKDOWN).read_text() == card_markdown(bundle.card, bundle.digest)
+
+
+def test_the_embedded_model_is_calibrated() -> None:
+    calibration = read_bundle(EMBEDDED).card.metrics["validation"]["calibration"]
+    assert calibration["cross_fitted"]["ece"] <= 0.03
+
+
+@pytest.mark.xfail(strict=True, reason="its macro-F1 is .025 below its accuracy: fear and sad have F1 of .53 and .58")
+def test_the_embedded_model_is_nearly_as_good_at_rare_classes() -> None:
+    figures = read_bundle(EMBEDDED).card.metrics["validation"]
+    assert figures["accuracy"] - figures["macro_f1"] <= 0.02
+
+
+@pytest.mark.xfail(strict=True, reason="the shipped model has .698 with one view of each face, .707 with two")
 def test_the_embedded_model_reaches_the_target_that_was_set_for_cpus(public_test_accuracy: float) -> None:
     assert public_test_accuracy >= 0.71

@@ -39,6 +39,13 @@ def test_the_certain_labels_are_those_at_the_models_threshold() -> None:
     assert certain["accuracy"] == pytest.approx(float((logits.argmax(1).numpy() == predictions().labels)[kept.numpy()].mean()))
 
 
+def test_votes_for_other_classes_alone_judge_nothing() -> None:
+    one = predictions(10)
+    votes = np.eye(2, dtype=np.float32)[np.zeros(10, int)]
+    judged = Predictions(one.logits, one.labels, one.groups, one.learned, votes)
+    assert evaluate(judged, CLASSES, Calibration(), ("contempt", "unknown"))["votes"] == {"images": 0, "left_out": 10}
+
+
 def test_votes_judge_the_model_and_the_labels_alike() -> None:
     vote_classes = ("neutral", "happy", "contempt")
     logits = np.eye(7, dtype=np.float32)[[3, 3, 6, 3, 3, 6]] * 9  # happy, happy, neutral, happy, happy, neutral

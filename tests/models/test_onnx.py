@@ -1,12 +1,12 @@
 """Networks in ONNX: our own, exported, and others' with a card written by hand."""
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from pydantic import ValidationError
 
 from fer_pipeline.core.errors import UserError
 from fer_pipeline.core.labels import LabelSpace
@@ -104,6 +104,7 @@ def test_probabilities_are_taken_as_such() -> None:
         (foreign(["n", 3, 4, 4], np.ones((48, 5))), {"channels": 3}, r"shape \(1, 5\), but its card names 2 classes"),
         (foreign(["n", 3, 8, 8], np.ones((192, 2))), {"channels": 3}, "does not take what its card says"),
         (foreign(["n", 48], np.ones((48, 2))), {"channels": 3}, "one batch of images, four dimensions"),
+        (foreign(["n", 3, 4, 4], np.full((48, 2), np.nan)), {"channels": 3}, "not finite"),
         (b"no model", {"channels": 3}, "cannot be loaded"),
     ],
 )
@@ -113,6 +114,14 @@ def test_a_file_that_does_not_fit_its_card_is_refused(model: bytes, network: dic
     assert "\n" not in str(error.value)
 
 
-def test_an_onnx_network_is_not_trained_on(exported: bytes, tmp_path: Path) -> None:
+@pytest.mark.parametrize("values", [{"mean": (0.5, 0.5, 0.5)}, {"channels": 3, "std": (0.2, 0.2)}, {"std": (0.0,)}])
+def test_a_card_whose_normalisation_does_not_fit_its_channels_is_refused(values: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match="mean and std need one value or one for each of the"):
+        NetworkConfig(**values)
+
+
+def test_an_onnx_network_is_neither_trained_on_nor_exported_again(exported: bytes) -> None:
     with pytest.raises(UserError, match="not trained on"):
         load_network(as_onnx(exported))
+    with pytest.raises(UserError, match="an ONNX network already"):
+        to_onnx(as_onnx(exported))

@@ -5,7 +5,7 @@ import pytest
 
 from fer_pipeline.core.errors import UserError
 from fer_pipeline.models.card import EMBEDDED, read_bundle, read_files
-from fer_pipeline.models.registry import ENVIRONMENT, Registry, find
+from fer_pipeline.models.registry import ENVIRONMENT, Registry, find, is_reference
 
 FILES = {"model.json": b"card", "model.safetensors": b"weights"}
 
@@ -72,6 +72,8 @@ def test_a_file_that_was_changed_is_not_used(registry: Registry) -> None:
     weights.write_bytes(weights.read_bytes()[:-1] + b"x")
     with pytest.raises(UserError, match="its sha256 differs"):
         read_bundle(f"{registry.url}/face@1")
+    registry.push("face", read_files(EMBEDDED))
+    assert read_bundle(f"{registry.url}/face@2") == read_bundle(EMBEDDED)
 
 
 def test_a_bundle_is_read_by_its_alias_from_the_registry_of_the_environment(
@@ -85,5 +87,20 @@ def test_a_bundle_is_read_by_its_alias_from_the_registry_of_the_environment(
     assert read_bundle("face@production") == read_bundle(EMBEDDED) == read_bundle("face@1")
 
 
-def test_a_path_is_no_reference() -> None:
-    assert find("models/mine") is None and find("s3://user@bucket/model") is None
+@pytest.mark.parametrize("path", ["models/mine", "s3://user@bucket/model", "mine@", "@production"])
+def test_a_path_is_no_reference(path: str) -> None:
+    assert not is_reference(path)
+
+
+def test_a_folder_with_an_at_in_its_name_is_a_folder(tmp_path: Path) -> None:
+    for name, data in read_files(EMBEDDED).items():
+        (tmp_path / "mine@home").mkdir(exist_ok=True)
+        (tmp_path / "mine@home" / name).write_bytes(data)
+    assert read_bundle(str(tmp_path / "mine@home")) == read_bundle(EMBEDDED)
+
+
+def test_other_files_in_the_registry_are_passed_over(registry: Registry) -> None:
+    registry.push("face", FILES)
+    (Path(registry.url) / "README.txt").write_text("ours")
+    (Path(registry.url) / "notes").mkdir()
+    assert registry.names() == ["face"]

@@ -102,7 +102,7 @@ def test_the_page_of_an_evaluation(tmp_path: Path) -> None:
 
 
 def test_the_card_of_the_embedded_model(tmp_path: Path) -> None:
-    models.card(CardConfig(out=str(tmp_path)))
+    models.card(CardConfig(model=EMBEDDED, out=str(tmp_path)))
     require_sound(tmp_path / "model_card.html", 4, "must not be put to", "work or in education", "research data", "fer2013-small")
 
 

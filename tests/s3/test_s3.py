@@ -233,8 +233,8 @@ def test_a_dataset_is_ingested_and_a_model_trained_from_s3_to_s3(bucket: str, tm
         assert again == result
         assert storage.read_bytes(f"{bucket}/{way}/history.json") == kept
         assert read_bundle(f"{bucket}/{way}").card.metrics["epochs"] == 8
-    config = EvaluateConfig(model=f"{bucket}/device", data=f"{bucket}/data", split="validation", out=f"{bucket}/evaluation")
-    figures = evaluate.run(config)
+    evaluation = EvaluateConfig(model=f"{bucket}/device", data=f"{bucket}/data", split="validation", out=f"{bucket}/evaluation")
+    figures = evaluate.run(evaluation)
     assert figures.accuracy == read_bundle(f"{bucket}/device").card.metrics["validation"]["accuracy"]
     assert set(storage.list_names(f"{bucket}/evaluation")) == {"evaluation.json", "evaluation.html", "predictions.parquet"}
 

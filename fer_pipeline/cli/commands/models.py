@@ -23,7 +23,7 @@ def pull(config: Annotated[PullConfig, FLAT]) -> BaseModel:
     return models.pull(config)
 
 
-def card(config: Annotated[CardConfig, FLAT] = CardConfig()) -> BaseModel:
+def card(config: Annotated[CardConfig, FLAT]) -> BaseModel:
     return models.card(config)
 
 
