@@ -84,8 +84,6 @@ def run(config: TrainConfig, cluster: ClusterConfig = ClusterConfig()) -> TrainR
     data, out = storage.normalize(config.data), storage.normalize(config.out)
     storage.require_access(data, out)
     recipe, dataset = load_recipe(config.recipe), read_card(data)
-    if config.from_scratch:
-        recipe = recipe.model_copy(update={"pretrained": None})
     initial = read_bundle(config.initial) if config.initial else None
     checkpoints = storage.normalize(config.checkpoints or f"{out}.checkpoints")
     plan = make_plan(config, recipe, dataset, data, initial)
@@ -109,6 +107,8 @@ def run(config: TrainConfig, cluster: ClusterConfig = ClusterConfig()) -> TrainR
 
 def make_plan(config: TrainConfig, recipe: Recipe, dataset: DatasetCard, data: str, initial: BundleFiles | None) -> Plan:
     """Return what the workers must know; raise UserError where recipe, data and initial model do not go together."""
+    if config.from_scratch:
+        recipe = recipe.model_copy(update={"pretrained": None})
     space = label_space(recipe.label_space)
     for split in (recipe.train_split, recipe.validation_split):
         if split not in dataset.counts:
