@@ -32,8 +32,8 @@ COMMANDS = {
     "models export": "Export a model to ONNX, in fp32 or int8; the result labels archives itself.",
     "sample-archive": "Write a small photo archive to try the pipeline on, without network.",
 }
-FUNCTIONS = {"list": "list_models"}
-"""Those whose name is a builtin's."""
+ELSEWHERE = {"models list": "models:list_models", "models export": "export:export"}
+"""Functions that do not stand where their command's name says: a builtin's name, and one that needs torch."""
 
 app = App(
     name="fer-pipeline",
@@ -43,10 +43,9 @@ app = App(
 _models = App(name="models", help="Registry, cards and export of models.")
 app.command(_models)
 for _name, _help in COMMANDS.items():
-    *_group, _command = _name.replace("-", "_").split()
-    _module, _function = _group[0] if _group else _command, FUNCTIONS.get(_command, _command)
-    _place = _models if _group else app
-    _place.command(f"fer_pipeline.cli.commands.{_module}:{_function}", name=_name.split()[-1], help=_help)
+    *_group, _command = _name.split()
+    _function = ELSEWHERE.get(_name, f"{_name.split()[0]}:{_command}".replace("-", "_"))
+    (_models if _group else app).command(f"fer_pipeline.cli.commands.{_function}", name=_command, help=_help)
 
 
 @app.meta.default

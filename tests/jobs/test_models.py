@@ -7,9 +7,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from fer_pipeline.core.errors import UserError
-from fer_pipeline.jobs import label, models
+from fer_pipeline.jobs import export, label, models
+from fer_pipeline.jobs.export import ExportConfig
 from fer_pipeline.jobs.label import LabelConfig
-from fer_pipeline.jobs.models import AliasConfig, CardConfig, ExportConfig, ListConfig, PullConfig, PushConfig
+from fer_pipeline.jobs.models import AliasConfig, CardConfig, ListConfig, PullConfig, PushConfig
 from fer_pipeline.models.card import EMBEDDED, read_bundle
 from fer_pipeline.models.registry import ENVIRONMENT
 from tests.models.test_onnx import foreign
@@ -54,7 +55,7 @@ def test_a_bundle_that_does_not_fit_together_or_a_bad_alias_is_not_pushed(regist
 def test_an_archive_is_labelled_by_an_alias_and_by_an_exported_network_alike(
     registry: Path, crops: Path, tmp_path: Path, local_ray: None
 ) -> None:
-    exported = models.export(ExportConfig(model=EMBEDDED, out=str(tmp_path / "onnx")))
+    exported = export.run(ExportConfig(model=EMBEDDED, out=str(tmp_path / "onnx")))
     assert exported.parity_max_difference < 1e-4 and exported.parity_images == "noise"
     models.push(PushConfig(model=str(tmp_path / "onnx"), name="face", alias=("production",)))
     found = {}
@@ -104,25 +105,6 @@ def test_an_archive_is_labelled_by_anothers_network_with_a_card_written_by_hand(
     assert not (tmp_path / "other").exists()
 
 
-def test_int8_is_measured_on_the_split_beside_the_bundle(dataset: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="--data"):
-        models.export(ExportConfig(model=EMBEDDED, out=str(tmp_path / "m"), int8=True))
-    for name in ("split", "calibration_split"):
-        config = ExportConfig(model=EMBEDDED, out=str(tmp_path / "m"), int8=True, data=str(dataset))
-        with pytest.raises(UserError, match="has no split 'test'"):
-            models.export(config.model_copy(update={name: "test"}))
-    assert not (tmp_path / "m").exists()
-    result = models.export(ExportConfig(model=EMBEDDED, out=str(tmp_path / "m"), int8=True, data=str(dataset)))
-    assert result.images == 64 and result.parity_images == "validation"
-    assert result.accuracy is not None and set(result.accuracy) == {"bundle", "fp32", "int8"}
-    card = read_bundle(str(tmp_path / "m")).card
-    assert card.metrics["export"]["precision"] == "int8"
-    models.card(CardConfig(model=str(tmp_path / "m"), out=str(tmp_path / "card")))
-    text = (tmp_path / "card" / "MODEL_CARD.md").read_text()
-    assert "Exported to ONNX in int8" in text and text == (tmp_path / "m" / "MODEL_CARD.md").read_text()
-    assert "validation" not in card.metrics  # those are the bundle's in fp32
-
-
 def test_a_card_says_what_the_model_must_not_be_used_for(tmp_path: Path) -> None:
     models.card(CardConfig(model=EMBEDDED, out=str(tmp_path)))
     for name in ("MODEL_CARD.md", "model_card.html"):
@@ -144,9 +126,3 @@ def test_a_card_without_figures_says_so(tmp_path: Path) -> None:
     models.card(CardConfig(model=str(tmp_path / "m"), out=str(tmp_path / "card")))
     text = (tmp_path / "card" / "MODEL_CARD.md").read_text()
     assert "was not evaluated" in text and "Tried on adults only." in text and "Theirs." in text and "Not known" in text
-
-
-def test_a_folder_that_holds_something_is_not_exported_into(tmp_path: Path) -> None:
-    (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(UserError, match="not empty"):
-        models.export(ExportConfig(model=EMBEDDED, out=str(tmp_path)))

@@ -4,7 +4,7 @@ from pydantic import BaseModel
 
 from fer_pipeline.cli.commands import FLAT
 from fer_pipeline.jobs import models
-from fer_pipeline.jobs.models import AliasConfig, CardConfig, ExportConfig, ListConfig, PullConfig, PushConfig
+from fer_pipeline.jobs.models import AliasConfig, CardConfig, ListConfig, PullConfig, PushConfig
 
 
 def list_models(config: Annotated[ListConfig, FLAT] = ListConfig()) -> BaseModel:
@@ -25,7 +25,3 @@ def pull(config: Annotated[PullConfig, FLAT]) -> BaseModel:
 
 def card(config: Annotated[CardConfig, FLAT]) -> BaseModel:
     return models.card(config)
-
-
-def export(config: Annotated[ExportConfig, FLAT]) -> BaseModel:
-    return models.export(config)
