@@ -58,7 +58,6 @@ class Exported(Config):
 
 def run(config: ExportConfig) -> Exported:
     """Write the exported bundle. Raise UserError before anything is written, also where the export differs from the bundle."""
-
     out, bundle = require_empty(config.out), read_bundle(config.model)
     if config.int8 and not config.data:
         raise UserError("Int8 takes the ranges of activations from images: name an ingested dataset with --data.")
@@ -93,7 +92,6 @@ def run(config: ExportConfig) -> Exported:
 
 def _images(config: ExportConfig, card: ModelCard, split: str, limit: int | None = None) -> tuple[Any, Any]:
     """Return images and labels of a split of the dataset, or noise and no labels without one."""
-
     network = card.network
     if not config.data:
         shape = (NOISE, network.channels, network.image_px, network.image_px)

@@ -118,7 +118,6 @@ class ModelCard(Config):
         "Labels the apparent expression of faces in pictures, not what a person feels. Inferring emotions at work or in "
         "education is unlawful in the EU (AI Act, Art. 5(1)(f))."
     )
-
     limits: tuple[str, ...] = ()
     """What the model is known to do badly, or was never tried on: sentences for its card."""
 
