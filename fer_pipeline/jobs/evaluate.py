@@ -24,6 +24,7 @@ from fer_pipeline.core.errors import UserError
 from fer_pipeline.core.run import now
 from fer_pipeline.jobs.cluster import ClusterConfig, connected
 from fer_pipeline.jobs.progress import progress
+from fer_pipeline.models.calibration import scaled
 from fer_pipeline.models.card import BundleFiles, ModelCard, read_bundle
 from fer_pipeline.models.evaluation import Predictions, evaluate, joined, predictions_of
 from fer_pipeline.report.evaluation import evaluation_page
@@ -216,9 +217,7 @@ def _loaded(reference: Reference) -> tuple[Scoring, Classifier]:
 def _table(scored: list[Scored], card: ModelCard, copies: Copies) -> pa.Table:
     """Return one row per image: what it was labelled and predicted as, and whether the model had learned from a copy of it."""
     classes = pa.array(card.label_space.classes)
-    logits = np.concatenate([one.logits for one in scored])
-    scaled = np.exp((logits - logits.max(1, keepdims=True)) / card.calibration.temperature)
-    probabilities = scaled / scaled.sum(1, keepdims=True)
+    probabilities = scaled(np.concatenate([one.logits for one in scored]), card.calibration.temperature)
     ids = [sample for one in scored for sample in one.ids]
     return pa.table(
         {

@@ -11,6 +11,7 @@ from fer_pipeline.core.dataset import read_card
 from fer_pipeline.core.errors import UserError
 from fer_pipeline.jobs.models import require_empty, write_card
 from fer_pipeline.models.bundle import save_bundle
+from fer_pipeline.models.calibration import scaled
 from fer_pipeline.models.card import BundleFiles, ModelCard, bundle_of, read_bundle
 from fer_pipeline.models.export import to_int8, to_onnx
 from fer_pipeline.stages.classify import Classifier
@@ -66,7 +67,8 @@ def run(config: ExportConfig) -> Exported:
     model = to_onnx(bundle)
     exported = _as_onnx(bundle, model)
     logits = {"bundle": Classifier(bundle, "fp32").logits(images), "fp32": Classifier(exported, "fp32").logits(images)}
-    difference = float(np.abs(_probabilities(logits["bundle"], bundle.card) - _probabilities(logits["fp32"], bundle.card)).max())
+    temperature = bundle.card.calibration.temperature
+    difference = float(np.abs(scaled(logits["bundle"], temperature) - scaled(logits["fp32"], temperature)).max())
     if not difference < PARITY:
         raise UserError(f"The export is of no use: it differs from the bundle by {difference:.1e} in a probability.")
     if ranges is not None:
@@ -113,11 +115,6 @@ def _images(config: ExportConfig, card: ModelCard, split: str, limit: int | None
 
 def _as_onnx(bundle: BundleFiles, model: bytes) -> BundleFiles:
     return bundle_of(bundle.card.model_copy(update={"format": "onnx"}), model)
-
-
-def _probabilities(logits: Any, card: ModelCard) -> Any:
-    scaled = np.exp((logits - logits.max(1, keepdims=True)) / card.calibration.temperature)
-    return scaled / scaled.sum(1, keepdims=True)
 
 
 def _accuracy(logits: Any, labels: Any) -> float:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from fer_pipeline.core.duplicates import Copies
 from fer_pipeline.core.labels import LabelSpace, mapping
 from fer_pipeline.core.metrics import expected_calibration_error, log_loss, reliability, risk_coverage, summarize
-from fer_pipeline.models.calibration import cross_fitted
+from fer_pipeline.models.calibration import cross_fitted, scaled
 from fer_pipeline.models.card import Calibration
 
 FEWEST = 50
@@ -66,8 +66,7 @@ def evaluate(
     `calibration` holds the ECE (15 bins) and log loss before temperature scaling, as the model ships, and cross-fitted: each
     half of the images under the temperature of the other, copies in one half. It is None for fewer than 50 images.
     """
-    logits, labels = torch.from_numpy(predictions.logits), predictions.labels
-    probabilities = torch.softmax(logits / calibration.temperature, 1).numpy()
+    labels, probabilities = predictions.labels, scaled(predictions.logits, calibration.temperature)
     confidence, correct = probabilities.max(1), probabilities.argmax(1) == labels
     certain = confidence >= calibration.uncertain_below
     figures = summarize(probabilities, labels, space.classes)
@@ -89,9 +88,9 @@ def _calibration(predictions: Predictions, shipped: NDArray[np.float32]) -> dict
     labels = predictions.labels
     if len(labels) < FEWEST or len(np.unique(predictions.groups)) < 2:
         return None
-    logits = torch.from_numpy(predictions.logits)
-    scaled, temperatures = cross_fitted(logits, torch.from_numpy(labels), predictions.groups)
-    ways = {"before": torch.softmax(logits, 1).numpy(), "as_shipped": shipped, "cross_fitted": scaled.numpy()}
+    logits, truth = torch.from_numpy(predictions.logits), torch.from_numpy(labels)
+    fitted, temperatures = cross_fitted(logits, truth, predictions.groups)
+    ways = {"before": scaled(predictions.logits, 1.0), "as_shipped": shipped, "cross_fitted": fitted.numpy()}
     scored: dict[str, Any] = {
         name: {
             "ece": expected_calibration_error(probabilities, labels),

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from torch.fx.experimental.optimization import fuse
 
 from fer_pipeline.models.bundle import load_network
+from fer_pipeline.models.calibration import scaled
 from fer_pipeline.models.card import BundleFiles
 from fer_pipeline.models.onnx import OnnxNetwork
 from fer_pipeline.stages.decode import Pixels
@@ -38,7 +39,7 @@ class Classifier:
 
     def __call__(self, crops: Pixels) -> NDArray[np.float32]:
         """Return probabilities (n, classes) for uint8 crops (n, channels, side, side)."""
-        return torch.softmax(torch.from_numpy(self.logits(crops)) / self.card.calibration.temperature, 1).numpy()
+        return scaled(self.logits(crops), self.card.calibration.temperature)
 
     @torch.inference_mode()
     def _run_torch(self, crops: Pixels) -> NDArray[np.float32]:
