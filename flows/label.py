@@ -11,9 +11,9 @@ from prefect.artifacts import create_markdown_artifact
 
 from fer_pipeline.core.run import RunFolder, RunRecord
 from fer_pipeline.core.storage import normalize
-from fer_pipeline.jobs import label
 from fer_pipeline.jobs.cluster import ClusterConfig
-from fer_pipeline.jobs.label import LabelConfig
+from fer_pipeline.jobs.label import job as label
+from fer_pipeline.jobs.label.job import LabelConfig
 from flows.retries import may_pass
 
 

@@ -8,9 +8,9 @@ import sys
 from prefect import flow, task
 from prefect.artifacts import create_markdown_artifact
 
-from fer_pipeline.jobs import train
 from fer_pipeline.jobs.cluster import ClusterConfig
-from fer_pipeline.jobs.train import TrainConfig, TrainResult
+from fer_pipeline.jobs.train import job as train
+from fer_pipeline.jobs.train.job import TrainConfig, TrainResult
 from flows.retries import may_pass
 
 

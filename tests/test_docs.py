@@ -7,8 +7,8 @@ from typing import Any
 import duckdb
 import pytest
 
-from fer_pipeline.jobs import label
-from fer_pipeline.jobs.label import LabelConfig
+from fer_pipeline.jobs.label import job as label
+from fer_pipeline.jobs.label.job import LabelConfig
 
 ROOT = Path(__file__).parents[1]
 QUERIES = re.findall(r"```sql\n(.*?)```", (ROOT / "docs" / "labels.md").read_text(), re.DOTALL)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-LAYERS = ["core", "models", "sources", "stages", "report", "jobs", "cli", "flows"]
+LAYERS = ["core", "models", "sources", "stages", "report", "local", "jobs", "cli", "flows"]
 HOMES = {
     "prefect": {"flows"},
     "ray": {"jobs"},
@@ -17,7 +17,7 @@ HOMES = {
     "onnxruntime": {"models", "stages"},
     "torch": {"models", "stages", "jobs"},
     "torchvision": {"models"},
-    "cv2": {"sources", "stages", "report", "jobs"},
+    "cv2": {"sources", "stages", "report", "local"},
 }
 
 
@@ -62,9 +62,9 @@ def test_imports_go_down_only() -> None:
         ("fer_pipeline/core/run.py", "from .. import jobs"),
         ("fer_pipeline/top.py", "import ray"),
         ("fer_pipeline/top.py", "from fer_pipeline import core"),
-        ("fer_pipeline/models/training.py", "import ray.train"),
+        ("fer_pipeline/models/training/trainer.py", "import ray.train"),
         ("fer_pipeline/stages/label.py", "def late():\n    from ray import data"),
-        ("fer_pipeline/jobs/label.py", "import prefect"),
+        ("fer_pipeline/jobs/label/job.py", "import prefect"),
     ],
 )
 def test_a_planted_wrong_import_is_found(file: str, line: str, tmp_path: Path) -> None:

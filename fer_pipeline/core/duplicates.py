@@ -16,7 +16,7 @@ from fer_pipeline.core.config import Config
 
 Keys = NDArray[np.int64]
 
-COLUMNS = ["sample_id", "split", "label", "sha256", "phash", "contrast"]
+DUPLICATE_COLUMNS = ["sample_id", "split", "label", "sha256", "phash", "contrast"]
 BLANK_BELOW = 3.0
 """Contrast, in grey levels, under which an image shows nothing."""
 NEAR_BITS = 12
@@ -25,7 +25,7 @@ correlate by .984 or more, as those of re-encoded and rescaled copies do."""
 BUCKET = 2000
 """Most images that agree in a band of the hash and are compared: beyond, the band says nothing."""
 
-SUSPECTS = pa.schema(
+FLAGGED = pa.schema(
     [
         pa.field("sample_id", pa.string(), nullable=False),
         pa.field("split", pa.string(), nullable=False),
@@ -57,7 +57,7 @@ class Duplicates(Config):
 
 
 def inspect(samples: pa.Table) -> tuple[Duplicates, pa.Table]:
-    """Return what a dataset's samples (`COLUMNS`) hold of copies, and its suspects as rows of `SUSPECTS`.
+    """Return what a dataset's samples (`DUPLICATE_COLUMNS`) hold of copies, and its flagged as rows of `FLAGGED`.
 
     Suspect are blank images, all of a group of copies that carry different labels, images with a copy in another split, and
     copies of an earlier image of the same split.
@@ -86,14 +86,14 @@ def inspect(samples: pa.Table) -> tuple[Duplicates, pa.Table]:
                     reasons.setdefault(index, (f"{kind}copy", int(earlier[0])))
     order = sorted(reasons)
     ids = samples["sample_id"]
-    suspects = pa.table(
+    flagged = pa.table(
         [
             ids.take(pa.array(order, pa.int64())),
             [names[splits[index]] for index in order],
             [reasons[index][0] for index in order],
             ids.take(pa.array([reasons[index][1] for index in order], pa.int64())),
         ],
-        schema=SUSPECTS,
+        schema=FLAGGED,
     )
     duplicates = Duplicates(
         groups=len(groups),
@@ -105,7 +105,7 @@ def inspect(samples: pa.Table) -> tuple[Duplicates, pa.Table]:
         near_across=dict(_count(near_groups, splits, names)[1] - across),
         blank=int(blank.sum()),
     )
-    return duplicates, suspects
+    return duplicates, flagged
 
 
 def copy_keys(samples: pa.Table) -> tuple[Keys, Keys, int]:
@@ -137,9 +137,14 @@ class Copies:
     near: frozenset[str]
     """Those with a near copy, but no exact one."""
 
+    @property
+    def learned(self) -> frozenset[str]:
+        """Those with an exact or near copy."""
+        return self.exact | self.near
+
 
 def find_copies(samples: pa.Table, split: str, learned_split: str | None, left_out: frozenset[str] = frozenset()) -> Copies:
-    """Return the copies that a dataset's samples (`COLUMNS`) in `split` have there and among those that a model learned.
+    """Return the copies that a dataset's samples (`DUPLICATE_COLUMNS`) in `split` have there and among the learned ones.
 
     It learned `learned_split`, None for nothing of this dataset, without the samples with the ids `left_out`.
     """

@@ -10,9 +10,11 @@ class FailureRateExceeded(Exception):  # noqa: N818 (it names what happened)
 
 
 class RecordError(Exception):
-    """One record that cannot be labelled: its row gets `status` (one of `schemas.FAILED`) and the reason."""
+    """One record that cannot be labelled."""
 
     def __init__(self, status: str, reason: str) -> None:
         super().__init__(reason)
         self.status = status
+        """The status of its row: one of `schemas.FAILED`."""
         self.reason = reason
+        """What is wrong, in one line: the `error` of its row."""

@@ -1,6 +1,11 @@
 """Label spaces: which apparent expressions a dataset or a model distinguishes, in which order, and how they map."""
 
-from fer_pipeline.core.config import Config
+import tomllib
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from fer_pipeline.core.config import Config, explain
 from fer_pipeline.core.errors import UserError
 
 
@@ -40,11 +45,26 @@ SYNONYMS = {
 """What datasets call a class otherwise."""
 
 
-def label_space(name: str) -> LabelSpace:
-    """Return the label space called `name`; raise UserError where there is none."""
-    if name not in LABEL_SPACES:
-        raise UserError(f"There is no label space '{name}'; choose one of {', '.join(LABEL_SPACES)}.")
-    return LABEL_SPACES[name]
+def load_label_space(name: str) -> LabelSpace:
+    """Return the label space called `name`, or the one in the TOML file at the path `name` (`name`, `classes`).
+
+    Raise UserError where there is none, or where it does not name two different classes.
+    """
+    if name in LABEL_SPACES:
+        return LABEL_SPACES[name]
+    if not name.endswith(".toml"):
+        raise UserError(f"There is no label space '{name}'; choose one of {', '.join(LABEL_SPACES)}, or name a .toml file.")
+    try:
+        facts = tomllib.loads(Path(name).read_text())
+        space = LabelSpace.model_validate({"name": Path(name).stem} | facts)
+    except ValidationError as error:
+        raise UserError(f"The label space '{name}' cannot be used: {explain(error)}.") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"The label space '{name}' cannot be read: {error}.") from error
+    space = LabelSpace(name=space.name, classes=tuple(map(canonical, space.classes)))
+    if len(set(space.classes)) < max(2, len(space.classes)):
+        raise UserError(f"The label space '{name}' needs two classes or more, all of them different.")
+    return space
 
 
 def canonical(name: str) -> str:

@@ -16,16 +16,24 @@ SHARDS_PER_FILE = 256
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One image to label, and where its bytes are."""
+    """One image or video frame to label, and where its bytes are."""
 
     uri: str
+    """The file, or the container that holds it."""
     member: str | None = None
+    """Its name in the container; `row 7` in a Parquet file."""
     offset: int | None = None
+    """Where it stands in the container; what that means in each source format says `sources.formats.FORMATS`."""
     stored_bytes: int | None = None
+    """Bytes that it takes in the container, where it is compressed there."""
     time_ms: int | None = None
+    """The moment in a video."""
     size_bytes: int | None = None
+    """Bytes of the encoded image; None where the listing does not know."""
     etag: str | None = None
+    """Of the file: the store's, or the mtime in nanoseconds on a local disk."""
     error: str | None = None
+    """Why the listing already knows that it cannot be read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +44,7 @@ class ManifestSize:
     shards: int
 
 
-def cut(records: Iterable[Record], shard_records: int, shard_bytes: int) -> Iterator[list[Record]]:
+def split_into_shards(records: Iterable[Record], shard_records: int, shard_bytes: int) -> Iterator[list[Record]]:
     """Yield shards in listing order, each of at most `shard_records` records and, but for one alone, `shard_bytes`."""
     shard: list[Record] = []
     size = 0

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fer_pipeline.core.figures import ClassFigures, Figures, ReliabilityBin, RiskCoverage
+
 Floats = NDArray[np.floating[Any]]
 Ints = NDArray[np.integer[Any]]
 Bools = NDArray[np.bool_]
@@ -69,7 +71,7 @@ def bootstrap_intervals(
     return {name: (float(low), float(high)) for name, (low, high) in ((k, np.quantile(v, tails)) for k, v in drawn.items())}
 
 
-def reliability(confidence: Floats, correct: Bools, bins: int = BINS) -> list[dict[str, float]]:
+def reliability(confidence: Floats, correct: Bools, bins: int = BINS) -> list[ReliabilityBin]:
     """Return, for each bin of confidence that is not empty, its images, their mean confidence and their accuracy.
 
     `confidence` and `correct` are (n,). A bin's upper edge belongs to it, as in Guo et al. (2017).
@@ -78,7 +80,7 @@ def reliability(confidence: Floats, correct: Bools, bins: int = BINS) -> list[di
     counts = np.bincount(place, minlength=bins)
     sums = np.bincount(place, confidence, minlength=bins), np.bincount(place, correct, minlength=bins)
     return [
-        {"images": int(counts[i]), "confidence": float(sums[0][i] / counts[i]), "accuracy": float(sums[1][i] / counts[i])}
+        ReliabilityBin(images=int(counts[i]), confidence=float(sums[0][i] / counts[i]), accuracy=float(sums[1][i] / counts[i]))
         for i in np.flatnonzero(counts)
     ]
 
@@ -86,7 +88,7 @@ def reliability(confidence: Floats, correct: Bools, bins: int = BINS) -> list[di
 def expected_calibration_error(probabilities: Floats, truth: Ints, bins: int = BINS) -> float:
     """Return the ECE of the top class over equal-width bins of confidence (Guo et al., 2017, eq. 3)."""
     diagram = reliability(probabilities.max(1), probabilities.argmax(1) == truth, bins)
-    return sum(bar["images"] * abs(bar["confidence"] - bar["accuracy"]) for bar in diagram) / max(1, len(truth))
+    return sum(one.images * abs(one.confidence - one.accuracy) for one in diagram) / max(1, len(truth))
 
 
 def brier_score(probabilities: Floats, truth: Ints) -> float:
@@ -116,24 +118,21 @@ def per_output_accuracy(probabilities: Floats, truth: Ints) -> float:
     return float(((probabilities > 0.5) == wanted).mean())
 
 
-def risk_coverage(confidence: Floats, correct: Bools, points: int = 100) -> dict[str, Any]:
-    """Return what abstaining buys: accuracy among the most confident share of the images, for growing shares.
-
-    `aurc` is the area under risk (1 - accuracy) over coverage (Geifman & El-Yaniv, 2017): the mean risk over all coverages.
-    """
+def risk_coverage(confidence: Floats, correct: Bools, points: int = 100) -> RiskCoverage:
+    """Return accuracy over coverage, at so many coverages."""
     order = np.argsort(-confidence, kind="stable")
     kept = np.arange(1, len(order) + 1)
     accuracy = np.cumsum(correct[order]) / kept
     shown = np.unique(np.linspace(1, len(order), min(points, len(order))).round().astype(int)) - 1
-    return {
-        "aurc": float((1 - accuracy).mean()),
-        "coverage": (kept[shown] / len(order)).tolist(),
-        "accuracy": accuracy[shown].tolist(),
-        "threshold": confidence[order][shown].astype(float).tolist(),
-    }
+    return RiskCoverage(
+        aurc=float((1 - accuracy).mean()),
+        coverage=(kept[shown] / len(order)).tolist(),
+        accuracy=accuracy[shown].tolist(),
+        threshold=confidence[order][shown].astype(float).tolist(),
+    )
 
 
-def summarize(probabilities: Floats, truth: Ints, classes: tuple[str, ...]) -> dict[str, Any]:
+def summarize(probabilities: Floats, truth: Ints, classes: tuple[str, ...]) -> Figures:
     """Return accuracy, macro-F1 and UAR with 95 % intervals, top-2, Brier score, per-class figures and the confusion matrix."""
     confusion = confusion_matrix(truth, probabilities.argmax(1), len(classes))
     figures = per_class(confusion)
@@ -145,10 +144,13 @@ def summarize(probabilities: Floats, truth: Ints, classes: tuple[str, ...]) -> d
             "log_loss": log_loss(probabilities, truth),
             "per_output_accuracy": per_output_accuracy(probabilities, truth),
         }
-    return {
-        "images": len(truth),
+    return Figures(
+        images=len(truth),
         **scores,
-        "intervals_95": bootstrap_intervals(confusion),
-        "per_class": {name: {key: float(values[index]) for key, values in figures.items()} for index, name in enumerate(classes)},
-        "confusion": confusion.tolist(),
-    }
+        intervals_95=bootstrap_intervals(confusion),
+        per_class={
+            name: ClassFigures(**{key: float(values[index]) for key, values in figures.items()})
+            for index, name in enumerate(classes)
+        },
+        confusion=confusion.tolist(),
+    )

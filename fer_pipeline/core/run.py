@@ -12,9 +12,12 @@ import fer_pipeline
 from fer_pipeline.core import storage
 from fer_pipeline.core.config import Config
 from fer_pipeline.core.errors import UserError
+from fer_pipeline.core.schema_version import require_schema_version
 from fer_pipeline.core.schemas import CATEGORY, IMAGES, LINEAGE
 
 RUN, SUCCESS, REPORT = "run.json", "_SUCCESS", "report.html"
+SCHEMA_VERSION = 2
+"""Of `run.json`, the manifest and the tables: a run continues under the same one only."""
 
 
 class Identity(Config):
@@ -44,6 +47,7 @@ class RunResult(Config):
 class RunRecord(Config):
     """`run.json`. All but `result` is frozen when the run begins."""
 
+    schema_version: int = SCHEMA_VERSION
     run_id: str
     created_at: str
     version: str = fer_pipeline.__version__
@@ -99,13 +103,17 @@ class RunFolder:
     def load(self) -> RunRecord | None:
         """Return the run's record, None where no run has begun; raise UserError where the folder is something else."""
         try:
-            return RunRecord.model_validate_json(storage.read_bytes(self.path(RUN)))
+            text = storage.read_bytes(self.path(RUN))
         except NotADirectoryError:
             raise UserError(f"'{self.url}' is a file: choose a new folder for --out.") from None
         except FileNotFoundError:
             if set(storage.list_names(self.url)) - {"manifest"}:
                 raise UserError(f"'{self.url}' holds files but no {RUN}: choose an empty folder for --out.") from None
             return None
+        remedy = "finish it with that version, or choose another folder for --out."
+        require_schema_version(text, range(SCHEMA_VERSION, SCHEMA_VERSION + 1), f"The run in '{self.url}'", remedy)
+        try:
+            return RunRecord.model_validate_json(text)
         except ValidationError as error:
             raise UserError(f"'{self.path(RUN)}' is no record of a labelling run: choose another folder for --out.") from error
 

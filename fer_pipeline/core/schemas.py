@@ -3,6 +3,9 @@
 Strings of few values are dictionary-encoded: categories in pandas, enumerations that DuckDB filters by code.
 """
 
+from dataclasses import dataclass
+from typing import Literal, get_args
+
 import pyarrow as pa
 
 SAMPLES = pa.schema(
@@ -36,8 +39,20 @@ MANIFEST = pa.schema(
     ]
 )
 
-LANDMARKS = pa.list_(pa.float32(), 10)
-"""x, y of right eye, left eye, nose, right and left mouth corner, as the person has them."""
+
+@dataclass(frozen=True)
+class FaceAttribute:
+    """What a detector may know of a face besides box and score: a column, null from a detector that does not know it."""
+
+    type: pa.DataType
+    in_pixels: bool = False
+    """Whether the values are pixels of the image, which are scaled with it."""
+
+
+FACE_ATTRIBUTES = {
+    "landmarks": FaceAttribute(pa.list_(pa.float32(), 10), in_pixels=True),  # x, y of each of `framing.LANDMARKS`
+}
+"""By name: the one place to add an attribute. A detector puts it into `Detections.attributes`."""
 
 FACE = pa.struct(
     [
@@ -47,7 +62,7 @@ FACE = pa.struct(
         pa.field("w", pa.float32(), nullable=False),
         pa.field("h", pa.float32(), nullable=False),
         pa.field("detection_score", pa.float32(), nullable=False),
-        pa.field("landmarks", LANDMARKS),  # null from a detector that finds boxes only
+        *(pa.field(name, attribute.type) for name, attribute in FACE_ATTRIBUTES.items()),
         pa.field("expression", pa.string(), nullable=False),
         pa.field("confidence", pa.float32(), nullable=False),  # calibrated probability of `expression`
         pa.field("probabilities", pa.list_(pa.float32()), nullable=False),  # in the order of the model's classes
@@ -100,5 +115,6 @@ FACES = pa.schema(
 
 FINE = ("ok", "no_face")
 """Statuses of a record that was looked at."""
-FAILED = ("unreadable", "undecodable", "too_large", "unsupported", "timed_out", "crashed")
+FailedStatus = Literal["unreadable", "undecodable", "too_large", "unsupported", "timed_out", "crashed"]
+FAILED: tuple[str, ...] = get_args(FailedStatus)
 """Statuses of a record that could not be; `error` says why."""

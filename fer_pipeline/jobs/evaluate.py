@@ -1,43 +1,38 @@
 """Evaluate a model on a split of an ingested dataset: predictions file by file on Ray, then figures, a page and a table."""
 
-import json
 import logging
-from collections import deque
-from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
-from itertools import islice
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
 import ray
-from numpy.typing import NDArray
 from pydantic import Field
 
 import fer_pipeline
 from fer_pipeline.core import duplicates, storage
 from fer_pipeline.core.config import Config
-from fer_pipeline.core.dataset import read_card, read_samples, read_suspects, sample_files
+from fer_pipeline.core.dataset import read_dataset, read_flagged, read_samples, sample_files
 from fer_pipeline.core.duplicates import Copies, find_copies, split_digest
 from fer_pipeline.core.errors import UserError
+from fer_pipeline.core.figures import EvaluatedData, EvaluatedModel, Evaluation
 from fer_pipeline.core.run import now
 from fer_pipeline.jobs.cluster import ClusterConfig, connected
 from fer_pipeline.jobs.progress import progress
+from fer_pipeline.jobs.shared import Shared, fan_out, share
+from fer_pipeline.models.bundle import Bundle, read_bundle
 from fer_pipeline.models.calibration import scaled
-from fer_pipeline.models.card import BundleFiles, ModelCard, read_bundle
-from fer_pipeline.models.evaluation import Predictions, evaluate, joined, predictions_of
+from fer_pipeline.models.card import ModelCard
+from fer_pipeline.models.evaluation import Predictions, evaluate, joined
 from fer_pipeline.report.evaluation import evaluation_page
 from fer_pipeline.stages.classify import Classifier
-from fer_pipeline.stages.samples import SplitReader, class_indices, left_out_by_class
+from fer_pipeline.stages.training_data import SplitReader, class_indices, left_out_by_class
 
 log = logging.getLogger(__name__)
 
 EVALUATION, PAGE, PREDICTIONS = "evaluation.json", "evaluation.html", "predictions.parquet"
 ROWS = 512
 """Samples that a task holds as images."""
-AHEAD = 4
-"""Files in work or waiting, for each core."""
 
 
 class EvaluateConfig(Config):
@@ -76,24 +71,20 @@ class EvaluateResult(Config):
 
 
 @dataclass(frozen=True)
-class Scoring:
+class ScoringContext:
     """What every task needs."""
 
-    bundle: BundleFiles
+    bundle: Bundle
     reader: SplitReader
     precision: Literal["fp32", "bf16"]
     device: str
-
-
-Reference = tuple["ray.ObjectRef[Scoring]"]
-"""The scoring in a tuple of one, so that Ray hands tasks the reference and not a copy."""
 
 
 def run(config: EvaluateConfig, cluster: ClusterConfig = ClusterConfig()) -> EvaluateResult:
     """Write `evaluation.json`, its page and the table of predictions into the folder `out`. Raise UserError before any work."""
     data, out = storage.normalize(config.data), storage.normalize(config.out)
     storage.require_access(data, out)
-    bundle, dataset = read_bundle(config.model), read_card(data)
+    bundle, dataset = read_bundle(config.model), read_dataset(data)
     card = bundle.card
     left_out = left_out_by_class(dataset, config.split, card.label_space, config.map)
     others = set(storage.list_names(out)) - {EVALUATION, PAGE, PREDICTIONS}
@@ -102,61 +93,61 @@ def run(config: EvaluateConfig, cluster: ClusterConfig = ClusterConfig()) -> Eva
     Classifier(bundle, config.precision)
     classes = class_indices(dataset.label_space.classes, card.label_space, config.map)
     reader = SplitReader(data, config.split, card.network, classes, tuple(range(len(dataset.vote_classes))))
-    samples = read_samples(data, duplicates.COLUMNS)
+    samples = read_samples(data, duplicates.DUPLICATE_COLUMNS)
     learned_split = _learned_split(card, samples)
     copies = find_copies(samples, config.split, learned_split, _left_out(card, data, learned_split))
     with connected(cluster, data, out):
         if config.use_gpu and not ray.cluster_resources().get("GPU"):
             raise UserError("This cluster has no GPU: leave out --use-gpu.")
-        scored = list(_scored(Scoring(bundle, reader, config.precision, "cuda" if config.use_gpu else "cpu"), sample_files(data)))
-    predictions = joined([predictions_of(one.ids, one.logits, one.labels, one.votes, copies) for one in scored])
-    figures = {
-        "model": {"name": card.name, "digest": bundle.digest, "format": card.format},
-        "data": {
-            "layout": dataset.layout,
-            "digest": dataset.digest,
-            "split": config.split,
-            "left_out_by_class": left_out,
-            "training_split": learned_split,
-            "exact_copies_of_training_images": len(copies.exact),
-            "near_copies_of_training_images": len(copies.near),
-        },
-        "selected_on_this_split": split_digest(samples, config.split) == card.data.validation_digest,
-        "views": 2 if card.network.flip_averaging else 1,
-        "precision": config.precision if card.format == "safetensors" else "as exported",
-        "version": fer_pipeline.__version__,
-        "evaluated_at": now(),
-    } | _views(predictions, card, tuple(config.map.get(name, name) for name in dataset.vote_classes))
-    page = evaluation_page(figures, card)
-    storage.write_table(storage.join(out, PREDICTIONS), _table(scored, card, copies))
-    storage.write_bytes(storage.join(out, EVALUATION), json.dumps(figures, indent=1).encode())
+        context = ScoringContext(bundle, reader, config.precision, "cuda" if config.use_gpu else "cpu")
+        predictions = _predict(context, sample_files(data))
+    votes = tuple(config.map.get(name, name) for name in dataset.vote_classes)
+    fresh = predictions.without(copies.learned)
+    evaluation = Evaluation(
+        model=EvaluatedModel(name=card.name, digest=bundle.digest, format=card.format),
+        data=EvaluatedData(
+            layout=dataset.layout,
+            digest=dataset.digest,
+            split=config.split,
+            left_out_by_class=left_out,
+            framed_as_the_model=dataset.faces.framing == card.framing,
+            training_split=learned_split,
+            exact_copies_of_training_images=len(copies.exact),
+            near_copies_of_training_images=len(copies.near),
+        ),
+        selected_on_this_split=split_digest(samples, config.split) == card.data.validation_digest,
+        views=2 if card.network.flip_averaging else 1,
+        precision=config.precision if card.format == "safetensors" else "as exported",
+        version=fer_pipeline.__version__,
+        evaluated_at=now(),
+        all=evaluate(predictions, card.label_space, card.calibration, votes, copies.groups),
+        without_training_images=evaluate(fresh, card.label_space, card.calibration, votes, copies.groups)
+        if 0 < len(fresh) < len(predictions)
+        else None,
+    )
+    page = evaluation_page(evaluation, card)
+    storage.write_table(storage.join(out, PREDICTIONS), _table(predictions, card, copies))
+    storage.write_bytes(storage.join(out, EVALUATION), evaluation.model_dump_json(indent=1).encode())
     storage.write_bytes(storage.join(out, PAGE), page.encode())
     log.info("%s", storage.join(out, PAGE))
-    return _result(out, figures)
+    return _result(out, evaluation)
 
 
-def _views(predictions: Predictions, card: ModelCard, votes: tuple[str, ...]) -> dict[str, Any]:
-    """Return the figures on all images, and on those that are no copies of training images, if there are both kinds."""
-    fresh = predictions[~predictions.learned]
-    kinds = {"all": predictions, "without_training_images": fresh if 0 < len(fresh) < len(predictions) else None}
-    return {name: some and evaluate(some, card.label_space, card.calibration, votes) for name, some in kinds.items()}
-
-
-def _result(out: str, figures: dict[str, Any]) -> EvaluateResult:
-    whole, without = figures["all"], figures["without_training_images"]
-    calibration = whole["calibration"] or {}
+def _result(out: str, evaluation: Evaluation) -> EvaluateResult:
+    figures, without = evaluation.all, evaluation.without_training_images
+    calibration = figures.calibration
     return EvaluateResult(
         out=out,
-        images=whole["images"],
-        accuracy=whole["accuracy"],
-        accuracy_95=whole["intervals_95"]["accuracy"],
-        macro_f1=whole["macro_f1"],
-        uar=whole["uar"],
-        ece_before=calibration.get("before", {}).get("ece"),
-        ece_cross_fitted=calibration.get("cross_fitted", {}).get("ece"),
-        images_without_training_images=without and without["images"],
-        accuracy_without_training_images=without and without["accuracy"],
-        selected_on_this_split=figures["selected_on_this_split"],
+        images=figures.images,
+        accuracy=figures.accuracy,
+        accuracy_95=figures.intervals_95["accuracy"],
+        macro_f1=figures.macro_f1,
+        uar=figures.uar,
+        ece_before=calibration.before.ece if calibration else None,
+        ece_cross_fitted=calibration.cross_fitted.ece if calibration else None,
+        images_without_training_images=without.images if without else None,
+        accuracy_without_training_images=without.accuracy if without else None,
+        selected_on_this_split=evaluation.selected_on_this_split,
     )
 
 
@@ -168,61 +159,44 @@ def _learned_split(card: ModelCard, samples: pa.Table) -> str | None:
 
 
 def _left_out(card: ModelCard, data: str, learned_split: str | None) -> frozenset[str]:
-    """Return the ids of the learned split's suspects, where the training left them out."""
-    suspects = read_suspects(data).to_pylist() if card.data.left_out else []
-    return frozenset(row["sample_id"] for row in suspects if row["split"] == learned_split)
+    """Return the ids of the learned split's flagged, where the training left them out."""
+    flagged = read_flagged(data).to_pylist() if card.data.left_out else []
+    return frozenset(row["sample_id"] for row in flagged if row["split"] == learned_split)
 
 
-@dataclass(frozen=True)
-class Scored:
-    """The predictions for some samples: ids, logits (n, classes), labels (n,), votes (n, vote classes)."""
-
-    ids: list[str]
-    logits: NDArray[np.float32]
-    labels: NDArray[np.int64]
-    votes: NDArray[np.float32]
-
-
-def _scored(scoring: Scoring, files: list[str]) -> Iterator[Scored]:
-    """Yield the predictions chunk by chunk, in order; few files are ahead of the one that is waited for."""
-    reference: Reference = (ray.put(scoring),)
-    score = _score.options(num_gpus=1 if scoring.device == "cuda" else 0)
-    ahead = AHEAD * max(1, int(ray.cluster_resources().get("CPU", 1)))
-    waiting: deque[Any] = deque()
-    rest = iter(files)
+def _predict(context: ScoringContext, files: list[str]) -> Predictions:
+    """Return the predictions for the split, which is predicted file by file; the images stay in the tasks."""
+    batches: list[Predictions] = []
+    gpus = 1.0 if context.device == "cuda" else 0.0
     with progress("evaluating files", len(files)) as advance:
-        while True:
-            waiting += [score.remote(reference, uri) for uri in islice(rest, ahead - len(waiting))]
-            if not waiting:
-                return
-            yield from ray.get(waiting.popleft())
+        for found in fan_out(_predict_file, files, share(context), num_gpus=gpus):
+            batches += found
             advance(1)
+    return joined(batches)
 
 
-@ray.remote(num_cpus=1)
-def _score(reference: Reference, uri: str) -> list[Scored]:
+def _predict_file(shared: Shared[ScoringContext], uri: str) -> list[Predictions]:
     """Return the predictions for one file's samples of the split."""
-    scoring, classifier = _loaded(reference)
-    chunks = scoring.reader.chunks_of(uri, ROWS)
-    return [Scored(chunk.ids, classifier.logits(chunk.images), chunk.labels, chunk.votes) for chunk in chunks]
+    classifier = shared.load(_make_classifier)
+    return [
+        Predictions(np.array(chunk.ids, object), classifier.logits(chunk.images), chunk.labels, chunk.votes)
+        for chunk in shared.get().reader.chunks_of(uri, ROWS)
+    ]
 
 
-@lru_cache(maxsize=1)
-def _loaded(reference: Reference) -> tuple[Scoring, Classifier]:
-    """Return this process's classifier, loaded once."""
-    scoring = ray.get(reference[0])
-    return scoring, Classifier(scoring.bundle, scoring.precision, scoring.device)
+def _make_classifier(context: ScoringContext) -> Classifier:
+    return Classifier(context.bundle, context.precision, context.device)
 
 
-def _table(scored: list[Scored], card: ModelCard, copies: Copies) -> pa.Table:
+def _table(predictions: Predictions, card: ModelCard, copies: Copies) -> pa.Table:
     """Return one row per image: what it was labelled and predicted as, and whether the model had learned from a copy of it."""
     classes = pa.array(card.label_space.classes)
-    probabilities = scaled(np.concatenate([one.logits for one in scored]), card.calibration.temperature)
-    ids = [sample for one in scored for sample in one.ids]
+    probabilities = scaled(predictions.logits, card.calibration.temperature)
+    ids = predictions.ids.tolist()
     return pa.table(
         {
             "sample_id": ids,
-            "label": classes.take(pa.array(np.concatenate([one.labels for one in scored]))),
+            "label": classes.take(pa.array(predictions.labels)),
             "expression": classes.take(pa.array(probabilities.argmax(1))),
             "confidence": probabilities.max(1),
             "probabilities": pa.FixedSizeListArray.from_arrays(probabilities.ravel(), probabilities.shape[1]),

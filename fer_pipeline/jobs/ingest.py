@@ -1,34 +1,35 @@
-"""Ingest a labelled dataset: each part of the source is read, validated and written by one Ray Data task."""
+"""Ingest a labelled dataset: each part of the source is read, validated and written by one Ray task."""
 
 import hashlib
 import logging
 import re
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import ray
-import ray.data
+from numpy.typing import NDArray
 from pydantic import Field
 
 from fer_pipeline.core import dataset, duplicates, storage
 from fer_pipeline.core.config import Config
-from fer_pipeline.core.dataset import CARD, QUARANTINED_KEPT, SAMPLES_FOLDER, SUSPECTS_FILE, DatasetCard
+from fer_pipeline.core.dataset import DATASET_FILE, FLAGGED_FILE, QUARANTINED_KEPT, SAMPLES_FOLDER, DatasetInfo, FaceExtraction
 from fer_pipeline.core.errors import UserError
-from fer_pipeline.core.labels import LabelSpace, label_space
+from fer_pipeline.core.framing import load_framing
+from fer_pipeline.core.labels import LABEL_SPACES, LabelSpace, load_label_space
+from fer_pipeline.core.run import Identity
 from fer_pipeline.core.splits import hold_out
 from fer_pipeline.jobs.cluster import ClusterConfig, connected
 from fer_pipeline.jobs.progress import progress
-from fer_pipeline.sources.layouts import open_layout
-from fer_pipeline.sources.layouts.fer2013 import VOTE_CLASSES
-from fer_pipeline.sources.layouts.samples import DROPPED, MISLABELLED, Layout, Part
-from fer_pipeline.stages.crops import Cropper, Faces
-from fer_pipeline.stages.detect import load_detector
-from fer_pipeline.stages.samples import validate
-from fer_pipeline.stages.weights import THRESHOLDS, DetectorWeights, resolve_detector
+from fer_pipeline.jobs.shared import Shared, fan_out, share
+from fer_pipeline.sources.layouts import LAYOUT_HELP, LAYOUTS, LayoutName, open_layout
+from fer_pipeline.sources.layouts.layout import DROPPED, MISLABELLED, FacesMode, Layout, LayoutOptions, Part
+from fer_pipeline.stages.crops import Cropper
+from fer_pipeline.stages.detectors import DETECTOR_HELP, DETECTORS, DetectorName, load_detector, resolve_detector
+from fer_pipeline.stages.detectors.spec import ResolvedDetector
+from fer_pipeline.stages.ingest import validate
 
 log = logging.getLogger(__name__)
 
@@ -36,24 +37,27 @@ DETECT_PX = 640
 
 
 class IngestConfig(Config):
-    """Bring a labelled dataset into `samples/*.parquet`, `suspects.parquet` and `dataset.json`."""
+    """Bring a labelled dataset into `samples/*.parquet`, `flagged.parquet` and `dataset.json`."""
 
     source: str
     """Folder, file or s3:// URL of the dataset."""
     out: str
     """Folder of the dataset: new or empty."""
-    layout: str = "image-folder"
-    """`image-folder` ([split/]class/name, also in tars and zips), `fer2013-csv`, `webdataset`, `parquet`, `affectnet-csv`,
-    `affectnet-npy` or `rafdb`."""
-    label_space: str = "fer7"
-    """Which classes the labels are of: `fer7`, `affectnet8` or `ferplus8`. Other expressions are dropped and counted."""
+    layout: LayoutName = Field("image-folder", description=f"What the dataset looks like. {LAYOUT_HELP}.")
+    label_space: str = Field(
+        "fer7",
+        description=f"Which classes the labels are of: {', '.join(LABEL_SPACES)}, or a .toml file with `name` and `classes`. "
+        "Other expressions are dropped and counted.",
+    )
     votes: str | None = None
     """FER+'s `fer2013new.csv`, whose votes are joined to the rows of layout `fer2013-csv`."""
-    faces: Faces | None = None
+    faces: FacesMode | None = None
     """`whole`: images are samples as they are; `box`: the face is cut out; `align`: by its landmarks. By default `box` where the
     layout marks faces (AffectNet), else `whole`. Images without a face are dropped and counted."""
-    detector: Literal["auto", "yunet", "mtcnn"] = "auto"
-    """Finds the faces that the layout does not mark."""
+    framing: str | None = None
+    """Where a face stands in the samples: `fer2013`, or a .toml file with `landmarks`, `box_scale` and, for whole images, `cut`.
+    Labelling with a model that learned from them cuts faces so. By default the layout's, which is that of FER-2013."""
+    detector: DetectorName = Field("auto", description=f"Finds the faces that the layout does not mark. {DETECTOR_HELP}.")
     detector_weights: str | None = None
     """File of the detector's weights, where they are not to be looked for."""
     crop_px: int = Field(224, ge=16)
@@ -72,49 +76,62 @@ class IngestConfig(Config):
 
 
 @dataclass(frozen=True)
-class Reader:
+class IngestContext:
     """What every task needs to read its parts."""
 
     layout: Layout
     space: LabelSpace
     out: str
-    faces: Faces
-    crop_px: int
-    detector: DetectorWeights
+    faces: FaceExtraction
+    detector: ResolvedDetector | None
+    """None where whole images are taken."""
 
 
-def run(config: IngestConfig, cluster: ClusterConfig = ClusterConfig()) -> DatasetCard:
-    """Ingest the dataset and return its card. Raise UserError for what the user must mend, with nothing written."""
+def run(config: IngestConfig, cluster: ClusterConfig = ClusterConfig()) -> DatasetInfo:
+    """Ingest the dataset and return what its `dataset.json` says. Raise UserError with nothing written."""
     source, out = storage.normalize(config.source), storage.normalize(config.out)
-    space = label_space(config.label_space)
-    votes = storage.normalize(config.votes) if config.votes else None
-    layout = open_layout(config.layout, source, space, votes)
+    space = load_label_space(config.label_space)
+    options = LayoutOptions(votes=storage.normalize(config.votes) if config.votes else None)
+    layout = open_layout(config.layout, source, space, options)
     _check(config)
     storage.require_access(source, out)
     if not storage.exists(source):
         raise UserError(f"The source '{source}' does not exist.")
     samples = storage.join(out, SAMPLES_FOLDER)
     leftovers = storage.list_names(samples)  # of an ingest that did not end
-    if set(storage.list_names(out)) - {SAMPLES_FOLDER, SUSPECTS_FILE} or not all(
+    if set(storage.list_names(out)) - {SAMPLES_FOLDER, FLAGGED_FILE} or not all(
         re.fullmatch(r"\d{5}\.parquet", name) for name in leftovers
     ):
         raise UserError(f"'{out}' is not empty: choose a new folder for --out.")
-    faces = config.faces or ("box" if config.layout == "affectnet-csv" else "whole")
-    detector = resolve_detector("none" if faces == "whole" else config.detector, config.detector_weights)
+    faces, detector = _face_extraction(config)
     parts = layout.plan()
     with connected(cluster, source, out):
         for name in leftovers:
             storage.remove(storage.join(samples, name))
-        reader = ray.put(Reader(layout, space, out, faces, config.crop_px, detector))
-        excluded = _read(parts, reader)
+        excluded = _read(parts, share(IngestContext(layout, space, out, faces, detector)))
         _stop_at_wrong_labels(config, excluded)
         _require_samples(source, out, excluded)
         if config.validation_share or config.test_share:
-            _hold_out(config, out, space)
-    card = _card(config, source, out, space, excluded)
-    storage.write_bytes(storage.join(out, CARD), card.model_dump_json(indent=2).encode())
-    log.info("%d samples, %d dropped, %d quarantined: %s", card.samples, sum(card.dropped.values()), card.quarantined, out)
-    return card
+            _hold_out(config, out)
+    info = _info(config, source, out, space, faces, excluded)
+    storage.write_bytes(storage.join(out, DATASET_FILE), info.model_dump_json(indent=2).encode())
+    log.info("%d samples, %d dropped, %d quarantined: %s", info.samples, sum(info.dropped.values()), info.quarantined, out)
+    return info
+
+
+def _face_extraction(config: IngestConfig) -> tuple[FaceExtraction, ResolvedDetector | None]:
+    """Decide how faces are taken; raise UserError for a framing or a detector that cannot be had."""
+    spec = LAYOUTS[config.layout]
+    mode = config.faces or spec.faces
+    framing = load_framing(config.framing) if config.framing else spec.framing
+    if mode == "whole":
+        return FaceExtraction(mode=mode, framing=framing), None
+    framing = framing.model_copy(update={"cut": "box" if mode == "box" else "landmarks"})
+    detector = resolve_detector(config.detector, config.detector_weights)
+    if not DETECTORS[detector.name].finds_faces:
+        raise UserError(f"The detector '{detector.name}' finds no faces: say --faces whole, or choose another --detector.")
+    identity = Identity(name=detector.name, digest=detector.digest)
+    return FaceExtraction(mode=mode, framing=framing, crop_px=config.crop_px, detector=identity), detector
 
 
 def _check(config: IngestConfig) -> None:
@@ -131,29 +148,30 @@ Exclusion = dict[str, str]
 """`kind`, `source` and `reason` of a record that is no sample."""
 
 
-def _read(parts: list[Part], reader: ray.ObjectRef[Reader]) -> list[Exclusion]:
+def _read(parts: list[Part], context: Shared[IngestContext]) -> list[Exclusion]:
     """Write each part's samples; return the records that are none, in the order of the source."""
-    ray.data.DataContext.get_current().enable_progress_bars = False
-    items = ray.data.from_items([{"number": number} for number in range(len(parts))], override_num_blocks=len(parts))
-    references = [ray.put(part) for part in parts]
-    found: dict[int, list[Exclusion]] = {}
+    found: list[Exclusion] = []
     with progress("ingesting parts", len(parts)) as advance:
-        for row in items.map(partial(_read_part, references, reader), num_cpus=1).iter_rows():
-            found[row["number"]] = list(row["excluded"])
+        for excluded in fan_out(_read_part, enumerate(parts), context):
+            found += excluded
             advance(1)
-    return [record for number in sorted(found) for record in found[number]]
+    return found
 
 
-def _read_part(references: list[ray.ObjectRef[Part]], shared: ray.ObjectRef[Reader], row: dict[str, Any]) -> dict[str, Any]:
-    number, reader = int(row["number"]), ray.get(shared)
-    cropper = None
-    if reader.faces != "whole":
-        detector = load_detector(reader.detector, DETECT_PX, THRESHOLDS[reader.detector.name])
-        cropper = Cropper(reader.faces, reader.crop_px, detector)
-    samples, excluded = validate(reader.layout.read(ray.get(references[number])), reader.space, cropper)
+def _read_part(shared: Shared[IngestContext], numbered: tuple[int, Part]) -> list[Exclusion]:
+    number, part = numbered
+    context = shared.get()
+    samples, excluded = validate(context.layout.read(part), context.space, shared.load(_cropper))
     if len(samples):
-        storage.write_table(_samples_file(reader.out, number), samples, row_group_size=1024)
-    return {"number": number, "excluded": [{"kind": e.kind, "source": e.source, "reason": e.reason} for e in excluded]}
+        storage.write_table(_samples_file(context.out, number), samples, row_group_size=1024)
+    return [{"kind": e.kind, "source": e.source, "reason": e.reason} for e in excluded]
+
+
+def _cropper(context: IngestContext) -> Cropper | None:
+    if context.detector is None or context.faces.crop_px is None:
+        return None
+    detector = load_detector(context.detector, DETECT_PX, DETECTORS[context.detector.name].threshold)
+    return Cropper(context.faces.framing, context.faces.crop_px, detector)
 
 
 def _samples_file(out: str, number: int) -> str:
@@ -175,29 +193,33 @@ def _require_samples(source: str, out: str, excluded: list[Exclusion]) -> None:
         raise UserError(f"No record of '{source}' is a sample; the first was refused because {reason}.")
 
 
-def _hold_out(config: IngestConfig, out: str, space: LabelSpace) -> None:
+def _hold_out(config: IngestConfig, out: str) -> None:
     """Give some samples of the split `train` another one, and write the files that hold them again."""
-    columns = dataset.read_samples(out, ["sample_id", "source", *duplicates.COLUMNS[1:]])
+    columns = dataset.read_samples(out, ["sample_id", "source", *duplicates.DUPLICATE_COLUMNS[1:]])
     splits = np.array(columns["split"].to_pylist(), object)
-    for name, share in (("test", config.test_share), ("validation", config.validation_share)):
-        if share and name in splits:
+    for name, wanted in (("test", config.test_share), ("validation", config.validation_share)):
+        if wanted and name in splits:
             raise UserError(f"The dataset has a split '{name}' already: leave out --{name}-share.")
     _, near, _ = duplicates.copy_keys(columns)
     names = [_group(config.group_by, source) for source in columns["source"].to_pylist()]
     groups = duplicates.join_keys(near, names)
     labels = columns["label"].to_numpy()
-    for name, share in (("test", config.test_share), ("validation", config.validation_share / (1 - config.test_share))):
+    for name, wanted in (("test", config.test_share), ("validation", config.validation_share / (1 - config.test_share))):
         train = np.flatnonzero(splits == "train")
-        if share:
-            splits[train[hold_out(labels[train], groups[train], share, config.seed)]] = name
+        if wanted:
+            splits[train[hold_out(labels[train], groups[train], wanted, config.seed)]] = name
+    for _ in fan_out(_set_splits, _splits_by_file(out, splits)):
+        pass
+
+
+def _splits_by_file(out: str, splits: NDArray[Any]) -> Iterator[tuple[str, list[str]]]:
+    """Yield each file of the samples with the splits of its rows."""
     first = 0
-    tasks = []
     for uri in dataset.sample_files(out):
         with storage.opened_parquet(uri) as parquet:
             rows = parquet.metadata.num_rows
-        tasks.append(_set_split.remote(uri, list(splits[first : first + rows])))
+        yield uri, list(splits[first : first + rows])
         first += rows
-    ray.get(tasks)
 
 
 def _group(pattern: str | None, source: str) -> str | None:
@@ -206,28 +228,33 @@ def _group(pattern: str | None, source: str) -> str | None:
     return (found[1] if found.re.groups else found[0]) if found else None
 
 
-@ray.remote(num_cpus=1)
-def _set_split(uri: str, splits: list[str]) -> None:
+def _set_splits(file: tuple[str, list[str]]) -> None:
+    uri, splits = file
     samples = storage.read_table(uri)
     index = samples.schema.get_field_index("split")
     changed = samples.set_column(index, samples.schema.field(index), pa.array(splits))
     storage.write_table(uri, changed, row_group_size=1024)
 
 
-def _card(config: IngestConfig, source: str, out: str, space: LabelSpace, excluded: list[Exclusion]) -> DatasetCard:
-    samples = dataset.read_samples(out, duplicates.COLUMNS)
-    found, suspects = duplicates.inspect(samples)
-    storage.write_table(storage.join(out, SUSPECTS_FILE), suspects)
+def _info(
+    config: IngestConfig, source: str, out: str, space: LabelSpace, faces: FaceExtraction, excluded: list[Exclusion]
+) -> DatasetInfo:
+    spec = LAYOUTS[config.layout]
+    samples = dataset.read_samples(out, duplicates.DUPLICATE_COLUMNS)
+    found, flagged = duplicates.inspect(samples)
+    storage.write_table(storage.join(out, FLAGGED_FILE), flagged)
     quarantined = [{"source": e["source"], "reason": e["reason"]} for e in excluded if e["kind"] != DROPPED]
-    return DatasetCard(
+    return DatasetInfo(
         source=source,
         layout=config.layout,
+        terms=spec.terms,
+        faces=faces,
         label_space=space,
         samples=len(samples),
         counts=dataset.count(samples, space),
-        vote_classes=VOTE_CLASSES if config.votes else (),
+        vote_classes=spec.vote_classes if config.votes else (),
         duplicates=found,
-        suspects=dict(Counter(suspects["reason"].to_pylist())),
+        flagged=dict(Counter(flagged["reason"].to_pylist())),
         dropped=dict(Counter(e["reason"] for e in excluded if e["kind"] == DROPPED)),
         quarantined=len(quarantined),
         quarantined_records=quarantined[:QUARANTINED_KEPT],

@@ -17,13 +17,13 @@ from ray.tune.schedulers import ASHAScheduler
 
 from fer_pipeline.core import storage
 from fer_pipeline.core.config import Config, explain
-from fer_pipeline.core.dataset import DatasetCard, read_card
+from fer_pipeline.core.dataset import DatasetInfo, read_dataset
 from fer_pipeline.core.errors import UserError
 from fer_pipeline.jobs.cluster import ClusterConfig, connected
-from fer_pipeline.jobs.fit import make_trainer, to_tensors
-from fer_pipeline.jobs.train import TrainConfig, make_plan
+from fer_pipeline.jobs.train.job import TrainConfig, make_plan
+from fer_pipeline.jobs.train.rank import make_trainer
 from fer_pipeline.models.recipe import Recipe, load_recipe, recipe_toml
-from fer_pipeline.models.training import DivergedError, Epoch
+from fer_pipeline.models.training.trainer import DivergedError, Epoch
 from fer_pipeline.report.sweep import sweep_png
 
 log = logging.getLogger(__name__)
@@ -74,7 +74,7 @@ def run(config: SweepConfig, cluster: ClusterConfig = ClusterConfig()) -> SweepR
     """Run the trials that are left and write the table, the picture and the best recipe. Raise UserError before any work."""
     data, out = storage.normalize(config.data), storage.normalize(config.out)
     storage.require_access(data, out)
-    recipe, card = load_recipe(config.recipe), read_card(data)
+    recipe, card = load_recipe(config.recipe), read_dataset(data)
     space = load_space(config.space, recipe)
     make_plan(_train_config(config, data), recipe, card, data, None)
     with connected(cluster, data, out):
@@ -154,7 +154,7 @@ def _train_config(config: SweepConfig, data: str) -> TrainConfig:
     )
 
 
-def _tuner(config: SweepConfig, recipe: Recipe, card: DatasetCard, data: str, out: str, space: dict[str, Any]) -> tune.Tuner:
+def _tuner(config: SweepConfig, recipe: Recipe, card: DatasetInfo, data: str, out: str, space: dict[str, Any]) -> tune.Tuner:
     filesystem, path = storage.arrow_filesystem(out)
 
     def trial(settings: dict[str, Any]) -> None:
@@ -189,7 +189,7 @@ def _tuner(config: SweepConfig, recipe: Recipe, card: DatasetCard, data: str, ou
     )
 
 
-def _trial(recipe: Recipe, config: SweepConfig, card: DatasetCard, data: str) -> None:
+def _trial(recipe: Recipe, config: SweepConfig, card: DatasetInfo, data: str) -> None:
     """Train in this process and report every epoch; a trial that diverges ends as it is."""
     torch.set_num_threads(config.cpus_per_trial)
     plan = make_plan(_train_config(config, data), recipe, card, data, None)
@@ -199,7 +199,7 @@ def _trial(recipe: Recipe, config: SweepConfig, card: DatasetCard, data: str) ->
         tune.report(asdict(epoch))
 
     try:
-        trainer.fit([to_tensors(plan.validation.load())], on_epoch)
+        trainer.fit([plan.validation.load().to("cpu")], on_epoch)
     except DivergedError:
         return
 

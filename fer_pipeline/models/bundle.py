@@ -1,36 +1,108 @@
-"""The model bundle: a folder with `model.safetensors` and `model.json`, from which the network is rebuilt. No pickle."""
+"""The model bundle: a folder with `model.json` and the weights (`model.safetensors` or `model.onnx`). No pickle, no torch."""
 
-import safetensors.torch
-from safetensors import SafetensorError
-from torch import nn
+import hashlib
+import json
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+from pydantic import ValidationError
 
 from fer_pipeline.core import storage
+from fer_pipeline.core.config import explain
 from fer_pipeline.core.errors import UserError
-from fer_pipeline.models.card import CARD, WEIGHTS, BundleFiles, ModelCard, bundle_of, card_json
-from fer_pipeline.models.networks import build
+from fer_pipeline.core.schema_version import require_schema_version
+from fer_pipeline.models import registry
+from fer_pipeline.models.card import SCHEMA_VERSION, ModelCard
+
+MODEL_FILE, WEIGHTS_FILE, ONNX_FILE = "model.json", "model.safetensors", "model.onnx"
+CARD_MARKDOWN, CARD_PAGE, HISTORY, CURVES, CONFUSION = (
+    "MODEL_CARD.md",
+    "model_card.html",
+    "history.json",
+    "curves.png",
+    "confusion.png",
+)
+FILES = (MODEL_FILE, WEIGHTS_FILE, ONNX_FILE, CARD_MARKDOWN, CARD_PAGE, HISTORY, CURVES, CONFUSION)
+"""All files that a bundle may have."""
+EMBEDDED = "embedded"
+"""The name of the model that comes with the package."""
 
 
-def load_network(bundle: BundleFiles) -> nn.Module:
-    """Return the bundle's network in evaluation mode on the CPU; raise UserError where weights and card do not fit."""
-    if bundle.card.format == "onnx":
-        raise UserError(f"The model '{bundle.card.name}' is an ONNX network: it labels and is evaluated, but not trained on.")
-    network = build(bundle.card.network, len(bundle.card.label_space.classes))
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle's card and the bytes of its weights; `digest` is the sha256 over both files."""
+
+    card: ModelCard
+    weights: bytes
+    digest: str
+
+
+def read_bundle(url: str) -> Bundle:
+    """Return the bundle in the folder `url`, the embedded one, or the one that [REGISTRY/]NAME@ALIAS names.
+
+    Raise UserError where there is none that is whole.
+    """
+    files = _open(url)
     try:
-        network.load_state_dict(safetensors.torch.load(bundle.weights))
-    except (SafetensorError, RuntimeError) as error:
+        text = files.read(MODEL_FILE)
+        remedy = "train or export it again with this version, or label with the version that wrote it."
+        require_schema_version(text, range(1, SCHEMA_VERSION + 1), f"The model '{url}'", remedy)
+        card = ModelCard.model_validate_json(text)
+        weights = files.read(weights_file(card))
+    except storage.STORAGE_ERRORS as error:
         raise UserError(
-            f"The weights of the model '{bundle.card.name}' do not fit its card: {WEIGHTS} and {CARD} are not of one training."
+            f"There is no model bundle at '{url}': it needs {MODEL_FILE}, and {WEIGHTS_FILE} or {ONNX_FILE}."
         ) from error
-    return network.eval()
+    except ValidationError as error:
+        raise UserError(f"The card {MODEL_FILE} of the model at '{url}' cannot be used: {explain(error)}.") from error
+    return Bundle(card, weights, hashlib.sha256(text + weights).hexdigest())
 
 
-def pack(network: nn.Module, card: ModelCard) -> BundleFiles:
-    """Return a network and its card as a bundle."""
-    tensors = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
-    return bundle_of(card, safetensors.torch.save(tensors))
+def bundle_of(card: ModelCard, weights: bytes) -> Bundle:
+    """Return a bundle that stands in no folder yet."""
+    return Bundle(card, weights, hashlib.sha256(card_json(card) + weights).hexdigest())
 
 
-def save_bundle(url: str, bundle: BundleFiles) -> None:
+def read_files(url: str) -> dict[str, bytes]:
+    """Return a bundle's files by name, those beside card and weights too: pictures, history, pages."""
+    files = _open(url)
+    return {name: files.read(name) for name in files.names() if name in FILES}
+
+
+def _open(url: str) -> "Folder | registry.Pushed":
+    if url == EMBEDDED:
+        return Folder(str(Path(str(resources.files("fer_pipeline"))) / "models" / EMBEDDED))
+    folder = Folder(storage.normalize(url))
+    if registry.is_reference(url) and not storage.exists(storage.join(folder.url, MODEL_FILE)):
+        return registry.find(url)
+    return folder
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A bundle's files in a folder of their own."""
+
+    url: str
+
+    def names(self) -> list[str]:
+        return storage.list_names(self.url)
+
+    def read(self, name: str) -> bytes:
+        return storage.read_bytes(storage.join(self.url, name))
+
+
+def weights_file(card: ModelCard) -> str:
+    """Return the name of the file that holds the weights of the card's model."""
+    return ONNX_FILE if card.format == "onnx" else WEIGHTS_FILE
+
+
+def card_json(card: ModelCard) -> bytes:
+    """Return the card as it is written to `model.json`."""
+    return (json.dumps(card.model_dump(mode="json"), indent=2) + "\n").encode()
+
+
+def save_bundle(url: str, bundle: Bundle) -> None:
     """Write a bundle into the folder `url`; the card, which makes it a bundle, comes last."""
-    storage.write_bytes(storage.join(url, bundle.card.weights_file), bundle.weights)
-    storage.write_bytes(storage.join(url, CARD), card_json(bundle.card))
+    storage.write_bytes(storage.join(url, weights_file(bundle.card)), bundle.weights)
+    storage.write_bytes(storage.join(url, MODEL_FILE), card_json(bundle.card))

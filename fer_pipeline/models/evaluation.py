@@ -1,14 +1,13 @@
-"""Evaluation: what a model's predictions on labelled images are worth, in figures that a model card and a page can hold."""
+"""Evaluation: what a model's predictions on labelled images are worth."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fer_pipeline.core.duplicates import Copies
+from fer_pipeline.core.figures import CalibrationComparison, CalibrationFigures, CertainFigures, Figures, VoteFigures
 from fer_pipeline.core.labels import LabelSpace, mapping
 from fer_pipeline.core.metrics import expected_calibration_error, log_loss, reliability, risk_coverage, summarize
 from fer_pipeline.models.calibration import cross_fitted, scaled
@@ -20,16 +19,14 @@ FEWEST = 50
 
 @dataclass(frozen=True)
 class Predictions:
-    """Logits of labelled images; n of them."""
+    """What a network answered on labelled images; n of them."""
 
+    ids: NDArray[np.object_]
+    """(n,), sample ids."""
     logits: NDArray[np.float32]
     """(n, classes), before any temperature."""
     labels: NDArray[np.int64]
     """(n,)"""
-    groups: NDArray[np.int64]
-    """(n,), equal for exact and near copies."""
-    learned: NDArray[np.bool_]
-    """(n,), whether an exact or near copy of the image stands in the training split."""
     votes: NDArray[np.float32]
     """(n, vote classes): shares of annotators' votes, all zero where there are none."""
 
@@ -37,69 +34,74 @@ class Predictions:
         return len(self.labels)
 
     def __getitem__(self, chosen: NDArray[np.bool_]) -> "Predictions":
-        return Predictions(*(values[chosen] for values in vars(self).values()))
+        return Predictions(self.ids[chosen], self.logits[chosen], self.labels[chosen], self.votes[chosen])
+
+    def without(self, ids: Collection[str]) -> "Predictions":
+        """Return the predictions for all images but those with these ids."""
+        return self[np.array([sample not in ids for sample in self.ids], bool)]
 
 
-def predictions_of(
-    ids: list[str],
-    logits: NDArray[np.float32],
-    labels: NDArray[np.int64],
-    votes: NDArray[np.float32],
-    copies: Copies,
-) -> Predictions:
-    """Return the predictions for some samples of the split that `copies` is about."""
-    learned = copies.exact | copies.near
-    groups = np.array([copies.groups[sample] for sample in ids], np.int64)
-    return Predictions(logits, labels, groups, np.array([sample in learned for sample in ids], bool), votes)
-
-
-def joined(parts: Sequence[Predictions]) -> Predictions:
-    """Return parts of a split as one; at least one part."""
-    return Predictions(*(np.concatenate(values) for values in zip(*(vars(part).values() for part in parts), strict=True)))
+def joined(batches: Sequence[Predictions]) -> Predictions:
+    """Return several batches of predictions as one; at least one batch."""
+    names = [field.name for field in fields(Predictions)]
+    return Predictions(**{name: np.concatenate([getattr(batch, name) for batch in batches]) for name in names})
 
 
 def evaluate(
-    predictions: Predictions, space: LabelSpace, calibration: Calibration, vote_classes: tuple[str, ...] = ()
-) -> dict[str, Any]:
-    """Return the figures of `summarize` under the model's calibration, and what calibration, abstaining and votes add.
+    predictions: Predictions,
+    space: LabelSpace,
+    calibration: Calibration,
+    vote_classes: tuple[str, ...] = (),
+    groups: Mapping[str, int] | None = None,
+) -> Figures:
+    """Return the figures of the predictions under the model's calibration.
 
-    `calibration` holds the ECE (15 bins) and log loss before temperature scaling, as the model ships, and cross-fitted: each
-    half of the images under the temperature of the other, copies in one half. It is None for fewer than 50 images.
+    `groups` gives a number to each sample id that copies share (`duplicates.Copies`); without it every image is one of its own.
+    Calibration is not scored for fewer than 50 images.
     """
     labels, probabilities = predictions.labels, scaled(predictions.logits, calibration.temperature)
-    confidence, correct = probabilities.max(1), probabilities.argmax(1) == labels
-    certain = confidence >= calibration.uncertain_below
     figures = summarize(probabilities, labels, space.classes)
     if not len(predictions):
         return figures
-    figures["calibration"] = _calibration(predictions, probabilities)
-    figures["risk_coverage"] = risk_coverage(confidence, correct, points=25)
-    figures["certain"] = {
-        "uncertain_below": calibration.uncertain_below,
-        "coverage": float(certain.mean()),
-        "accuracy": float(correct[certain].mean()) if certain.any() else None,
-    }
+    confidence, correct = probabilities.max(1), probabilities.argmax(1) == labels
+    certain = confidence >= calibration.uncertain_below
+    votes = None
     if vote_classes and predictions.votes.any():
-        figures["votes"] = _against_votes(probabilities.argmax(1), labels, predictions.votes, vote_classes, space)
-    return figures
+        votes = _against_votes(probabilities.argmax(1), labels, predictions.votes, vote_classes, space)
+    return figures.model_copy(
+        update={
+            "calibration": _calibration(predictions, probabilities, groups),
+            "risk_coverage": risk_coverage(confidence, correct, points=25),
+            "certain": CertainFigures(
+                uncertain_below=calibration.uncertain_below,
+                coverage=float(certain.mean()),
+                accuracy=float(correct[certain].mean()) if certain.any() else None,
+            ),
+            "votes": votes,
+        }
+    )
 
 
-def _calibration(predictions: Predictions, shipped: NDArray[np.float32]) -> dict[str, Any] | None:
+def _calibration(
+    predictions: Predictions, shipped: NDArray[np.float32], groups: Mapping[str, int] | None
+) -> CalibrationComparison | None:
     labels = predictions.labels
-    if len(labels) < FEWEST or len(np.unique(predictions.groups)) < 2:
+    group = np.array([groups[sample] for sample in predictions.ids], np.int64) if groups else np.arange(len(labels))
+    if len(labels) < FEWEST or len(np.unique(group)) < 2:
         return None
     logits, truth = torch.from_numpy(predictions.logits), torch.from_numpy(labels)
-    fitted, temperatures = cross_fitted(logits, truth, predictions.groups)
-    ways = {"before": scaled(predictions.logits, 1.0), "as_shipped": shipped, "cross_fitted": fitted.numpy()}
-    scored: dict[str, Any] = {
-        name: {
-            "ece": expected_calibration_error(probabilities, labels),
-            "log_loss": log_loss(probabilities, labels),
-            "reliability": reliability(probabilities.max(1), probabilities.argmax(1) == labels),
-        }
-        for name, probabilities in ways.items()
-    }
-    return scored | {"temperatures_of_the_halves": temperatures}
+    fitted, temperatures = cross_fitted(logits, truth, group)
+    before, as_shipped, after = (
+        CalibrationFigures(
+            ece=expected_calibration_error(probabilities, labels),
+            log_loss=log_loss(probabilities, labels),
+            reliability=reliability(probabilities.max(1), probabilities.argmax(1) == labels),
+        )
+        for probabilities in (scaled(predictions.logits, 1.0), shipped, fitted.numpy())
+    )
+    return CalibrationComparison(
+        before=before, as_shipped=as_shipped, cross_fitted=after, temperatures_of_the_halves=temperatures
+    )
 
 
 def _against_votes(
@@ -108,12 +110,8 @@ def _against_votes(
     votes: NDArray[np.float32],
     vote_classes: tuple[str, ...],
     space: LabelSpace,
-) -> dict[str, Any]:
-    """Compare predictions, and the dataset's own labels, with what most annotators said.
-
-    Left out are images without votes, those whose most votes are shared by two classes, and those whose majority is no class of
-    the model. `agreement` is the mean share of the annotators who chose the predicted class.
-    """
+) -> VoteFigures:
+    """Compare predictions, and the dataset's own labels, with what most annotators said."""
     classes = mapping(vote_classes, space)
     shares = np.zeros((len(labels), len(space.classes)), np.float32)
     for column, index in enumerate(classes):
@@ -123,11 +121,11 @@ def _against_votes(
     tied = (votes == votes.max(1, keepdims=True)).sum(1) > 1
     clear = ~tied & (majority >= 0)
     if not clear.any():
-        return {"images": 0, "left_out": len(labels)}
-    return {
-        "images": int(clear.sum()),
-        "left_out": int((~clear).sum()),
-        "accuracy": float((predicted == majority)[clear].mean()),
-        "accuracy_of_the_labels": float((labels == majority)[clear].mean()),
-        "agreement": float(shares[np.arange(len(labels)), predicted][clear].mean()),
-    }
+        return VoteFigures(images=0, left_out=len(labels))
+    return VoteFigures(
+        images=int(clear.sum()),
+        left_out=int((~clear).sum()),
+        accuracy=float((predicted == majority)[clear].mean()),
+        accuracy_of_the_labels=float((labels == majority)[clear].mean()),
+        agreement=float(shares[np.arange(len(labels)), predicted][clear].mean()),
+    )

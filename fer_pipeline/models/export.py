@@ -12,13 +12,13 @@ from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, Q
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from fer_pipeline.core.errors import UserError
-from fer_pipeline.models.bundle import load_network
-from fer_pipeline.models.card import BundleFiles
+from fer_pipeline.models.bundle import Bundle
+from fer_pipeline.models.weights import load_network
 
 CALIBRATION_BATCH = 64
 
 
-def to_onnx(bundle: BundleFiles) -> bytes:
+def to_onnx(bundle: Bundle) -> bytes:
     """Return the network as ONNX: `images` uint8 (n, channels, side, side) to `logits` float32 (n, classes), any n.
 
     The classes and the temperature stand in the file's metadata. Raise UserError for a bundle that is no torch network.

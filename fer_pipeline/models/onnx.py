@@ -15,7 +15,7 @@ from onnxruntime.capi.onnxruntime_pybind11_state import (
 )
 
 from fer_pipeline.core.errors import UserError
-from fer_pipeline.models.card import ONNX, BundleFiles
+from fer_pipeline.models.bundle import ONNX_FILE, Bundle
 
 ONNX_ERRORS = (Fail, InvalidArgument, InvalidGraph, InvalidProtobuf, NotImplemented, RuntimeException)
 LEAST_PROBABILITY = 1e-12
@@ -29,7 +29,7 @@ class OnnxNetwork:
     Raise UserError where the file does not load, or does not fit the card.
     """
 
-    def __init__(self, bundle: BundleFiles, device: str = "cpu", threads: int = 1) -> None:
+    def __init__(self, bundle: Bundle, device: str = "cpu", threads: int = 1) -> None:
         self.card = card = bundle.card
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads, options.log_severity_level = threads, 1, 3
@@ -37,10 +37,10 @@ class OnnxNetwork:
         try:
             self.session: Any = onnxruntime.InferenceSession(bundle.weights, options, providers=providers)
         except ONNX_ERRORS as error:
-            raise UserError(f"The {ONNX} of the model '{card.name}' cannot be loaded: {_line(error)}.") from error
+            raise UserError(f"The {ONNX_FILE} of the model '{card.name}' cannot be loaded: {_line(error)}.") from error
         inputs = self.session.get_inputs()
         if len(inputs) != 1 or len(inputs[0].shape) != 4:
-            raise UserError(f"The {ONNX} of the model '{card.name}' must take one batch of images, four dimensions.")
+            raise UserError(f"The {ONNX_FILE} of the model '{card.name}' must take one batch of images, four dimensions.")
         self.input = inputs[0]
         network = card.network
         self.channels_last = network.channels not in self.input.shape[1:2] and self.input.shape[3] == network.channels
@@ -78,17 +78,17 @@ class OnnxNetwork:
             found = self(np.zeros((1, card.network.channels, side, side), np.uint8))
         except ONNX_ERRORS as error:
             raise UserError(
-                f"The {ONNX} of the model '{card.name}' does not take what its card says, crops of {card.network.channels} "
+                f"The {ONNX_FILE} of the model '{card.name}' does not take what its card says, crops of {card.network.channels} "
                 f"channels and {side} px: {_line(error)}."
             ) from error
         classes = card.label_space.classes
         if found.shape != (1, len(classes)):
             raise UserError(
-                f"The {ONNX} of the model '{card.name}' has outputs of shape {found.shape}, but its card names {len(classes)} "
-                "classes: they must be (n, classes)."
+                f"The {ONNX_FILE} of the model '{card.name}' has outputs of shape {found.shape}, but its card names "
+                f"{len(classes)} classes: they must be (n, classes)."
             )
         if not np.isfinite(found).all():
-            raise UserError(f"The {ONNX} of the model '{card.name}' answers a black crop with numbers that are not finite.")
+            raise UserError(f"The {ONNX_FILE} of the model '{card.name}' answers a black crop with numbers that are not finite.")
 
 
 def _line(error: Exception) -> str:

@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from fer_pipeline.core.errors import UserError
-from fer_pipeline.models.networks import Weights, last_layer
+from fer_pipeline.models.weights import Weights, last_layer
 
 FILES = (".pt", ".pth", ".safetensors")
 

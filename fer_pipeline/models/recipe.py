@@ -1,18 +1,19 @@
 """A recipe: everything about a training run but its data and its machine. TOML, in `fer_pipeline/recipes/` or anywhere."""
 
-import json
 import tomllib
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import tomli_w
 from pydantic import Field, ValidationError
 
 from fer_pipeline.core.config import Config, explain
 from fer_pipeline.core.errors import UserError
+from fer_pipeline.core.framing import Framing
 from fer_pipeline.models.augmentation import AugmentationConfig
-from fer_pipeline.models.card import Framing, NetworkConfig
-from fer_pipeline.models.training import TrainingConfig
+from fer_pipeline.models.network_config import NetworkConfig
+from fer_pipeline.models.training.config import TrainingConfig
 
 
 class CalibrationConfig(Config):
@@ -33,7 +34,8 @@ class Recipe(Config):
     network: NetworkConfig = Field(default_factory=NetworkConfig)
     pretrained: str | None = None
     """Weights to start from, all but the last layer: torchvision's by name (`DEFAULT`), or a file; else the seed decides them."""
-    framing: Framing = Field(default_factory=Framing)
+    framing: Framing | None = None
+    """The framing that the recipe needs; a dataset of another one is refused. By default it takes the dataset's."""
     augmentation: AugmentationConfig = Field(default_factory=AugmentationConfig)
     training: TrainingConfig = Field(default_factory=TrainingConfig)
     calibration: CalibrationConfig = Field(default_factory=CalibrationConfig)
@@ -45,8 +47,8 @@ def recipe_names() -> list[str]:
     return sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
 
 
-def load_recipe(name: str) -> Recipe:
-    """Return the recipe called `name`, or the one in the TOML file at the path `name`; raise UserError for a faulty one."""
+def _read_recipe(name: str, below: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Return the settings of a recipe, those of the recipes that it extends among them; `below` are those that extend it."""
     if name in recipe_names():
         text = (resources.files("fer_pipeline") / "recipes" / f"{name}.toml").read_text()
     elif name.endswith(".toml") and Path(name).is_file():
@@ -54,22 +56,37 @@ def load_recipe(name: str) -> Recipe:
     else:
         raise UserError(f"There is no recipe '{name}': give a .toml file or one of {', '.join(recipe_names())}.")
     try:
-        return Recipe.model_validate({"name": Path(name).stem} | tomllib.loads(text))
+        facts = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise UserError(f"The recipe '{name}' is not valid TOML: {error}.") from error
+    base = facts.pop("extends", None)
+    if base is not None:
+        if not isinstance(base, str) or base in below:
+            raise UserError(f"The recipe '{name}' cannot extend '{base}': name another recipe, or a .toml file beside it.")
+        beside = Path(name).parent / base
+        extended = _read_recipe(str(beside) if beside.is_file() else base, (*below, name, base))
+        extended.pop("name", None)
+        facts = _merged(extended, facts)
+    return facts
+
+
+def _merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """Return a recipe's settings with others in their place, section by section."""
+    tables = {key: base[key] | value for key, value in changes.items() if isinstance(value, dict) and key in base}
+    return base | changes | tables
+
+
+def load_recipe(name: str) -> Recipe:
+    """Return the recipe called `name`, or the one in the TOML file at the path `name`; raise UserError for a faulty one.
+
+    `extends = "another"` takes over all settings of another recipe that this one does not have.
+    """
+    try:
+        return Recipe.model_validate({"name": Path(name).stem} | _read_recipe(name))
     except ValidationError as error:
         raise UserError(f"The recipe '{name}' cannot be used: {explain(error)}.") from error
 
 
 def recipe_toml(recipe: Recipe) -> str:
     """Return a recipe as TOML: what `load_recipe` reads back."""
-    return "\n".join(_toml(recipe.model_dump(mode="json", exclude={"name"})))
-
-
-def _toml(table: dict[str, Any]) -> list[str]:
-    """Return a table's values, then its sections; strings, numbers and lists are written in TOML as in JSON."""
-    lines = [f"{key} = {json.dumps(value)}" for key, value in table.items() if not isinstance(value, dict) and value is not None]
-    for key, section in table.items():
-        if isinstance(section, dict):
-            lines += ["", f"[{key}]", *_toml(section)]
-    return [*lines, ""] if lines and lines[-1] else lines
+    return tomli_w.dumps(recipe.model_dump(mode="json", exclude={"name"}, exclude_none=True))

@@ -3,8 +3,10 @@
 import json
 from typing import Any
 
+from fer_pipeline.core.figures import SplitFigures
 from fer_pipeline.models.card import ModelCard
-from fer_pipeline.report.evaluation import data_url, environment, pictures
+from fer_pipeline.report.evaluation import pictures
+from fer_pipeline.report.page import data_url, render
 from fer_pipeline.report.training import curves_png
 
 FORBIDDEN = (
@@ -26,35 +28,34 @@ LIMITS = (
 
 def card_markdown(card: ModelCard, digest: str) -> str:
     """Return the card as Markdown."""
-    return environment().get_template("card.md").render(_facts(card, digest)).strip() + "\n"
+    return render("card.md", **_facts(card, digest)).strip() + "\n"
 
 
 def card_page(card: ModelCard, digest: str, history: bytes | None = None) -> str:
     """Return the card as a self-contained page; `history` is the bundle's `history.json`, whose curves are drawn."""
     shown: dict[str, str] = {}
-    if history and "selected_epoch" in card.metrics:
-        shown["training curves"] = data_url(curves_png(json.loads(history), card.metrics["selected_epoch"]))
+    if history and card.metrics.selected_epoch is not None:
+        shown["training curves"] = data_url(curves_png(json.loads(history), card.metrics.selected_epoch))
     facts = _facts(card, digest)
     if facts["validation"]:
         shown |= pictures(facts["validation"], card.label_space.classes)
-    return environment().get_template("card.html").render(facts | {"pictures": shown})
+    return render("card.html", **facts, pictures=shown)
 
 
 def _facts(card: ModelCard, digest: str) -> dict[str, Any]:
-    """Return what the templates show. A card written by hand may hold anything in `metrics` and `recipe`: ours are recognised."""
-    names = {"validation": "all images", "validation_without_training_images": "without copies of training images"}
-    views = {title: card.metrics[name] for name, title in names.items() if _has(card.metrics.get(name), "risk_coverage")}
-    validation = views.get("all images")
+    """Return what the templates show. A card written by hand may hold anything in `recipe`: ours are recognised."""
+    metrics = card.metrics
+    views = {"all images": metrics.validation, "without copies of training images": metrics.validation_without_training_images}
     chain = [card.recipe] if _has(card.recipe, "training") else []
     while chain and _has(chain[-1].get("initial"), "training"):
         chain.append(chain[-1]["initial"])
     return {
         "card": card,
         "digest": digest,
-        "views": views,
-        "validation": validation,
-        "weakest": _weakest(validation) if validation else [],
-        "export": card.metrics["export"] if _has(card.metrics.get("export"), "parity_max_difference") else None,
+        "views": {title: figures for title, figures in views.items() if figures},
+        "validation": metrics.validation,
+        "weakest": _weakest(metrics.validation) if metrics.validation else [],
+        "export": metrics.export,
         "chain": chain[::-1],
         "forbidden": FORBIDDEN,
         "limits": (*card.limits, *LIMITS),
@@ -65,8 +66,8 @@ def _has(value: Any, key: str) -> bool:
     return isinstance(value, dict) and key in value
 
 
-def _weakest(figures: dict[str, Any]) -> list[str]:
+def _weakest(figures: SplitFigures) -> list[str]:
     """Return the two classes with the lowest F1, as sentences."""
-    classes = {name: one for name, one in figures["per_class"].items() if one["support"]}
-    lowest = sorted(classes, key=lambda name: float(classes[name]["f1"]))[:2]
-    return [f"{name} (recall {classes[name]['recall']:.0%}, precision {classes[name]['precision']:.0%})" for name in lowest]
+    classes = {name: one for name, one in figures.per_class.items() if one.support}
+    lowest = sorted(classes, key=lambda name: classes[name].f1)[:2]
+    return [f"{name} (recall {classes[name].recall:.0%}, precision {classes[name].precision:.0%})" for name in lowest]

@@ -1,13 +1,11 @@
 """The page of a labelling run: counts, expressions, throughput, and pictures of labelled faces."""
 
-import base64
 import random
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 import cv2
-import jinja2
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -17,8 +15,9 @@ from fer_pipeline.core.errors import RecordError
 from fer_pipeline.core.manifest import find_records
 from fer_pipeline.core.run import RunFolder, RunRecord
 from fer_pipeline.core.schemas import FAILED, FINE
+from fer_pipeline.report.page import data_url, render
 from fer_pipeline.report.timelines import timelines
-from fer_pipeline.stages.align import cut, square
+from fer_pipeline.stages.align import square, warp_crop
 from fer_pipeline.stages.decode import decode
 from fer_pipeline.stages.fetch import fetch
 
@@ -31,7 +30,7 @@ SURROUNDINGS = 1.5
 """Side of the pictured square over that of the face's box."""
 ENOUGH_PX = 1024
 
-Face = dict[str, Any]
+FaceRow = dict[str, Any]
 
 
 def label_report(folder: RunFolder, record: RunRecord, thumbnails: bool) -> str:
@@ -42,8 +41,8 @@ def label_report(folder: RunFolder, record: RunRecord, thumbnails: bool) -> str:
         title: [face | {"picture": pictures[_key(face)]} for face in faces if _key(face) in pictures]
         for title, faces in chosen.items()
     }
-    environment = jinja2.Environment(loader=jinja2.PackageLoader("fer_pipeline.report"), autoescape=True, trim_blocks=True)
-    return environment.get_template("labels.html").render(
+    return render(
+        "labels.html",
         run=record,
         result=record.result,
         galleries=galleries,
@@ -53,14 +52,14 @@ def label_report(folder: RunFolder, record: RunRecord, thumbnails: bool) -> str:
     )
 
 
-def _key(face: Face) -> tuple[int, int]:
+def _key(face: FaceRow) -> tuple[int, int]:
     return face["record_id"], face["face_id"]
 
 
-def _choose(folder: RunFolder, rng: random.Random) -> dict[str, list[Face]]:
+def _choose(folder: RunFolder, rng: random.Random) -> dict[str, list[FaceRow]]:
     """Return the least certain faces and a few of each expression, drawn at random; file by file, so memory is bounded."""
-    uncertain: list[Face] = []
-    drawn: dict[str, list[tuple[float, Face]]] = defaultdict(list)
+    uncertain: list[FaceRow] = []
+    drawn: dict[str, list[tuple[float, FaceRow]]] = defaultdict(list)
     columns = ["record_id", "face_id", "x", "y", "w", "h", "expression", "confidence"]
     for name in storage.list_names(folder.path("faces")):
         faces = storage.read_table(folder.path("faces", name), columns)
@@ -75,15 +74,15 @@ def _choose(folder: RunFolder, rng: random.Random) -> dict[str, list[Face]]:
     return {"least certain": uncertain} | by_expression if uncertain else {}
 
 
-def _draw(faces: pa.Table, rng: random.Random) -> list[tuple[float, Face]]:
+def _draw(faces: pa.Table, rng: random.Random) -> list[tuple[float, FaceRow]]:
     """Return a few rows with the random number by which they win."""
     rows = rng.sample(range(len(faces)), min(PER_EXPRESSION, len(faces)))
     return [(rng.random(), face) for face in faces.take(rows).to_pylist()]
 
 
-def _pictures(folder: RunFolder, record: RunRecord, faces: Iterable[Face]) -> Iterator[tuple[tuple[int, int], str]]:
+def _pictures(folder: RunFolder, record: RunRecord, faces: Iterable[FaceRow]) -> Iterator[tuple[tuple[int, int], str]]:
     """Yield a data URL of each face's picture, by record and face id; a file that is gone by now yields none."""
-    by_record: dict[int, dict[int, Face]] = defaultdict(dict)
+    by_record: dict[int, dict[int, FaceRow]] = defaultdict(dict)
     for face in faces:
         by_record[face["record_id"]][face["face_id"]] = face
     if not by_record:
@@ -100,6 +99,6 @@ def _pictures(folder: RunFolder, record: RunRecord, faces: Iterable[Face]) -> It
             continue
         for face in by_record[record_id].values():
             box = np.array([face["x"], face["y"], face["w"], face["h"]]) / photo.reduction
-            picture = cut(photo.pixels, square(box, SURROUNDINGS, PICTURE_PX), PICTURE_PX)
+            picture = warp_crop(photo.pixels, square(box, SURROUNDINGS, PICTURE_PX), PICTURE_PX)
             encoded = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, 80])[1].tobytes()
-            yield _key(face), "data:image/jpeg;base64," + base64.b64encode(encoded).decode()
+            yield _key(face), data_url(encoded, "jpeg")

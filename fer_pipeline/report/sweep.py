@@ -5,7 +5,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from fer_pipeline.report.training import png
+from fer_pipeline.report.page import BLUE, GREY, RED, png, tidy
 
 
 def sweep_png(trials: list[dict[str, Any]], names: list[str]) -> bytes:
@@ -18,7 +18,7 @@ def sweep_png(trials: list[dict[str, Any]], names: list[str]) -> bytes:
     for trial in reversed(trials):
         best = trial is trials[0]
         epochs = range(1, len(trial["history"]) + 1)
-        color, width = ("#c4453c", 2.0) if best else ("#8a94a6", 0.9)
+        color, width = (RED, 2.0) if best else (GREY, 0.9)
         marker = "o" if len(trial["history"]) == 1 else ""
         label = "best" if best else None
         first.plot(epochs, trial["history"], color=color, linewidth=width, marker=marker, markersize=3, label=label)
@@ -31,10 +31,8 @@ def sweep_png(trials: list[dict[str, Any]], names: list[str]) -> bytes:
             values = [str(value) for value in values]
         elif min(values) > 0 and max(values) > 10 * min(values):
             axes.set_xscale("log")
-        colors = ["#2f62c9"] * (len(trials) - 1) + ["#c4453c"]
+        colors = [BLUE] * (len(trials) - 1) + [RED]
         axes.scatter(values, [trial["accuracy"] for trial in reversed(trials)], c=colors, s=24)
         axes.set(xlabel=name)
-    for axes in (first, *others):
-        axes.grid(alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
+    tidy(first, *others)
     return png(figure)

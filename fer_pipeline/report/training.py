@@ -1,14 +1,12 @@
 """Pictures of a training run: loss and accuracy curves, and the confusion matrix."""
 
-import io
 from typing import Any
 
-import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-matplotlib.use("Agg")
+from fer_pipeline.report.page import BLUE, GREY, RED, png, tidy
 
 
 def curves_png(history: list[dict[str, Any]], selected: int) -> bytes:
@@ -16,13 +14,12 @@ def curves_png(history: list[dict[str, Any]], selected: int) -> bytes:
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     epochs = [epoch["epoch"] for epoch in history]
     for axes, kind in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
-        axes.plot(epochs, [epoch[f"train_{kind}"] for epoch in history], label="training (augmented)", color="#8a94a6")
-        axes.plot(epochs, [epoch[f"validation_{kind}"] for epoch in history], label="validation", color="#2f62c9")
-        axes.axvline(selected, color="#c4453c", linewidth=0.8, linestyle=":", label=f"selected: epoch {selected}")
+        axes.plot(epochs, [epoch[f"train_{kind}"] for epoch in history], label="training (augmented)", color=GREY)
+        axes.plot(epochs, [epoch[f"validation_{kind}"] for epoch in history], label="validation", color=BLUE)
+        axes.axvline(selected, color=RED, linewidth=0.8, linestyle=":", label=f"selected: epoch {selected}")
         axes.set(xlabel="epoch", ylabel=kind)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.grid(alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
+        tidy(axes)
         axes.legend(frameon=False)
     return png(figure)
 
@@ -41,10 +38,3 @@ def confusion_png(confusion: list[list[int]], classes: tuple[str, ...], title: s
     axes.set_yticks(range(len(classes)), classes)
     axes.set(xlabel="predicted", ylabel="labelled", title=title)
     return png(figure)
-
-
-def png(figure: Figure) -> bytes:
-    """Return a figure as PNG."""
-    out = io.BytesIO()
-    figure.savefig(out, format="png", dpi=130)
-    return out.getvalue()

@@ -1,26 +1,31 @@
-"""A file of an archive, and what can be said of it without decoding it."""
+"""A file of an archive, what may be selected of it, and what damaged containers raise."""
 
 import lzma
 import tarfile
 import zipfile
 import zlib
 from dataclasses import dataclass
-from typing import Any
+
+import pyarrow as pa
 
 from fer_pipeline.core import storage
-from fer_pipeline.sources.kinds import PEEK_BYTES, kind_of, looks_like_image
 
-DAMAGE = (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, ValueError, RuntimeError)
-"""What a damaged tar or zip raises; zipfile says RuntimeError for an encrypted member, or a method that it does not know."""
+CONTAINER_ERRORS = (
+    tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, pa.ArrowException, EOFError, ValueError, RuntimeError
+)  # fmt: skip
+"""What a damaged container raises; zipfile says RuntimeError for an encrypted member, or a method that it does not know."""
+READ_ERRORS = (*CONTAINER_ERRORS, *storage.STORAGE_ERRORS)
+"""What a container that is damaged, encrypted or out of reach raises."""
 
 
 @dataclass(frozen=True, slots=True)
 class File:
-    """A file of a listing. `etag` is the store's, or the mtime in nanoseconds on a local disk."""
+    """A file of a listing."""
 
     uri: str
     size_bytes: int
     etag: str
+    """The store's, or the mtime in nanoseconds on a local disk."""
     error: str | None = None
     """Why it cannot be read."""
 
@@ -29,7 +34,7 @@ class File:
 class Selection:
     """Which of an archive's images are records.
 
-    Globs are held against a record's path below the source, a member's going on behind its container's; `*` matches `/` too.
+    Globs are matched with a record's path below the source; a member's path follows its container's. `*` matches `/` too.
     """
 
     include: tuple[str, ...] = ()
@@ -45,26 +50,5 @@ class Selection:
 
 
 def valid_text(name: str) -> str:
-    """Return a file name as valid Unicode, bytes that are none escaped."""
+    """Return a file name as valid Unicode; bytes that are not valid are escaped."""
     return name.encode("utf-8", "backslashreplace").decode()
-
-
-def is_image(name: str, open_member: Any) -> bool:
-    """Tell whether a member is an image, by its name or, where that says nothing, by its first bytes."""
-    if kind_of(name) != "unknown":
-        return kind_of(name) == "image"
-    try:
-        with open_member() as member:
-            return looks_like_image(member.read(PEEK_BYTES))
-    except DAMAGE:
-        return False
-
-
-def peek(file: File) -> bool:
-    """Tell whether a file that its name says nothing of begins like an image, or cannot be read to find out."""
-    if file.size_bytes == 0:
-        return False
-    try:
-        return looks_like_image(storage.read_range(file.uri, 0, min(PEEK_BYTES, file.size_bytes)))
-    except storage.STORAGE_ERRORS:
-        return True  # a record: the attempt to read it says what is wrong

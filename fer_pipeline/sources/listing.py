@@ -7,11 +7,14 @@ from collections import Counter
 from collections.abc import Iterator
 from fnmatch import translate
 
+from fer_pipeline.core import storage
 from fer_pipeline.core.manifest import Record
-from fer_pipeline.sources.containers import list_members
-from fer_pipeline.sources.files import File, Selection, peek, valid_text
-from fer_pipeline.sources.kinds import kind_of
-from fer_pipeline.sources.opener import Opener
+from fer_pipeline.sources.files import READ_ERRORS, File, Selection, valid_text
+from fer_pipeline.sources.formats import format_of
+from fer_pipeline.sources.formats.images import IMAGE, list_image, peek, says_image
+from fer_pipeline.sources.formats.spec import SourceFormat
+from fer_pipeline.sources.index import remembered
+from fer_pipeline.sources.isolated import IsolatedProcess
 from fer_pipeline.sources.walk import list_files
 
 FILTERED = "(filtered)"
@@ -23,7 +26,7 @@ class Listing:
     def __init__(self, source: str, selection: Selection = Selection()) -> None:  # noqa: B008 (frozen)
         self.source, self.selection = source, selection
         self.skipped: Counter[str] = Counter()
-        self._opener = Opener()
+        self._isolated = IsolatedProcess()
         self._include = [re.compile(translate(glob)) for glob in selection.include]
         self._exclude = [re.compile(translate(glob)) for glob in selection.exclude]
 
@@ -31,30 +34,33 @@ class Listing:
         try:
             yield from self._records()
         finally:
-            self._opener.close()
+            self._isolated.close()
 
     def _records(self) -> Iterator[Record]:
         for file in list_files(self.source):
-            name, kind = self._name(file.uri), kind_of(file.uri)
+            name, source_format = self._name(file.uri), format_of(file.uri)
             if self._matches(self._exclude, name):
                 self.skipped[FILTERED] += 1
-            elif kind in ("tar", "zip", "parquet") or (kind == "video" and self.selection.fps):
-                yield from self._members(file, name)
+            elif source_format and source_format.is_container:
+                yield from self._members(file, name, source_format)
             elif self._include and not self._matches(self._include, name):
                 self.skipped[FILTERED] += 1
-            elif kind == "image" or file.error or (kind == "unknown" and peek(file)):
-                yield _record(file)
+            elif source_format is IMAGE or file.error or (says_image(file.uri) is None and peek(file)):
+                yield from self._plain(file)
             else:
                 self._skip(file.uri)
 
     def _name(self, uri: str) -> str:
         return uri.removeprefix(self.source).lstrip("/") or posixpath.basename(uri)
 
-    def _members(self, file: File, container: str) -> Iterator[Record]:
+    def _plain(self, file: File) -> Iterator[Record]:
+        return (entry for entry in list_image(file, self.selection, self._isolated) if isinstance(entry, Record))
+
+    def _members(self, file: File, container: str, source_format: SourceFormat) -> Iterator[Record]:
         if file.error or valid_text(file.uri) != file.uri:
-            yield _record(file)
+            yield from self._plain(file)
             return
-        for member in list_members(file, self.selection, self._opener):
+        for member in self._entries(file, source_format):
             inner = member.member if isinstance(member, Record) else member
             name = f"{container}/{inner}" if inner and inner != file.uri else container
             if not isinstance(member, Record):
@@ -63,6 +69,23 @@ class Listing:
                 self.skipped[FILTERED] += 1
             else:
                 yield member
+
+    def _entries(self, file: File, source_format: SourceFormat) -> Iterator[Record | str]:
+        """Yield what a container holds. One that breaks off yields one record for itself, with the error.
+
+        A store that fails for all its retries raises: the manifest would lack what the container holds.
+        """
+        entries = source_format.list_records(file, self.selection, self._isolated)
+        key = source_format.index_key(self.selection) if source_format.index_key else None
+        try:
+            yield from entries if key is None else remembered(file, key, entries)
+        except READ_ERRORS as error:
+            gone = isinstance(error, FileNotFoundError | PermissionError)
+            if isinstance(error, storage.STORAGE_ERRORS) and not gone and not storage.is_local(file.uri):
+                raise
+            what = "video" if source_format.in_sequence else "container"
+            reason = f"the {what} cannot be read: {storage.reason(error)}"
+            yield Record(file.uri, size_bytes=file.size_bytes, etag=file.etag, error=reason)
 
     def _chosen(self, name: str) -> bool:
         return not self._matches(self._exclude, name) and (not self._include or self._matches(self._include, name))
@@ -73,9 +96,3 @@ class Listing:
 
     def _skip(self, name: str) -> None:
         self.skipped[os.path.splitext(name)[1].lower() or "(none)"] += 1
-
-
-def _record(file: File) -> Record:
-    uri = valid_text(file.uri)
-    error = file.error or (None if uri == file.uri else "the file's name is not valid UTF-8: rename it")
-    return Record(uri, size_bytes=file.size_bytes, etag=file.etag, error=error)

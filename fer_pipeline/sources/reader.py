@@ -1,77 +1,67 @@
 """Reads records' bytes, by byte range where a container holds them, neighbours in a container by one request."""
 
 import threading
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
 from functools import partial
-from typing import IO
 
 from fer_pipeline.core import storage
 from fer_pipeline.core.errors import RecordError
 from fer_pipeline.core.manifest import Record
-from fer_pipeline.sources.containers import BROKEN
-from fer_pipeline.sources.kinds import kind_of
-from fer_pipeline.sources.parquets import Rows
-from fer_pipeline.sources.tars import unpack
-from fer_pipeline.sources.zips import MEMBER_OVERHEAD_BYTES, read_zip_member
+from fer_pipeline.sources.files import READ_ERRORS
+from fer_pipeline.sources.formats import format_of
+from fer_pipeline.sources.formats.images import IMAGE
+from fer_pipeline.sources.formats.spec import Frame, OpenFile, ReadRange, SourceFormat
 
 BLOCK_BYTES = 4 * 1024**2
 """Most that is read by one request for several members."""
 GAP_BYTES = 64 * 1024
 """Most that is read in vain between two of them."""
 
-Range = Callable[[int, int], bytes]
-"""Returns the bytes of a container from a place on, so many of them."""
+
+def format_of_record(record: Record) -> SourceFormat:
+    """Return the format of the file that holds a record; raise RecordError for a place in a file of no known format."""
+    found = format_of(record.uri)
+    if found is None and (record.offset is not None or record.time_ms is not None):
+        raise RecordError("unreadable", "the file is of no format that is known here")
+    return found or IMAGE
 
 
 def blocks(records: Iterable[Record | RecordError]) -> Iterator[list[Record | RecordError]]:
-    """Yield records in runs that one request can read: neighbours in a tar or zip; every other one is alone."""
+    """Yield records in runs that one request can read: neighbours in a file with spans; every other record is alone."""
     block: list[Record | RecordError] = []
-    first = last = None
+    start = 0
+    last: tuple[str, int, int] | None = None
     for record in records:
-        place = _place(record)
-        if not (first and last and place and place.follows(last) and place.end - first.start <= BLOCK_BYTES):
+        span = _span(record)
+        if not (block and last and span and _follows(span, last) and span[2] - start <= BLOCK_BYTES):
             if block:
                 yield block
-            block, first = [], place
+            block, start = [], span[1] if span else 0
         block.append(record)
-        last = place
+        last = span
     if block:
         yield block
 
 
-@dataclass(frozen=True)
-class _Place:
-    """From where to where a member stands in its container."""
-
-    uri: str
-    start: int
-    end: int
-
-    def follows(self, other: "_Place") -> bool:
-        return self.uri == other.uri and other.start <= self.start <= other.end + GAP_BYTES
-
-
-def _place(record: Record | RecordError) -> _Place | None:
-    """Return the place of a member of a tar or zip; None for what is none."""
+def _span(record: Record | RecordError) -> tuple[str, int, int] | None:
+    """Return a record's file and its first and last byte there; None for one without such a place."""
     if isinstance(record, RecordError) or record.offset is None:
         return None
-    match kind_of(record.uri):
-        case "tar":
-            return _Place(record.uri, record.offset, record.offset + (record.size_bytes or 0))
-        case "zip":
-            size = (record.stored_bytes or 0) + MEMBER_OVERHEAD_BYTES
-            return _Place(record.uri, record.offset, record.offset + size)
-    return None
+    source_format = format_of(record.uri)
+    place = source_format.span(record) if source_format else None
+    return place and (record.uri, *place)
 
 
-class Reader:
+def _follows(span: tuple[str, int, int], last: tuple[str, int, int]) -> bool:
+    return span[0] == last[0] and last[1] <= span[1] <= last[2] + GAP_BYTES
+
+
+class RecordReader:
     """Reads records; what it opened stays open until it is closed. Safe to call from several threads."""
 
     def __init__(self, image_column: str | None = None) -> None:
         self.image_column = image_column
-        self._rows: dict[str, Rows] = {}
-        self._unpacked: dict[str, IO[bytes] | None] = {}
+        self._opened: dict[str, OpenFile] = {}
         self._lock = threading.Lock()
 
     def read_block(self, block: list[Record | RecordError]) -> list[bytes | RecordError]:
@@ -79,25 +69,26 @@ class Reader:
         window = self._window(block) if len(block) > 1 else None
         return [self._try(record, window) for record in block]
 
-    def _window(self, block: list[Record | RecordError]) -> Range | None:
-        """Read from the first to the last of neighbours; None where that fails or they are in a compressed tar."""
-        first, last = _place(block[0]), _place(block[-1])
+    def _window(self, block: list[Record | RecordError]) -> ReadRange | None:
+        """Read from the first to the last of neighbours, when the first of them is asked for; None where that fails."""
+        first, last = _span(block[0]), _span(block[-1])
         assert first and last
-        try:
-            if kind_of(first.uri) == "tar" and self._stream(first.uri):
-                return None
-            data = storage.read_range(first.uri, first.start, last.end - first.start)
-        except BROKEN:
-            return None  # each is tried alone, and says what is wrong
+        uri, start, size = first[0], first[1], last[2] - first[1]
+        read: list[bytes] = []
 
-        def read(offset: int, size: int) -> bytes:
-            if offset + size > first.start + len(data):  # a header longer than usual
-                return storage.read_range(first.uri, offset, size)
-            return data[offset - first.start : offset - first.start + size]
+        def read_range(offset: int, wanted: int) -> bytes:
+            if not read:
+                try:
+                    read.append(storage.read_range(uri, start, size))
+                except READ_ERRORS:
+                    read.append(b"")  # each record is read alone, and says what is wrong
+            if offset + wanted > start + len(read[0]):  # a header longer than usual
+                return storage.read_range(uri, offset, wanted)
+            return read[0][offset - start : offset - start + wanted]
 
-        return read
+        return read_range
 
-    def _try(self, record: Record | RecordError, window: Range | None) -> bytes | RecordError:
+    def _try(self, record: Record | RecordError, window: ReadRange | None) -> bytes | RecordError:
         if isinstance(record, RecordError):
             return record
         try:
@@ -105,53 +96,33 @@ class Reader:
         except RecordError as error:
             return error
 
-    def read(self, record: Record, window: Range | None = None) -> bytes:
+    def read(self, record: Record, window: ReadRange | None = None) -> bytes:
         """Return the encoded image, from `window` where its container was read already; raise RecordError `unreadable`."""
         if record.error:
             raise RecordError("unreadable", record.error)
         try:
-            if record.offset is None:
-                data: bytes | None = storage.read_bytes(record.uri)
-            else:
-                data = self._read_member(record, record.offset, window or partial(storage.read_range, record.uri))
-        except BROKEN as error:
+            data = self._file(record).read(record, window or partial(storage.read_range, record.uri))
+        except READ_ERRORS as error:
             raise RecordError("unreadable", storage.reason(error)) from error
         if data is None:
             raise RecordError("unreadable", "the row holds no image")
+        assert not isinstance(data, Frame)
         if record.member is not None and record.size_bytes is not None and len(data) != record.size_bytes:
             raise RecordError("unreadable", f"the container holds {len(data)} of the member's {record.size_bytes} bytes")
         return data
 
-    def _read_member(self, record: Record, offset: int, read: Range) -> bytes | None:
-        size = record.size_bytes or 0
-        match kind_of(record.uri):
-            case "zip":
-                return read_zip_member(read, offset, record.stored_bytes or 0, size)
-            case "parquet":
-                with self._lock:
-                    if record.uri not in self._rows:
-                        self._rows[record.uri] = Rows(record.uri, self.image_column)
-                    return self._rows[record.uri].read(offset)
-        stream = self._stream(record.uri)
-        if stream is None:
-            return read(offset, size)
+    def _file(self, record: Record) -> OpenFile:
+        """Return the record's file, opened; a container is kept for the records that follow."""
+        source_format = format_of_record(record)
+        if not source_format.is_container:
+            return source_format.open(record.uri, self.image_column)
         with self._lock:
-            stream.seek(offset)
-            return stream.read(size)
-
-    def _stream(self, uri: str) -> IO[bytes] | None:
-        """Return a compressed tar's stream, unpacked once; None for a tar that is not compressed."""
-        with self._lock:
-            if uri not in self._unpacked:
-                self._unpacked[uri] = unpack(uri)
-            return self._unpacked[uri]
+            if record.uri not in self._opened:
+                self._opened[record.uri] = source_format.open(record.uri, self.image_column)
+            return self._opened[record.uri]
 
     def close(self) -> None:
         """Close what is open."""
-        for rows in self._rows.values():
-            rows.close()
-        for unpacked in self._unpacked.values():
-            if unpacked:
-                unpacked.close()
-        self._rows.clear()
-        self._unpacked.clear()
+        for opened in self._opened.values():
+            opened.close()
+        self._opened.clear()

@@ -4,9 +4,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from fer_pipeline.models.card import Framing, NetworkConfig
+from fer_pipeline.core.framing import Framing
+from fer_pipeline.models.network_config import NetworkConfig
 from fer_pipeline.stages.decode import Pixels
-from fer_pipeline.stages.detections import Detections
+from fer_pipeline.stages.detectors.detections import Detections
 
 Matrix = NDArray[np.float64]
 
@@ -30,7 +31,7 @@ def square(box_xywh: NDArray[np.floating], box_scale: float, side_px: int) -> Ma
     return np.array([[scale, 0, side_px / 2 - scale * (x + width / 2)], [0, scale, side_px / 2 - scale * (y + height / 2)]])
 
 
-def cut(pixels: Pixels, matrix: Matrix, side_px: int) -> Pixels:
+def warp_crop(pixels: Pixels, matrix: Matrix, side_px: int) -> Pixels:
     """Return the crop (side_px, side_px, 3) under a 2 x 3 transform from image to crop pixels.
 
     Where the face is far larger than the crop its region is shrunk by area first, since a warp alone would alias.
@@ -54,38 +55,55 @@ def cut(pixels: Pixels, matrix: Matrix, side_px: int) -> Pixels:
     return np.asarray(crop, np.uint8)
 
 
-def transform(faces: Detections, index: int, framing: Framing, side_px: int) -> Matrix:
-    """Return the transform by the face's landmarks, or by its box where there are none or they fall together."""
-    if faces.landmarks is not None:
+def crop_transform(faces: Detections, index: int, framing: Framing, side_px: int) -> Matrix:
+    """Return the transform of a face onto its crop, by landmarks or box as the framing says.
+
+    A face whose landmarks are not known or fall together is cut by its box.
+    """
+    if framing.cut == "landmarks" and faces.landmarks is not None:
         matrix = similarity(faces.landmarks[index], np.array(framing.landmarks) * side_px)
         if np.linalg.det(matrix[:, :2]) > 1e-9:
             return matrix
     return square(faces.boxes_xywh[index], framing.box_scale, side_px)
 
 
-def align(pixels: Pixels, faces: Detections, network: NetworkConfig, framing: Framing, whole: bool = False) -> Pixels:
-    """Return the faces' crops uint8 (n, channels, side, side), RGB or grey as the network wants them.
+def cut_face(pixels: Pixels, faces: Detections, index: int, framing: Framing, side_px: int) -> Pixels:
+    """Return the crop of one face, BGR uint8 (side_px, side_px, 3): the one way in which faces are cut."""
+    return warp_crop(pixels, crop_transform(faces, index, framing, side_px), side_px)
 
-    `whole` says that the image is a face crop already (detector `none`).
-    """
-    side = network.image_px
-    crops = np.empty((len(faces), network.channels, side, side), np.uint8)
+
+def align(pixels: Pixels, faces: Detections, network: NetworkConfig, framing: Framing) -> Pixels:
+    """Return the faces' crops as network inputs, uint8 (n, channels, side, side)."""
+    crops = empty_inputs(len(faces), network)
     for index in range(len(faces)):
-        if whole:
-            interpolation = cv2.INTER_AREA if max(pixels.shape[:2]) > side else cv2.INTER_LINEAR
-            crop = np.asarray(cv2.resize(pixels, (side, side), interpolation=interpolation), np.uint8)
-        else:
-            crop = cut(pixels, transform(faces, index, framing, side), side)
-        if network.channels == 1:
-            grey = cv2.cvtColor(crop, cv2.COLOR_BGR2GRAY)
-            crops[index, 0] = cv2.equalizeHist(grey) if network.equalize else grey
-        else:
-            crops[index] = (_equalized(crop) if network.equalize else crop)[:, :, ::-1].transpose(2, 0, 1)
+        crops[index] = network_input(cut_face(pixels, faces, index, framing, network.image_px), network)
     return crops
+
+
+def resize_whole(pixels: Pixels, network: NetworkConfig) -> Pixels:
+    """Return an image that is a face crop already as a network input, uint8 (channels, side, side)."""
+    side = network.image_px
+    if pixels.shape[:2] != (side, side):
+        interpolation = cv2.INTER_AREA if max(pixels.shape[:2]) > side else cv2.INTER_LINEAR
+        pixels = np.asarray(cv2.resize(pixels, (side, side), interpolation=interpolation), np.uint8)
+    return network_input(pixels, network)
+
+
+def empty_inputs(count: int, network: NetworkConfig) -> Pixels:
+    """Return room for so many network inputs, uint8 (count, channels, side, side)."""
+    return np.empty((count, network.channels, network.image_px, network.image_px), np.uint8)
+
+
+def network_input(crop: Pixels, network: NetworkConfig) -> Pixels:
+    """Return a BGR crop (side, side, 3) with the channels that the network takes (channels, side, side): grey or RGB."""
+    if network.channels == 1:
+        grey = cv2.cvtColor(crop, cv2.COLOR_BGR2GRAY)
+        return np.asarray(cv2.equalizeHist(grey) if network.equalize else grey, np.uint8)[None]
+    return (_equalized(crop) if network.equalize else crop)[:, :, ::-1].transpose(2, 0, 1)
 
 
 def _equalized(crop: Pixels) -> Pixels:
     """Return a colour crop with the histogram of its brightness made flat."""
-    parts = cv2.cvtColor(crop, cv2.COLOR_BGR2YCrCb)
-    parts[:, :, 0] = cv2.equalizeHist(parts[:, :, 0])
-    return np.asarray(cv2.cvtColor(parts, cv2.COLOR_YCrCb2BGR), np.uint8)
+    luma_chroma = cv2.cvtColor(crop, cv2.COLOR_BGR2YCrCb)
+    luma_chroma[:, :, 0] = cv2.equalizeHist(luma_chroma[:, :, 0])
+    return np.asarray(cv2.cvtColor(luma_chroma, cv2.COLOR_YCrCb2BGR), np.uint8)

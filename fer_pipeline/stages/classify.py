@@ -7,10 +7,10 @@ import torch
 from numpy.typing import NDArray
 from torch.fx.experimental.optimization import fuse
 
-from fer_pipeline.models.bundle import load_network
+from fer_pipeline.models.bundle import Bundle
 from fer_pipeline.models.calibration import scaled
-from fer_pipeline.models.card import BundleFiles
 from fer_pipeline.models.onnx import OnnxNetwork
+from fer_pipeline.models.weights import load_network
 from fer_pipeline.stages.decode import Pixels
 
 
@@ -21,7 +21,7 @@ class Classifier:
     """
 
     def __init__(
-        self, bundle: BundleFiles, precision: Literal["fp32", "bf16"], device: str = "cpu", batch_size: int | None = None
+        self, bundle: Bundle, precision: Literal["fp32", "bf16"], device: str = "cpu", batch_size: int | None = None
     ) -> None:
         torch.set_num_threads(1)
         self.card, self.precision, self.device = bundle.card, precision, device

@@ -1,19 +1,15 @@
 """Faces cut from a dataset's images, and what is measured of every sample: digest, perceptual hash, contrast."""
 
 import hashlib
-from typing import Literal
 
 import cv2
 import numpy as np
 
-from fer_pipeline.models.card import Framing
-from fer_pipeline.sources.layouts.samples import DROPPED, MISLABELLED, Face
-from fer_pipeline.stages.align import cut, transform
+from fer_pipeline.core.framing import Framing
+from fer_pipeline.sources.layouts.layout import DROPPED, MISLABELLED, AnnotatedFace
+from fer_pipeline.stages.align import cut_face
 from fer_pipeline.stages.decode import Pixels
-from fer_pipeline.stages.detections import Detections, Detector
-
-Faces = Literal["whole", "box", "align"]
-"""Whole images are samples as they are; `box` cuts a square about the face, `align` brings its landmarks onto the framing."""
+from fer_pipeline.stages.detectors.detections import Detections, Detector
 
 HASH_SIDE, HASH_IMAGE = 16, 32
 
@@ -29,34 +25,29 @@ class NoCrop(Exception):  # noqa: N818 (it says what happened)
 class Cropper:
     """Cuts the face of a sample: the one that annotators marked, or else the largest that the detector finds."""
 
-    def __init__(self, faces: Faces, side_px: int, detector: Detector) -> None:
-        self.faces, self.side_px, self.detector = faces, side_px, detector
-        self.framing = Framing()
+    def __init__(self, framing: Framing, side_px: int, detector: Detector) -> None:
+        self.framing, self.side_px, self.detector = framing, side_px, detector
 
-    def __call__(self, pixels: Pixels, face: Face | None) -> Pixels:
+    def __call__(self, pixels: Pixels, face: AnnotatedFace | None) -> Pixels:
         """Return the crop, BGR uint8 (side_px, side_px, 3); raise NoCrop where there is no face in the image."""
         found = _marked(face, pixels) if face else self._largest(pixels)
-        framing = self.framing
-        if self.faces == "box":
-            found = Detections(found.boxes_xywh, found.scores)
-        return cut(pixels, transform(found, 0, framing, self.side_px), self.side_px)
+        return cut_face(pixels, found, 0, self.framing, self.side_px)
 
     def _largest(self, pixels: Pixels) -> Detections:
         found = self.detector(pixels)
         if not len(found):
             raise NoCrop(DROPPED, "no face found")
         index = int(found.boxes_xywh[:, 2:].prod(1).argmax())
-        one = slice(index, index + 1)
-        return Detections(found.boxes_xywh[one], found.scores[one], None if found.landmarks is None else found.landmarks[one])
+        return found[index : index + 1]
 
 
-def _marked(face: Face, pixels: Pixels) -> Detections:
+def _marked(face: AnnotatedFace, pixels: Pixels) -> Detections:
     x, y, width, height = face.box_xywh
     rows, columns = pixels.shape[:2]
     if width <= 0 or height <= 0 or x >= columns or y >= rows or x + width <= 0 or y + height <= 0:
         raise NoCrop(MISLABELLED, f"the box {x:g},{y:g},{width:g},{height:g} lies outside the image of {columns} x {rows} pixels")
-    landmarks = np.array([face.landmarks], np.float32) if face.landmarks else None
-    return Detections(np.array([face.box_xywh], np.float32), np.ones(1, np.float32), landmarks)
+    attributes = {"landmarks": np.array([face.landmarks], np.float32)} if face.landmarks else {}
+    return Detections(np.array([face.box_xywh], np.float32), np.ones(1, np.float32), attributes)
 
 
 def pixel_digest(pixels: Pixels) -> str:

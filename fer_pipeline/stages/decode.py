@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from fer_pipeline.core.errors import RecordError
-from fer_pipeline.stages.fetch import Fetched, Frame
+from fer_pipeline.sources.formats.spec import Frame
+from fer_pipeline.stages.fetch import Fetched
 
 cv2.setNumThreads(1)
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
@@ -36,7 +37,7 @@ UNSUPPORTED = {b"ftypheic": "HEIC", b"ftypheix": "HEIC", b"ftyphevc": "HEIC", b"
 
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "JPEG2000", "AVIF", "PPM")
-DAMAGE = (OSError, ValueError, SyntaxError, EOFError, IndexError, RuntimeError, struct.error)
+PILLOW_ERRORS = (OSError, ValueError, SyntaxError, EOFError, IndexError, RuntimeError, struct.error)
 """What Pillow's decoders raise on damaged files (NotImplementedError is a RuntimeError)."""
 
 
@@ -89,10 +90,10 @@ def decode(data: Fetched, max_pixels: int, enough_px: int | None = None) -> Phot
 
 
 def _decode_frame(frame: Frame, max_pixels: int) -> Photo:
-    width, height = frame.video.size_px
+    width, height = frame.source.size_px
     if width * height > max_pixels:
         raise RecordError("too_large", f"{width} x {height} pixels are more than the limit of {max_pixels}")
-    pixels = frame.video.at(frame.time_ms)
+    pixels = frame.source.at(frame.time_ms)
     return Photo(pixels, pixels.shape[1], pixels.shape[0])
 
 
@@ -108,7 +109,7 @@ def _header(data: bytes) -> Image.Image:
             return Image.open(io.BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError as error:
         raise RecordError("undecodable", "the content is no image that is known here") from error
-    except DAMAGE as error:
+    except PILLOW_ERRORS as error:
         raise RecordError("undecodable", f"the image header is damaged: {error}") from error
 
 
@@ -116,7 +117,7 @@ def _decode_slowly(image: Image.Image) -> Any:
     """Decode with Pillow what OpenCV could not; its message says what is wrong with the file."""
     try:
         return cv2.cvtColor(np.asarray(image.convert("RGB")), cv2.COLOR_RGB2BGR)
-    except DAMAGE as error:
+    except PILLOW_ERRORS as error:
         raise RecordError("undecodable", str(error)) from error
 
 
@@ -127,5 +128,5 @@ def _orientation(image: Image.Image) -> int:
         return 1  # both libraries turn TIFFs themselves
     try:
         return int(image.getexif().get(EXIF_ORIENTATION, 1))
-    except (TypeError, *DAMAGE):  # damaged EXIF in an image that decodes
+    except (TypeError, *PILLOW_ERRORS):  # damaged EXIF in an image that decodes
         return 1

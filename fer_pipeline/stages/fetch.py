@@ -3,23 +3,17 @@
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 
 from fer_pipeline.core.errors import RecordError
 from fer_pipeline.core.manifest import Record
-from fer_pipeline.sources.reader import Reader, blocks
-from fer_pipeline.sources.videos import Video
+from fer_pipeline.core.storage import read_range
+from fer_pipeline.sources.formats import format_of
+from fer_pipeline.sources.formats.spec import Frame
+from fer_pipeline.sources.reader import RecordReader, blocks
 
 AHEAD = 8
-
-
-@dataclass(frozen=True)
-class Frame:
-    """A moment of an opened video, not yet decoded."""
-
-    video: Video
-    time_ms: int
 
 
 Fetched = bytes | Frame | RecordError
@@ -30,29 +24,39 @@ def fetch(records: Iterable[Record | RecordError], max_bytes: int, image_column:
 
     Up to `AHEAD` records, or runs of neighbours in a container, are read ahead; a record of more than `max_bytes` is not read.
     """
-    reader = Reader(image_column)
+    reader = RecordReader(image_column)
     try:
-        for video, group in groupby(records, key=_video_of):
-            if video:
-                yield from _frames(video, group)
+        for in_sequence, group in groupby(records, key=_in_sequence):
+            if in_sequence:
+                yield from _frames(in_sequence, group)
             else:
                 yield from _images(reader, group, max_bytes)
     finally:
         reader.close()
 
 
-def _video_of(record: Record | RecordError) -> str | None:
-    return record.uri if isinstance(record, Record) and record.time_ms is not None else None
+def _in_sequence(record: Record | RecordError) -> str | None:
+    """Return the file of a record that is decoded in sequence; None for any other."""
+    if isinstance(record, RecordError) or record.time_ms is None or record.error:
+        return None
+    source_format = format_of(record.uri)
+    return record.uri if source_format and source_format.in_sequence else None
 
 
 def _frames(uri: str, records: Iterable[Record | RecordError]) -> Iterator[Fetched]:
-    video = Video(uri)
+    source_format = format_of(uri)
+    assert source_format
+    opened = source_format.open(uri, None)
     for record in records:
-        yield Frame(video, record.time_ms or 0) if isinstance(record, Record) else record
-    video.close()
+        if isinstance(record, RecordError):
+            yield record
+            continue
+        frame = opened.read(record, partial(read_range, uri))
+        yield frame if frame is not None else RecordError("undecodable", "there is no frame")
+    opened.close()
 
 
-def _images(reader: Reader, records: Iterable[Record | RecordError], max_bytes: int) -> Iterator[Fetched]:
+def _images(reader: RecordReader, records: Iterable[Record | RecordError], max_bytes: int) -> Iterator[Fetched]:
     waiting: deque[Future[list[bytes | RecordError]]] = deque()
     with ThreadPoolExecutor(AHEAD, thread_name_prefix="fetch") as pool:
         for block in blocks(_bounded(record, max_bytes) for record in records):

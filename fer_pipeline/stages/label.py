@@ -12,14 +12,15 @@ from numpy.typing import NDArray
 
 from fer_pipeline.core.errors import RecordError
 from fer_pipeline.core.manifest import Record, records_of
-from fer_pipeline.core.schemas import LABELLED
-from fer_pipeline.models.card import BundleFiles, ModelCard
-from fer_pipeline.stages.align import align
+from fer_pipeline.core.schemas import FACE_ATTRIBUTES, LABELLED
+from fer_pipeline.models.bundle import Bundle
+from fer_pipeline.models.card import ModelCard
+from fer_pipeline.stages.align import align, empty_inputs, resize_whole
 from fer_pipeline.stages.decode import Pixels, decode
-from fer_pipeline.stages.detect import load_detector
-from fer_pipeline.stages.detections import Detections
+from fer_pipeline.stages.detectors import DETECTORS, load_detector
+from fer_pipeline.stages.detectors.detections import Detections
+from fer_pipeline.stages.detectors.spec import ResolvedDetector
 from fer_pipeline.stages.fetch import Fetched, fetch
-from fer_pipeline.stages.weights import DetectorWeights
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class LabelSettings:
     image_column: str | None = None
 
 
-Condemned = Mapping[int, tuple[str, str]]
+Poison = Mapping[int, tuple[str, str]]
 """Record ids that must not be touched again, with status and reason."""
 Watch = Callable[[], AbstractContextManager[Any]]
 """Opened around the work on one record, to see that it ends."""
@@ -54,78 +55,76 @@ class Outcome:
 
 
 @dataclass
-class Looked:
-    """A shard that was looked at: what became of each record, and all faces' crops uint8 (n, channels, side, side)."""
+class ExtractedShard:
+    """A shard that was shard at: what became of each record, and all faces' crops uint8 (n, channels, side, side)."""
 
     manifest: pa.Table
     outcomes: list[Outcome]
     crops: Pixels
 
 
-class Looker:
+class FaceExtractor:
     """Fetches, decodes, detects and aligns; loaded once in a process."""
 
-    def __init__(self, detector: DetectorWeights, card: ModelCard, settings: LabelSettings, watch: Watch = _unwatched) -> None:
+    def __init__(self, detector: ResolvedDetector, card: ModelCard, settings: LabelSettings, watch: Watch = _unwatched) -> None:
         self.card, self.settings, self.watch = card, settings, watch
-        self.whole = detector.name == "none"
+        self.finds_faces = DETECTORS[detector.name].finds_faces
         self.detect = load_detector(detector, settings.detect_px, settings.threshold)
 
-    def __call__(self, manifests: Sequence[pa.Table], condemned: Condemned | None = None) -> Iterator[Looked]:
+    def __call__(self, manifests: Sequence[pa.Table], poison: Poison | None = None) -> Iterator[ExtractedShard]:
         """Yield the shards of rows of `schemas.MANIFEST`, one by one; bytes are fetched ahead across them.
 
-        A `condemned` record is not touched: it fails as is said there.
+        A record in `poison` is not touched: it fails as is said there.
         """
-        records = (_spared(row, record, condemned or {}) for table in manifests for row, record in _numbered(table))
+        records = (_without_poison(row, record, poison or {}) for table in manifests for row, record in _numbered(table))
         fetched = fetch(records, self.settings.max_bytes, self.settings.image_column)
         for manifest in manifests:
-            outcomes, crops = [], [self._no_crops()]
+            outcomes, crops = [], [empty_inputs(0, self.card.network)]
             for data in islice(fetched, len(manifest)):
-                outcome, faces = self._look(data)
+                outcome, faces = self._extract(data)
                 outcomes.append(outcome)
                 crops.append(faces)
-            yield Looked(manifest, outcomes, np.concatenate(crops))
+            yield ExtractedShard(manifest, outcomes, np.concatenate(crops))
         fetched.close()
 
-    def _look(self, data: Fetched) -> tuple[Outcome, Pixels]:
+    def _extract(self, data: Fetched) -> tuple[Outcome, Pixels]:
         """Decode, detect and align one record: its status is decided here."""
+        network, none = self.card.network, empty_inputs(0, self.card.network)
         with self.watch():
             try:
-                photo = decode(data, self.settings.max_pixels, None if self.whole else self.settings.detect_px)
+                photo = decode(data, self.settings.max_pixels, self.settings.detect_px if self.finds_faces else None)
             except RecordError as error:
-                return Outcome(error.status, error.reason), self._no_crops()
+                return Outcome(error.status, error.reason), none
             faces = self.detect(photo.pixels)
             if not len(faces):
-                return Outcome("no_face", None, photo.width, photo.height), self._no_crops()
-            crops = align(photo.pixels, faces, self.card.network, self.card.framing, self.whole)
+                return Outcome("no_face", None, photo.width, photo.height), none
+            if self.finds_faces:
+                crops = align(photo.pixels, faces, network, self.card.framing)
+            else:
+                crops = resize_whole(photo.pixels, network)[None]
         return Outcome("ok", None, photo.width, photo.height, faces.scaled(photo.reduction)), crops
-
-    def _no_crops(self) -> Pixels:
-        network = self.card.network
-        return np.empty((0, network.channels, network.image_px, network.image_px), np.uint8)
 
 
 class Labeller:
     """A looker and the classifier, in one process."""
 
-    def __init__(
-        self, detector: DetectorWeights, bundle: BundleFiles, settings: LabelSettings, watch: Watch = _unwatched
-    ) -> None:
+    def __init__(self, detector: ResolvedDetector, bundle: Bundle, settings: LabelSettings, watch: Watch = _unwatched) -> None:
         from fer_pipeline.stages.classify import Classifier  # imports torch, which takes seconds: only where faces are labelled
 
         self.card, self.settings = bundle.card, settings
-        self.look = Looker(detector, bundle.card, settings, watch)
+        self.extract = FaceExtractor(detector, bundle.card, settings, watch)
         self.classify = Classifier(bundle, settings.precision)
 
-    def __call__(self, manifests: Sequence[pa.Table], condemned: Condemned | None = None) -> Iterator[pa.Table]:
+    def __call__(self, manifests: Sequence[pa.Table], poison: Poison | None = None) -> Iterator[pa.Table]:
         """Yield, shard by shard, rows of `schemas.LABELLED` for rows of `schemas.MANIFEST`, in their order."""
-        for looked in self.look(manifests, condemned):
-            yield label(looked, self.classify(looked.crops), self.card, self.settings.uncertain_below)
+        for shard in self.extract(manifests, poison):
+            yield label(shard, self.classify(shard.crops), self.card, self.settings.uncertain_below)
 
 
-def label(looked: Looked, probabilities: NDArray[np.float32], card: ModelCard, uncertain_below: float) -> pa.Table:
+def label(shard: ExtractedShard, probabilities: NDArray[np.float32], card: ModelCard, uncertain_below: float) -> pa.Table:
     """Return rows of `schemas.LABELLED` for a shard, given the probabilities (n, classes) of its crops."""
     rows, done = [], 0
-    for (identity, record), outcome in zip(_numbered(looked.manifest), looked.outcomes, strict=True):
+    for (identity, record), outcome in zip(_numbered(shard.manifest), shard.outcomes, strict=True):
         count = len(outcome.faces) if outcome.faces else 0
         labels = probabilities[done : done + count]
         faces = _faces(outcome.faces, labels, card.label_space.classes, uncertain_below) if outcome.faces else []
@@ -140,8 +139,8 @@ def _numbered(manifest: pa.Table) -> Iterator[tuple[tuple[int, int], Record]]:
     return zip(identities, records_of(manifest), strict=True)
 
 
-def _spared(identity: tuple[int, int], record: Record, condemned: Condemned) -> Record | RecordError:
-    return RecordError(*condemned[identity[0]]) if identity[0] in condemned else record
+def _without_poison(identity: tuple[int, int], record: Record, poison: Poison) -> Record | RecordError:
+    return RecordError(*poison[identity[0]]) if identity[0] in poison else record
 
 
 def _faces(
@@ -160,7 +159,7 @@ def _faces(
                 "w": w,
                 "h": h,
                 "detection_score": float(faces.scores[index]),
-                "landmarks": None if faces.landmarks is None else faces.landmarks[index].ravel().tolist(),
+                **{name: _value(faces.attributes.get(name), index) for name in FACE_ATTRIBUTES},
                 "expression": classes[best],
                 "confidence": confidence,
                 "probabilities": probabilities[index].tolist(),
@@ -168,6 +167,11 @@ def _faces(
             }
         )
     return rows
+
+
+def _value(values: NDArray[Any] | None, index: int) -> Any:
+    """Return a face's attribute as a column holds it: a number, or its numbers in a row; None where it is not known."""
+    return None if values is None else values[index].ravel().tolist() if values.ndim > 1 else values[index].item()
 
 
 def _row(record: Record, outcome: Outcome) -> dict[str, Any]:

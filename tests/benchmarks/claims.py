@@ -14,16 +14,17 @@ from typing import Any
 
 import torch
 
-from fer_pipeline.core.dataset import read_card
+from fer_pipeline.core.dataset import read_dataset
 from fer_pipeline.core.metrics import per_output_accuracy
 from fer_pipeline.core.storage import normalize
-from fer_pipeline.jobs.fit import make_trainer, to_tensors
-from fer_pipeline.jobs.train import TrainConfig, make_plan
+from fer_pipeline.jobs.train.job import TrainConfig, make_plan
+from fer_pipeline.jobs.train.rank import make_trainer
+from fer_pipeline.models.labelled_images import LabelledImages
 from fer_pipeline.models.recipe import load_recipe
-from fer_pipeline.models.training import Epoch, Images, predict
+from fer_pipeline.models.training.trainer import Epoch, predict
 
 
-def judged(network: torch.nn.Module, split: Images) -> dict[str, float]:
+def judged(network: torch.nn.Module, split: LabelledImages) -> dict[str, float]:
     logits = predict(network, split.images)
     probabilities, labels = torch.softmax(logits, 1).numpy(), split.labels.numpy()
     return {
@@ -51,9 +52,9 @@ def main() -> None:
     recipe = recipe.model_copy(update={"network": network, "training": training, "pretrained": pretrained})
     data = normalize(options.data)
     config = TrainConfig(recipe=recipe.name, data=data, out="", allow_missing_classes=True)
-    plan = make_plan(config, recipe, read_card(data), data, None)
+    plan = make_plan(config, recipe, read_dataset(data), data, None)
     trainer = make_trainer(plan, torch.device("cpu"))
-    splits = {"train": to_tensors(plan.train.load()), "validation": to_tensors(plan.validation.load())}
+    splits = {"train": plan.train.load().to("cpu"), "validation": plan.validation.load().to("cpu")}
 
     def show(epoch: int, **more: Any) -> None:
         figures = {name: judged(trainer.network, split) for name, split in splits.items()}

@@ -17,9 +17,11 @@ import numpy as np
 import torch
 
 from fer_pipeline.core.labels import AFFECTNET8
-from fer_pipeline.models.bundle import pack, save_bundle
-from fer_pipeline.models.card import EMBEDDED, ModelCard, NetworkConfig, read_bundle
+from fer_pipeline.models.bundle import EMBEDDED, read_bundle, save_bundle
+from fer_pipeline.models.card import ModelCard
+from fer_pipeline.models.network_config import NetworkConfig
 from fer_pipeline.models.networks import build
+from fer_pipeline.models.weights import pack
 from fer_pipeline.stages.classify import Classifier
 
 

@@ -16,8 +16,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from fer_pipeline.stages.detect import load_detector
-from fer_pipeline.stages.weights import THRESHOLDS, resolve_detector
+from fer_pipeline.stages.detectors import DETECTORS, load_detector, resolve_detector
 from tests.benchmarks.label import SHARED
 
 IOU, SCORED_PX = 0.4, 40
@@ -36,7 +35,7 @@ def overlaps(a: Floats, b: Floats) -> Floats:
 
 
 def measure(name: str, size_px: int, scenes: list[tuple[Any, Floats]]) -> dict[str, Any]:
-    detect = load_detector(resolve_detector(name), size_px, THRESHOLDS[name])  # type: ignore[index]
+    detect = load_detector(resolve_detector(name), size_px, DETECTORS[name].threshold)
     detect(scenes[0][0])
     seconds, false, found, sides, scored = 0.0, 0, [], [], []
     for pixels, truth in scenes:

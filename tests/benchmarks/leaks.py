@@ -17,20 +17,22 @@ import numpy as np
 import torch
 
 from fer_pipeline.core.dataset import read_samples
-from fer_pipeline.core.duplicates import COLUMNS, copy_keys, find_copies
+from fer_pipeline.core.duplicates import DUPLICATE_COLUMNS, copy_keys, find_copies
 from fer_pipeline.core.splits import hold_out
 from fer_pipeline.core.storage import normalize
 from fer_pipeline.models.augmentation import AugmentationConfig, augment
+from fer_pipeline.models.labelled_images import LabelledImages
 from fer_pipeline.models.networks import build
 from fer_pipeline.models.recipe import load_recipe
-from fer_pipeline.models.training import Epoch, Images, Resident, Trainer, predict
-from fer_pipeline.stages.samples import SplitReader
+from fer_pipeline.models.training.feed import Resident
+from fer_pipeline.models.training.trainer import Epoch, Trainer, predict
+from fer_pipeline.stages.training_data import SplitReader
 
 COPIES = AugmentationConfig(flip=0.5, shift=0.1, rotation_deg=0, scale=0, contrast=0, erase=0)
 SHARE = 0.2
 
 
-def balanced(images: Images, seed: int) -> Images:
+def balanced(images: LabelledImages, seed: int) -> LabelledImages:
     """Return the images and, of every class but the largest, moved copies until it is as large."""
     generator = torch.Generator().manual_seed(seed)
     counts = images.labels.bincount()
@@ -40,7 +42,7 @@ def balanced(images: Images, seed: int) -> Images:
         chosen.append(mine[torch.randint(len(mine), (int(counts.max()) - count,), generator=generator)])
     copies = images[torch.cat(chosen)]
     moved = torch.cat([augment(part, COPIES, generator) for part in copies.images.split(1024)])
-    return Images(
+    return LabelledImages(
         torch.cat([images.images, moved]), torch.cat([images.labels, copies.labels]), torch.cat([images.votes, copies.votes])
     )
 
@@ -55,18 +57,18 @@ def main() -> None:
     recipe, data = load_recipe("reference-plain-cnn"), normalize(options.data)
     config = recipe.training.model_copy(update={"epochs": options.epochs})
 
-    def read(split: str) -> tuple[Images, list[str]]:
+    def read(split: str) -> tuple[LabelledImages, list[str]]:
         found = SplitReader(data, split, recipe.network, tuple(range(7))).load()
-        return Images(*(torch.from_numpy(values) for values in (found.images, found.labels, found.votes))), found.ids
+        return found.to("cpu"), list(found.ids)
 
-    samples = read_samples(data, COLUMNS)
+    samples = read_samples(data, DUPLICATE_COLUMNS)
     (images, ids), (fresh, fresh_ids) = read("train"), read("validation")
     copies = find_copies(samples, "validation", "train")
     unseen = fresh[torch.tensor([one not in copies.exact | copies.near for one in fresh_ids])]
     keys = dict(zip(samples["sample_id"].to_pylist(), copy_keys(samples)[1].tolist(), strict=True))
     labels, groups = images.labels.numpy(), np.array([keys[one] for one in ids])
 
-    def train(name: str, train_split: Images, validation: Images) -> None:
+    def train(name: str, train_split: LabelledImages, validation: LabelledImages) -> None:
         torch.manual_seed(config.seed)
         feed = Resident(train_split, config.batch_size)
         trainer = Trainer(

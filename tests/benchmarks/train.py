@@ -30,7 +30,7 @@ def plain_loop(data: str, recipe_name: str, epochs: int) -> list[float]:
     from fer_pipeline.models.augmentation import augment
     from fer_pipeline.models.networks import build
     from fer_pipeline.models.recipe import load_recipe
-    from fer_pipeline.stages.samples import SplitReader
+    from fer_pipeline.stages.training_data import SplitReader
 
     torch.set_num_threads(os.cpu_count() or 1)
     recipe = load_recipe(recipe_name)

@@ -1,7 +1,9 @@
+from pathlib import Path
+
 import pytest
 
 from fer_pipeline.core.errors import UserError
-from fer_pipeline.core.labels import AFFECTNET8, FER7, FERPLUS8, canonical, label_space, mapping
+from fer_pipeline.core.labels import AFFECTNET8, FER7, FERPLUS8, canonical, load_label_space, mapping
 
 
 def test_spaces_map_by_name_and_contempt_has_no_place_in_fer7() -> None:
@@ -25,4 +27,19 @@ def test_synonyms_have_one_name() -> None:
 
 def test_an_unknown_space_is_refused() -> None:
     with pytest.raises(UserError, match="no label space 'fer9'"):
-        label_space("fer9")
+        load_label_space("fer9")
+
+
+def test_a_label_space_is_read_from_a_file(tmp_path: Path) -> None:
+    (tmp_path / "valence.toml").write_text('classes = ["Happiness", "neutral", "negative"]')
+    space = load_label_space(str(tmp_path / "valence.toml"))
+    assert space == type(FER7)(name="valence", classes=("happy", "neutral", "negative"))
+    for text, complaint in (
+        ('classes = ["happy", "happiness"]', "two classes or more, all of them different"),
+        ('classes = ["happy"]', "two classes or more"),
+        ("classes = 3", "cannot be used: classes"),
+        ("classes = [", "cannot be read"),
+    ):
+        (tmp_path / "faulty.toml").write_text(text)
+        with pytest.raises(UserError, match=complaint):
+            load_label_space(str(tmp_path / "faulty.toml"))

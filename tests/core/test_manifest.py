@@ -1,6 +1,14 @@
 from pathlib import Path
 
-from fer_pipeline.core.manifest import Record, cut, find_records, read_shards, records_of, shard_sizes, write_manifest
+from fer_pipeline.core.manifest import (
+    Record,
+    find_records,
+    read_shards,
+    records_of,
+    shard_sizes,
+    split_into_shards,
+    write_manifest,
+)
 
 
 def records(count: int, size_bytes: int = 10) -> list[Record]:
@@ -8,17 +16,17 @@ def records(count: int, size_bytes: int = 10) -> list[Record]:
 
 
 def test_shards_are_bounded_by_count_and_bytes() -> None:
-    assert [len(shard) for shard in cut(records(10), 4, 10**9)] == [4, 4, 2]
-    assert [len(shard) for shard in cut(records(10), 100, 35)] == [3, 3, 3, 1]
+    assert [len(shard) for shard in split_into_shards(records(10), 4, 10**9)] == [4, 4, 2]
+    assert [len(shard) for shard in split_into_shards(records(10), 100, 35)] == [3, 3, 3, 1]
 
 
 def test_a_record_larger_than_a_shard_has_one_for_itself() -> None:
-    assert [len(shard) for shard in cut([*records(2), *records(1, 500), *records(2)], 100, 50)] == [2, 1, 2]
+    assert [len(shard) for shard in split_into_shards([*records(2), *records(1, 500), *records(2)], 100, 50)] == [2, 1, 2]
 
 
 def test_every_record_comes_back_from_its_shard_with_its_id(tmp_path: Path) -> None:
     prefix = str(tmp_path / "run-")
-    size = write_manifest(prefix, cut(records(1000), 3, 10**9))  # two files: 334 shards
+    size = write_manifest(prefix, split_into_shards(records(1000), 3, 10**9))  # two files: 334 shards
     assert (size.records, size.shards) == (1000, 334)
     tables = [table for _, table in read_shards(prefix, range(size.shards))]
     assert shard_sizes(prefix, size.shards) == [len(table) for table in tables] == [3] * 333 + [1]
@@ -28,18 +36,18 @@ def test_every_record_comes_back_from_its_shard_with_its_id(tmp_path: Path) -> N
 
 def test_shards_left_over_are_read_from_their_files(tmp_path: Path) -> None:
     prefix = str(tmp_path / "run-")
-    write_manifest(prefix, cut(records(1000), 3, 10**9))
+    write_manifest(prefix, split_into_shards(records(1000), 3, 10**9))
     found = {shard: table["record_id"].to_pylist() for shard, table in read_shards(prefix, [2, 255, 256, 333])}
     assert found == {2: [6, 7, 8], 255: [765, 766, 767], 256: [768, 769, 770], 333: [999]}
 
 
 def test_records_are_found_by_id(tmp_path: Path) -> None:
     prefix = str(tmp_path / "run-")
-    write_manifest(prefix, cut(records(900), 3, 10**9))
+    write_manifest(prefix, split_into_shards(records(900), 3, 10**9))
     (tmp_path / "another-00000.parquet").write_bytes(b"of another driver")
     assert find_records(prefix, [5, 899]) == {5: records(6)[5], 899: records(900)[899]}
 
 
 def test_nothing_is_written_for_no_records(tmp_path: Path) -> None:
-    assert write_manifest(str(tmp_path / "run-"), cut([], 3, 10)).records == 0
+    assert write_manifest(str(tmp_path / "run-"), split_into_shards([], 3, 10)).records == 0
     assert list(tmp_path.iterdir()) == []

@@ -25,13 +25,13 @@ def test_figures_of_a_case_worked_by_hand() -> None:
     assert figures["precision"] == pytest.approx([2 / 3, 1 / 2, 1])
     assert figures["recall"] == pytest.approx([2 / 3, 1 / 2, 1])
     summary = summarize(np.eye(3)[predicted], truth, ("a", "b", "c"))
-    assert summary["accuracy"] == pytest.approx(4 / 6)
-    assert summary["uar"] == summary["macro_f1"] == pytest.approx((2 / 3 + 1 / 2 + 1) / 3)
+    assert summary.accuracy == pytest.approx(4 / 6)
+    assert summary.uar == summary.macro_f1 == pytest.approx((2 / 3 + 1 / 2 + 1) / 3)
 
 
 def test_a_class_that_is_absent_does_not_count_in_the_averages() -> None:
     summary = summarize(np.eye(3)[[0, 1]], np.array([0, 1]), ("a", "b", "c"))
-    assert summary["uar"] == summary["macro_f1"] == 1
+    assert summary.uar == summary.macro_f1 == 1
 
 
 def test_calibration_error_of_a_case_worked_by_hand() -> None:
@@ -59,15 +59,15 @@ def drawn() -> tuple[np.ndarray, np.ndarray]:
 def test_figures_are_those_of_scikit_learn(drawn: tuple[np.ndarray, np.ndarray]) -> None:
     probabilities, truth = drawn
     predicted, summary = probabilities.argmax(1), summarize(probabilities, truth, tuple("abcdefg"))
-    assert summary["confusion"] == sklearn.metrics.confusion_matrix(truth, predicted).tolist()
-    assert summary["accuracy"] == pytest.approx(sklearn.metrics.accuracy_score(truth, predicted))
-    assert summary["macro_f1"] == pytest.approx(sklearn.metrics.f1_score(truth, predicted, average="macro"))
-    assert summary["uar"] == pytest.approx(sklearn.metrics.balanced_accuracy_score(truth, predicted))
-    assert summary["top2"] == pytest.approx(sklearn.metrics.top_k_accuracy_score(truth, probabilities, k=2))
-    assert summary["log_loss"] == pytest.approx(sklearn.metrics.log_loss(truth, probabilities))
-    assert summary["brier"] == pytest.approx(sklearn.metrics.brier_score_loss(truth, probabilities, scale_by_half=False))
+    assert summary.confusion == sklearn.metrics.confusion_matrix(truth, predicted).tolist()
+    assert summary.accuracy == pytest.approx(sklearn.metrics.accuracy_score(truth, predicted))
+    assert summary.macro_f1 == pytest.approx(sklearn.metrics.f1_score(truth, predicted, average="macro"))
+    assert summary.uar == pytest.approx(sklearn.metrics.balanced_accuracy_score(truth, predicted))
+    assert summary.top2 == pytest.approx(sklearn.metrics.top_k_accuracy_score(truth, probabilities, k=2))
+    assert summary.log_loss == pytest.approx(sklearn.metrics.log_loss(truth, probabilities))
+    assert summary.brier == pytest.approx(sklearn.metrics.brier_score_loss(truth, probabilities, scale_by_half=False))
     wanted = np.stack(sklearn.metrics.precision_recall_fscore_support(truth, predicted))
-    found = [[summary["per_class"][name][key] for name in "abcdefg"] for key in ("precision", "recall", "f1", "support")]
+    found = [[getattr(summary.per_class[name], key) for name in "abcdefg"] for key in ("precision", "recall", "f1", "support")]
     assert np.array(found) == pytest.approx(wanted)
 
 
@@ -77,13 +77,13 @@ def test_figures_are_those_of_torchmetrics(drawn: tuple[np.ndarray, np.ndarray])
     functional = torchmetrics.functional.classification
     ece = functional.multiclass_calibration_error(probabilities, truth, 7, n_bins=15, norm="l1")
     assert expected_calibration_error(*drawn) == pytest.approx(float(ece), abs=1e-6)
-    assert summary["accuracy"] == pytest.approx(float(functional.multiclass_accuracy(probabilities, truth, 7, average="micro")))
-    assert summary["uar"] == pytest.approx(float(functional.multiclass_recall(probabilities, truth, 7, average="macro")))
-    assert summary["macro_f1"] == pytest.approx(float(functional.multiclass_f1_score(probabilities, truth, 7, average="macro")))
+    assert summary.accuracy == pytest.approx(float(functional.multiclass_accuracy(probabilities, truth, 7, average="micro")))
+    assert summary.uar == pytest.approx(float(functional.multiclass_recall(probabilities, truth, 7, average="macro")))
+    assert summary.macro_f1 == pytest.approx(float(functional.multiclass_f1_score(probabilities, truth, 7, average="macro")))
     top2 = functional.multiclass_accuracy(probabilities, truth, 7, top_k=2, average="micro")
-    assert summary["top2"] == pytest.approx(float(top2))
+    assert summary.top2 == pytest.approx(float(top2))
     one_hot = torch.nn.functional.one_hot(truth, 7)
-    assert summary["per_output_accuracy"] == pytest.approx(float(functional.binary_accuracy(probabilities, one_hot)))
+    assert summary.per_output_accuracy == pytest.approx(float(functional.binary_accuracy(probabilities, one_hot)))
 
 
 def test_intervals_hold_what_drawing_images_anew_gives(drawn: tuple[np.ndarray, np.ndarray]) -> None:
@@ -101,10 +101,10 @@ def test_intervals_hold_what_drawing_images_anew_gives(drawn: tuple[np.ndarray, 
 def test_abstaining_raises_accuracy_where_confidence_tells_right_from_wrong() -> None:
     confidence, correct = np.array([0.5, 0.9, 0.6, 0.8]), np.array([False, True, False, True])
     curve = risk_coverage(confidence, correct)
-    assert curve["coverage"] == [0.25, 0.5, 0.75, 1.0]
-    assert curve["accuracy"] == pytest.approx([1, 1, 2 / 3, 1 / 2])
-    assert curve["threshold"] == [0.9, 0.8, 0.6, 0.5]
-    assert curve["aurc"] == pytest.approx((0 + 0 + 1 / 3 + 1 / 2) / 4)
+    assert curve.coverage == [0.25, 0.5, 0.75, 1.0]
+    assert curve.accuracy == pytest.approx([1, 1, 2 / 3, 1 / 2])
+    assert curve.threshold == [0.9, 0.8, 0.6, 0.5]
+    assert curve.aurc == pytest.approx((0 + 0 + 1 / 3 + 1 / 2) / 4)
 
 
 @pytest.mark.parametrize("classes", [7, 8])

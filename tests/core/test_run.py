@@ -6,7 +6,7 @@ import pytest
 
 from fer_pipeline.core.errors import UserError
 from fer_pipeline.core.faces import write_faces
-from fer_pipeline.core.manifest import Record, cut, write_manifest
+from fer_pipeline.core.manifest import Record, split_into_shards, write_manifest
 from fer_pipeline.core.run import Identity, RunFolder, RunRecord, new_run_id, now
 from fer_pipeline.core.schemas import IMAGES, LABELLED
 
@@ -14,7 +14,7 @@ from fer_pipeline.core.schemas import IMAGES, LABELLED
 def begun(folder: RunFolder, count: int = 4) -> RunRecord:
     run_id = new_run_id()
     records = [Record(f"/{number}.jpg", size_bytes=1) for number in range(count)]
-    size = write_manifest(folder.manifest_prefix(run_id), cut(records, 2, 100))
+    size = write_manifest(folder.manifest_prefix(run_id), split_into_shards(records, 2, 100))
     identity = Identity(name="n", digest="d")
     record = RunRecord(run_id=run_id, created_at=now(), source="/", settings={}, model=identity, detector=identity)
     return folder.begin(record.model_copy(update={"records": size.records, "shards": size.shards}))

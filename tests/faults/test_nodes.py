@@ -18,9 +18,9 @@ import ray
 from ray.cluster_utils import Cluster
 
 from fer_pipeline.core.errors import UserError
-from fer_pipeline.jobs import label
 from fer_pipeline.jobs.cluster import ClusterConfig, connected
-from fer_pipeline.jobs.label import LabelConfig
+from fer_pipeline.jobs.label import job as label
+from fer_pipeline.jobs.label.job import LabelConfig
 from tests.conftest import copies
 
 pytestmark = pytest.mark.faults
@@ -93,8 +93,8 @@ def test_the_code_travels_to_the_workers(cluster: Cluster) -> None:
     with connected(ClusterConfig(address=cluster.address)):
         places = ray.get(ray.remote(lambda: [place for place in sys.path if "py_modules_files" in place]).remote())
         (travelled,) = [place for place in places if (Path(place) / "fer_pipeline").is_dir()]
-        code = "import fer_pipeline.jobs.worker as w; from fer_pipeline.models import card; card.read_bundle('embedded'); "
-        code += "print(w.__file__)"
+        code = "import fer_pipeline.jobs.label.worker as w; from fer_pipeline.models import bundle; "
+        code += "bundle.read_bundle('embedded'); print(w.__file__)"
         alone = subprocess.run(
             [sys.executable, "-c", code], cwd="/", env=os.environ | {"PYTHONPATH": travelled}, capture_output=True, text=True
         )

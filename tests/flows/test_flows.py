@@ -9,7 +9,7 @@ from prefect.client.orchestration import get_client
 from prefect.testing.utilities import prefect_test_harness
 
 from fer_pipeline.core.errors import FailureRateExceeded, UserError
-from fer_pipeline.jobs.label import LabelConfig
+from fer_pipeline.jobs.label.job import LabelConfig
 from flows.label import label_archive
 from flows.train import train_model
 

@@ -6,16 +6,16 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from fer_pipeline.core.dataset import read_card
+from fer_pipeline.core.dataset import read_dataset
 from fer_pipeline.core.errors import UserError
 from fer_pipeline.core.labels import LabelSpace
-from fer_pipeline.jobs import evaluate, ingest, train
+from fer_pipeline.jobs import evaluate, ingest
 from fer_pipeline.jobs.evaluate import EvaluateConfig
 from fer_pipeline.jobs.ingest import IngestConfig
-from fer_pipeline.jobs.train import TrainConfig
-from fer_pipeline.models.bundle import save_bundle
-from fer_pipeline.models.card import EMBEDDED, bundle_of, read_bundle
-from tests.jobs.conftest import RECIPE
+from fer_pipeline.jobs.train import job as train
+from fer_pipeline.jobs.train.job import TrainConfig
+from fer_pipeline.models.bundle import EMBEDDED, bundle_of, read_bundle, save_bundle
+from tests.conftest import RECIPE
 
 
 @pytest.fixture(scope="module")
@@ -42,10 +42,12 @@ def figures(out: Path) -> dict[str, Any]:
 
 
 def test_the_figures_are_those_that_the_training_published(out: Path, model: str) -> None:
-    whole, published = figures(out)["all"], read_bundle(model).card.metrics["validation"]
+    whole = figures(out)["all"]
+    published = json.loads((Path(model) / "model.json").read_text())["metrics"]["validation"]
     for name in ("images", "accuracy", "macro_f1", "uar", "confusion", "intervals_95"):
         assert whole[name] == published[name]
     assert whole["calibration"]["cross_fitted"]["ece"] == pytest.approx(published["calibration"]["cross_fitted"]["ece"], abs=1e-4)
+    assert figures(out)["data"]["framed_as_the_model"] is True
 
 
 def test_the_table_of_predictions_adds_up_to_the_figures(out: Path) -> None:
@@ -68,7 +70,7 @@ def test_the_split_that_selected_the_model_is_marked_however_it_was_ingested(
     assert figures(out)["selected_on_this_split"] is True
     assert "flatter it" in (out / "evaluation.html").read_text()
     again = ingest.run(IngestConfig(source=str(dataset / "samples"), layout="parquet", out=str(tmp_path / "again")))
-    assert again.layout != read_card(str(dataset)).layout
+    assert again.layout != read_dataset(str(dataset)).layout
     config = EvaluateConfig(model=model, data=str(tmp_path / "again"), split="validation", out=str(tmp_path / "a"))
     assert evaluate.run(config).selected_on_this_split
     learned = evaluate.run(EvaluateConfig(model=model, data=str(dataset), split="train", out=str(tmp_path / "e")))

@@ -68,7 +68,6 @@ def test_what_the_user_must_mend_writes_nothing(tmp_path: Path) -> None:
     (tmp_path / "full" / "precious").write_text("x")
     out = str(tmp_path / "out")
     faults = [
-        (IngestConfig(source=str(tmp_path / "a.csv"), out=out, layout="fer2014"), "no layout 'fer2014'"),
         (IngestConfig(source=str(tmp_path / "a.csv"), out=out, layout="fer2013-csv"), "no column pixels"),
         (IngestConfig(source=str(tmp_path / "none"), out=out), "does not exist"),
         (IngestConfig(source=str(tmp_path / "a.csv"), out=out, label_space="fer9"), "no label space 'fer9'"),

@@ -15,9 +15,10 @@ import pytest
 
 from fer_pipeline.core.errors import FailureRateExceeded, UserError
 from fer_pipeline.core.schemas import FACES, IMAGES
-from fer_pipeline.jobs import label, report
-from fer_pipeline.jobs.label import LabelConfig
-from fer_pipeline.jobs.report import ReportConfig
+from fer_pipeline.jobs.label import job as label
+from fer_pipeline.jobs.label.job import LabelConfig
+from fer_pipeline.local import report
+from fer_pipeline.local.report import ReportConfig
 from tests.conftest import copies
 
 Rows = list[dict[str, Any]]

@@ -5,13 +5,13 @@ import numpy as np
 import pytest
 import torch
 
-from fer_pipeline.core.dataset import read_card
+from fer_pipeline.core.dataset import read_dataset
 from fer_pipeline.jobs import ingest
-from fer_pipeline.jobs.fit import make_trainer, to_tensors
 from fer_pipeline.jobs.ingest import IngestConfig
-from fer_pipeline.jobs.train import TrainConfig, make_plan
+from fer_pipeline.jobs.train.job import TrainConfig, make_plan
+from fer_pipeline.jobs.train.rank import make_trainer
 from fer_pipeline.models.recipe import load_recipe, recipe_names
-from fer_pipeline.models.training import Epoch
+from fer_pipeline.models.training.trainer import Epoch
 
 REFERENCES = [name for name in recipe_names() if name.startswith("reference-")]
 
@@ -56,10 +56,10 @@ def test_a_recipe_learns_from_a_handful_of_images(name: str, few: str) -> None:
     config = TrainConfig(recipe=name, data=few, out="", from_scratch=True, allow_missing_classes=True)
     recipe = load_recipe(name)
     recipe = recipe.model_copy(update={"training": recipe.training.model_copy(update={"epochs": 2})})
-    plan = make_plan(config, recipe, read_card(few), few, None)
+    plan = make_plan(config, recipe, read_dataset(few), few, None)
     assert plan.recipe.pretrained is None
     trainer, epochs = make_trainer(plan, torch.device("cpu")), list[Epoch]()
     before = {key: value.clone() for key, value in trainer.network.state_dict().items()}
-    trainer.fit([to_tensors(plan.validation.load())], epochs.append)
+    trainer.fit([plan.validation.load().to("cpu")], epochs.append)
     assert len(epochs) == 2 and all(np.isfinite(epoch.train_loss) for epoch in epochs)
     assert any(not torch.equal(before[key], value) for key, value in trainer.network.state_dict().items())

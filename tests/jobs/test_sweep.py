@@ -9,7 +9,7 @@ from fer_pipeline.core.errors import UserError
 from fer_pipeline.jobs import sweep
 from fer_pipeline.jobs.sweep import SweepConfig
 from fer_pipeline.models.recipe import load_recipe
-from tests.jobs.conftest import RECIPE
+from tests.conftest import RECIPE
 
 SPACE = """
 [training]

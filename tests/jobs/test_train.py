@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 import torch
 
-from fer_pipeline.core.dataset import read_suspects
+from fer_pipeline.core.dataset import read_dataset, read_flagged
 from fer_pipeline.core.errors import UserError
-from fer_pipeline.jobs import train
-from fer_pipeline.jobs.train import TrainConfig, TrainResult
-from fer_pipeline.models.bundle import load_network
-from fer_pipeline.models.card import read_bundle
-from fer_pipeline.models.training import predict
-from fer_pipeline.stages.samples import SplitReader
-from tests.jobs.conftest import RECIPE
+from fer_pipeline.jobs.train import job as train
+from fer_pipeline.jobs.train.job import TrainConfig, TrainResult
+from fer_pipeline.models.bundle import read_bundle
+from fer_pipeline.models.training.trainer import predict
+from fer_pipeline.models.weights import load_network
+from fer_pipeline.stages.training_data import SplitReader
+from tests.conftest import RECIPE
 
 
 @pytest.fixture(scope="module")
@@ -56,11 +56,12 @@ def test_the_bundle_is_what_its_card_says(results: dict[int, TrainResult], datas
     bundle = read_bundle(str(out))
     split = SplitReader(str(dataset), "validation", bundle.card.network, tuple(range(7))).load()
     predicted = predict(load_network(bundle), torch.from_numpy(split.images)).argmax(1).numpy()
-    figures = bundle.card.metrics["validation"]
-    assert figures["accuracy"] == pytest.approx(float((predicted == split.labels).mean()))
-    assert figures["accuracy"] == results[2].validation_accuracy
-    assert np.sum(figures["confusion"]) == 64
-    assert {"precision", "recall", "f1", "support"} == set(figures["per_class"]["happy"])
+    figures = bundle.card.metrics.validation
+    assert figures is not None and bundle.card.framing == read_dataset(str(dataset)).faces.framing
+    assert figures.accuracy == pytest.approx(float((predicted == split.labels).mean()))
+    assert figures.accuracy == results[2].validation_accuracy
+    assert np.sum(figures.confusion) == 64
+    assert figures.per_class["happy"].support == 32
     assert bundle.card.recipe["training"]["epochs"] == 8
     assert len(json.loads((out / "history.json").read_text())) == 8
 
@@ -122,15 +123,16 @@ def test_streamed_data_is_learnt_as_well(dataset: Path, tmp_path: Path) -> None:
     assert result.validation_accuracy > 0.9
 
 
-def test_suspects_are_left_out_when_leaks_are_to_be_dropped(dataset: Path, tmp_path: Path) -> None:
+def test_flagged_samples_are_left_out_when_leaks_are_to_be_dropped(dataset: Path, tmp_path: Path) -> None:
     (tmp_path / "stripes.toml").write_text(RECIPE)
-    suspects = read_suspects(str(dataset))
-    assert set(suspects["reason"].to_pylist()) == {"leak", "copy"}
+    flagged = read_flagged(str(dataset))
+    assert set(flagged["reason"].to_pylist()) == {"leak", "copy"}
     config = TrainConfig(recipe=str(tmp_path / "stripes.toml"), data=str(dataset), out=str(tmp_path / "m"), drop_leaks=True)
     train.run(config.model_copy(update={"allow_missing_classes": True}))
     card = read_bundle(str(tmp_path / "m")).card
     assert (card.data.train_images, card.data.left_out) == (190, 2)
-    assert card.metrics["validation_without_training_images"]["images"] == 64  # the copy that it has in train was not learned
+    without = card.metrics.validation_without_training_images
+    assert without is not None and without.images == 64  # the copy that it has in train was not learned
 
 
 def test_a_diverging_training_names_the_step_and_what_is_left(dataset: Path, tmp_path: Path) -> None:

@@ -6,16 +6,17 @@ import torch
 import torchvision
 
 from fer_pipeline.core.errors import UserError
-from fer_pipeline.models.card import NetworkConfig
-from fer_pipeline.models.networks import OWN, build, keep_outputs, take_over
+from fer_pipeline.models.network_config import NetworkConfig
+from fer_pipeline.models.networks import NETWORKS, build
 from fer_pipeline.models.pretrained import load_pretrained
-from fer_pipeline.models.training import predict
+from fer_pipeline.models.training.trainer import predict
+from fer_pipeline.models.weights import keep_outputs, take_over
 
 GREY = torch.randint(0, 256, (3, 1, 48, 48), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 RESNET = NetworkConfig(architecture="resnet18", channels=3, image_px=64)
 
 
-@pytest.mark.parametrize("architecture", OWN)
+@pytest.mark.parametrize("architecture", NETWORKS)
 def test_our_own_networks_classify_grey_crops(architecture: str) -> None:
     assert predict(build(NetworkConfig(architecture=architecture, width=4), 7), GREY).shape == (3, 7)
 

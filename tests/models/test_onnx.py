@@ -10,10 +10,12 @@ from pydantic import ValidationError
 
 from fer_pipeline.core.errors import UserError
 from fer_pipeline.core.labels import LabelSpace
-from fer_pipeline.models.bundle import load_network
-from fer_pipeline.models.card import EMBEDDED, ModelCard, NetworkConfig, bundle_of, read_bundle
+from fer_pipeline.models.bundle import EMBEDDED, bundle_of, read_bundle
+from fer_pipeline.models.card import ModelCard
 from fer_pipeline.models.export import to_int8, to_onnx
+from fer_pipeline.models.network_config import NetworkConfig
 from fer_pipeline.models.onnx import OnnxNetwork
+from fer_pipeline.models.weights import load_network
 from fer_pipeline.stages.classify import Classifier
 
 CROPS = np.random.default_rng(0).integers(0, 256, (70, 1, 48, 48), np.uint8)

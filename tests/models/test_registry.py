@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from fer_pipeline.core.errors import UserError
-from fer_pipeline.models.card import EMBEDDED, read_bundle, read_files
+from fer_pipeline.models.bundle import EMBEDDED, read_bundle, read_files
 from fer_pipeline.models.registry import ENVIRONMENT, Registry, find, is_reference
 
 FILES = {"model.json": b"card", "model.safetensors": b"weights"}

@@ -6,25 +6,28 @@ import pytest
 import torch
 
 from fer_pipeline.models.augmentation import AugmentationConfig, augment
-from fer_pipeline.models.card import NetworkConfig
+from fer_pipeline.models.labelled_images import LabelledImages
+from fer_pipeline.models.network_config import NetworkConfig
 from fer_pipeline.models.networks import build
-from fer_pipeline.models.training import DivergedError, Epoch, Images, Resident, Trainer, TrainingConfig, predict
+from fer_pipeline.models.training.config import TrainingConfig
+from fer_pipeline.models.training.feed import Resident
+from fer_pipeline.models.training.trainer import DivergedError, Epoch, Trainer, predict
 
 PLAIN = AugmentationConfig(flip=0, shift=0, rotation_deg=0, scale=0, contrast=0, erase=0)
 CPU = torch.device("cpu")
 
 
-def stripes(count: int, seed: int = 0) -> Images:
+def stripes(count: int, seed: int = 0) -> LabelledImages:
     """Two classes that differ by the direction of their stripes, under noise."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.arange(count) % 2
     wave = 60 * torch.sign(torch.sin(torch.arange(48) * 0.8))
     pictures = torch.where(labels[:, None, None] == 0, wave[None, :, None], wave[None, None, :]).expand(count, 48, 48)
     noisy = 128 + pictures + 30 * torch.randn(count, 48, 48, generator=generator)
-    return Images(noisy.clamp(0, 255).to(torch.uint8)[:, None], labels, torch.zeros(count, 0))
+    return LabelledImages(noisy.clamp(0, 255).to(torch.uint8)[:, None], labels, torch.zeros(count, 0))
 
 
-def trainer(train: Images, augmentation: AugmentationConfig = PLAIN, **config: Any) -> Trainer:
+def trainer(train: LabelledImages, augmentation: AugmentationConfig = PLAIN, **config: Any) -> Trainer:
     torch.manual_seed(0)
     settings = TrainingConfig.model_validate({"epochs": 4, "batch_size": 16, "learning_rate": 0.02, "precision": "fp32"} | config)
     feed = Resident(train, settings.batch_size, settings.class_balance == "sampling")
@@ -75,7 +78,7 @@ def test_a_restarted_training_ends_where_an_undisturbed_one_does() -> None:
 def test_batches_are_a_permutation_that_the_seed_decides() -> None:
     def drawn(seed: int) -> list[int]:
         numbers = torch.arange(100)
-        feed = Resident(Images(numbers, numbers, numbers), 20)
+        feed = Resident(LabelledImages(numbers, numbers, numbers), 20)
         return torch.cat([batch.labels for batch in feed.batches(seed)]).tolist()
 
     assert sorted(drawn(1)) == list(range(100))
@@ -136,7 +139,9 @@ def test_balancing_lifts_the_rare_class() -> None:
         both = stripes(1024, seed=2)
         keep = (both.labels == 0) | (torch.arange(1024) % 16 == 1)
         noise = torch.randint(0, 256, both.images.shape, generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-        learner = trainer(Images(noise, both.labels, both.votes)[keep.nonzero()[:, 0]], epochs=1, learning_rate=0.005, **options)
+        learner = trainer(
+            LabelledImages(noise, both.labels, both.votes)[keep.nonzero()[:, 0]], epochs=1, learning_rate=0.005, **options
+        )
         last(learner)
         return float((predict(learner.network, noise[:256]).softmax(1)[:, 1]).mean())
 
@@ -148,7 +153,7 @@ def test_balancing_lifts_the_rare_class() -> None:
 def test_votes_stand_in_for_the_label_or_are_learnt_beside_it() -> None:
     data = stripes(256)
     turned = torch.eye(2)[1 - data.labels]  # annotators who say the opposite of the label
-    voted = Images(data.images, data.labels, turned)
+    voted = LabelledImages(data.images, data.labels, turned)
     assert last(trainer(voted, votes="target")).validation_accuracy < 0.1
     beside = trainer(voted, votes="auxiliary")
     assert last(beside).validation_accuracy > 0.9
@@ -159,7 +164,7 @@ def test_votes_stand_in_for_the_label_or_are_learnt_beside_it() -> None:
 
 def test_images_without_votes_keep_their_label() -> None:
     data = stripes(256)
-    assert last(trainer(Images(data.images, data.labels, torch.zeros(256, 2)), votes="target")).validation_accuracy > 0.9
+    assert last(trainer(LabelledImages(data.images, data.labels, torch.zeros(256, 2)), votes="target")).validation_accuracy > 0.9
 
 
 def test_augmentation_moves_every_image_in_its_own_way_and_repeats_with_its_seed() -> None:

@@ -12,11 +12,13 @@ import cv2
 import numpy as np
 import pytest
 
+from fer_pipeline.core.figures import EvaluatedData, EvaluatedModel, Evaluation
 from fer_pipeline.core.labels import FER7
-from fer_pipeline.jobs import label, models
-from fer_pipeline.jobs.label import LabelConfig
-from fer_pipeline.jobs.models import CardConfig
-from fer_pipeline.models.card import EMBEDDED, read_bundle
+from fer_pipeline.jobs.label import job as label
+from fer_pipeline.jobs.label.job import LabelConfig
+from fer_pipeline.local import models
+from fer_pipeline.local.models import CardConfig
+from fer_pipeline.models.bundle import EMBEDDED, read_bundle
 from fer_pipeline.models.evaluation import Predictions, evaluate
 from fer_pipeline.report.evaluation import evaluation_page
 
@@ -75,30 +77,40 @@ def test_the_page_of_an_evaluation(tmp_path: Path) -> None:
     votes = np.eye(10, dtype=np.float32)[rng.integers(0, 10, 400)]
     names = ("neutral", "happy", "surprise", "sad", "angry", "disgust", "fear", "contempt", "unknown", "NF")
     seen = rng.random(400) < 0.1
-    card, predictions = read_bundle(EMBEDDED).card, Predictions(logits, labels, np.arange(400), seen, votes)
-    figures = {
-        "model": {"name": card.name, "digest": "0" * 64, "format": card.format},
-        "data": {
-            "layout": "image-folder",
-            "digest": "1" * 64,
-            "split": "validation",
-            "left_out_by_class": {"contempt": 1234},
-            "training_split": "train",
-            "exact_copies_of_training_images": int(seen.sum()),
-            "near_copies_of_training_images": 0,
-        },
-        "selected_on_this_split": True,
-        "views": 1,
-        "precision": "fp32",
-        "version": "0",
-        "evaluated_at": "2026-01-01T00:00:00+00:00",
-        "all": evaluate(predictions, FER7, card.calibration, names),
-        "without_training_images": evaluate(predictions[~seen], FER7, card.calibration, names),
-    }
-    (tmp_path / "evaluation.html").write_text(evaluation_page(figures, card))
-    accuracy = f"{figures['all']['accuracy']:.1%}"  # type: ignore[index]
-    words = ("these very images, so the figures flatter it", "1,234 contempt", "annotators", accuracy, "AI Act")
-    require_sound(tmp_path / "evaluation.html", 3, *words)
+    card, ids = read_bundle(EMBEDDED).card, np.array([str(number) for number in range(400)], object)
+    predictions = Predictions(ids, logits, labels, votes)
+    figures = evaluate(predictions, FER7, card.calibration, names)
+    evaluation = Evaluation(
+        model=EvaluatedModel(name=card.name, digest="0" * 64, format=card.format),
+        data=EvaluatedData(
+            layout="image-folder",
+            digest="1" * 64,
+            split="validation",
+            left_out_by_class={"contempt": 1234},
+            framed_as_the_model=False,
+            training_split="train",
+            exact_copies_of_training_images=int(seen.sum()),
+            near_copies_of_training_images=0,
+        ),
+        selected_on_this_split=True,
+        views=1,
+        precision="fp32",
+        version="0",
+        evaluated_at="2026-01-01T00:00:00+00:00",
+        all=figures,
+        without_training_images=evaluate(predictions[~seen], FER7, card.calibration, names),
+    )
+    (tmp_path / "evaluation.html").write_text(evaluation_page(evaluation, card))
+    accuracy = f"{figures.accuracy:.1%}"
+    words = (
+        "these very images, so the figures flatter it",
+        "1,234 contempt",
+        "framed otherwise",
+        "annotators",
+        accuracy,
+        "AI Act",
+    )
+    require_sound(tmp_path / "evaluation.html", 3, accuracy, *words)
 
 
 def test_the_card_of_the_embedded_model(tmp_path: Path) -> None:

@@ -15,18 +15,21 @@ import pytest
 from fer_pipeline.core import storage
 from fer_pipeline.core.errors import RecordError, UserError
 from fer_pipeline.core.run import RunRecord
-from fer_pipeline.jobs import evaluate, ingest, label, models, train
+from fer_pipeline.jobs import evaluate, ingest
 from fer_pipeline.jobs.evaluate import EvaluateConfig
 from fer_pipeline.jobs.ingest import IngestConfig
-from fer_pipeline.jobs.label import LabelConfig
-from fer_pipeline.jobs.models import PushConfig
-from fer_pipeline.jobs.train import TrainConfig
-from fer_pipeline.models.card import EMBEDDED, read_bundle
+from fer_pipeline.jobs.label import job as label
+from fer_pipeline.jobs.label.job import LabelConfig
+from fer_pipeline.jobs.train import job as train
+from fer_pipeline.jobs.train.job import TrainConfig
+from fer_pipeline.local import models
+from fer_pipeline.local.models import PushConfig
+from fer_pipeline.models.bundle import EMBEDDED, read_bundle
 from fer_pipeline.models.registry import Registry
 from fer_pipeline.sources.files import Selection
 from fer_pipeline.sources.listing import Listing
-from fer_pipeline.sources.reader import Reader
-from tests.jobs.conftest import RECIPE
+from fer_pipeline.sources.reader import RecordReader
+from tests.conftest import RECIPE
 from tests.s3.conftest import Store, upload
 from tests.s3.swift import SECRET_KEY
 
@@ -114,7 +117,7 @@ def test_an_object_that_always_breaks_off_is_unreadable(bucket: str, uploaded: s
     store.fail(reset_every=1)
     loose = next(record for record in Listing(uploaded) if record.member is None)
     with pytest.raises(RecordError) as caught:
-        Reader().read(loose)
+        RecordReader().read(loose)
     assert caught.value.status == "unreadable"
 
 
@@ -232,10 +235,11 @@ def test_a_dataset_is_ingested_and_a_model_trained_from_s3_to_s3(bucket: str, tm
         again = train.run(config)
         assert again == result
         assert storage.read_bytes(f"{bucket}/{way}/history.json") == kept
-        assert read_bundle(f"{bucket}/{way}").card.metrics["epochs"] == 8
+        assert read_bundle(f"{bucket}/{way}").card.metrics.epochs == 8
     evaluation = EvaluateConfig(model=f"{bucket}/device", data=f"{bucket}/data", split="validation", out=f"{bucket}/evaluation")
     figures = evaluate.run(evaluation)
-    assert figures.accuracy == read_bundle(f"{bucket}/device").card.metrics["validation"]["accuracy"]
+    validation = read_bundle(f"{bucket}/device").card.metrics.validation
+    assert validation is not None and figures.accuracy == validation.accuracy
     assert set(storage.list_names(f"{bucket}/evaluation")) == {"evaluation.json", "evaluation.html", "predictions.parquet"}
 
 

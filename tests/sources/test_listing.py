@@ -13,7 +13,7 @@ from fer_pipeline.core.errors import RecordError, UserError
 from fer_pipeline.core.manifest import Record
 from fer_pipeline.sources.files import Selection
 from fer_pipeline.sources.listing import Listing
-from fer_pipeline.sources.reader import Reader, blocks
+from fer_pipeline.sources.reader import RecordReader, blocks
 
 PNG = b"\x89PNG\r\n\x1a\n and more"
 
@@ -58,7 +58,7 @@ def test_files_that_are_no_images_are_counted_and_unknown_ones_peeked_at(tmp_pat
 )
 def test_members_of_a_tar_are_read_whole(tmp_path: Path, name: str, mode: str) -> None:
     tar_of(tmp_path / name, {"x/1.jpg": b"one", "x/2.jpg": b"two", "x/2.cls": b"3"}, mode)
-    records, reader = listed(tmp_path), Reader()
+    records, reader = listed(tmp_path), RecordReader()
     assert [record.member for record in records] == ["x/1.jpg", "x/2.jpg"]
     assert [reader.read(record) for record in reversed(records)] == [b"two", b"one"]
     reader.close()
@@ -69,7 +69,7 @@ def test_members_of_a_zip_are_read_whole(tmp_path: Path) -> None:
         archive.writestr("dir/1.png", PNG * 100)
         archive.writestr("notes.txt", "no image")
     (record,) = listed(tmp_path)
-    reader = Reader()
+    reader = RecordReader()
     assert reader.read(record) == PNG * 100
     reader.close()
 
@@ -79,7 +79,7 @@ def test_members_of_one_name_are_two_records_with_their_own_bytes(tmp_path: Path
         warnings.simplefilter("ignore")  # zipfile warns of the second
         archive.writestr("1.jpg", b"first")
         archive.writestr("1.jpg", b"second")
-    reader = Reader()
+    reader = RecordReader()
     assert [reader.read(record) for record in listed(tmp_path)] == [b"first", b"second"]
     reader.close()
 
@@ -91,7 +91,7 @@ def test_a_hard_link_in_a_tar_is_an_image_too(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "in" / "a.tar", "w") as tar:
         tar.add(tmp_path / "1.jpg", "1.jpg")
         tar.add(tmp_path / "2.jpg", "2.jpg")
-    reader = Reader()
+    reader = RecordReader()
     assert [(record.member, reader.read(record)) for record in listed(tmp_path / "in")] == [("1.jpg", b"one"), ("2.jpg", b"one")]
 
 
@@ -110,14 +110,14 @@ def test_what_is_no_regular_file_has_a_row_and_blocks_nothing(tmp_path: Path) ->
     os.mkfifo(tmp_path / "pipe.jpg")
     (tmp_path / "self.jpg").symlink_to("self.jpg")
     (tmp_path / "a::b.jpg").write_bytes(b"fine")
-    records, reader = {Path(record.uri).name: record for record in listed(tmp_path)}, Reader()
+    records, reader = {Path(record.uri).name: record for record in listed(tmp_path)}, RecordReader()
     assert reader.read(records.pop("a::b.jpg")) == b"fine"
     assert "regular" in str(records["pipe.jpg"].error) and "cannot be found" in str(records["self.jpg"].error)
 
 
 def test_an_empty_member_is_empty(tmp_path: Path) -> None:
     tar_of(tmp_path / "a.tar", {"1.jpg": b"", "2.jpg": b"two"})
-    reader = Reader()
+    reader = RecordReader()
     assert [reader.read(record) for record in listed(tmp_path)] == [b"", b"two"]
 
 
@@ -128,14 +128,14 @@ def test_a_container_that_is_none_gets_a_row_that_says_so(tmp_path: Path) -> Non
     assert [record.member for record in records] == [None, None]
     for record in records:
         with pytest.raises(RecordError, match="container cannot be read") as error:
-            Reader().read(record)
+            RecordReader().read(record)
         assert error.value.status == "unreadable"
 
 
 def test_a_tar_that_breaks_off_gives_its_whole_members_and_one_row_for_the_rest(tmp_path: Path) -> None:
     tar_of(tmp_path / "a.tar", {f"{number}.jpg": b"x" * 3000 for number in range(4)})
     (tmp_path / "a.tar").write_bytes((tmp_path / "a.tar").read_bytes()[:6000])
-    records, reader = listed(tmp_path), Reader()
+    records, reader = listed(tmp_path), RecordReader()
     assert reader.read(records[0]) == b"x" * 3000
     for record in records[1:]:
         with pytest.raises(RecordError):
@@ -148,7 +148,7 @@ def test_a_damaged_zip_member_is_unreadable_and_its_neighbour_is_not(tmp_path: P
         archive.writestr("2.jpg", b"B" * 500)
     (tmp_path / "a.zip").write_bytes((tmp_path / "a.zip").read_bytes().replace(b"A" * 500, b"A" * 499 + b"?"))
     one, two = listed(tmp_path)
-    reader = Reader()
+    reader = RecordReader()
     with pytest.raises(RecordError, match="CRC"):
         reader.read(one)
     assert reader.read(two) == b"B" * 500
@@ -160,7 +160,7 @@ def test_a_file_that_vanishes_after_listing_is_unreadable(tmp_path: Path) -> Non
     (record,) = listed(tmp_path)
     (tmp_path / "a.jpg").unlink()
     with pytest.raises(RecordError, match="FileNotFoundError"):
-        Reader().read(record)
+        RecordReader().read(record)
 
 
 def test_a_link_back_up_is_not_followed_for_ever(tmp_path: Path) -> None:
@@ -225,7 +225,7 @@ def test_members_of_a_zip_are_read_by_range_whatever_their_compression(tmp_path:
     with Pipe(tmp_path / "a.zip", "w") as file, zipfile.ZipFile(file, "w", method) as archive:
         for name, data in contents.items():
             archive.writestr(name, data)
-    records, reader = listed(tmp_path), Reader()
+    records, reader = listed(tmp_path), RecordReader()
     assert {record.member: reader.read(record) for record in records} == contents
 
 
@@ -249,7 +249,7 @@ def test_neighbours_in_a_container_are_read_by_one_request(tmp_path: Path, name:
     monkeypatch.setattr(storage, "read_range", counted)
     runs = list(blocks([*records, RecordError("crashed", "x"), *records[:3]]))
     assert [record for run in runs for record in run if isinstance(record, Record)] == [*records, *records[:3]]
-    reader = Reader()
+    reader = RecordReader()
     read = [data for run in runs for data in reader.read_block(run)]
     assert read[: len(records)] == [contents[str(record.member)] for record in records]
     assert isinstance(read[len(records)], RecordError) and read[len(records) + 1 :] == read[:3]
@@ -261,7 +261,7 @@ def test_a_zip_member_that_unpacks_to_more_than_it_says_is_not_unpacked(tmp_path
         archive.writestr("bomb.jpg", bytes(50_000_000))
     (record,) = listed(tmp_path)
     with pytest.raises(RecordError, match="CRC"):
-        Reader().read(replace(record, size_bytes=1000))
+        RecordReader().read(replace(record, size_bytes=1000))
 
 
 def test_a_tar_with_a_damaged_header_says_that_members_are_missing(tmp_path: Path) -> None:
@@ -282,14 +282,14 @@ def test_zip_members_with_long_headers_are_read_also_in_a_block(tmp_path: Path) 
             info.extra = b"\xfe\xca" + (1000).to_bytes(2, "little") + bytes(1000)
             archive.writestr(info, str(number) * 500)
     (block,) = blocks(listed(tmp_path))
-    assert Reader().read_block(block) == [str(number).encode() * 500 for number in range(4)]
+    assert RecordReader().read_block(block) == [str(number).encode() * 500 for number in range(4)]
 
 
 def test_trailing_rubbish_behind_a_compressed_tar_costs_nothing(tmp_path: Path) -> None:
     tar_of(tmp_path / "a.tar.gz", {"1.jpg": b"one", "2.jpg": b"two"}, "w:gz")
     with (tmp_path / "a.tar.gz").open("ab") as file:
         file.write(b"rubbish!")
-    reader = Reader()
+    reader = RecordReader()
     assert [reader.read(record) for record in listed(tmp_path) if record.member] == [b"one", b"two"]
 
 

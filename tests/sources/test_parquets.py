@@ -9,7 +9,7 @@ from fer_pipeline.core.errors import RecordError
 from fer_pipeline.core.manifest import Record
 from fer_pipeline.sources.files import Selection
 from fer_pipeline.sources.listing import Listing
-from fer_pipeline.sources.reader import Reader
+from fer_pipeline.sources.reader import RecordReader
 
 PICTURES = [f"picture {number}".encode() for number in range(100)]
 
@@ -21,7 +21,7 @@ def written(folder: Path, columns: dict[str, Any], name: str = "a.parquet") -> l
 
 @pytest.mark.parametrize("column", ["image", "thumbnail"])
 def test_every_row_is_a_record(tmp_path: Path, column: str) -> None:
-    records, reader = written(tmp_path, {"label": list(range(100)), column: PICTURES}), Reader()
+    records, reader = written(tmp_path, {"label": list(range(100)), column: PICTURES}), RecordReader()
     assert [record.member for record in records[:2]] == ["row 0", "row 1"]
     assert [reader.read(record) for record in records] == PICTURES
     assert [reader.read(records[index]) for index in (99, 3, 31, 30, 70)] == [PICTURES[i] for i in (99, 3, 31, 30, 70)]
@@ -29,12 +29,12 @@ def test_every_row_is_a_record(tmp_path: Path, column: str) -> None:
 
 def test_images_in_the_structs_of_hugging_face_are_found(tmp_path: Path) -> None:
     images = pa.array([{"bytes": picture, "path": "x"} for picture in PICTURES])
-    records, reader = written(tmp_path, {"image": images, "label": list(range(100))}), Reader()
+    records, reader = written(tmp_path, {"image": images, "label": list(range(100))}), RecordReader()
     assert [reader.read(record) for record in records] == PICTURES
 
 
 def test_a_row_without_an_image_is_unreadable(tmp_path: Path) -> None:
-    records, reader = written(tmp_path, {"image": pa.array([b"one", None], pa.binary())}), Reader()
+    records, reader = written(tmp_path, {"image": pa.array([b"one", None], pa.binary())}), RecordReader()
     assert reader.read(records[0]) == b"one"
     with pytest.raises(RecordError, match="the row holds no image"):
         reader.read(records[1])
@@ -49,7 +49,7 @@ def test_a_file_without_images_is_skipped_and_counted(tmp_path: Path) -> None:
 def test_the_column_can_be_named(tmp_path: Path) -> None:
     pq.write_table(pa.table({"image": [b"small"], "original": [b"large"]}), tmp_path / "a.parquet")
     (record,) = Listing(str(tmp_path), Selection(image_column="original"))
-    assert Reader("original").read(record) == b"large"
+    assert RecordReader("original").read(record) == b"large"
     (record,) = Listing(str(tmp_path), Selection(image_column="photo"))
     assert record.error and "has no binary column 'photo'; its columns are image, original" in record.error
 

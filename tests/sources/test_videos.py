@@ -1,6 +1,10 @@
 import shutil
+import subprocess
+from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
+import av
 import cv2
 import numpy as np
 import pytest
@@ -8,9 +12,10 @@ import pytest
 from fer_pipeline.core.errors import RecordError
 from fer_pipeline.core.manifest import Record
 from fer_pipeline.sources.files import Selection
+from fer_pipeline.sources.formats.spec import Frame
+from fer_pipeline.sources.formats.videos import Video
 from fer_pipeline.sources.listing import Listing
-from fer_pipeline.sources.videos import Video
-from fer_pipeline.stages.fetch import Frame, fetch
+from fer_pipeline.stages.fetch import fetch
 
 FPS, SECONDS = 10, 8
 
@@ -42,6 +47,71 @@ def test_a_frame_is_that_of_its_moment_wherever_reading_begins(video: Path, star
     opened = Video(str(video))
     for second in range(start_s, SECONDS):
         assert opened.at(1000 * second).mean() == pytest.approx(3 * FPS * second, abs=3)
+
+
+UNEVEN_MS = (0, 100, 200, 1500, 1600, 2000, 5000)
+"""When the frames of the uneven video begin; the last one is shown for three seconds."""
+
+
+@pytest.fixture(scope="module", params=["mp4", "mkv"])
+def uneven(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A video of variable frame rate: frame i has the grey value 30 i."""
+    path = tmp_path_factory.mktemp("uneven") / f"uneven.{request.param}"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=25)
+        stream.width, stream.height, stream.time_base = 64, 48, Fraction(1, 1000)
+        stream.codec_context.time_base = Fraction(1, 1000)
+        ends = (*UNEVEN_MS[1:], 8000)
+        for index, start in enumerate(UNEVEN_MS):
+            frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), 30 * index, np.uint8), format="bgr24")
+            frame.pts, frame.time_base = start, Fraction(1, 1000)
+            container.mux(with_duration(stream.encode(frame), ends))
+        container.mux(with_duration(stream.encode(None), ends))
+    return path
+
+
+def with_duration(packets: list[Any], ends_ms: tuple[int, ...]) -> list[Any]:
+    for packet in packets:
+        assert packet.pts is not None
+        packet.duration = min(end for end in ends_ms if end > packet.pts) - packet.pts
+    return packets
+
+
+def shown(path: Path, moments_ms: list[int]) -> list[int]:
+    """Return which frame of the uneven video is read at each moment."""
+    video = Video(str(path))
+    return [round(float(video.at(moment).mean()) / 30) for moment in moments_ms]
+
+
+def test_a_moment_in_a_gap_gets_the_frame_that_is_shown_then(uneven: Path) -> None:
+    assert shown(uneven, [0, 99, 150, 1000, 1499, 1500, 1999, 3000, 4999, 5000]) == [0, 0, 1, 2, 2, 3, 4, 5, 5, 6]
+    assert [shown(uneven, [moment])[0] for moment in (1499, 3000, 4999)] == [2, 5, 5]  # searched for, not read up to
+
+
+def test_a_last_frame_is_shown_to_its_end_and_every_listed_moment_has_a_frame(uneven: Path) -> None:
+    moments = [record.time_ms or 0 for record in records_of(uneven)]
+    assert moments == [0, 1000, 2000, 3000, 4000, 5000, 6000, 7000]
+    assert shown(uneven, moments) == [0, 2, 5, 5, 5, 6, 6, 6]
+
+
+@pytest.mark.skipif(shutil.which("ffprobe") is None, reason="needs ffprobe")
+def test_frames_begin_when_ffprobe_says_so(uneven: Path) -> None:
+    command = ["ffprobe", "-v", "error", "-select_streams", "v", "-show_entries", "frame=pts_time", "-of", "csv=p=0"]
+    out = subprocess.run([*command, str(uneven)], capture_output=True, text=True, check=True).stdout
+    starts = [round(1000 * float(line.strip(","))) for line in out.split()]
+    assert shown(uneven, starts) == list(range(len(UNEVEN_MS)))
+    assert shown(uneven, [start - 2 for start in starts[1:]]) == list(range(len(UNEVEN_MS) - 1))
+
+
+@pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="needs ffmpeg")
+@pytest.mark.parametrize("turn", [90, 180, 270])
+def test_a_turned_video_is_upright(turn: int, shared: Path, tmp_path: Path) -> None:
+    source, turned = shared / "data" / "videos" / "single_face.mp4", tmp_path / "turned.mp4"
+    command = ["ffmpeg", "-v", "error", "-i", str(source), "-c", "copy", "-an", "-metadata:s:v", f"rotate={turn}", str(turned)]
+    subprocess.run(command, check=True)
+    upright = cv2.VideoCapture(str(turned)).read()[1]  # OpenCV turns by itself
+    assert upright.shape == ((640, 360, 3) if turn % 180 else (360, 640, 3))
+    assert np.array_equal(Video(str(turned)).at(0), upright)
 
 
 def test_a_moment_may_be_asked_for_again(video: Path) -> None:

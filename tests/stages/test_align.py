@@ -1,11 +1,11 @@
 import numpy as np
 import pytest
 
-from fer_pipeline.models.card import Framing, NetworkConfig
-from fer_pipeline.stages.align import align, cut, similarity, square
+from fer_pipeline.core.framing import Framing
+from fer_pipeline.models.network_config import NetworkConfig
+from fer_pipeline.stages.align import align, resize_whole, similarity, square, warp_crop
 from fer_pipeline.stages.decode import Pixels
-from fer_pipeline.stages.detect import WholeImage
-from fer_pipeline.stages.detections import Detections
+from fer_pipeline.stages.detectors.detections import Detections
 
 POINTS = np.array(Framing().landmarks)
 
@@ -30,34 +30,33 @@ def test_a_cut_shows_what_it_should_whatever_the_scale(scale: float) -> None:
     ramp = np.tile(np.linspace(0, 255, side * 2), (side * 2, 1)).astype(np.uint8)
     pixels = np.repeat(ramp[:, :, None], 3, axis=2)
     matrix = np.array([[scale, 0, -scale * side / 2], [0, scale, -scale * side / 2]])  # the middle of the image
-    crop = cut(pixels, matrix, 48)[:, :, 0].astype(int)
+    crop = warp_crop(pixels, matrix, 48)[:, :, 0].astype(int)
     expected = np.linspace(64, 191, 48)
     assert np.abs(crop - expected).max() < 6
 
 
 def test_a_face_partly_outside_is_filled_up_not_lost(hopper: Pixels) -> None:
-    crop = cut(hopper, square(np.array([-60, -60, 120, 120]), 1.1, 48), 48)
+    crop = warp_crop(hopper, square(np.array([-60, -60, 120, 120]), 1.1, 48), 48)
     assert crop.shape == (48, 48, 3)
 
 
 def test_fine_stripes_do_not_alias() -> None:
     stripes = np.zeros((960, 960, 3), np.uint8)
     stripes[:, ::2] = 255
-    crop = cut(stripes, np.array([[0.05, 0, 0], [0, 0.05, 0]]), 48)
+    crop = warp_crop(stripes, np.array([[0.05, 0, 0], [0, 0.05, 0]]), 48)
     assert np.abs(crop[2:-2, 2:-2].astype(int) - 127).max() < 8
 
 
 def test_landmarks_that_fall_together_give_way_to_the_box(hopper: Pixels) -> None:
     boxes = np.array([[100, 100, 200, 200]], np.float32)
     network, framing = NetworkConfig(), Framing()
-    degenerate = Detections(boxes, np.ones(1, np.float32), np.full((1, 5, 2), 200, np.float32))
+    degenerate = Detections(boxes, np.ones(1, np.float32), {"landmarks": np.full((1, 5, 2), 200, np.float32)})
     boxed = Detections(boxes, np.ones(1, np.float32))
     assert np.array_equal(align(hopper, degenerate, network, framing), align(hopper, boxed, network, framing))
 
 
 def test_crops_have_the_channels_that_the_network_takes(hopper: Pixels) -> None:
-    faces = WholeImage()(hopper)
-    grey = align(hopper, faces, NetworkConfig(image_px=48), Framing(), whole=True)
-    colour = align(hopper, faces, NetworkConfig(image_px=224, channels=3), Framing(), whole=True)
-    assert (grey.shape, colour.shape) == ((1, 1, 48, 48), (1, 3, 224, 224))
-    assert np.abs(colour[0].mean((1, 2)) - hopper.mean((0, 1))[::-1]).max() < 3  # RGB
+    grey = resize_whole(hopper, NetworkConfig(image_px=48))
+    colour = resize_whole(hopper, NetworkConfig(image_px=224, channels=3))
+    assert (grey.shape, colour.shape) == ((1, 48, 48), (3, 224, 224))
+    assert np.abs(colour.mean((1, 2)) - hopper.mean((0, 1))[::-1]).max() < 3  # RGB

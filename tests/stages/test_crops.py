@@ -2,11 +2,14 @@ import cv2
 import numpy as np
 import pytest
 
-from fer_pipeline.sources.layouts.samples import Face
-from fer_pipeline.stages.crops import Cropper, Faces, NoCrop, perceptual_hash
+from fer_pipeline.core.framing import Framing
+from fer_pipeline.sources.layouts.layout import AnnotatedFace
+from fer_pipeline.stages.crops import Cropper, NoCrop, perceptual_hash
 from fer_pipeline.stages.decode import Pixels
-from fer_pipeline.stages.detect import WholeImage
-from fer_pipeline.stages.detections import Detections
+from fer_pipeline.stages.detectors.detections import Detections
+from fer_pipeline.stages.detectors.whole_image import WholeImage
+
+BY_BOX, BY_LANDMARKS = Framing(cut="box"), Framing(cut="landmarks")
 
 
 def apart(one: bytes, other: bytes) -> int:
@@ -26,10 +29,9 @@ def test_near_copies_have_near_hashes_and_other_faces_do_not(hopper: Pixels) -> 
 def test_a_marked_face_is_cut_and_aligned() -> None:
     image = np.zeros((100, 200, 3), np.uint8)
     cv2.circle(image, (150, 40), 4, (255, 255, 255), -1)
-    face = Face((130, 20, 40, 40), ((140, 35), (160, 35), (150, 40), (143, 50), (157, 50)))
-    ways: tuple[Faces, ...] = ("box", "align")
-    for faces in ways:
-        crop = Cropper(faces, 64, WholeImage())(image, face)
+    face = AnnotatedFace((130, 20, 40, 40), ((140, 35), (160, 35), (150, 40), (143, 50), (157, 50)))
+    for framing in (BY_BOX, BY_LANDMARKS):
+        crop = Cropper(framing, 64, WholeImage())(image, face)
         assert crop.shape == (64, 64, 3)
         bright = np.argwhere(crop[:, :, 0] > 128).mean(0)
         assert (abs(bright - 32) < 8).all()
@@ -38,7 +40,7 @@ def test_a_marked_face_is_cut_and_aligned() -> None:
 @pytest.mark.parametrize("box", [(300, 10, 20, 20), (10, 10, 0, 20), (-50, 10, 20, 20)])
 def test_a_box_outside_the_image_is_a_wrong_label(box: tuple[float, float, float, float]) -> None:
     with pytest.raises(NoCrop, match="lies outside the image of 200 x 100 pixels") as caught:
-        Cropper("box", 64, WholeImage())(np.zeros((100, 200, 3), np.uint8), Face(box))
+        Cropper(BY_BOX, 64, WholeImage())(np.zeros((100, 200, 3), np.uint8), AnnotatedFace(box))
     assert caught.value.kind == "mislabelled"
 
 
@@ -48,11 +50,11 @@ def test_the_largest_face_is_taken_and_an_image_without_one_is_dropped() -> None
 
     image = np.zeros((100, 200, 3), np.uint8)
     image[60:80, 110:130] = 255
-    assert Cropper("box", 32, two)(image, None)[16, 16, 0] == 255
+    assert Cropper(BY_BOX, 32, two)(image, None)[16, 16, 0] == 255
 
     def none(pixels: Pixels) -> Detections:
         return Detections(np.zeros((0, 4), np.float32), np.zeros(0, np.float32))
 
     with pytest.raises(NoCrop, match="no face found") as caught:
-        Cropper("align", 32, none)(image, None)
+        Cropper(BY_LANDMARKS, 32, none)(image, None)
     assert caught.value.kind == "dropped"

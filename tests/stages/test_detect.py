@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 
 from fer_pipeline.core.errors import UserError
-from fer_pipeline.stages import weights
 from fer_pipeline.stages.decode import Pixels
-from fer_pipeline.stages.detect import load_detector
-from fer_pipeline.stages.detections import Detector
-from fer_pipeline.stages.weights import YUNET_FILE, YUNET_SHA256, resolve_detector
+from fer_pipeline.stages.detectors import load_detector, resolve_detector, spec, yunet
+from fer_pipeline.stages.detectors.detections import Detector
+
+YUNET_FILE, YUNET_SHA256 = yunet.WEIGHTS.name, yunet.WEIGHTS.sha256
 
 
 @pytest.fixture(params=["mtcnn", "yunet"])
@@ -24,7 +24,7 @@ def nothing_to_find(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """No weights in the environment, an empty cache, and an address at which nothing answers."""
     monkeypatch.delenv("FER_PIPELINE_MODELS", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(weights, "YUNET_URL", "http://127.0.0.1:9/yunet.onnx")
+    monkeypatch.setattr(yunet.WEIGHTS, "url", "http://127.0.0.1:9/yunet.onnx")
     return tmp_path
 
 
@@ -55,7 +55,7 @@ def test_auto_takes_mtcnn_where_yunet_cannot_be_had(nothing_to_find: Path) -> No
     resolved = resolve_detector("auto")
     assert resolved.name == "mtcnn" and len(resolved.digest) == 64
     assert "FER_PIPELINE_MODELS" in resolved.origin
-    with pytest.raises(UserError, match="YuNet weights cannot be had"):
+    with pytest.raises(UserError, match="weights of 'yunet' cannot be had"):
         resolve_detector("yunet")
 
 
@@ -64,8 +64,8 @@ def test_a_network_that_swallows_everything_costs_seconds_only(nothing_to_find: 
     import time
 
     with socket.create_server(("127.0.0.1", 0)) as silent:  # accepts, and never answers
-        monkeypatch.setattr(weights, "YUNET_URL", f"http://127.0.0.1:{silent.getsockname()[1]}/yunet.onnx")
-        monkeypatch.setattr(weights, "PATIENCE_S", 0.5)
+        monkeypatch.setattr(yunet.WEIGHTS, "url", f"http://127.0.0.1:{silent.getsockname()[1]}/yunet.onnx")
+        monkeypatch.setattr(spec, "PATIENCE_S", 0.5)
         started = time.monotonic()
         assert resolve_detector("auto").name == "mtcnn"
         assert time.monotonic() - started < 3

@@ -4,19 +4,19 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from fer_pipeline.core.manifest import cut, read_shards, write_manifest
+from fer_pipeline.core.manifest import read_shards, split_into_shards, write_manifest
 from fer_pipeline.core.schemas import LABELLED
-from fer_pipeline.models.card import EMBEDDED, read_bundle
+from fer_pipeline.models.bundle import EMBEDDED, read_bundle
 from fer_pipeline.sources.files import Selection
 from fer_pipeline.sources.listing import Listing
+from fer_pipeline.stages.detectors import resolve_detector
 from fer_pipeline.stages.label import Labeller, LabelSettings
-from fer_pipeline.stages.weights import resolve_detector
 
 SETTINGS = LabelSettings(detect_px=640, threshold=0.9, max_pixels=10**8, max_bytes=10**8, precision="fp32", uncertain_below=0.5)
 
 
 def manifest_of(source: Path, folder: Path) -> pa.Table:
-    write_manifest(str(folder / "m-"), cut(Listing(str(source)), 10**6, 10**12))
+    write_manifest(str(folder / "m-"), split_into_shards(Listing(str(source)), 10**6, 10**12))
     return next(read_shards(str(folder / "m-"), [0]))[1]
 
 
@@ -99,7 +99,9 @@ def test_oddities_get_a_row_each(shared: Path, tmp_path: Path) -> None:
 
 
 def test_videos_get_a_row_for_every_sampled_frame(shared: Path, tmp_path: Path) -> None:
-    write_manifest(str(tmp_path / "m-"), cut(Listing(str(shared / "data" / "videos"), Selection(fps=1)), 64, 10**12))
+    write_manifest(
+        str(tmp_path / "m-"), split_into_shards(Listing(str(shared / "data" / "videos"), Selection(fps=1)), 64, 10**12)
+    )
     manifests = [table for _, table in read_shards(str(tmp_path / "m-"), range(3))]
     weights = str(shared / "models" / "face_detection_yunet_2023mar.onnx")
     settings = LabelSettings(**{**vars(SETTINGS), "threshold": 0.6})

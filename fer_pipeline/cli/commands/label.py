@@ -4,7 +4,7 @@ from pydantic import BaseModel
 
 from fer_pipeline.cli.commands import FLAT, Cluster
 from fer_pipeline.jobs.cluster import ClusterConfig
-from fer_pipeline.jobs.label import LabelConfig, run
+from fer_pipeline.jobs.label.job import LabelConfig, run
 
 
 def label(config: Annotated[LabelConfig, FLAT], cluster: Cluster = ClusterConfig()) -> BaseModel:

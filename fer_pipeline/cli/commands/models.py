@@ -3,8 +3,8 @@ from typing import Annotated
 from pydantic import BaseModel
 
 from fer_pipeline.cli.commands import FLAT
-from fer_pipeline.jobs import models
-from fer_pipeline.jobs.models import AliasConfig, CardConfig, ListConfig, PullConfig, PushConfig
+from fer_pipeline.local import models
+from fer_pipeline.local.models import AliasConfig, CardConfig, ListConfig, PullConfig, PushConfig
 
 
 def list_models(config: Annotated[ListConfig, FLAT] = ListConfig()) -> BaseModel:

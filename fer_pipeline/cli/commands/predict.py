@@ -3,7 +3,7 @@ from typing import Annotated
 from pydantic import BaseModel
 
 from fer_pipeline.cli.commands import FLAT
-from fer_pipeline.jobs.predict import PredictConfig, run
+from fer_pipeline.local.predict import PredictConfig, run
 
 
 def predict(image: str, *more: str, config: Annotated[PredictConfig, FLAT] = PredictConfig()) -> BaseModel:

@@ -1,34 +1,36 @@
-"""Labelled datasets: one reader per layout, which says where images are and what their labels are."""
+"""Labelled datasets: where their images are and what their labels are. One file a layout, and the table `LAYOUTS`."""
 
-from collections.abc import Callable
+from typing import TYPE_CHECKING, Literal
 
 from fer_pipeline.core.errors import UserError
 from fer_pipeline.core.labels import LabelSpace
-from fer_pipeline.sources.layouts.affectnet import AffectNetCsv, AffectNetNpy
-from fer_pipeline.sources.layouts.fer2013 import Fer2013Csv
-from fer_pipeline.sources.layouts.folders import ImageFolder
-from fer_pipeline.sources.layouts.parquet import Parquet
-from fer_pipeline.sources.layouts.rafdb import RafDb
-from fer_pipeline.sources.layouts.samples import Layout
-from fer_pipeline.sources.layouts.webdataset import WebDataset
+from fer_pipeline.sources.layouts.affectnet import AFFECTNET_CSV, AFFECTNET_NPY
+from fer_pipeline.sources.layouts.fer2013 import FER2013_CSV
+from fer_pipeline.sources.layouts.folders import IMAGE_FOLDER
+from fer_pipeline.sources.layouts.layout import Layout, LayoutOptions, LayoutSpec
+from fer_pipeline.sources.layouts.parquet import PARQUET
+from fer_pipeline.sources.layouts.rafdb import RAFDB
+from fer_pipeline.sources.layouts.webdataset import WEBDATASET
 
-LAYOUTS: dict[str, Callable[[str, LabelSpace], Layout]] = {
-    "fer2013-csv": Fer2013Csv,
-    "image-folder": ImageFolder,
-    "webdataset": WebDataset,
-    "parquet": Parquet,
-    "affectnet-csv": AffectNetCsv,
-    "affectnet-npy": AffectNetNpy,
-    "rafdb": RafDb,
+LAYOUTS: dict[str, LayoutSpec] = {
+    spec.name: spec for spec in (IMAGE_FOLDER, FER2013_CSV, WEBDATASET, PARQUET, AFFECTNET_CSV, AFFECTNET_NPY, RAFDB)
 }
 
+if TYPE_CHECKING:
+    LayoutName = str
+else:
+    LayoutName = Literal[tuple(LAYOUTS)]
 
-def open_layout(name: str, source: str, space: LabelSpace, votes: str | None = None) -> Layout:
-    """Return the dataset at `source` as the layout `name` reads it; raise UserError where there is no such layout."""
+LAYOUT_HELP = "; ".join(f"`{spec.name}`: {spec.help}" for spec in LAYOUTS.values())
+
+
+def open_layout(name: str, source: str, space: LabelSpace, options: LayoutOptions = LayoutOptions()) -> Layout:  # noqa: B008
+    """Return the dataset at `source` as the layout `name` reads it; raise UserError for an option it does not take."""
     if name not in LAYOUTS:
         raise UserError(f"There is no layout '{name}'; choose one of {', '.join(LAYOUTS)}.")
-    if votes is None:
-        return LAYOUTS[name](source, space)
-    if name != "fer2013-csv":
-        raise UserError(f"Layout {name} takes no --votes: the votes of FER+ belong to layout fer2013-csv.")
-    return Fer2013Csv(source, space, votes)
+    spec = LAYOUTS[name]
+    for option, value in vars(options).items():
+        if value is not None and option not in spec.options:
+            takes = [other.name for other in LAYOUTS.values() if option in other.options]
+            raise UserError(f"Layout {name} takes no --{option}: it belongs to layout {', '.join(takes)}.")
+    return spec.open(source, space, options)

@@ -11,11 +11,12 @@ from fer_pipeline.core.errors import UserError
 from fer_pipeline.core.labels import AFFECTNET8, LabelSpace
 from fer_pipeline.core.manifest import Record
 from fer_pipeline.sources.layouts.folders import name_below, plan_images
-from fer_pipeline.sources.layouts.samples import (
+from fer_pipeline.sources.layouts.layout import (
     DROPPED,
     MISLABELLED,
+    AnnotatedFace,
     Excluded,
-    Face,
+    LayoutSpec,
     Part,
     Point,
     Reading,
@@ -25,7 +26,7 @@ from fer_pipeline.sources.layouts.samples import (
 )
 from fer_pipeline.sources.layouts.tables import Row, plan_csv, read_csv, whole_number
 
-COLUMNS = (
+AFFECTNET_COLUMNS = (
     "subDirectory_filePath",
     "face_x",
     "face_y",
@@ -38,7 +39,12 @@ COLUMNS = (
 )
 NO_CLASS = {8: "none", 9: "uncertain", 10: "no face"}
 """What AffectNet's classes from 8 on say; such rows are dropped, and counted by these words."""
-IMAGES = ("", "Manually_Annotated_Images", "../Manually_Annotated_Images", "../Manually_Annotated/Manually_Annotated_Images")
+IMAGE_FOLDERS = (
+    "",
+    "Manually_Annotated_Images",
+    "../Manually_Annotated_Images",
+    "../Manually_Annotated/Manually_Annotated_Images",
+)
 """Where the images stand, seen from the CSV's folder."""
 
 
@@ -56,18 +62,18 @@ class AffectNetCsv:
             names = [storage.join(self.source, name) for name in storage.list_names(self.source) if name.endswith(".csv")]
         if not names:
             raise UserError(f"The folder '{self.source}' holds no CSV, which layout affectnet-csv needs.")
-        return [part for name in names for part in plan_csv(name, "affectnet-csv", COLUMNS, self.part_bytes)]
+        return [part for name in names for part in plan_csv(name, "affectnet-csv", AFFECTNET_COLUMNS, self.part_bytes)]
 
     def read(self, part: Part) -> Reading:
         folder, split = posixpath.dirname(part.uri), split_of([posixpath.basename(part.uri).split(".")[0].split("_")[-1]])
         images = ""
         for place, row in read_csv(part):
-            images = images or self._images(folder, row[COLUMNS[0]])
-            yield self._sample(row, place, storage.join(images or folder, row[COLUMNS[0]]), split)
+            images = images or self._images(folder, row[AFFECTNET_COLUMNS[0]])
+            yield self._sample(row, place, storage.join(images or folder, row[AFFECTNET_COLUMNS[0]]), split)
 
     def _images(self, folder: str, first: str) -> str:
         """Return the folder below which the images stand, empty where this one is in none of them."""
-        for place in IMAGES:
+        for place in IMAGE_FOLDERS:
             candidate = posixpath.normpath(posixpath.join(folder, place)) if place else folder
             if storage.is_local(folder) or not place.startswith(".."):
                 images = candidate
@@ -87,11 +93,11 @@ class AffectNetCsv:
         if isinstance(label, Excluded):
             return label
         try:
-            x, y, width, height = (float(row[name]) for name in COLUMNS[1:5])
-            landmarks = _five([float(value) for value in row[COLUMNS[5]].split(";")])
+            x, y, width, height = (float(row[name]) for name in AFFECTNET_COLUMNS[1:5])
+            landmarks = _five([float(value) for value in row[AFFECTNET_COLUMNS[5]].split(";")])
         except ValueError:
             return Excluded(MISLABELLED, place, "its box or its landmarks are no numbers")
-        return Sample(Record(uri), label, split, place, face=Face((x, y, width, height), landmarks))
+        return Sample(Record(uri), label, split, place, face=AnnotatedFace((x, y, width, height), landmarks))
 
 
 def _five(values: list[float]) -> tuple[Point, ...] | None:
@@ -127,3 +133,20 @@ class AffectNetNpy:
             label = class_of(named, self.space, source)
             split = split_of([part.split("_")[0] for part in posixpath.dirname(source).split("/")])
             yield Sample(record, label, split, source) if isinstance(label, str) else label
+
+
+TERMS = "AffectNet (Mollahosseini et al., 2017): for research that is not commercial, under its licence agreement."
+
+AFFECTNET_CSV = LayoutSpec(
+    name="affectnet-csv",
+    help="the manually annotated CSVs beside their images",
+    open=lambda source, space, options: AffectNetCsv(source, space),
+    faces="box",
+    terms=TERMS,
+)
+AFFECTNET_NPY = LayoutSpec(
+    name="affectnet-npy",
+    help="train_set/images/0.jpg with train_set/annotations/0_exp.npy",
+    open=lambda source, space, options: AffectNetNpy(source, space),
+    terms=TERMS,
+)

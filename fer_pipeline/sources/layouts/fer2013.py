@@ -8,11 +8,11 @@ import numpy as np
 
 from fer_pipeline.core.errors import UserError
 from fer_pipeline.core.labels import FER7, FERPLUS8, LabelSpace, canonical
-from fer_pipeline.sources.layouts.samples import DAMAGED, DROPPED, MISLABELLED, SPLITS, Excluded, Part, Reading, Sample
+from fer_pipeline.sources.layouts.layout import DAMAGED, DROPPED, MISLABELLED, SPLITS, Excluded, LayoutSpec, Part, Reading, Sample
 from fer_pipeline.sources.layouts.tables import Row, plan_csv, read_csv, whole_number
 
 SIDE = 48
-COLUMNS = ("emotion", "pixels", "Usage")
+FER2013_COLUMNS = ("emotion", "pixels", "Usage")
 USAGES = ("Training", "PublicTest", "PrivateTest")
 VOTES = ("neutral", "happiness", "surprise", "sadness", "anger", "disgust", "fear", "contempt", "unknown", "NF")
 """The vote columns of FER+ (Barsoum et al., 2016): ten annotators an image; NF says that it shows no face."""
@@ -30,7 +30,7 @@ class Fer2013Csv:
     part_bytes: int = 16 * 1024**2
 
     def plan(self) -> list[Part]:
-        parts = plan_csv(self.source, "fer2013-csv", COLUMNS, self.part_bytes)
+        parts = plan_csv(self.source, "fer2013-csv", FER2013_COLUMNS, self.part_bytes)
         return self._with_rows(parts) if self.votes else parts
 
     def _with_rows(self, parts: list[Part]) -> list[Part]:
@@ -93,3 +93,13 @@ def _majority(votes: tuple[float, ...]) -> str:
     if len(most) > 1:
         return "no majority of votes"
     return {"unknown": "most votes for unknown", "NF": "most votes for no face"}.get(most[0], canonical(most[0]))
+
+
+FER2013_CSV = LayoutSpec(
+    name="fer2013-csv",
+    help="Kaggle's emotion,pixels,Usage; --votes joins the votes of FER+",
+    open=lambda source, space, options: Fer2013Csv(source, space, options.votes),
+    options=("votes",),
+    vote_classes=VOTE_CLASSES,
+    terms="FER-2013 (Goodfellow et al., 2013): research data, not for commercial use.",
+)

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from fer_pipeline.core.errors import UserError
 from fer_pipeline.core.labels import LabelSpace
-from fer_pipeline.core.manifest import Record, cut
-from fer_pipeline.sources.layouts.samples import PART_BYTES, PART_RECORDS, Part, Reading, Sample, class_of, split_of
+from fer_pipeline.core.manifest import Record, split_into_shards
+from fer_pipeline.sources.layouts.layout import PART_BYTES, PART_RECORDS, LayoutSpec, Part, Reading, Sample, class_of, split_of
 from fer_pipeline.sources.listing import Listing
 
 
@@ -20,7 +20,7 @@ def plan_images(source: str, part_records: int = PART_RECORDS, part_bytes: int =
     records = list(Listing(source))
     if all(record.member is None for record in records):
         random.Random(0).shuffle(records)
-    parts = [Part(source, records=tuple(stretch)) for stretch in cut(records, part_records, part_bytes)]
+    parts = [Part(source, records=tuple(stretch)) for stretch in split_into_shards(records, part_records, part_bytes)]
     if not parts:
         raise UserError(f"The source '{source}' holds no images.")
     return parts
@@ -48,3 +48,10 @@ class ImageFolder:
             folders = posixpath.dirname(record.member or source).split("/")
             label = class_of(folders[-1], self.space, source)
             yield Sample(record, label, split_of(folders[:-1]), source) if isinstance(label, str) else label
+
+
+IMAGE_FOLDER = LayoutSpec(
+    name="image-folder",
+    help="[split/]class/name, loose, in tars or zips",
+    open=lambda source, space, options: ImageFolder(source, space),
+)

@@ -12,9 +12,9 @@ from fer_pipeline.core import storage
 from fer_pipeline.core.errors import UserError
 from fer_pipeline.core.labels import LabelSpace
 from fer_pipeline.core.manifest import Record
-from fer_pipeline.sources.kinds import kind_of
-from fer_pipeline.sources.layouts.samples import Part, Reading, Sample, class_of, split_of
-from fer_pipeline.sources.parquets import image_column
+from fer_pipeline.sources.formats import FORMATS, format_of
+from fer_pipeline.sources.formats.parquets import image_column
+from fer_pipeline.sources.layouts.layout import LayoutSpec, Part, Reading, Sample, class_of, split_of
 from fer_pipeline.sources.walk import list_files
 
 LABELS = ("label", "labels", "emotion", "expression", "class", "cls")
@@ -34,7 +34,7 @@ class Parquet:
     def plan(self) -> list[Part]:
         parts = []
         for file in list_files(self.source):
-            if kind_of(file.uri) != "parquet":
+            if format_of(file.uri) is not FORMATS["parquet"]:
                 continue
             with storage.opened_parquet(file.uri) as parquet:
                 schema, groups = parquet.schema_arrow, parquet.metadata.num_row_groups
@@ -83,3 +83,10 @@ def _class_names(schema: pa.Schema, column: str) -> list[str]:
     except (ValueError, KeyError, TypeError):
         return []
     return [str(name) for name in feature.get("names", [])] if isinstance(feature, dict) else []
+
+
+PARQUET = LayoutSpec(
+    name="parquet",
+    help="a column of encoded images and one of classes",
+    open=lambda source, space, options: Parquet(source, space),
+)

@@ -7,7 +7,17 @@ from fer_pipeline.core import storage
 from fer_pipeline.core.errors import UserError
 from fer_pipeline.core.labels import LabelSpace
 from fer_pipeline.core.manifest import Record
-from fer_pipeline.sources.layouts.samples import MISLABELLED, PART_RECORDS, Excluded, Part, Reading, Sample, class_of, split_of
+from fer_pipeline.sources.layouts.layout import (
+    MISLABELLED,
+    PART_RECORDS,
+    Excluded,
+    LayoutSpec,
+    Part,
+    Reading,
+    Sample,
+    class_of,
+    split_of,
+)
 from fer_pipeline.sources.layouts.tables import whole_number
 
 LIST = "list_patition_label.txt"
@@ -47,3 +57,11 @@ class RafDb:
 
 def _lines(uri: str) -> list[str]:
     return [line for line in storage.read_bytes(uri).decode("utf-8", "replace").splitlines() if line.strip()]
+
+
+RAFDB = LayoutSpec(
+    name="rafdb",
+    help="EmoLabel/list_patition_label.txt and Image/aligned",
+    open=lambda source, space, options: RafDb(source, space),
+    terms="RAF-DB (Li et al., 2017): for research that is not commercial, under its licence agreement.",
+)

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from fer_pipeline.core import storage
 from fer_pipeline.core.errors import UserError
-from fer_pipeline.sources.layouts.samples import Part
+from fer_pipeline.sources.layouts.layout import Part
 
 Row = dict[str, str]
 

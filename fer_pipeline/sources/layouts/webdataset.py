@@ -12,9 +12,20 @@ from fer_pipeline.core import storage
 from fer_pipeline.core.errors import UserError
 from fer_pipeline.core.labels import LabelSpace
 from fer_pipeline.core.manifest import Record
-from fer_pipeline.sources.files import DAMAGE
-from fer_pipeline.sources.kinds import kind_of
-from fer_pipeline.sources.layouts.samples import DAMAGED, MISLABELLED, Excluded, Part, Reading, Sample, class_of, split_of
+from fer_pipeline.sources.files import CONTAINER_ERRORS
+from fer_pipeline.sources.formats import FORMATS, format_of
+from fer_pipeline.sources.formats.images import says_image
+from fer_pipeline.sources.layouts.layout import (
+    DAMAGED,
+    MISLABELLED,
+    Excluded,
+    LayoutSpec,
+    Part,
+    Reading,
+    Sample,
+    class_of,
+    split_of,
+)
 from fer_pipeline.sources.walk import list_files
 
 LABELS = ("label", "cls", "class", "emotion", "expression")
@@ -29,7 +40,7 @@ class WebDataset:
     space: LabelSpace
 
     def plan(self) -> list[Part]:
-        parts = [Part(file.uri) for file in list_files(self.source) if kind_of(file.uri) == "tar"]
+        parts = [Part(file.uri) for file in list_files(self.source) if format_of(file.uri) is FORMATS["tar"]]
         if not parts:
             raise UserError(f"The source '{self.source}' holds no tars, which layout webdataset needs.")
         return parts
@@ -42,13 +53,13 @@ class WebDataset:
             with fs.open(path, "rb") as opened, tarfile.open(fileobj=opened) as tar:
                 for key, group in groupby((info for info in tar if info.isfile()), key=lambda info: _key(info.name)):
                     yield self._sample(tar, list(group), part.uri, split, f"{shard}/{key}")
-        except DAMAGE as error:
+        except CONTAINER_ERRORS as error:
             yield Excluded(DAMAGED, shard, f"the tar is damaged, what stands behind is lost: {storage.reason(error)}")
 
     def _sample(
         self, tar: tarfile.TarFile, members: list[tarfile.TarInfo], uri: str, split: str, source: str
     ) -> Sample | Excluded:
-        images = [info for info in members if kind_of(info.name) == "image"]
+        images = [info for info in members if says_image(info.name)]
         texts = {posixpath.splitext(info.name)[1]: info for info in members if info.name.endswith((".cls", ".json"))}
         if len(images) != 1 or not texts:
             found = ", ".join(posixpath.basename(info.name) for info in members)
@@ -76,3 +87,10 @@ def _label_in(text: str) -> Any:
         return ""
     found = [annotation[key] for key in LABELS if key in annotation] if isinstance(annotation, dict) else [annotation]
     return found[0] if found else ""
+
+
+WEBDATASET = LayoutSpec(
+    name="webdataset",
+    help="tars of key.png with key.cls or key.json",
+    open=lambda source, space, options: WebDataset(source, space),
+)

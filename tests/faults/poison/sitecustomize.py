@@ -3,6 +3,7 @@
 import os
 import threading
 
+import av
 import cv2
 
 CRASH, HANG = b"crash the decoder", b"hang the decoder"
@@ -20,17 +21,16 @@ def _poisoned(data, flags):  # type: ignore[no-untyped-def]
 
 cv2.imdecode = _poisoned
 
-_open = cv2.VideoCapture
+_open = av.open
 
 
-def _poisoned_capture(place, *rest):  # type: ignore[no-untyped-def]
-    """A function in the place of the class: a subclass of OpenCV's corrupts memory by itself."""
+def _poisoned_open(place, *rest, **options):  # type: ignore[no-untyped-def]
     name = os.path.basename(str(place))
     if name.startswith("crash"):
         os.abort()
     if name.startswith("hang"):
         threading.Event().wait()
-    return _open(place, *rest)
+    return _open(place, *rest, **options)
 
 
-cv2.VideoCapture = _poisoned_capture  # type: ignore[misc, assignment]
+av.open = _poisoned_open  # type: ignore[assignment]

@@ -7,7 +7,7 @@ import pytest
 from fer_pipeline.core.errors import UserError
 from fer_pipeline.core.labels import FER7, FERPLUS8, LabelSpace
 from fer_pipeline.sources.layouts.fer2013 import VOTES, Fer2013Csv
-from fer_pipeline.sources.layouts.samples import Excluded, Sample
+from fer_pipeline.sources.layouts.layout import Excluded, Sample
 
 HEADER = "emotion,pixels,Usage\n"
 VOTES_HEADER = f"Usage,Image name,{','.join(VOTES)}\n"

@@ -15,8 +15,8 @@ from fer_pipeline.core.errors import UserError
 from fer_pipeline.core.labels import AFFECTNET8, FER7, FERPLUS8, LabelSpace
 from fer_pipeline.core.manifest import Record
 from fer_pipeline.sources.layouts import LAYOUTS, open_layout
-from fer_pipeline.sources.layouts.samples import Excluded, Sample
-from fer_pipeline.sources.reader import Reader
+from fer_pipeline.sources.layouts.layout import Excluded, LayoutOptions, Sample
+from fer_pipeline.sources.reader import RecordReader
 
 AFFECTNET_HEADER = "subDirectory_filePath,face_x,face_y,face_width,face_height,facial_landmarks,expression,valence,arousal\n"
 
@@ -40,7 +40,7 @@ def read(layout: str, source: Path, space: LabelSpace = FER7) -> tuple[dict[str,
 
 def bytes_of(sample: Sample) -> bytes:
     assert isinstance(sample.image, Record)
-    return Reader().read(sample.image)
+    return RecordReader().read(sample.image)
 
 
 def test_folders_name_the_class_and_the_split(tmp_path: Path) -> None:
@@ -180,4 +180,4 @@ def test_unknown_layouts_and_votes_without_place_are_refused(tmp_path: Path) -> 
     with pytest.raises(UserError, match="no layout 'fer2014'"):
         open_layout("fer2014", str(tmp_path), FER7)
     with pytest.raises(UserError, match="takes no --votes"):
-        open_layout("rafdb", str(tmp_path), FER7, "votes.csv")
+        open_layout("rafdb", str(tmp_path), FER7, LayoutOptions(votes="votes.csv"))

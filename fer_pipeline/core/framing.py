@@ -1,0 +1,52 @@
+"""Framing: where a face stands in a crop. It is decided at ingest and travels through training and bundle to labelling."""
+
+import tomllib
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, ValidationError, field_validator
+
+from fer_pipeline.core.config import Config, explain
+from fer_pipeline.core.errors import UserError
+
+LANDMARKS = ("right eye", "left eye", "nose", "right mouth corner", "left mouth corner")
+"""The order of landmarks, everywhere in this project. Right and left are the person's: in an upright face the right eye is the
+one on the left of the image."""
+
+
+class Framing(Config):
+    """Where a face stands in a crop, in units of the crop's side. The defaults are `FER2013_FRAMING`."""
+
+    cut: Literal["landmarks", "box"] = "landmarks"
+    """`landmarks`: a similarity transform brings the face's landmarks onto `landmarks`; a face without them is cut by its box.
+    `box`: a square about the centre of the face's box, whatever landmarks are known."""
+    landmarks: tuple[tuple[float, float], ...] = ((0.31, 0.38), (0.68, 0.38), (0.49, 0.60), (0.35, 0.75), (0.64, 0.75))
+    """x, y of each of `LANDMARKS` in the crop."""
+    box_scale: float = Field(1.12, gt=0)
+    """Side of the crop over sqrt(width * height) of the face's box."""
+
+    @field_validator("landmarks")
+    @classmethod
+    def _one_for_each(cls, points: tuple[tuple[float, float], ...]) -> tuple[tuple[float, float], ...]:
+        if len(points) != len(LANDMARKS):
+            raise ValueError(f"it needs {len(LANDMARKS)} points: {', '.join(LANDMARKS)}")
+        return points
+
+
+FER2013_FRAMING = Framing()
+"""The framing of FER-2013 as YuNet sees it: means over 1,416 of 1,500 Training images in which it found the face."""
+
+FRAMINGS = {"fer2013": FER2013_FRAMING}
+"""Framings by the name that `ingest --framing` takes."""
+
+
+def load_framing(name: str) -> Framing:
+    """Return the framing called `name`, or the one in the TOML file at the path `name`; raise UserError for a faulty one."""
+    if name in FRAMINGS:
+        return FRAMINGS[name]
+    try:
+        return Framing.model_validate(tomllib.loads(Path(name).read_text()))
+    except ValidationError as error:
+        raise UserError(f"The framing '{name}' cannot be used: {explain(error)}.") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"There is no framing '{name}': give {', '.join(FRAMINGS)} or a .toml file.") from error

@@ -1,0 +1,256 @@
+"""Label an archive: list it, freeze a manifest of shards, label each shard in one Ray task, sum up."""
+
+import logging
+import time
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from fer_pipeline.core import storage
+from fer_pipeline.core.config import Config
+from fer_pipeline.core.errors import FailureRateExceeded, UserError
+from fer_pipeline.core.faces import Tally, shards_with, write_faces
+from fer_pipeline.core.manifest import file_count, shard_sizes, split_into_shards, write_manifest
+from fer_pipeline.core.run import REPORT, Identity, RunFolder, RunRecord, RunResult, new_run_id, now
+from fer_pipeline.core.schemas import FailedStatus
+from fer_pipeline.jobs.cluster import ClusterConfig, connected
+from fer_pipeline.jobs.label.dispatch import Dispatcher
+from fer_pipeline.jobs.label.pool import count_actors
+from fer_pipeline.jobs.label.worker import LabelContext
+from fer_pipeline.jobs.progress import progress
+from fer_pipeline.jobs.shared import fan_out, share
+from fer_pipeline.models.bundle import EMBEDDED, Bundle, read_bundle
+from fer_pipeline.report.labels import label_report
+from fer_pipeline.sources.files import Selection
+from fer_pipeline.sources.listing import Listing
+from fer_pipeline.stages.detectors import DETECTOR_HELP, DETECTORS, DetectorName, resolve_detector
+from fer_pipeline.stages.detectors.spec import ResolvedDetector
+from fer_pipeline.stages.label import LabelSettings
+
+log = logging.getLogger(__name__)
+
+
+class LabelConfig(Config):
+    """Label the apparent expression of every face in an archive. Run the same command again to continue."""
+
+    source: str
+    """Folder, tar, zip, Parquet file, video or s3:// URL; a folder may hold any mix of them."""
+    out: str
+    """Run folder: made, or continued where it holds this run."""
+    include: tuple[str, ...] = ()
+    """Globs; only records whose path below the source matches one are labelled. `*` matches `/` too."""
+    exclude: tuple[str, ...] = ()
+    """Globs; records and containers whose path below the source matches one are left out."""
+    fps: float = Field(1.0, gt=0, le=1000)
+    """Frames sampled from a second of video."""
+    image_column: str | None = None
+    """Column of Parquet files that holds the images; by default the one its name and type speak for."""
+    model: str = EMBEDDED
+    """Folder of a model bundle, NAME@ALIAS of a registry, or `embedded`."""
+    detector: DetectorName = Field("auto", description=f"{DETECTOR_HELP}.")
+    detector_weights: str | None = None
+    """File of the detector's weights, where it is not in $FER_PIPELINE_MODELS or the cache."""
+    detect_px: int = Field(640, ge=32)
+    """Long side to which images are shrunk for detection."""
+    detection_threshold: float | None = Field(None, ge=0, le=1)
+    """Least detection score of a face: by default the detector's own."""
+    uncertain_below: float | None = Field(None, ge=0, le=1)
+    """Confidence under which a label is marked uncertain; by default the model's own."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Arithmetic of the classifier; `auto` takes bf16 where this machine's processor has it."""
+    max_pixels: int = Field(100_000_000, ge=1)
+    """Larger images are not decoded (`too_large`)."""
+    max_bytes: int = Field(256 * 1024**2, ge=1)
+    """Larger files are not read (`too_large`)."""
+    shard_records: int = Field(64, ge=1)
+    """Records in a shard, the unit of work and of commit."""
+    shard_bytes: int = Field(256 * 1024**2, ge=1)
+    """Bytes in a shard."""
+    max_failure_rate: float = Field(0.5, ge=0, le=1)
+    """Share of records that may fail before the run ends with exit code 3."""
+    record_timeout_s: float = Field(60.0, gt=0)
+    """Time that decoding, detection and alignment of one record may take before it is given up (`timed_out`)."""
+    retry_status: tuple[FailedStatus, ...] = ()
+    """Do the shards that hold rows of these statuses again."""
+    gpus_per_worker: float = Field(0.0, ge=0)
+    """GPUs, or the share of one, for each classifier; the cores then fetch, decode and detect. 0: no GPU is used."""
+    thumbnails: bool = True
+    """Put pictures of faces into the report."""
+
+
+def run(config: LabelConfig, cluster: ClusterConfig = ClusterConfig()) -> RunRecord:
+    """Label the archive, or what is left of it, and return the run's record.
+
+    Raise UserError for what the user must mend, before any work; FailureRateExceeded after all of it.
+    """
+    started = time.perf_counter()
+    config = config.model_copy(update={"source": storage.normalize(config.source), "out": storage.normalize(config.out)})
+    folder = RunFolder(config.out)
+    storage.require_access(config.source, config.out)
+    bundle = read_bundle(config.model)
+    if config.model != EMBEDDED:
+        _check_weights(bundle)
+    record = folder.load()
+    if record is None and not storage.exists(config.source):
+        raise UserError(f"The source '{config.source}' does not exist.")
+    detector = resolve_detector(record.detector.name if record else config.detector, config.detector_weights)
+    settings = _settings(config, bundle, detector, record)
+    again = shards_with(folder, set(config.retry_status)) if record and config.retry_status else []
+    if record:
+        _require_same(config, record, detector, bundle, settings)
+        if record.result and folder.is_finished() and not again:
+            log.info("This run is finished, there is nothing to do: %s", folder.url)
+            return record
+    log.info("Detector: %s (%s)", detector.name, detector.origin)
+    with connected(cluster, config.source, config.out):
+        if config.gpus_per_worker:
+            count_actors(config.gpus_per_worker)
+        if again:
+            _forget(folder, again)
+        if record is None:
+            record = _begin(config, folder, detector, bundle, settings)
+            _require_same(config, record, detector, bundle, settings)  # another driver may have begun it meanwhile
+        context = LabelContext(detector, bundle, settings, config.record_timeout_s)
+        labelled = _label(folder, record, context, config.gpus_per_worker)
+        tally = _sum_up(folder, record)
+    return _finish(config, folder, record, tally, labelled, started)
+
+
+def _check_weights(bundle: Bundle) -> None:
+    from fer_pipeline.stages.classify import Classifier  # torch takes seconds to import: only where it must be asked
+
+    Classifier(bundle, "fp32")
+
+
+def _settings(config: LabelConfig, bundle: Bundle, detector: ResolvedDetector, record: RunRecord | None) -> LabelSettings:
+    """Return the label-changing settings with every `auto` and default decided; a resumed run keeps what it decided."""
+    threshold, uncertain, precision = config.detection_threshold, config.uncertain_below, config.precision
+    if precision == "auto":
+        frozen = record.settings.get("precision") if record else None
+        own = bundle.card.format == "safetensors"  # an ONNX network computes as it was exported
+        precision = frozen or ("bf16" if own and _has_native_bf16() else "fp32")
+    return LabelSettings(
+        detect_px=config.detect_px,
+        threshold=DETECTORS[detector.name].threshold if threshold is None else threshold,
+        max_pixels=config.max_pixels,
+        max_bytes=config.max_bytes,
+        precision="bf16" if precision == "bf16" else "fp32",
+        uncertain_below=bundle.card.calibration.uncertain_below if uncertain is None else uncertain,
+        image_column=config.image_column,
+    )
+
+
+def _has_native_bf16() -> bool:
+    """Tell whether this processor multiplies bf16 natively; emulated, it is slower than fp32."""
+    cpuinfo = Path("/proc/cpuinfo")
+    return cpuinfo.exists() and any(flag in cpuinfo.read_text() for flag in ("avx512_bf16", "amx_bf16"))
+
+
+def _frozen(config: LabelConfig, settings: LabelSettings) -> dict[str, Any]:
+    """Return what must stay the same while a run is continued: the choice of records and what changes their labels."""
+    return vars(settings) | {"include": list(config.include), "exclude": list(config.exclude), "fps": config.fps}
+
+
+def _require_same(
+    config: LabelConfig, record: RunRecord, detector: ResolvedDetector, bundle: Bundle, settings: LabelSettings
+) -> None:
+    """Raise UserError unless continuing the run under this configuration gives the same labels."""
+    asked = {"source": config.source, "model": bundle.digest, "detector": detector.digest, **_frozen(config, settings)}
+    frozen = {"source": record.source, "model": record.model.digest, "detector": record.detector.digest, **record.settings}
+    if config.detector not in ("auto", record.detector.name):
+        asked["detector"] = config.detector
+    changed = [key for key in asked if asked[key] != frozen.get(key)]
+    if changed:
+        raise UserError(
+            f"The run in '{config.out}' was begun with another {' and '.join(changed)}: "
+            "repeat its configuration to continue it, or choose another --out."
+        )
+
+
+def _begin(
+    config: LabelConfig, folder: RunFolder, detector: ResolvedDetector, bundle: Bundle, settings: LabelSettings
+) -> RunRecord:
+    """List the source, freeze the manifest and the run's record; raise UserError where there is nothing to label."""
+    selection = Selection(config.include, config.exclude, config.fps, config.image_column, config.record_timeout_s)
+    run_id, listing = new_run_id(), Listing(config.source, selection)
+    shards = split_into_shards(listing, config.shard_records, config.shard_bytes)
+    size = write_manifest(folder.manifest_prefix(run_id), shards)
+    if not size.records:
+        raise UserError(f"The source '{config.source}' holds no images.")
+    return folder.begin(
+        RunRecord(
+            run_id=run_id,
+            created_at=now(),
+            source=config.source,
+            settings=_frozen(config, settings),
+            model=Identity(name=bundle.card.name, digest=bundle.digest),
+            detector=Identity(name=detector.name, digest=detector.digest),
+            records=size.records,
+            shards=size.shards,
+            skipped=dict(sorted(listing.skipped.items())),
+        )
+    )
+
+
+def _forget(folder: RunFolder, shards: list[int]) -> None:
+    """Remove the rows of these shards, so that they are done again."""
+    log.info("%d shards hold records to try again", len(shards))
+    folder.reopen()
+    for shard in shards:
+        storage.remove(folder.images_path(shard))
+
+
+def _label(folder: RunFolder, record: RunRecord, context: LabelContext, gpus_per_worker: float) -> int:
+    """Label and commit the shards that are not there yet; return the number of their records."""
+    committed = folder.committed()
+    pending = [shard for shard in range(record.shards) if shard not in committed]
+    log.info("%d records in %d shards, %d of them done", record.records, record.shards, len(committed))
+    labelled = 0
+    with progress("labelling", record.records) as advance:
+        if committed:
+            sizes = shard_sizes(folder.manifest_prefix(record.run_id), record.shards)
+            advance(sum(sizes[shard] for shard in committed))
+        if pending:
+            for count in Dispatcher(folder, record, share(context), gpus_per_worker).label(pending):
+                labelled += count
+                advance(count)
+    return labelled
+
+
+def _sum_up(folder: RunFolder, record: RunRecord) -> Tally:
+    """Write `faces/` and return the counts: a task for each file of the manifest, which verifies that no row is missing."""
+    tally = Tally()
+    for part in fan_out(write_faces, range(file_count(record.shards)), folder, record):
+        tally.merge(part)
+    return tally
+
+
+def _finish(config: LabelConfig, folder: RunFolder, record: RunRecord, tally: Tally, labelled: int, started: float) -> RunRecord:
+    """Write the record with its result, the report and, if all is well, `_SUCCESS`."""
+    seconds = time.perf_counter() - started
+    record = record.model_copy(update={"result": _result(tally, labelled, seconds)})
+    storage.write_bytes(folder.path(REPORT), label_report(folder, record, config.thumbnails).encode())
+    rate = tally.failed / record.records
+    folder.finish(record, success=rate <= config.max_failure_rate)
+    if rate > config.max_failure_rate:
+        raise FailureRateExceeded(
+            f"{tally.failed} of {record.records} records failed, more than --max-failure-rate {config.max_failure_rate:g} "
+            f"allows; {folder.path(REPORT)} says why."
+        )
+    return record
+
+
+def _result(tally: Tally, labelled: int, seconds: float) -> RunResult:
+    return RunResult(
+        counts=dict(sorted(tally.statuses.items())),
+        failed=tally.failed,
+        faces=tally.faces,
+        uncertain=tally.uncertain,
+        expressions=dict(tally.expressions.most_common()),
+        failures=tally.failures,
+        labelled_now=labelled,
+        seconds=round(seconds, 2),
+        images_per_s=round(labelled / seconds, 2),
+        finished_at=now(),
+    )

@@ -1,0 +1,63 @@
+"""The two idioms of the jobs: an object that all tasks need, and a function applied to many items."""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, Generic, TypeVar
+
+import ray
+
+Value = TypeVar("Value")
+Loaded = TypeVar("Loaded")
+Result = TypeVar("Result")
+
+AHEAD = 4
+"""Tasks in work or waiting, for each core of the cluster."""
+
+_loaded: dict[tuple[str, str], Any] = {}
+"""What this process has made of shared objects, by the object and the function that made it."""
+
+
+@dataclass(frozen=True)
+class Shared(Generic[Value]):
+    """An object in Ray's store that every task of a job needs; it is sent to each node once."""
+
+    reference: "ray.ObjectRef[Value]"
+
+    def get(self) -> Value:
+        """Return the object."""
+        return ray.get(self.reference)
+
+    def load(self, make: Callable[[Value], Loaded]) -> Loaded:
+        """Return what `make` makes of the object, made once in this process; what other objects were made into is dropped."""
+        key = self.reference.hex(), make.__qualname__
+        if key not in _loaded:
+            for other in [other for other in _loaded if other[0] != key[0]]:
+                del _loaded[other]
+            _loaded[key] = make(self.get())
+        return _loaded[key]  # type: ignore[no-any-return]
+
+
+def share(value: Value) -> Shared[Value]:
+    """Put an object into Ray's store for all tasks."""
+    return Shared(ray.put(value))
+
+
+def fan_out(function: Callable[..., Result], items: Iterable[Any], *arguments: Any, num_gpus: float = 0.0) -> Iterator[Result]:
+    """Yield `function(*arguments, item)` for each item, in order: a task of one core each, a bounded number of them ahead.
+
+    A task whose worker or node dies is run again by Ray. An exception of the function is raised as it is.
+    """
+    task = ray.remote(num_cpus=1, num_gpus=num_gpus)(function)
+    ahead = AHEAD * max(1, int(ray.cluster_resources().get("CPU", 1)))
+    waiting: deque[Any] = deque()
+    rest = iter(items)
+    while True:
+        waiting += [task.remote(*arguments, item) for item in islice(rest, ahead - len(waiting))]
+        if not waiting:
+            return
+        try:
+            yield ray.get(waiting.popleft())
+        except ray.exceptions.RayTaskError as error:
+            raise error.as_instanceof_cause() from None

@@ -1,0 +1,292 @@
+"""Train an expression classifier: the plain loop of `models/training.py` under Ray Train on 1..N workers."""
+
+import hashlib
+import json
+import logging
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from statistics import median
+from typing import Any, Literal
+
+import ray
+from pydantic import Field
+from ray.train import Checkpoint, CheckpointConfig, DataConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from fer_pipeline.core import storage
+from fer_pipeline.core.config import Config
+from fer_pipeline.core.dataset import DatasetInfo, read_dataset, read_flagged
+from fer_pipeline.core.errors import UserError
+from fer_pipeline.core.framing import Framing
+from fer_pipeline.core.labels import LabelSpace, load_label_space, mapping
+from fer_pipeline.jobs.cluster import ClusterConfig, connected
+from fer_pipeline.jobs.progress import progress
+from fer_pipeline.jobs.train.publish import FILES_BEFORE_CARD, publish, selected_epoch
+from fer_pipeline.jobs.train.rank import DIVERGED, PROGRESS, Plan, read_checkpoint, stream, worker
+from fer_pipeline.models.bundle import Bundle, read_bundle
+from fer_pipeline.models.network_config import NetworkConfig
+from fer_pipeline.models.networks import build
+from fer_pipeline.models.recipe import Recipe, load_recipe
+from fer_pipeline.models.training.trainer import State
+from fer_pipeline.stages.training_data import SplitReader
+
+log = logging.getLogger(__name__)
+
+
+class TrainConfig(Config):
+    """Train a recipe on an ingested dataset into a model bundle."""
+
+    recipe: str
+    """Name of a recipe that comes with the package, or a .toml file."""
+    data: str
+    """Folder of an ingested dataset."""
+    out: str
+    """Folder of the model bundle: new or empty."""
+    initial: str | None = None
+    """Model bundle whose weights to start from; by default the recipe's seed decides them."""
+    from_scratch: bool = False
+    """Let the seed decide the weights although the recipe names pretrained ones, where those cannot be had."""
+    drop_leaks: bool = False
+    """Leave the dataset's flagged samples out of training: copies of images of other splits, copies, conflicts, blank images."""
+    allow_missing_classes: bool = False
+    """Train although the training split has no images of some classes."""
+    num_workers: int = Field(1, ge=1)
+    """Training processes; the recipe's batch is shared out among them."""
+    min_workers: int | None = Field(None, ge=1)
+    """Go on with so many where a cluster has lost machines; by default `num_workers` are waited for."""
+    use_gpu: bool = False
+    """One GPU for each worker (nccl); without it, CPUs (gloo)."""
+    data_from: Literal["auto", "device", "stream"] = "auto"
+    """Hold the training split on the device, or stream it from Ray Data; `auto` streams what is larger than `resident_gb`."""
+    resident_gb: float = Field(4.0, ge=0)
+    """Largest training split, as the network's input, that every worker holds on its device."""
+    max_failures: int = Field(3, ge=0)
+    """How often lost workers are replaced; training goes on from the last epoch's checkpoint."""
+    checkpoints: str | None = None
+    """Folder in which checkpoints are kept and looked for, so that a killed run continues; by default `OUT.checkpoints`."""
+
+
+class TrainResult(Config):
+    """What came of it."""
+
+    out: str
+    name: str
+    epochs: int
+    selected_epoch: int
+    validation_accuracy: float
+    validation_macro_f1: float
+    images_per_s: float
+    data_from: Literal["device", "stream"]
+
+
+def run(config: TrainConfig, cluster: ClusterConfig = ClusterConfig()) -> TrainResult:
+    """Train, evaluate on the validation split, calibrate, and write the bundle. Raise UserError before any work."""
+    data, out = storage.normalize(config.data), storage.normalize(config.out)
+    storage.require_access(data, out)
+    recipe, dataset = load_recipe(config.recipe), read_dataset(data)
+    initial = read_bundle(config.initial) if config.initial else None
+    checkpoints = storage.normalize(config.checkpoints or f"{out}.checkpoints")
+    plan = make_plan(config, recipe, dataset, data, initial)
+    if set(storage.list_names(out)) - set(FILES_BEFORE_CARD):
+        raise UserError(f"'{out}' is not empty: choose a new folder for --out.")
+    with connected(cluster, data, out, checkpoints):
+        _require_resources(config, plan, cluster)
+        state = _train(plan, config, checkpoints, dataset.digest)
+    validation, epochs = publish(plan, dataset, out, state), state["history"]
+    return TrainResult(
+        out=out,
+        name=recipe.name,
+        epochs=len(epochs),
+        selected_epoch=selected_epoch(epochs),
+        validation_accuracy=validation.accuracy,
+        validation_macro_f1=validation.macro_f1,
+        images_per_s=round(median(epoch["images_per_s"] for epoch in state["history"]), 1),
+        data_from="stream" if plan.streamed else "device",
+    )
+
+
+def make_plan(config: TrainConfig, recipe: Recipe, dataset: DatasetInfo, data: str, initial: Bundle | None) -> Plan:
+    """Return what the workers must know; raise UserError where recipe, data and initial model do not go together."""
+    if config.from_scratch:
+        recipe = recipe.model_copy(update={"pretrained": None})
+    space = load_label_space(recipe.label_space)
+    for split in (recipe.train_split, recipe.validation_split):
+        if split not in dataset.counts:
+            raise UserError(f"The dataset has no split '{split}'; it has {', '.join(dataset.counts)}.")
+    build(recipe.network, len(space.classes))
+    if initial and (initial.card.label_space, _shape(initial.card.network)) != (space, _shape(recipe.network)):
+        raise UserError(
+            f"The initial model '{initial.card.name}' has another network or other classes than the recipe and its data."
+        )
+    if initial and initial.card.format == "onnx":
+        raise UserError(f"The initial model '{initial.card.name}' is an ONNX network, which is not trained on.")
+    framing = _framing(recipe, dataset, initial)
+    labels = mapping(dataset.label_space.classes, space)
+    flagged = read_flagged(data).to_pylist() if config.drop_leaks else []
+    leave_out = frozenset(row["sample_id"] for row in flagged if row["split"] == recipe.train_split)
+    train = SplitReader(data, recipe.train_split, recipe.network, labels, _votes(recipe, dataset, space), leave_out)
+    counts = [dataset.counts[recipe.train_split].get(name, 0) for name in space.classes]
+    missing = [name for name, count in zip(space.classes, counts, strict=True) if not count]
+    if missing and not config.allow_missing_classes:
+        raise UserError(
+            f"The split '{recipe.train_split}' has no images of {', '.join(missing)}, which the recipe's {space.name} has: "
+            "choose another label_space, or say --allow-missing-classes."
+        )
+    side = recipe.network.image_px
+    size_gb = sum(counts) * recipe.network.channels * side * side / 1e9
+    streamed = config.data_from == "stream" or (config.data_from == "auto" and size_gb > config.resident_gb)
+    if streamed and recipe.training.class_balance == "sampling":
+        raise UserError('Streamed data cannot be sampled by class: say class_balance = "loss" in the recipe.')
+    if streamed and recipe.training.batch_size % config.num_workers:
+        raise UserError(f"A streamed batch of {recipe.training.batch_size} cannot be shared out evenly to {config.num_workers}.")
+    return Plan(
+        recipe=recipe,
+        space=space,
+        framing=framing,
+        train=train,
+        validation=SplitReader(data, recipe.validation_split, recipe.network, labels, tuple(range(len(dataset.vote_classes)))),
+        class_counts=tuple(counts),
+        initial=initial,
+        streamed=streamed,
+        use_gpu=config.use_gpu,
+        threads=1,
+        live="",
+    )
+
+
+def _framing(recipe: Recipe, dataset: DatasetInfo, initial: Bundle | None) -> Framing:
+    """Return the dataset's framing, which the model gets; raise UserError where the recipe or the initial model has another."""
+    framing = dataset.faces.framing
+    if recipe.framing and recipe.framing != framing:
+        raise UserError(
+            f"The recipe '{recipe.name}' has another framing than the dataset's faces were taken with: leave out its [framing], "
+            "or ingest the dataset again with --framing."
+        )
+    if initial and initial.card.framing != framing:
+        raise UserError(
+            f"The initial model '{initial.card.name}' learned from faces of another framing than the dataset's: ingest the "
+            "dataset again with its framing (--framing, --faces), or leave out --initial."
+        )
+    crop_px, image_px = dataset.faces.crop_px, recipe.network.image_px
+    if crop_px and crop_px != image_px:
+        log.warning(
+            "The dataset's faces were cut at %d px, the network takes %d: shrunk crops are smoother than those that labelling "
+            "cuts. Ingest with --crop-px %d to train on the same pixels.", crop_px, image_px, image_px
+        )  # fmt: skip
+    return framing
+
+
+def _votes(recipe: Recipe, dataset: DatasetInfo, space: LabelSpace) -> tuple[int | None, ...]:
+    """Return where each vote goes: to a class, to an output of its own, or nowhere."""
+    if recipe.training.votes == "ignore":
+        return ()
+    if not dataset.vote_classes:
+        raise UserError("The recipe learns from annotators' votes, which the dataset does not have: ingest it with --votes.")
+    if recipe.training.votes == "target":
+        return mapping(dataset.vote_classes, space)
+    return tuple(range(len(dataset.vote_classes)))
+
+
+def _shape(network: NetworkConfig) -> NetworkConfig:
+    """Return what two networks must share for the weights of one to serve the other."""
+    return network.model_copy(update={"dropout": 0.0, "flip_averaging": False})
+
+
+def _require_resources(config: TrainConfig, plan: Plan, cluster: ClusterConfig) -> None:
+    resources = ray.cluster_resources()
+    if config.use_gpu and resources.get("GPU", 0) < config.num_workers:
+        raise UserError(f"{config.num_workers} GPUs were asked for, which this cluster does not have: leave out --use-gpu.")
+    needed = config.num_workers + plan.streamed
+    if not cluster.address and resources.get("CPU", 0) < needed:
+        beside = " and one for the data, which is streamed" if plan.streamed else ""
+        raise UserError(f"This machine has fewer than {needed} cores, one for each worker{beside}: ask for fewer --num-workers.")
+
+
+def _train(plan: Plan, config: TrainConfig, checkpoints: str, digest: str) -> State:
+    """Run the loop on the workers and return the last checkpoint's state."""
+    recipe, initial = plan.recipe, plan.initial
+    parts = [recipe.model_dump_json(), digest, initial.digest if initial else "", "drop" * config.drop_leaks]
+    name = hashlib.sha256("|".join(parts).encode()).hexdigest()[:16]
+    live = storage.join(checkpoints, name)
+    cores = 1 if config.use_gpu else max(1, _cores_of_a_node() // config.num_workers)
+    plan = replace(plan, threads=cores, live=live)
+    filesystem, path = storage.arrow_filesystem(checkpoints)
+    storage.remove(storage.join(live, DIVERGED))
+    workers: Any = (config.min_workers, config.num_workers) if config.min_workers else config.num_workers
+    trainer = TorchTrainer(
+        worker,
+        train_loop_config={"plan": plan},
+        torch_config=TorchConfig(backend="nccl" if config.use_gpu else "gloo"),
+        scaling_config=ScalingConfig(
+            num_workers=workers,
+            use_gpu=config.use_gpu,
+            # A core is left to the tasks that read; the worker computes on it too while they wait.
+            resources_per_worker={"CPU": max(1, cores - plan.streamed)} | ({"GPU": 1} if config.use_gpu else {}),
+        ),
+        run_config=RunConfig(
+            name=name,
+            storage_path=path,
+            storage_filesystem=filesystem,
+            checkpoint_config=CheckpointConfig(num_to_keep=1),
+            failure_config=FailureConfig(max_failures=config.max_failures),
+        ),
+        datasets={"train": stream(plan)} if plan.streamed else {},
+        dataset_config=DataConfig(datasets_to_split=["train"]),
+    )
+    with _watched(live, recipe.training.epochs):
+        result = trainer.fit()
+    _require_finite(live, result.checkpoint)
+    if result.checkpoint is None:
+        raise RuntimeError("the training ended without a checkpoint")
+    return read_checkpoint(result.checkpoint)
+
+
+def _cores_of_a_node() -> int:
+    """Return the cores that Ray has on the smallest node."""
+    return int(min(node["Resources"].get("CPU", 1) for node in ray.nodes() if node["Alive"]))
+
+
+def _require_finite(live: str, checkpoint: Checkpoint | None) -> None:
+    if storage.exists(storage.join(live, DIVERGED)):
+        what = storage.read_bytes(storage.join(live, DIVERGED)).decode()
+        kept = f"the last good checkpoint is {checkpoint.path}" if checkpoint else "no epoch was finished"
+        raise UserError(f'The training diverged: {what}; {kept}. Lower learning_rate in the recipe, or say precision = "fp32".')
+
+
+@contextmanager
+def _watched(live: str, epochs: int) -> Iterator[None]:
+    """Show how far the workers are, from the file that the first of them keeps writing."""
+    ended = threading.Event()
+
+    def watch() -> None:
+        shown = 0
+        with progress("training epochs", epochs) as advance:
+            while not ended.wait(1.0):
+                try:
+                    now = json.loads(storage.read_bytes(storage.join(live, PROGRESS)))
+                except (ValueError, *storage.STORAGE_ERRORS):
+                    continue
+                for epoch in now["history"][shown:]:
+                    advance(1)
+                    log.info("%s", describe(epoch, epochs))
+                shown = len(now["history"])
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join(5)
+
+
+def describe(epoch: dict[str, Any], epochs: int) -> str:
+    """Return one line on an epoch that has ended."""
+    left_s = (epochs - epoch["epoch"]) * epoch["seconds"]
+    return (
+        f"epoch {epoch['epoch']} of {epochs}: training loss {epoch['train_loss']:.3f}, accuracy {epoch['train_accuracy']:.3f}; "
+        f"validation {epoch['validation_loss']:.3f}, {epoch['validation_accuracy']:.4f}; {epoch['images_per_s']:.0f} images/s, "
+        f"about {left_s / 60:.0f} min left"
+    )

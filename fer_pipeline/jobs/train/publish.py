@@ -1,0 +1,111 @@
+"""Publish a training: evaluate and calibrate the selected weights, draw its pictures, write the model bundle."""
+
+import json
+import logging
+import posixpath
+from typing import Any
+
+import numpy as np
+import torch
+
+from fer_pipeline.core import duplicates, storage
+from fer_pipeline.core.dataset import DatasetInfo, read_samples
+from fer_pipeline.core.duplicates import find_copies, split_digest
+from fer_pipeline.core.figures import SplitFigures
+from fer_pipeline.jobs.train.rank import Plan
+from fer_pipeline.models.bundle import CARD_MARKDOWN, CARD_PAGE, CONFUSION, CURVES, HISTORY, MODEL_FILE, WEIGHTS_FILE, save_bundle
+from fer_pipeline.models.calibration import calibrate
+from fer_pipeline.models.card import ModelCard, ModelMetrics, TrainingData
+from fer_pipeline.models.evaluation import Predictions, evaluate, joined
+from fer_pipeline.models.networks import build
+from fer_pipeline.models.recipe import Recipe
+from fer_pipeline.models.training.trainer import State, predict
+from fer_pipeline.models.weights import keep_outputs, pack
+from fer_pipeline.report.card import card_markdown, card_page
+from fer_pipeline.report.training import confusion_png, curves_png
+from fer_pipeline.stages.training_data import SplitReader
+
+log = logging.getLogger(__name__)
+
+FILES_BEFORE_CARD = (HISTORY, CURVES, CONFUSION, CARD_MARKDOWN, CARD_PAGE, WEIGHTS_FILE)
+"""What a training that was killed while it published its bundle may have left."""
+
+
+def publish(plan: Plan, dataset: DatasetInfo, out: str, state: State) -> SplitFigures:
+    """Write curves, confusion matrix and bundle into the folder `out`, and return its figures."""
+    recipe, classes = plan.recipe, plan.space.classes
+    network = build(recipe.network, len(classes))
+    network.load_state_dict(keep_outputs(state["best"], len(classes)))
+    samples = read_samples(plan.train.dataset, duplicates.DUPLICATE_COLUMNS)
+    copies = find_copies(samples, recipe.validation_split, recipe.train_split, plan.train.leave_out)
+    predictions = _predicted(network, plan.validation)
+    logits, labels = torch.from_numpy(predictions.logits), torch.from_numpy(predictions.labels)
+    calibration = calibrate(logits, labels, recipe.calibration.certain_accuracy)
+    selected = selected_epoch(state["history"])
+    validation, without_training_images = (
+        SplitFigures(
+            **dict(evaluate(some, plan.space, calibration, dataset.vote_classes, copies.groups)),
+            split=recipe.validation_split,
+            selected_on_this_split=True,
+            views=2 if recipe.network.flip_averaging else 1,
+            precision="fp32",
+        )
+        for some in (predictions, predictions.without(copies.learned))
+    )
+    initial = plan.initial
+    card = ModelCard(
+        name=recipe.name,
+        network=recipe.network,
+        label_space=plan.space,
+        framing=plan.framing,
+        calibration=calibration,
+        data=TrainingData(
+            layout=dataset.layout,
+            terms=dataset.terms,
+            digest=dataset.digest,
+            train_split=recipe.train_split,
+            train_digest=split_digest(samples, recipe.train_split),
+            train_images=sum(plan.class_counts) - len(plan.train.leave_out),
+            left_out=len(plan.train.leave_out),
+            validation_split=recipe.validation_split,
+            validation_digest=split_digest(samples, recipe.validation_split),
+        ),
+        metrics=ModelMetrics(
+            validation=validation,
+            validation_without_training_images=without_training_images,
+            selected_epoch=selected,
+            epochs=len(state["history"]),
+        ),
+        recipe=_described(recipe) | ({"initial": initial.card.recipe} if initial else {}),
+    )
+    history = json.dumps(state["history"], indent=1).encode()
+    storage.write_bytes(storage.join(out, HISTORY), history)
+    storage.write_bytes(storage.join(out, CURVES), curves_png(state["history"], selected))
+    title = f"{recipe.name} on {recipe.validation_split}: accuracy {validation.accuracy:.3f}"
+    storage.write_bytes(storage.join(out, CONFUSION), confusion_png(validation.confusion, classes, title))
+    bundle = pack(network, card)
+    storage.write_bytes(storage.join(out, CARD_MARKDOWN), card_markdown(card, bundle.digest).encode())
+    storage.write_bytes(storage.join(out, CARD_PAGE), card_page(card, bundle.digest, history).encode())
+    save_bundle(out, bundle)
+    log.info("Model bundle: %s", storage.join(out, MODEL_FILE))
+    return validation
+
+
+def selected_epoch(history: list[dict[str, Any]]) -> int:
+    """Return the epoch with the best validation accuracy, whose weights were kept."""
+    return int(max(history, key=lambda epoch: epoch["validation_accuracy"])["epoch"])
+
+
+def _described(recipe: Recipe) -> dict[str, Any]:
+    """Return the recipe for the card; of a file with pretrained weights its name alone, for bundles travel."""
+    facts = recipe.model_dump(mode="json")
+    return facts | {"pretrained": recipe.pretrained and posixpath.basename(recipe.pretrained)}
+
+
+def _predicted(network: torch.nn.Module, reader: SplitReader) -> Predictions:
+    """Return the predictions for a split, of which only a stretch is held as images."""
+    batches = []
+    for chunk in reader.chunks():
+        logits = predict(network, torch.from_numpy(chunk.images)).numpy()
+        batches.append(Predictions(np.array(chunk.ids, object), logits, chunk.labels, chunk.votes))
+    return joined(batches)

@@ -1,0 +1,200 @@
+"""What each rank of a training does: its share of the data, its network, its checkpoints; `jobs/train.py` starts the ranks."""
+
+import json
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray.data
+import ray.train
+import ray.train.torch
+import torch
+from ray.train import Checkpoint
+
+from fer_pipeline.core import storage
+from fer_pipeline.core.dataset import sample_files
+from fer_pipeline.core.framing import Framing
+from fer_pipeline.core.labels import LabelSpace
+from fer_pipeline.models.bundle import Bundle
+from fer_pipeline.models.labelled_images import LabelledImages
+from fer_pipeline.models.networks import build
+from fer_pipeline.models.pretrained import load_pretrained
+from fer_pipeline.models.recipe import Recipe
+from fer_pipeline.models.training.feed import Feed, Resident
+from fer_pipeline.models.training.ranks import rank_and_world
+from fer_pipeline.models.training.trainer import DivergedError, Epoch, State, Trainer
+from fer_pipeline.models.weights import load_network, take_over
+from fer_pipeline.stages.training_data import TRAINING_COLUMNS, SplitReader
+
+CHECKPOINT, PROGRESS, DIVERGED = "state.pt", "progress.json", "diverged.txt"
+PROGRESS_EVERY_S = 5.0
+SHUFFLE_BYTES = 256 * 1024**2
+"""Size of the buffer from which streamed images are drawn."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that a worker must know."""
+
+    recipe: Recipe
+    space: LabelSpace
+    framing: Framing
+    """Of the dataset's faces: labelling cuts faces so."""
+    train: SplitReader
+    validation: SplitReader
+    class_counts: tuple[int, ...]
+    """Of the training split, by the recipe's classes."""
+    initial: Bundle | None
+    streamed: bool
+    use_gpu: bool
+    threads: int
+    live: str
+    """Folder for what is to be seen while it runs."""
+
+    @property
+    def outputs(self) -> int:
+        """Outputs of the network while it learns: the classes, and the votes where they are auxiliary."""
+        votes = len(self.train.votes) if self.recipe.training.votes == "auxiliary" else 0
+        return len(self.space.classes) + votes
+
+
+def stream(plan: Plan) -> ray.data.Dataset:
+    """Return the training split as a Ray dataset of arrays: files in another order every epoch, decoded by its tasks."""
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    reader = plan.train
+    filesystem = storage.arrow_filesystem(reader.dataset)[0]
+    paths = [storage.arrow_filesystem(uri)[1] for uri in sample_files(reader.dataset)]
+    shuffle = ray.data.FileShuffleConfig(seed=plan.recipe.training.seed)
+    dataset = ray.data.read_parquet(paths, filesystem=filesystem, shuffle=shuffle).select_columns(TRAINING_COLUMNS)
+
+    def prepare(table: Any) -> dict[str, Any]:
+        split = reader.prepare(table)
+        return {"images": split.images, "labels": split.labels, "votes": split.votes}
+
+    return dataset.map_batches(prepare, batch_format="pyarrow", batch_size=512, zero_copy_batch=True)
+
+
+@dataclass(frozen=True)
+class Streamed:
+    """A training split that this rank gets its share of from Ray Data, drawn from a buffer of shuffled images."""
+
+    shard: Any
+    images: int
+    batch_size: int
+    image_bytes: int
+
+    def __len__(self) -> int:
+        return self.images
+
+    def batches(self, seed: int) -> Iterator[LabelledImages]:
+        """Yield batches of this rank; the last, smaller one is left out."""
+        world = rank_and_world()[1]
+        steps, size = max(1, self.images // self.batch_size), self.batch_size // world
+        buffer = min(max(size, SHUFFLE_BYTES // self.image_bytes), max(size, self.images // (2 * world)))
+        stream = self.shard.iter_batches(
+            batch_size=size, batch_format="numpy", drop_last=True, local_shuffle_buffer_size=buffer, local_shuffle_seed=seed
+        )
+        for _, batch in zip(range(steps), stream, strict=False):
+            images, labels, votes = (np.ascontiguousarray(batch[name]) for name in ("images", "labels", "votes"))
+            yield LabelledImages(images, labels, votes).to("cpu")
+
+
+@dataclass(frozen=True)
+class Chunks:
+    """This rank's share of the validation split, read anew for every epoch."""
+
+    reader: SplitReader
+
+    def __iter__(self) -> Iterator[LabelledImages]:
+        rank, world = rank_and_world()
+        for number, chunk in enumerate(self.reader.chunks(1024)):
+            if number % world == rank:
+                yield chunk.to("cpu")
+
+
+def make_trainer(plan: Plan, device: torch.device, shard: Any = None) -> Trainer:
+    """Return the trainer of a plan: its network from the seed or the weights to start from, its data at hand."""
+    recipe = plan.recipe
+    torch.manual_seed(recipe.training.seed)
+    network = build(recipe.network, plan.outputs)
+    if recipe.pretrained:
+        load_pretrained(network, recipe.network.architecture, recipe.pretrained)
+    if plan.initial:
+        take_over(network, load_network(plan.initial).state_dict())
+    batch, side = recipe.training.batch_size, recipe.network.image_px
+    if shard is not None:
+        images = sum(plan.class_counts) - len(plan.train.leave_out)
+        feed: Feed = Streamed(shard, images, batch, recipe.network.channels * side * side)
+    else:
+        balance = recipe.training.balance_power if recipe.training.class_balance == "sampling" else 0.0
+        feed = Resident(plan.train.load().to(device), batch, balance)
+    return Trainer(network.to(device), list(plan.class_counts), recipe.training, recipe.augmentation, feed, device)
+
+
+def worker(arguments: dict[str, Any]) -> None:
+    """One rank: load the splits, build the network from the recipe's seed, train, report every epoch."""
+    plan: Plan = arguments["plan"]
+    torch.set_num_threads(plan.threads)
+    device = ray.train.torch.get_device() if plan.use_gpu else torch.device("cpu")
+    trainer = make_trainer(plan, device, ray.train.get_dataset_shard("train") if plan.streamed else None)
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint:
+        trainer.load(read_checkpoint(checkpoint))
+    live = _Live(plan.live, trainer) if rank_and_world()[0] == 0 else None
+
+    def on_epoch(epoch: Epoch) -> None:
+        if not live:
+            ray.train.report(asdict(epoch))
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            torch.save(trainer.state(), Path(folder) / CHECKPOINT)
+            ray.train.report(asdict(epoch), checkpoint=Checkpoint.from_directory(folder))
+        live.write()
+
+    validation: Any = Chunks(plan.validation) if plan.streamed else _share(plan.validation.load())
+    try:
+        trainer.fit(validation, on_epoch, live.window if live else lambda step, loss: None)
+    except DivergedError as diverged:  # not an error of the worker's: another attempt would end alike
+        if live:
+            storage.write_bytes(storage.join(plan.live, DIVERGED), str(diverged).encode())
+
+
+def _share(split: LabelledImages) -> list[LabelledImages]:
+    rank, world = rank_and_world()
+    cut = slice(rank * len(split) // world, (rank + 1) * len(split) // world)
+    return [split[cut].to("cpu")]
+
+
+class _Live:
+    """Writes how far the training is, every few seconds."""
+
+    def __init__(self, folder: str, trainer: Trainer) -> None:
+        self.folder, self.trainer = folder, trainer
+        self.started = self.written = time.monotonic()
+        self.before = len(trainer.history)
+
+    def window(self, step: int, loss: float) -> None:
+        if time.monotonic() - self.written >= PROGRESS_EVERY_S:
+            self.write(step, loss)
+
+    def write(self, step: int = 0, loss: float | None = None) -> None:
+        history = self.trainer.history
+        seconds = (time.monotonic() - self.started) / max(1, len(history) - self.before)
+        now = {
+            "history": [asdict(epoch) | {"seconds": seconds} for epoch in history],
+            "step": step,
+            "steps": self.trainer.steps,
+            "loss": loss,
+        }
+        storage.write_bytes(storage.join(self.folder, PROGRESS), json.dumps(now).encode())
+        self.written = time.monotonic()
+
+
+def read_checkpoint(checkpoint: Checkpoint) -> State:
+    with checkpoint.as_directory() as folder:
+        state: State = torch.load(Path(folder) / CHECKPOINT, weights_only=True, map_location="cpu")
+    return state

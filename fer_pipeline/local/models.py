@@ -1,0 +1,165 @@
+"""Work on model bundles: the registry's versions and aliases, and model cards. On this machine, without Ray."""
+
+import logging
+
+from fer_pipeline.core import storage
+from fer_pipeline.core.config import Config
+from fer_pipeline.core.errors import UserError
+from fer_pipeline.models.bundle import CARD_MARKDOWN, CARD_PAGE, HISTORY, MODEL_FILE, Bundle, read_bundle, read_files
+from fer_pipeline.models.registry import Registry, Version, open_registry, require_alias
+from fer_pipeline.report.card import card_markdown, card_page
+
+log = logging.getLogger(__name__)
+
+
+class PushConfig(Config):
+    """Keep a model bundle as a new version of a registry."""
+
+    model: str
+    """Folder of a model bundle, NAME@ALIAS, or `embedded`."""
+    name: str
+    """Under which name."""
+    version: str | None = None
+    """A new version; by default the next whole number."""
+    alias: tuple[str, ...] = ()
+    """Aliases to move onto it, such as `production`."""
+    registry: str | None = None
+    """Folder or s3:// URL; by default $FER_PIPELINE_REGISTRY."""
+
+
+class AliasConfig(Config):
+    """Move an alias onto a version."""
+
+    name: str
+    """The model's name."""
+    alias: str
+    """Such as `production`."""
+    version: str
+    """A version of it, or another alias."""
+    registry: str | None = None
+    """Folder or s3:// URL; by default $FER_PIPELINE_REGISTRY."""
+
+
+class ListConfig(Config):
+    """List a registry's models, versions and aliases."""
+
+    registry: str | None = None
+    """Folder or s3:// URL; by default $FER_PIPELINE_REGISTRY."""
+
+
+class CardConfig(Config):
+    """Write a model's card as Markdown and as a page."""
+
+    model: str
+    """Folder of a model bundle, NAME@ALIAS, or `embedded`."""
+    out: str
+    """Folder of the two files, which replace former ones."""
+
+
+class PullConfig(Config):
+    """Copy a model out of a registry."""
+
+    model: str
+    """NAME@ALIAS or NAME@VERSION, or another bundle."""
+    out: str
+    """Folder of the copy: new or empty."""
+
+
+class ModelVersions(Config):
+    """What a registry holds of one model."""
+
+    name: str
+    versions: list[Version]
+    aliases: dict[str, str]
+
+
+class Listing(Config):
+    """All models of a registry."""
+
+    registry: str
+    models: list[ModelVersions]
+
+
+class ModelFiles(Config):
+    """Which model, and the folder that was written."""
+
+    out: str
+    name: str
+    digest: str
+
+
+def push(config: PushConfig) -> Version:
+    """Push the bundle and move the aliases. Raise UserError before anything is written."""
+    registry = open_registry(config.registry)
+    bundle = read_bundle(config.model)
+    check(bundle)
+    for name in config.alias:
+        require_alias(name)
+    version = registry.push(config.name, read_files(config.model), config.version)
+    for name in config.alias:
+        registry.point(config.name, name, version.version)
+    log.info("%s@%s in %s", version.name, version.version, registry.url)
+    return version
+
+
+def alias(config: AliasConfig) -> Version:
+    """Move the alias and return the version that it stands for now."""
+    registry = open_registry(config.registry)
+    version = registry.resolve(config.name, config.version)
+    registry.point(config.name, config.alias, version.version)
+    return version
+
+
+def list_models(config: ListConfig) -> Listing:
+    """Return what the registry holds."""
+    registry = open_registry(config.registry)
+    storage.require_access(registry.url)
+    models = [_versions(registry, name) for name in registry.names()]
+    for model in models:
+        for version in model.versions:
+            names = [name for name, target in model.aliases.items() if target == version.version]
+            log.info("%s@%s  %s  %s  %s", model.name, version.version, version.created_at, version.digest[:12], " ".join(names))
+    return Listing(registry=registry.url, models=models)
+
+
+def _versions(registry: Registry, name: str) -> ModelVersions:
+    return ModelVersions(name=name, versions=registry.versions(name), aliases=registry.aliases(name))
+
+
+def pull(config: PullConfig) -> ModelFiles:
+    """Copy a bundle's files, the card last."""
+    out = require_empty(config.out)
+    bundle, files = read_bundle(config.model), read_files(config.model)
+    for name in sorted(files, key=lambda name: name == MODEL_FILE):
+        storage.write_bytes(storage.join(out, name), files[name])
+    return ModelFiles(out=out, name=bundle.card.name, digest=bundle.digest)
+
+
+def card(config: CardConfig) -> ModelFiles:
+    """Write the model's card."""
+    bundle, out = read_bundle(config.model), storage.normalize(config.out)
+    write_card(out, bundle, read_files(config.model).get(HISTORY))
+    log.info("%s", storage.join(out, CARD_PAGE))
+    return ModelFiles(out=out, name=bundle.card.name, digest=bundle.digest)
+
+
+def write_card(out: str, bundle: Bundle, history: bytes | None) -> None:
+    markdown, page = card_markdown(bundle.card, bundle.digest), card_page(bundle.card, bundle.digest, history)
+    storage.write_bytes(storage.join(out, CARD_MARKDOWN), markdown.encode())
+    storage.write_bytes(storage.join(out, CARD_PAGE), page.encode())
+
+
+def check(bundle: Bundle) -> None:
+    """Raise UserError where a bundle's weights do not fit its card."""
+    from fer_pipeline.stages.classify import Classifier  # torch takes seconds to import
+
+    Classifier(bundle, "fp32")
+
+
+def require_empty(url: str) -> str:
+    """Return the folder `url`; raise UserError where it holds anything."""
+    out = storage.normalize(url)
+    storage.require_access(out)
+    if storage.list_names(out):
+        raise UserError(f"'{out}' is not empty: choose a new folder for --out.")
+    return out

@@ -1,0 +1,103 @@
+"""Label a few images at once, in this process and without Ray: what was found, and annotated copies."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import cv2
+from pydantic import Field
+
+from fer_pipeline.core import storage
+from fer_pipeline.core.config import Config
+from fer_pipeline.core.errors import RecordError, UserError
+from fer_pipeline.core.manifest import Record, manifest_table
+from fer_pipeline.models.bundle import EMBEDDED, read_bundle
+from fer_pipeline.report.annotate import annotate
+from fer_pipeline.sources.files import Selection
+from fer_pipeline.sources.listing import Listing
+from fer_pipeline.stages.decode import decode
+from fer_pipeline.stages.detectors import DETECTOR_HELP, DETECTORS, DetectorName, resolve_detector
+from fer_pipeline.stages.fetch import fetch
+from fer_pipeline.stages.label import Labeller, LabelSettings
+
+log = logging.getLogger(__name__)
+
+
+class PredictConfig(Config):
+    """Label the apparent expressions in a few images, and write copies with the faces marked."""
+
+    out: str = "predictions"
+    """Folder of the annotated copies."""
+    model: str = EMBEDDED
+    """Folder of a model bundle, NAME@ALIAS of a registry, or `embedded`."""
+    detector: DetectorName = Field("auto", description=f"{DETECTOR_HELP}.")
+    detector_weights: str | None = None
+    """File of the detector's weights, where it is not in $FER_PIPELINE_MODELS or the cache."""
+    detect_px: int = Field(640, ge=32)
+    """Long side to which images are shrunk for detection."""
+    fps: float = Field(1.0, gt=0, le=1000)
+    """Frames sampled from a second of video."""
+    max_pixels: int = Field(100_000_000, ge=1)
+    """Larger images are not decoded."""
+
+
+class PredictResult(Config):
+    """One entry for each image, in order."""
+
+    images: list[dict[str, Any]]
+    """`uri, member, time_ms, status, error, faces`, as in `images/` of a run, and `annotated`: where the copy is."""
+
+
+def run(images: tuple[str, ...], config: PredictConfig = PredictConfig()) -> PredictResult:
+    """Label the images (files, folders, containers or videos) and return what was found.
+
+    Raise UserError where one does not exist or holds no images.
+    """
+    selection = Selection(fps=config.fps)
+    records = [record for source in images for record in _records(storage.normalize(source), selection)]
+    bundle, detector = read_bundle(config.model), resolve_detector(config.detector, config.detector_weights)
+    settings = LabelSettings(
+        detect_px=config.detect_px,
+        threshold=DETECTORS[detector.name].threshold,
+        max_pixels=config.max_pixels,
+        max_bytes=2**31,
+        precision="fp32",
+        uncertain_below=bundle.card.calibration.uncertain_below,
+    )
+    (labelled,) = Labeller(detector, bundle, settings)([manifest_table(records, 0, 0)])
+    rows = labelled.to_pylist()
+    out, found = storage.normalize(config.out), []
+    for number, (row, data) in enumerate(zip(rows, fetch(records, settings.max_bytes), strict=True)):
+        entry = {key: row[key] for key in ("uri", "member", "time_ms", "status", "error", "faces")}
+        try:
+            picture = annotate(decode(data, config.max_pixels).pixels, row["faces"])
+        except RecordError:
+            found.append(entry | {"annotated": None})
+        else:
+            path = storage.join(out, f"{number:04d}-{_stem(row)}.jpg")
+            storage.write_bytes(path, cv2.imencode(".jpg", picture)[1].tobytes())
+            found.append(entry | {"annotated": path})
+        log.info("%s: %s", row["member"] or row["uri"], _sentence(row))
+    return PredictResult(images=found)
+
+
+def _records(source: str, selection: Selection) -> list[Record]:
+    storage.require_access(source)
+    records = list(Listing(source, selection))
+    if not records:
+        raise UserError(f"'{source}' holds no images.")
+    return records
+
+
+def _stem(row: dict[str, Any]) -> str:
+    moment = "" if row["time_ms"] is None else f"-{row['time_ms']}ms"
+    return Path(row["member"] or row["uri"]).stem + moment
+
+
+def _sentence(row: dict[str, Any]) -> str:
+    if row["status"] == "no_face":
+        return "no face"
+    if row["error"]:
+        return f"{row['status']}: {row['error']}"
+    labels = [f"{face['expression']} {face['confidence']:.0%}" + " (uncertain)" * face["uncertain"] for face in row["faces"]]
+    return f"{len(labels)} face{'s' if len(labels) > 1 else ''}: {', '.join(labels)}"

@@ -1,0 +1,45 @@
+"""A batch of labelled images: the one type between datasets, training and evaluation."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class LabelledImages:
+    """Labelled images as NumPy arrays, or after `to` as torch tensors; n of them."""
+
+    images: Any
+    """uint8 (n, channels, side, side)."""
+    labels: Any
+    """int64 (n,)."""
+    votes: Any
+    """float32 (n, vote classes): shares of the annotators' votes, zeros where an image has none."""
+    ids: Sequence[str] = ()
+    """Sample ids (n,); empty where nobody asks for them."""
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, indices: Any) -> "LabelledImages":
+        """Return the chosen images, without ids."""
+        return LabelledImages(self.images[indices], self.labels[indices], self.votes[indices])
+
+    def to(self, device: Any) -> "LabelledImages":
+        """Return the images as torch tensors on a device, without ids."""
+        import torch
+
+        images, labels, votes = (torch.as_tensor(one).to(device) for one in (self.images, self.labels, self.votes))
+        return LabelledImages(images, labels, votes)
+
+
+def concatenate(batches: Sequence[LabelledImages]) -> LabelledImages:
+    """Return batches of NumPy arrays as one; at least one."""
+    return LabelledImages(
+        np.concatenate([batch.images for batch in batches]),
+        np.concatenate([batch.labels for batch in batches]),
+        np.concatenate([batch.votes for batch in batches]),
+        [sample for batch in batches for sample in batch.ids],
+    )

@@ -1,0 +1,36 @@
+"""Which network, on which input: all from which a network is rebuilt. No torch."""
+
+from typing import Literal
+
+from pydantic import model_validator
+
+from fer_pipeline.core.config import Config
+
+
+class NetworkConfig(Config):
+    """Which network, on which input; the network is rebuilt from it."""
+
+    architecture: str = "residual_cnn"
+    """`residual_cnn`, `plain_cnn`, `regularised_cnn`, or the name of a torchvision classifier such as `resnet50`."""
+    image_px: int = 48
+    """Side of the square input."""
+    channels: Literal[1, 3] = 1
+    """1 for grey crops, 3 for RGB."""
+    equalize: bool = False
+    """Make the histogram of the crop's brightness flat, in training and labelling alike."""
+    width: int = 32
+    """Channels of the first layer of our own networks; every stage doubles them."""
+    dropout: float = 0.3
+    """Dropout before the last layer of our own networks."""
+    flip_averaging: bool = False
+    """Classify every crop and its mirror image and average the logits (test-time augmentation), at twice the cost."""
+    mean: tuple[float, ...] = (0.5,)
+    """Subtracted from pixels scaled to 0..1, per channel (one value serves all)."""
+    std: tuple[float, ...] = (0.25,)
+    """Divides them then."""
+
+    @model_validator(mode="after")
+    def _mean_and_std_fit_the_channels(self) -> "NetworkConfig":
+        if {len(self.mean), len(self.std)} - {1, self.channels} or min(self.std) <= 0:
+            raise ValueError(f"mean and std need one value or one for each of the {self.channels} channels, std above 0")
+        return self

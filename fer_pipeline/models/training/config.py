@@ -1,0 +1,43 @@
+"""The settings of a training: a recipe's `[training]`."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from fer_pipeline.core.config import Config
+
+
+class TrainingConfig(Config):
+    """Optimisation: by default SGD with Nesterov momentum under a one-cycle schedule (Smith & Topin, 2018)."""
+
+    epochs: int = Field(40, ge=1)
+    batch_size: int = Field(128, ge=1)
+    """Images per step over all workers together."""
+    accumulate: int = Field(1, ge=1)
+    """Parts in which each worker's share of a step is computed, where it does not fit on the device at once."""
+    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
+    learning_rate: float = Field(0.1, gt=0)
+    """Highest learning rate of the schedule."""
+    schedule: Literal["one_cycle", "cosine", "constant"] = "one_cycle"
+    """`one_cycle` rises for the share `warmup` of the steps and falls to zero, `cosine` only falls, `constant` does neither."""
+    momentum: float = 0.9
+    """Of SGD, with Nesterov's correction."""
+    weight_decay: float = 5e-4
+    label_smoothing: float = 0.1
+    warmup: float = 0.2
+    """Share of the steps in which the learning rate rises."""
+    class_balance: Literal["none", "loss", "sampling"] = "none"
+    """Against unequal classes: weigh the loss by their inverse frequency, or draw images so that classes come equally often."""
+    balance_power: float = Field(1.0, gt=0, le=1)
+    """Exponent of the inverse frequency: 1 balances the classes in full, 0.5 half of the way."""
+    votes: Literal["ignore", "target", "auxiliary"] = "ignore"
+    """What annotators' votes are for: in place of the label, by `votes_weight`; or learned beside it, as outputs of their own
+    that are cut off after training. Images without votes keep their label alone."""
+    votes_weight: float = Field(1.0, ge=0)
+    """Share of the target that the votes take (`target`), or weight of their loss beside the labels' (`auxiliary`)."""
+    mixup: float = Field(0.0, ge=0)
+    """Alpha of mixup (Zhang et al., 2018), drawn for each image; 0 turns it off."""
+    ema_decay: float = Field(0.0, ge=0, lt=1)
+    """Decay per step of an exponential moving average of the weights, which is then what is evaluated; 0 turns it off."""
+    precision: Literal["bf16", "fp32"] = "bf16"
+    seed: int = 0

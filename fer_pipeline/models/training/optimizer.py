@@ -1,0 +1,28 @@
+"""The optimiser and its learning rate schedule."""
+
+import torch
+from torch import nn
+
+from fer_pipeline.models.training.config import TrainingConfig
+
+
+def make_optimizer(network: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
+    parameters, rate, decay = network.parameters(), config.learning_rate, config.weight_decay
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(parameters, rate, momentum=config.momentum, nesterov=config.momentum > 0, weight_decay=decay)
+    adam = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
+    return adam(parameters, rate, weight_decay=decay)
+
+
+def make_schedule(optimizer: torch.optim.Optimizer, config: TrainingConfig, steps: int) -> torch.optim.lr_scheduler.LRScheduler:
+    if config.schedule == "one_cycle":
+        return torch.optim.lr_scheduler.OneCycleLR(
+            optimizer, config.learning_rate, total_steps=steps + 1, pct_start=config.warmup, cycle_momentum=False
+        )
+    if config.schedule == "cosine":
+        return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, _one)
+
+
+def _one(_: int) -> float:
+    return 1.0

@@ -1,0 +1,55 @@
+"""Weights: a bundle's network loaded, a network packed into a bundle, and what one network takes over from another."""
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from fer_pipeline.core.errors import UserError
+from fer_pipeline.models.bundle import Bundle, bundle_of
+from fer_pipeline.models.card import ModelCard
+from fer_pipeline.models.networks import build
+
+Weights = dict[str, Tensor]
+
+
+def load_network(bundle: Bundle) -> nn.Module:
+    """Return the bundle's network in evaluation mode on the CPU; raise UserError where weights and card do not fit."""
+    if bundle.card.format == "onnx":
+        raise UserError(f"The model '{bundle.card.name}' is an ONNX network: it labels and is evaluated, but not trained on.")
+    network = build(bundle.card.network, len(bundle.card.label_space.classes))
+    try:
+        network.load_state_dict(safetensors.torch.load(bundle.weights))
+    except (SafetensorError, RuntimeError) as error:
+        raise UserError(
+            f"The weights of the model '{bundle.card.name}' do not fit its card: the two files are not of one training."
+        ) from error
+    return network.eval()
+
+
+def pack(network: nn.Module, card: ModelCard) -> Bundle:
+    """Return a network and its card as a bundle."""
+    tensors = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
+    return bundle_of(card, safetensors.torch.save(tensors))
+
+
+def last_layer(state: Weights) -> list[str]:
+    """Return the names of the last layer's weights: every classifier here ends with the layer that makes the logits."""
+    names = list(state)
+    return names[-2:] if names[-1].endswith("bias") else names[-1:]
+
+
+def take_over(network: nn.Module, weights: Weights) -> None:
+    """Give a network another one's weights; outputs that only `network` has keep their own."""
+    own = network.state_dict()
+    last = last_layer(own)
+    network.load_state_dict(own | {name: value for name, value in weights.items() if name not in last})
+    with torch.no_grad():
+        for name in last:
+            network.get_parameter(name)[: len(weights[name])] = weights[name]
+
+
+def keep_outputs(state: Weights, classes: int) -> Weights:
+    """Return a network's weights without the outputs behind the first `classes`."""
+    last = last_layer(state)
+    return {name: value[:classes].clone() if name in last else value for name, value in state.items()}

@@ -1,0 +1,108 @@
+"""Tars, WebDataset shards among them: a member is addressed by where its bytes begin, so that it is read by its byte range.
+
+In a compressed tar that is a place in the decompressed stream, which has to be unpacked first.
+"""
+
+import tarfile
+import tempfile
+import threading
+from collections.abc import Iterator
+from functools import partial
+from typing import IO, Any
+
+from fer_pipeline.core import storage
+from fer_pipeline.core.manifest import Record
+from fer_pipeline.sources.files import CONTAINER_ERRORS, File, Selection, valid_text
+from fer_pipeline.sources.formats.images import is_image
+from fer_pipeline.sources.formats.spec import Ranged, ReadRange, SourceFormat, byte_span, keyed_by_file
+from fer_pipeline.sources.isolated import IsolatedProcess
+
+CHUNK_BYTES = 64 * 1024
+COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ")
+
+
+def list_tar(file: File, selection: Selection, isolated: IsolatedProcess) -> Iterator[Record | str]:
+    """Yield a record for each image in a tar, the name of each member that is none."""
+    fs, path = storage.open_filesystem(file.uri)
+    with fs.open(path, "rb") as opened, tarfile.open(fileobj=opened) as tar:
+        for info in tar:
+            if info.isdir():
+                continue
+            target = _target(tar, info)
+            if target and is_image(info.name, partial(tar.extractfile, target)):
+                yield Record(file.uri, valid_text(info.name), target.offset_data, size_bytes=target.size, etag=file.etag)
+            else:
+                yield info.name
+        _require_end(tar)
+
+
+def _require_end(tar: tarfile.TarFile) -> None:
+    """Raise ReadError unless the listing ended where the tar does: tarfile takes a damaged header for the end."""
+    stream: Any = tar.fileobj
+    stream.seek(tar.offset)
+    end = stream.read(2 * tarfile.BLOCKSIZE)
+    if end.strip(b"\0"):
+        raise tarfile.ReadError(f"the header at byte {tar.offset} is damaged, what stands behind it cannot be found")
+
+
+def _target(tar: tarfile.TarFile, info: tarfile.TarInfo) -> tarfile.TarInfo | None:
+    """Return the member that holds the bytes: a hard link's is another one; None for what is no plain file."""
+    if info.islnk():
+        try:
+            info = tar.getmember(info.linkname)
+        except KeyError:
+            return None
+    return info if info.isfile() and not info.issparse() else None
+
+
+def unpack(uri: str) -> IO[bytes] | None:
+    """Return a compressed tar's stream, as far as it goes, in a temporary file; None for a tar that is not compressed."""
+    if not storage.read_range(uri, 0, 6).startswith(COMPRESSED):
+        return None
+    fs, path = storage.open_filesystem(uri)
+    unpacked = tempfile.TemporaryFile()
+    with fs.open(path, "rb") as file, tarfile.open(fileobj=file, mode="r:*") as tar:
+        stream: Any = tar.fileobj
+        stream.seek(0)
+        try:
+            while data := stream.read1(CHUNK_BYTES):  # `read` would lose what precedes the damage
+                unpacked.write(data)
+        except CONTAINER_ERRORS:
+            pass  # what lies behind is found to be missing, member by member
+        except OSError as error:
+            if error.errno is not None:  # the storage's; gzip and bz2 say what is damaged without a number
+                raise
+    return unpacked
+
+
+class OpenTar(Ranged):
+    """A tar whose members are byte ranges, of the file or, where it is compressed, of its stream, which is unpacked once."""
+
+    def __init__(self, uri: str, image_column: str | None = None) -> None:
+        super().__init__(uri)
+        self._lock = threading.Lock()
+        self._stream: IO[bytes] | None = None
+        self._looked = False
+
+    def read(self, record: Record, read_range: ReadRange) -> bytes:
+        with self._lock:
+            if not self._looked:
+                self._stream, self._looked = unpack(self.uri), True
+            if self._stream:
+                self._stream.seek(record.offset or 0)
+                return self._stream.read(record.size_bytes or 0)
+        return read_range(record.offset or 0, record.size_bytes or 0)
+
+    def close(self) -> None:
+        if self._stream:
+            self._stream.close()
+
+
+TAR = SourceFormat(
+    name="tar",
+    extensions=(".tar", ".tar.gz", ".tgz"),
+    list_records=list_tar,
+    open=OpenTar,
+    span=byte_span,
+    index_key=keyed_by_file,
+)

@@ -1,0 +1,142 @@
+"""What a layout's reader yields: where a labelled image is and what its annotators said of it; no image is decoded here."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+from fer_pipeline.core.framing import FER2013_FRAMING, Framing
+from fer_pipeline.core.labels import LabelSpace, canonical, is_expression
+from fer_pipeline.core.manifest import Record
+
+PART_RECORDS, PART_BYTES = 2000, 64 * 1024**2
+"""How much of a dataset one task reads."""
+
+SPLITS = {
+    "train": "train",
+    "training": "train",
+    "val": "validation",
+    "valid": "validation",
+    "validation": "validation",
+    "publictest": "validation",
+    "test": "test",
+    "testing": "test",
+    "privatetest": "test",
+}
+"""What a dataset says of the split, in lower case."""
+
+Point = tuple[float, float]
+
+
+@dataclass(frozen=True, slots=True)
+class AnnotatedFace:
+    """A face that annotators marked, in pixels of the image."""
+
+    box_xywh: tuple[float, float, float, float]
+    landmarks: tuple[Point, ...] | None = None
+    """In the order of `framing.LANDMARKS`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One labelled image."""
+
+    image: Record | bytes
+    """The encoded image, or where it is."""
+    label: str
+    """A class of the label space."""
+    split: str
+    source: str
+    """Where it stands in the dataset, for people: unique there."""
+    votes: tuple[float, ...] | None = None
+    """Of annotators, over the layout's `vote_classes`."""
+    face: AnnotatedFace | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Excluded:
+    """A record that is no sample, and why: `dropped` by a rule of the dataset, `damaged`, or `mislabelled`."""
+
+    kind: str
+    source: str
+    reason: str
+
+
+DROPPED, DAMAGED, MISLABELLED = "dropped", "damaged", "mislabelled"
+
+Reading = Iterator[Sample | Excluded]
+
+
+@dataclass(frozen=True)
+class Part:
+    """A stretch of a dataset that one task reads: bytes of a CSV, row groups of a Parquet file, or some images."""
+
+    uri: str
+    start: int = 0
+    """First byte of a CSV, row group of a Parquet file or line of a list."""
+    end: int = 0
+    """The one behind the last."""
+    records: tuple[Record, ...] = ()
+    first_row: int = 0
+    """Number of its first row in the whole file."""
+
+
+@dataclass(frozen=True)
+class LayoutOptions:
+    """What some layouts can be told besides the source; a layout names those it takes in `LayoutSpec.options`."""
+
+    votes: str | None = None
+    """A table of annotators' votes that is joined to the samples."""
+
+
+FacesMode = Literal["whole", "box", "align"]
+"""`whole`: the images are face crops, and samples as they are; `box`: a square about the face is cut out; `align`: its landmarks
+are brought onto the framing's."""
+
+
+class Layout(Protocol):
+    """A dataset as someone has it. `plan` raises UserError for what only the user can mend; `read` runs in the workers."""
+
+    def plan(self) -> list[Part]: ...
+
+    def read(self, part: Part) -> Reading: ...
+
+
+@dataclass(frozen=True)
+class LayoutSpec:
+    """The declaration of a dataset layout."""
+
+    name: str
+    help: str
+    """One line for the help of commands."""
+    open: Callable[[str, LabelSpace, LayoutOptions], Layout]
+    """Returns the dataset at a source, whose labels become those of a label space."""
+    faces: FacesMode = "whole"
+    """How faces are taken where the user does not say."""
+    framing: Framing = FER2013_FRAMING
+    """Of its images, where they are face crops, or onto which faces are cut, where the user does not say."""
+    options: tuple[str, ...] = ()
+    """Which of `LayoutOptions` it takes."""
+    vote_classes: tuple[str, ...] = ()
+    """What the votes of its samples are of, where votes are given."""
+    terms: str = "Those of the dataset that was ingested."
+    """Under which terms the data may be used; a sentence for model cards."""
+
+
+def split_of(names: list[str], default: str = "train") -> str:
+    """Return the split that one of some names speaks for."""
+    return next((SPLITS[name.lower()] for name in names if name.lower() in SPLITS), default)
+
+
+def class_of(value: Any, space: LabelSpace, source: str) -> str | Excluded:
+    """Return the class that an index into the label space, or a name, stands for; or why the record at `source` has none."""
+    text = str(value).strip()
+    if text.isascii() and text.isdigit():
+        if len(text) <= 3 and int(text) < len(space.classes):
+            return space.classes[int(text)]
+        return Excluded(MISLABELLED, source, f"the label '{text[:20]}' is not one of 0 to {len(space.classes) - 1}")
+    name = canonical(text)
+    if name in space.classes:
+        return name
+    if is_expression(name):
+        return Excluded(DROPPED, source, f"{name} is no class of {space.name}")
+    return Excluded(MISLABELLED, source, f"'{text[:20]}' is no class of {space.name}: {', '.join(space.classes)}")

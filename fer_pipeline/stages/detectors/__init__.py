@@ -1,0 +1,52 @@
+"""Detectors: faces as boxes, landmarks and whatever else they find. One file each, and the table `DETECTORS`."""
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Literal
+
+from fer_pipeline.core.errors import UserError
+from fer_pipeline.stages.detectors.bounded import Bounded
+from fer_pipeline.stages.detectors.detections import Detector
+from fer_pipeline.stages.detectors.mtcnn import MTCNN
+from fer_pipeline.stages.detectors.spec import DetectorSpec, ResolvedDetector, WeightsNotFound
+from fer_pipeline.stages.detectors.whole_image import NONE
+from fer_pipeline.stages.detectors.yunet import YUNET
+
+DETECTORS: dict[str, DetectorSpec] = {spec.name: spec for spec in (YUNET, MTCNN, NONE)}
+"""Every detector, in the order in which `auto` tries those that find faces."""
+AUTO = "auto"
+
+if TYPE_CHECKING:
+    DetectorName = str
+else:
+    DetectorName = Literal[AUTO, *DETECTORS]
+
+DETECTOR_HELP = f"`{AUTO}`: the first of these whose weights can be had; " + "; ".join(
+    f"`{spec.name}`: {spec.help} (least score {spec.threshold:g})" for spec in DETECTORS.values()
+)
+
+
+def resolve_detector(name: str, weights: str | None = None) -> ResolvedDetector:
+    """Return the detector called `name` with its weights, those at the path `weights` where one is given.
+
+    Raise UserError where there is no such detector or its weights cannot be had.
+    """
+    if name in DETECTORS:
+        return DETECTORS[name].resolve(weights)
+    if name != AUTO:
+        raise UserError(f"There is no detector '{name}': choose {AUTO} or one of {', '.join(DETECTORS)}.")
+    missing: list[str] = []
+    for spec in DETECTORS.values():
+        try:
+            found = spec.resolve(weights)
+        except WeightsNotFound as error:
+            missing.append(str(error))
+            continue
+        return replace(found, origin=" ".join([*missing, found.origin]))
+    raise UserError(" ".join(missing))
+
+
+def load_detector(resolved: ResolvedDetector, size_px: int, threshold: float) -> Detector:
+    """Return a resolved detector, ready to run on one core, on images shrunk to a long side of `size_px`."""
+    spec = DETECTORS[resolved.name]
+    detector = spec.load(resolved.weights, threshold)
+    return Bounded(detector, size_px) if spec.finds_faces else detector

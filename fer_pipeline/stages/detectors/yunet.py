@@ -1,0 +1,83 @@
+"""YuNet on ONNX Runtime: the default detector (Wu et al., 2023)."""
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from fer_pipeline.stages.decode import Pixels
+from fer_pipeline.stages.detectors.detections import Detections
+from fer_pipeline.stages.detectors.spec import DetectorSpec, WeightsFile
+
+WEIGHTS = WeightsFile(
+    detector="yunet",
+    name="face_detection_yunet_2023mar.onnx",
+    sha256="8f2383e4dd3cfbb4553ea8718107fc0423210dc964f9f4280604804ed2552fa4",
+    url="https://media.githubusercontent.com/media/opencv/opencv_zoo/main/models/face_detection_yunet/"
+    "face_detection_yunet_2023mar.onnx",
+)
+"""OpenCV's model zoo; MIT licence."""
+
+STRIDES = (8, 16, 32)
+OVERLAP = 0.3
+"""IoU above which the weaker of two boxes is dropped."""
+
+
+def any_size(weights: bytes) -> bytes:
+    """Return the official file, which fixes its input at 640 x 640, with that relaxed to any multiple of 32."""
+    import onnx
+
+    model = onnx.load_from_string(weights)
+    shape = model.graph.input[0].type.tensor_type.shape.dim
+    for dimension, name in ((shape[0], "n"), (shape[2], "h"), (shape[3], "w")):
+        dimension.dim_param = name
+    for output in model.graph.output:
+        for place, dimension in enumerate(output.type.tensor_type.shape.dim[:2]):
+            dimension.dim_param = f"{output.name}_{place}"
+    del model.graph.value_info[:]
+    return bytes(model.SerializeToString())
+
+
+class YuNet:
+    """Finds faces in a BGR uint8 image (h, w, 3) at the size it has."""
+
+    def __init__(self, weights: bytes, threshold: float) -> None:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = options.inter_op_num_threads = 1
+        self.threshold = threshold
+        self.session = onnxruntime.InferenceSession(any_size(weights), options, providers=["CPUExecutionProvider"])
+        self.outputs = [output.name for output in self.session.get_outputs()]
+
+    def __call__(self, pixels: Pixels) -> Detections:
+        height, width = pixels.shape[:2]
+        padded = cv2.copyMakeBorder(pixels, 0, -height % 32, 0, -width % 32, cv2.BORDER_CONSTANT)
+        blob = padded.transpose(2, 0, 1)[None].astype(np.float32)
+        out = dict(zip(self.outputs, self.session.run(None, {"input": blob}), strict=True))
+        levels = [self._level(out, stride, padded.shape[1] // stride) for stride in STRIDES]
+        boxes, scores, landmarks = (np.concatenate(parts) for parts in zip(*levels, strict=True))
+        kept = cv2.dnn.NMSBoxes(boxes.tolist(), scores.tolist(), self.threshold, OVERLAP)
+        order = np.asarray(kept, np.int64).ravel()
+        return Detections(boxes[order], scores[order], {"landmarks": landmarks[order]})
+
+    def _level(
+        self, out: dict[str, NDArray[np.float32]], stride: int, columns: int
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
+        """Return the boxes (n, 4), scores (n,) and landmarks (n, 5, 2) of one stride's anchors that pass the threshold."""
+        scores = np.sqrt(np.clip(out[f"cls_{stride}"], 0, 1) * np.clip(out[f"obj_{stride}"], 0, 1)).ravel()
+        chosen = np.nonzero(scores > self.threshold)[0]
+        anchors = np.stack([chosen % columns, chosen // columns], 1).astype(np.float32)
+        box = out[f"bbox_{stride}"].reshape(-1, 4)[chosen]
+        size = np.exp(box[:, 2:]) * stride
+        corner = (anchors + box[:, :2]) * stride - size / 2
+        points = out[f"kps_{stride}"].reshape(-1, 5, 2)[chosen]
+        return np.concatenate([corner, size], 1), scores[chosen], (points + anchors[:, None]) * stride
+
+
+YUNET = DetectorSpec(
+    name="yunet",
+    help="OpenCV's YuNet on ONNX Runtime, the fastest",
+    threshold=0.6,
+    resolve=WEIGHTS.resolve,
+    load=YuNet,
+)

@@ -1,0 +1,62 @@
+"""Ingest: what a layout names becomes validated rows of samples."""
+
+from typing import Any
+
+import cv2
+import numpy as np
+import pyarrow as pa
+
+from fer_pipeline.core.errors import RecordError
+from fer_pipeline.core.labels import LabelSpace
+from fer_pipeline.core.schemas import SAMPLES
+from fer_pipeline.sources.layouts.layout import DAMAGED, Excluded, Reading, Sample
+from fer_pipeline.stages.crops import Cropper, NoCrop, perceptual_hash, pixel_digest
+from fer_pipeline.stages.decode import decode
+from fer_pipeline.stages.fetch import Fetched, fetch
+
+MAX_PIXELS = 100_000_000
+MAX_BYTES = 100_000_000
+ROWS = 256
+
+
+def validate(reading: Reading, space: LabelSpace, cropper: Cropper | None) -> tuple[pa.Table, list[Excluded]]:
+    """Return the samples that decode as rows of `schemas.SAMPLES`, and the records that are none.
+
+    Without a cropper images are kept as they came, encoded; with one their face's crop is, as PNG.
+    """
+    items = list(reading)
+    images = fetch((item.image for item in items if isinstance(item, Sample) and not isinstance(item.image, bytes)), MAX_BYTES)
+    tables, rows, excluded = [], list[dict[str, Any]](), list[Excluded]()
+    for item in items:
+        if isinstance(item, Excluded):
+            excluded.append(item)
+            continue
+        try:
+            rows.append(_row(item, item.image if isinstance(item.image, bytes) else next(images), space, cropper))
+        except RecordError as error:
+            excluded.append(Excluded(DAMAGED, item.source, error.reason))
+        except NoCrop as none:
+            excluded.append(Excluded(none.kind, item.source, none.reason))
+        if len(rows) == ROWS:
+            tables.append(pa.Table.from_pylist(rows, schema=SAMPLES))
+            rows = []
+    return pa.concat_tables([*tables, pa.Table.from_pylist(rows, schema=SAMPLES)]), excluded
+
+
+def _row(sample: Sample, image: Fetched, space: LabelSpace, cropper: Cropper | None) -> dict[str, Any]:
+    photo = decode(image, MAX_PIXELS)
+    pixels = cropper(photo.pixels, sample.face) if cropper else photo.pixels
+    grey = np.asarray(cv2.cvtColor(pixels, cv2.COLOR_BGR2GRAY), np.uint8)
+    return {
+        "sample_id": sample.source,
+        "image": cv2.imencode(".png", pixels)[1].tobytes() if cropper else image,
+        "label": space.classes.index(sample.label),
+        "split": sample.split,
+        "source": sample.source,
+        "votes": sample.votes,
+        "sha256": pixel_digest(pixels),
+        "phash": perceptual_hash(grey),
+        "contrast": float(grey.std()),
+        "width": pixels.shape[1],
+        "height": pixels.shape[0],
+    }

@@ -1,0 +1,91 @@
+"""The framing of a dataset is the framing of the model: what training saw is what labelling cuts."""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from fer_pipeline.core.dataset import read_dataset
+from fer_pipeline.core.errors import UserError
+from fer_pipeline.core.framing import FER2013_FRAMING, Framing
+from fer_pipeline.jobs import ingest
+from fer_pipeline.jobs.ingest import IngestConfig
+from fer_pipeline.jobs.train.job import TrainConfig, make_plan
+from fer_pipeline.models.bundle import EMBEDDED, read_bundle
+from fer_pipeline.models.network_config import NetworkConfig
+from fer_pipeline.models.recipe import Recipe
+from fer_pipeline.stages.align import align
+from fer_pipeline.stages.decode import decode
+from fer_pipeline.stages.detectors import DETECTORS, load_detector, resolve_detector
+from fer_pipeline.stages.training_data import SplitReader
+
+SIDE = 64
+WIDE = "cut = 'box'\nbox_scale = 1.8\n"
+
+
+@pytest.fixture(scope="module")
+def photos(archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four portraits, small enough that nothing is shrunk for detection."""
+    folder = tmp_path_factory.mktemp("photos")
+    for index, name in enumerate(("hopper-480.jpg", "hopper-640.jpg", "astronaut-480.jpg", "astronaut-640.jpg")):
+        pixels = decode(next(archive.rglob(name)).read_bytes(), 10**8).pixels
+        path = folder / ("happy", "sad")[index % 2] / f"{name}.png"
+        path.parent.mkdir(exist_ok=True)
+        cv2.imwrite(str(path), pixels)
+    return folder
+
+
+def ingested(photos: Path, out: Path, **options: str) -> str:
+    values = {"source": str(photos), "out": str(out), "detector": "mtcnn", "crop_px": SIDE} | options
+    ingest.run(IngestConfig.model_validate(values))
+    return str(out)
+
+
+@pytest.mark.parametrize("mode", ["box", "align"])
+@pytest.mark.parametrize("framing", ["fer2013", "wide"])
+@pytest.mark.parametrize("network", [NetworkConfig(image_px=SIDE), NetworkConfig(image_px=SIDE, channels=3, equalize=True)])
+def test_training_and_labelling_see_the_same_pixels(
+    mode: str, framing: str, network: NetworkConfig, photos: Path, tmp_path: Path, local_ray: None
+) -> None:
+    (tmp_path / "wide.toml").write_text(WIDE)
+    named = str(tmp_path / "wide.toml") if framing == "wide" else framing
+    data = ingested(photos, tmp_path / "data", faces=mode, framing=named)
+    faces = read_dataset(data).faces
+    assert (faces.mode, faces.crop_px, faces.framing.cut) == (mode, SIDE, "box" if mode == "box" else "landmarks")
+    learned = SplitReader(data, "train", network, tuple(range(7))).load()
+    detect = load_detector(resolve_detector("mtcnn"), 640, DETECTORS["mtcnn"].threshold)
+    for sample, seen in zip(learned.ids, learned.images, strict=True):
+        pixels = decode((photos / sample).read_bytes(), 10**8).pixels
+        found = detect(pixels)
+        largest = int(found.boxes_xywh[:, 2:].prod(1).argmax())
+        assert np.array_equal(align(pixels, found, network, faces.framing)[largest], seen)
+
+
+def test_crops_by_box_and_by_landmarks_differ(photos: Path, tmp_path: Path, local_ray: None) -> None:
+    crops = [
+        SplitReader(ingested(photos, tmp_path / mode, faces=mode), "train", NetworkConfig(image_px=SIDE), tuple(range(7))).load()
+        for mode in ("box", "align")
+    ]
+    assert not np.array_equal(crops[0].images, crops[1].images)
+
+
+def plan(data: str, framing: Framing | None = None, initial: str | None = None) -> Framing:
+    """Return the framing that a training on the dataset gives its model."""
+    recipe = Recipe(name="mine", framing=framing, validation_split="train", network=read_bundle(EMBEDDED).card.network)
+    config = TrainConfig(recipe="mine", data=data, out="m", allow_missing_classes=True)
+    return make_plan(config, recipe, read_dataset(data), data, read_bundle(initial) if initial else None).framing
+
+
+def test_a_model_gets_the_framing_of_its_dataset(photos: Path, tmp_path: Path, local_ray: None) -> None:
+    (tmp_path / "wide.toml").write_text(WIDE)
+    whole = ingested(photos, tmp_path / "whole")
+    declared = ingested(photos, tmp_path / "declared", framing=str(tmp_path / "wide.toml"))
+    assert plan(whole) == plan(whole, FER2013_FRAMING) == plan(whole, None, EMBEDDED) == FER2013_FRAMING
+    assert plan(declared) == Framing(cut="box", box_scale=1.8)
+    boxes = ingested(photos, tmp_path / "boxes", faces="box")
+    assert plan(boxes) == FER2013_FRAMING.model_copy(update={"cut": "box"})
+    with pytest.raises(UserError, match="The recipe 'mine' has another framing"):
+        plan(boxes, FER2013_FRAMING)
+    with pytest.raises(UserError, match="learned from faces of another framing"):
+        plan(boxes, None, EMBEDDED)
