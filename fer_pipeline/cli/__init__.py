@@ -1,4 +1,4 @@
-"""The command line: one command per job, no logic. A command's module is imported when it is called for."""
+"""The command line: the table of commands, how they end, and what they print. No logic."""
 
 import json
 import logging
@@ -12,28 +12,29 @@ from cyclopts import App, CycloptsError, Parameter
 from cyclopts.config import Toml
 from pydantic import BaseModel, ValidationError
 
-from fer_pipeline.core.config import explain
+from fer_pipeline.core.config import Config, explain
 from fer_pipeline.core.errors import FailureRateExceeded, UserError
 from fer_pipeline.core.storage import STORAGE_ERRORS, reason
 
 COMMANDS = {
-    "ingest": "Bring a labelled dataset into Parquet, with its counts, duplicates and leaks.",
-    "train": "Train a recipe on an ingested dataset into a model bundle; run it again to continue.",
-    "evaluate": "Evaluate a model on a split of a dataset: figures with intervals, calibration, a page.",
-    "sweep": "Try a recipe with other settings on many cores or GPUs; run it again to continue.",
-    "label": "Label the apparent expression of every face in an archive; run it again to continue.",
-    "predict": "Label a few images here and now, and write copies with the faces marked.",
-    "report": "Write the page of a labelling run again.",
-    "models list": "List a registry's models, versions and aliases.",
-    "models push": "Keep a model bundle as a new, immutable version of a registry.",
-    "models alias": "Move an alias, such as production, onto a version.",
-    "models pull": "Copy a model out of a registry.",
-    "models card": "Write a model's card as Markdown and as a page.",
-    "models export": "Export a model to ONNX, in fp32 or int8; the result labels archives itself.",
-    "sample-archive": "Write a small photo archive to try the pipeline on, without network.",
+    "ingest": ("jobs.ingest:run", "Bring a labelled dataset into Parquet, with its counts, duplicates and leaks."),
+    "train": ("jobs.train.job:run", "Train a recipe on an ingested dataset into a model bundle; run it again to continue."),
+    "evaluate": ("jobs.evaluate:run", "Evaluate a model on a split of a dataset: figures with intervals, calibration, a page."),
+    "sweep": ("jobs.sweep:run", "Try a recipe with other settings on many cores or GPUs; run it again to continue."),
+    "label": ("jobs.label.job:run", "Label the apparent expression of every face in an archive; run it again to continue."),
+    "predict": ("local.predict:run", "Label a few images here and now, and write copies with the faces marked."),
+    "report": ("local.report:run", "Write the page of a labelling run again."),
+    "models list": ("local.models:list_models", "List a registry's models, versions and aliases."),
+    "models push": ("local.models:push", "Keep a model bundle as a new, immutable version of a registry."),
+    "models alias": ("local.models:alias", "Move an alias, such as production, onto a version."),
+    "models pull": ("local.models:pull", "Copy a model out of a registry."),
+    "models card": ("local.models:card", "Write a model's card as Markdown and as a page."),
+    "models export": ("local.export:run", "Export a model to ONNX, in fp32 or int8; the result labels archives itself."),
+    "sample-archive": ("local.sample_archive:run", "Write a small photo archive to try the pipeline on, without network."),
 }
-ELSEWHERE = {"models list": "models:list_models", "models export": "export:export"}
-"""Functions that do not stand where their command's name says: a builtin's name, and one that needs torch."""
+"""Name to the function that does it, which is imported when it is called for, and one line of help."""
+
+Parameter(name="*")(Config)  # the fields of a configuration are options of the command
 
 app = App(
     name="fer-pipeline",
@@ -42,10 +43,9 @@ app = App(
 )
 _models = App(name="models", help="Registry, cards and export of models.")
 app.command(_models)
-for _name, _help in COMMANDS.items():
+for _name, (_function, _help) in COMMANDS.items():
     *_group, _command = _name.split()
-    _function = ELSEWHERE.get(_name, f"{_name.split()[0]}:{_command}".replace("-", "_"))
-    (_models if _group else app).command(f"fer_pipeline.cli.commands.{_function}", name=_command, help=_help)
+    (_models if _group else app).command(f"fer_pipeline.{_function}", name=_command, help=_help)
 
 
 @app.meta.default

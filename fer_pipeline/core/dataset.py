@@ -106,7 +106,7 @@ def read_samples(url: str, columns: list[str]) -> pa.Table:
 
 
 def read_flagged(url: str) -> pa.Table:
-    """Return the flagged of the dataset at `url` (`duplicates.FLAGGED`)."""
+    """Return the flagged samples of the dataset at `url` (`duplicates.FLAGGED`)."""
     return storage.read_table(storage.join(url, FLAGGED_FILE))
 
 

@@ -1,4 +1,4 @@
-"""Exact and near copies, label conflicts and blank images of a dataset, and which samples training had better leave out."""
+"""Exact and near copies, label conflicts and blank images of a dataset, and which samples training should leave out."""
 
 import hashlib
 from collections import Counter
@@ -57,9 +57,9 @@ class Duplicates(Config):
 
 
 def inspect(samples: pa.Table) -> tuple[Duplicates, pa.Table]:
-    """Return what a dataset's samples (`DUPLICATE_COLUMNS`) hold of copies, and its flagged as rows of `FLAGGED`.
+    """Return what a dataset's samples (`DUPLICATE_COLUMNS`) hold of copies, and the samples to flag, as rows of `FLAGGED`.
 
-    Suspect are blank images, all of a group of copies that carry different labels, images with a copy in another split, and
+    Flagged are blank images, all of a group of copies that carry different labels, images with a copy in another split, and
     copies of an earlier image of the same split.
     """
     split = samples["split"].combine_chunks().dictionary_encode()

@@ -1,1 +1,1 @@
-"""How each kind of work is spread over a Ray cluster: every file is a `<Verb>Config` and `run(config)`."""
+"""How each kind of work is spread over a Ray cluster: a file or folder each, with a `<Verb>Config` and `run(config)`."""

@@ -159,7 +159,7 @@ def _learned_split(card: ModelCard, samples: pa.Table) -> str | None:
 
 
 def _left_out(card: ModelCard, data: str, learned_split: str | None) -> frozenset[str]:
-    """Return the ids of the learned split's flagged, where the training left them out."""
+    """Return the ids of the learned split's flagged samples, where the training left them out."""
     flagged = read_flagged(data).to_pylist() if card.data.left_out else []
     return frozenset(row["sample_id"] for row in flagged if row["split"] == learned_split)
 

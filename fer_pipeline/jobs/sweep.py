@@ -51,7 +51,7 @@ class SweepConfig(Config):
     cpus_per_trial: int = Field(1, ge=1)
     gpus_per_trial: float = Field(0.0, ge=0)
     drop_leaks: bool = False
-    """Leave the dataset's suspects out of training."""
+    """Leave the dataset's flagged samples out of training."""
     allow_missing_classes: bool = False
     """Train although the training split has no images of some classes."""
     seed: int = 0

@@ -73,7 +73,7 @@ class ModelVersions(Config):
     aliases: dict[str, str]
 
 
-class Listing(Config):
+class RegistryContents(Config):
     """All models of a registry."""
 
     registry: str
@@ -110,7 +110,7 @@ def alias(config: AliasConfig) -> Version:
     return version
 
 
-def list_models(config: ListConfig) -> Listing:
+def list_models(config: ListConfig = ListConfig()) -> RegistryContents:
     """Return what the registry holds."""
     registry = open_registry(config.registry)
     storage.require_access(registry.url)
@@ -119,7 +119,7 @@ def list_models(config: ListConfig) -> Listing:
         for version in model.versions:
             names = [name for name, target in model.aliases.items() if target == version.version]
             log.info("%s@%s  %s  %s  %s", model.name, version.version, version.created_at, version.digest[:12], " ".join(names))
-    return Listing(registry=registry.url, models=models)
+    return RegistryContents(registry=registry.url, models=models)
 
 
 def _versions(registry: Registry, name: str) -> ModelVersions:

@@ -48,13 +48,13 @@ class PredictResult(Config):
     """`uri, member, time_ms, status, error, faces`, as in `images/` of a run, and `annotated`: where the copy is."""
 
 
-def run(images: tuple[str, ...], config: PredictConfig = PredictConfig()) -> PredictResult:
+def run(image: str, *more: str, config: PredictConfig = PredictConfig()) -> PredictResult:
     """Label the images (files, folders, containers or videos) and return what was found.
 
     Raise UserError where one does not exist or holds no images.
     """
     selection = Selection(fps=config.fps)
-    records = [record for source in images for record in _records(storage.normalize(source), selection)]
+    records = [record for source in (image, *more) for record in _records(storage.normalize(source), selection)]
     bundle, detector = read_bundle(config.model), resolve_detector(config.detector, config.detector_weights)
     settings = LabelSettings(
         detect_px=config.detect_px,

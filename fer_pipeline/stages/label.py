@@ -39,7 +39,7 @@ class LabelSettings:
 Poison = Mapping[int, tuple[str, str]]
 """Record ids that must not be touched again, with status and reason."""
 Watch = Callable[[], AbstractContextManager[Any]]
-"""Opened around the work on one record, to see that it ends."""
+"""A context around the work on one record, which ends what takes too long."""
 _unwatched: Watch = nullcontext
 
 
@@ -56,7 +56,7 @@ class Outcome:
 
 @dataclass
 class ExtractedShard:
-    """A shard that was shard at: what became of each record, and all faces' crops uint8 (n, channels, side, side)."""
+    """A shard whose faces were found and cut: what became of each record, and all crops uint8 (n, channels, side, side)."""
 
     manifest: pa.Table
     outcomes: list[Outcome]
@@ -106,7 +106,7 @@ class FaceExtractor:
 
 
 class Labeller:
-    """A looker and the classifier, in one process."""
+    """A face extractor and a classifier, in one process."""
 
     def __init__(self, detector: ResolvedDetector, bundle: Bundle, settings: LabelSettings, watch: Watch = _unwatched) -> None:
         from fer_pipeline.stages.classify import Classifier  # imports torch, which takes seconds: only where faces are labelled

@@ -32,11 +32,11 @@ def test_exact_copies_are_told_within_and_across_splits() -> None:
             ("c", "validation", 3, c, 50.0),
         ]
     )
-    found, suspects = inspect(table)
+    found, flagged = inspect(table)
     assert (found.groups, found.images, found.conflicting_groups) == (2, 5, 1)
     assert found.within == {"train": 1, "validation": 0}
     assert found.across == {"train -> validation": 2, "validation -> train": 3}
-    rows = {row["sample_id"]: (row["reason"], row["like"]) for row in suspects.to_pylist()}
+    rows = {row["sample_id"]: (row["reason"], row["like"]) for row in flagged.to_pylist()}
     assert rows == {
         "s0": ("leak", "s4"),
         "s1": ("leak", "s4"),
@@ -60,10 +60,10 @@ def test_near_copies_and_blank_images_are_suspect() -> None:
             ("h", "train", 0, flipped(HASHES[3], NEAR_BITS + 2), 50.0),
         ]
     )
-    found, suspects = inspect(table)
+    found, flagged = inspect(table)
     assert (found.groups, found.near_pairs, found.blank) == (0, 2, 2)
     assert found.near_across == {"train -> validation": 1, "validation -> train": 1}
-    reasons = dict(zip(suspects["sample_id"].to_pylist(), suspects["reason"].to_pylist(), strict=True))
+    reasons = dict(zip(flagged["sample_id"].to_pylist(), flagged["reason"].to_pylist(), strict=True))
     assert reasons == {
         "s0": "near leak",
         "s1": "near leak",

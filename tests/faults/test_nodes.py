@@ -142,7 +142,7 @@ def test_killed_gpu_actors_cost_nothing(many: Path, undisturbed: list[Any], tmp_
 
     def kill() -> None:
         for _ in range(3):
-            actors = [p for p in psutil.process_iter() if "ray::_Classifying" in " ".join(p.cmdline()[:1])]
+            actors = [p for p in psutil.process_iter() if "ray::_ClassifierActor" in " ".join(p.cmdline()[:1])]
             for actor in actors[:1]:
                 os.kill(actor.pid, signal.SIGKILL)
                 killed.append(actor.pid)

@@ -14,7 +14,7 @@ def test_what_was_found_and_an_annotated_copy_of_each_image(archive: Path, tmp_p
     broken = tmp_path / "broken.jpg"
     broken.write_bytes(photo.read_bytes()[:300])
     config = PredictConfig(out=str(tmp_path / "out"), detector="mtcnn")
-    found = run((str(photo), str(blank), str(broken)), config).images
+    found = run(str(photo), str(blank), str(broken), config=config).images
     assert [(one["status"], len(one["faces"])) for one in found] == [("ok", 1), ("no_face", 0), ("undecodable", 0)]
     marked, unmarked = (cv2.imread(one["annotated"]) for one in found[:2])
     assert marked is not None and marked.shape == cv2.imread(str(photo)).shape  # type: ignore[union-attr]
@@ -27,9 +27,9 @@ def test_what_was_found_and_an_annotated_copy_of_each_image(archive: Path, tmp_p
 
 def test_a_place_without_images_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="does not exist"):
-        run((str(tmp_path / "none.jpg"),))
+        run(str(tmp_path / "none.jpg"))
     with pytest.raises(UserError, match="holds no images"):
-        run((str(tmp_path),))
+        run(str(tmp_path))
 
 
 def test_the_command_takes_several_images_and_needs_no_ray(archive: Path, tmp_path: Path) -> None:

@@ -1,8 +1,8 @@
-"""Shards to workers and back: plain Ray tasks, so that the driver sees every death and decides what it means.
+"""The dispatcher: hands shards to plain Ray tasks, so that the driver sees every death of a worker and decides what follows.
 
-On a CPU cluster a task labels a few shards end to end and commits each. With GPUs a CPU task looks at one shard and sends its
-crops, as one object, to an actor of the pool that classifies and commits. A shard whose worker died alone is probed, record by
-record, then labelled again without the records that kill: healthy shards pay nothing for it.
+On a CPU cluster a task labels a few shards end to end and commits each. With GPUs a CPU task extracts the faces of
+one shard, and an actor of the pool classifies and commits them. A shard that killed its worker while it was alone in the task is
+probed record by record, and labelled again without the records that kill. Healthy shards pay nothing for it.
 """
 
 import logging
@@ -38,7 +38,7 @@ ACTOR_LOST = (ActorDiedError, ActorUnavailableError)
 DEATHS = (*ACTOR_LOST, NodeDiedError, ObjectLostError, OutOfMemoryError, WorkerCrashedError)
 SHARDS_PER_TASK = 8
 MOST_DEATHS = 4
-"""Deaths of workers with one shard alone after which its records are given up."""
+"""After more deaths of workers that held one shard alone, the shard's records are given up."""
 LOOK_AGAIN_S = 5.0
 """How often the cluster's size is looked at."""
 
@@ -69,20 +69,20 @@ class Dispatcher:
     def __init__(self, folder: RunFolder, record: RunRecord, context: Shared[LabelContext], gpus_per_worker: float) -> None:
         self.folder, self.record, self.context = folder, record, context
         self.pool = ClassifierPool(self.context, folder, record, gpus_per_worker) if gpus_per_worker else None
-        self.again: deque[Chunk] = deque()
+        self.waiting: deque[Chunk] = deque()
         self.running: dict[Any, Chunk] = {}
         self.extracting: set[Any] = set()
         """The running tasks whose shards go to the pool next."""
 
     def label(self, pending: Sequence[int]) -> Iterator[int]:
-        """Yield the number of records done as tasks end, each of them once, whatever dies."""
+        """Yield the number of records done as tasks end. Each record is counted once, whatever dies."""
         manifests = read_shards(self.folder.manifest_prefix(self.record.run_id), pending)
         left = len(pending)
-        while left or self.again or self.running:
+        while left or self.waiting or self.running:
             cores = _cores()
-            while (left or self.again) and len(self.running) < 2 * cores + 1:
-                if self.again:
-                    self._start(self.again.popleft())
+            while (left or self.waiting) and len(self.running) < 2 * cores + 1:
+                if self.waiting:
+                    self._start(self.waiting.popleft())
                     continue
                 # Guided self-scheduling (Polychronopoulos & Kuck, 1987): single shards at the end, all cores finish together.
                 size = 1 if self.pool else max(1, min(SHARDS_PER_TASK, left // (2 * cores)))
@@ -117,7 +117,7 @@ class Dispatcher:
                 return self._after_death(chunk, error)
             self.pool.lose(actor)
             chunk.deaths += 1  # after too many of them the shard is labelled on a core
-            self.again.append(chunk)
+            self.waiting.append(chunk)
             return 0
         except DEATHS as error:
             return self._after_death(chunk, error)
@@ -125,7 +125,7 @@ class Dispatcher:
             raise error.as_instanceof_cause() from None
         if chunk.probing:
             chunk.poison, chunk.probing = found, False
-            self.again.append(chunk)
+            self.waiting.append(chunk)
             return 0
         return chunk.records
 
@@ -143,7 +143,7 @@ class Dispatcher:
                 one.probing = not one.poison
                 if one.deaths > (2 * MOST_DEATHS if self.pool else MOST_DEATHS):
                     one.poison, one.probing = _given_up(one), False
-            self.again.append(one)
+            self.waiting.append(one)
         return done
 
 

@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 
 
 @ray.remote(num_cpus=0, max_restarts=-1)
-class _Classifying:
+class _ClassifierActor:
     """A classifier on one GPU, or a share of one. It asks for no core: CPU tasks could starve it, or it them."""
 
     def __init__(self, context: Shared[LabelContext], folder: RunFolder, record: RunRecord) -> None:
@@ -64,7 +64,7 @@ class ClassifierPool:
     def __init__(self, context: Shared[LabelContext], folder: RunFolder, record: RunRecord, gpus_per_worker: float) -> None:
         """Start the actors."""
         count = count_actors(gpus_per_worker)
-        actor = _Classifying.options(num_gpus=gpus_per_worker)  # type: ignore[attr-defined]
+        actor = _ClassifierActor.options(num_gpus=gpus_per_worker)  # type: ignore[attr-defined]
         self.actors = [actor.remote(context, folder, record) for _ in range(count)]
         self.given: dict[Any, int] = {}
         self.lost: dict[int, Any] = {}
@@ -75,7 +75,7 @@ class ClassifierPool:
             log.warning("A GPU was reserved but torch sees no CUDA device there: faces are classified on its CPU")
 
     def classify(self, shard: Any) -> Any:
-        """Return a reference that is ready when the shard that `shard` refers to is committed."""
+        """Return a reference that is ready when the shard is committed; `shard` refers to its extracted faces."""
         fit = [index for index in range(len(self.actors)) if self._is_back(index)] or range(len(self.actors))
         busy = list(self.given.values())
         least = min(fit, key=busy.count)

@@ -1,4 +1,4 @@
-"""Find the records that kill: each of a shard's is labelled alone, in an actor that may die of it."""
+"""The probe: each record of a shard is labelled alone, in an actor that may die of it, to find those that kill."""
 
 import time
 from typing import Any

@@ -1,4 +1,4 @@
-"""Train an expression classifier: the plain loop of `models/training.py` under Ray Train on 1..N workers."""
+"""Train an expression classifier: the plain loop of `models/training/` under Ray Train on 1..N workers."""
 
 import hashlib
 import json
@@ -108,7 +108,7 @@ def run(config: TrainConfig, cluster: ClusterConfig = ClusterConfig()) -> TrainR
 
 
 def make_plan(config: TrainConfig, recipe: Recipe, dataset: DatasetInfo, data: str, initial: Bundle | None) -> Plan:
-    """Return what the workers must know; raise UserError where recipe, data and initial model do not go together."""
+    """Return what the ranks must know; raise UserError where recipe, data and initial model do not go together."""
     if config.from_scratch:
         recipe = recipe.model_copy(update={"pretrained": None})
     space = load_label_space(recipe.label_space)

@@ -1,4 +1,4 @@
-"""What each rank of a training does: its share of the data, its network, its checkpoints; `jobs/train.py` starts the ranks."""
+"""What each rank of a training does: its share of the data, its network, its checkpoints; `job.py` starts the ranks."""
 
 import json
 import tempfile
@@ -38,7 +38,7 @@ SHUFFLE_BYTES = 256 * 1024**2
 
 @dataclass(frozen=True)
 class Plan:
-    """All that a worker must know."""
+    """All that a rank must know."""
 
     recipe: Recipe
     space: LabelSpace
@@ -104,7 +104,7 @@ class Streamed:
 
 
 @dataclass(frozen=True)
-class Chunks:
+class ValidationShare:
     """This rank's share of the validation split, read anew for every epoch."""
 
     reader: SplitReader
@@ -144,7 +144,7 @@ def worker(arguments: dict[str, Any]) -> None:
     checkpoint = ray.train.get_checkpoint()
     if checkpoint:
         trainer.load(read_checkpoint(checkpoint))
-    live = _Live(plan.live, trainer) if rank_and_world()[0] == 0 else None
+    live = _ProgressFile(plan.live, trainer) if rank_and_world()[0] == 0 else None
 
     def on_epoch(epoch: Epoch) -> None:
         if not live:
@@ -155,7 +155,7 @@ def worker(arguments: dict[str, Any]) -> None:
             ray.train.report(asdict(epoch), checkpoint=Checkpoint.from_directory(folder))
         live.write()
 
-    validation: Any = Chunks(plan.validation) if plan.streamed else _share(plan.validation.load())
+    validation: Any = ValidationShare(plan.validation) if plan.streamed else _share(plan.validation.load())
     try:
         trainer.fit(validation, on_epoch, live.window if live else lambda step, loss: None)
     except DivergedError as diverged:  # not an error of the worker's: another attempt would end alike
@@ -169,7 +169,7 @@ def _share(split: LabelledImages) -> list[LabelledImages]:
     return [split[cut].to("cpu")]
 
 
-class _Live:
+class _ProgressFile:
     """Writes how far the training is, every few seconds."""
 
     def __init__(self, folder: str, trainer: Trainer) -> None:

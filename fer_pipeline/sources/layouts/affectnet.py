@@ -101,7 +101,7 @@ class AffectNetCsv:
 
 
 def _five(values: list[float]) -> tuple[Point, ...] | None:
-    """Return eyes, nose and mouth corners of the 68 landmarks `x;y;...` of the iBUG scheme; None for another number of them."""
+    """Return `framing.LANDMARKS` of the 68 landmarks `x;y;...` of the iBUG scheme; None for another number of them."""
     if len(values) != 136:
         return None
     points = np.array(values).reshape(68, 2)
