@@ -14,7 +14,7 @@ Floats = NDArray[np.floating[Any]]
 Ints = NDArray[np.integer[Any]]
 Bools = NDArray[np.bool_]
 
-BINS = 15
+CALIBRATION_BINS = 15
 """Equal-width bins of confidence, for reliability and ECE."""
 
 
@@ -71,7 +71,7 @@ def bootstrap_intervals(
     return {name: (float(low), float(high)) for name, (low, high) in ((k, np.quantile(v, tails)) for k, v in drawn.items())}
 
 
-def reliability(confidence: Floats, correct: Bools, bins: int = BINS) -> list[ReliabilityBin]:
+def reliability(confidence: Floats, correct: Bools, bins: int = CALIBRATION_BINS) -> list[ReliabilityBin]:
     """Return, for each bin of confidence that is not empty, its images, their mean confidence and their accuracy.
 
     `confidence` and `correct` are (n,). A bin's upper edge belongs to it, as in Guo et al. (2017).
@@ -85,7 +85,7 @@ def reliability(confidence: Floats, correct: Bools, bins: int = BINS) -> list[Re
     ]
 
 
-def expected_calibration_error(probabilities: Floats, truth: Ints, bins: int = BINS) -> float:
+def expected_calibration_error(probabilities: Floats, truth: Ints, bins: int = CALIBRATION_BINS) -> float:
     """Return the ECE of the top class over equal-width bins of confidence (Guo et al., 2017, eq. 3)."""
     diagram = reliability(probabilities.max(1), probabilities.argmax(1) == truth, bins)
     return sum(one.images * abs(one.confidence - one.accuracy) for one in diagram) / max(1, len(truth))

@@ -31,7 +31,7 @@ from fer_pipeline.stages.training_data import SplitReader, class_indices, left_o
 log = logging.getLogger(__name__)
 
 EVALUATION, PAGE, PREDICTIONS = "evaluation.json", "evaluation.html", "predictions.parquet"
-ROWS = 512
+ROWS_PER_BATCH = 512
 """Samples that a task holds as images."""
 
 
@@ -180,7 +180,7 @@ def _predict_file(shared: Shared[ScoringContext], uri: str) -> list[Predictions]
     classifier = shared.load(_make_classifier)
     return [
         Predictions(np.array(chunk.ids, object), classifier.logits(chunk.images), chunk.labels, chunk.votes)
-        for chunk in shared.get().reader.chunks_of(uri, ROWS)
+        for chunk in shared.get().reader.chunks_of(uri, ROWS_PER_BATCH)
     ]
 
 

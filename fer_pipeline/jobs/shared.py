@@ -12,7 +12,7 @@ Value = TypeVar("Value")
 Loaded = TypeVar("Loaded")
 Result = TypeVar("Result")
 
-AHEAD = 4
+TASKS_AHEAD = 4
 """Tasks in work or waiting, for each core of the cluster."""
 
 _loaded: dict[tuple[str, str], Any] = {}
@@ -50,7 +50,7 @@ def fan_out(function: Callable[..., Result], items: Iterable[Any], *arguments: A
     A task whose worker or node dies is run again by Ray. An exception of the function is raised as it is.
     """
     task = ray.remote(num_cpus=1, num_gpus=num_gpus)(function)
-    ahead = AHEAD * max(1, int(ray.cluster_resources().get("CPU", 1)))
+    ahead = TASKS_AHEAD * max(1, int(ray.cluster_resources().get("CPU", 1)))
     waiting: deque[Any] = deque()
     rest = iter(items)
     while True:

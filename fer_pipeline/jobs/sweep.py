@@ -28,7 +28,7 @@ from fer_pipeline.report.sweep import sweep_png
 
 log = logging.getLogger(__name__)
 
-RUN, TABLE, PICTURE, BEST = "trials", "trials.csv", "trials.png", "best.toml"
+TRIALS_FOLDER, TABLE, PICTURE, BEST = "trials", "trials.csv", "trials.png", "best.toml"
 
 
 class SweepConfig(Config):
@@ -162,8 +162,8 @@ def _tuner(config: SweepConfig, recipe: Recipe, card: DatasetInfo, data: str, ou
 
     resources = {"cpu": config.cpus_per_trial, "gpu": config.gpus_per_trial}
     trainable = tune.with_resources(trial, resources)
-    if storage.exists(storage.join(out, RUN, "tuner.pkl")):
-        return tune.Tuner.restore(f"{path}/{RUN}", trainable, storage_filesystem=filesystem, restart_errored=True)
+    if storage.exists(storage.join(out, TRIALS_FOLDER, "tuner.pkl")):
+        return tune.Tuner.restore(f"{path}/{TRIALS_FOLDER}", trainable, storage_filesystem=filesystem, restart_errored=True)
     return tune.Tuner(
         trainable,
         param_space=space,
@@ -180,7 +180,7 @@ def _tuner(config: SweepConfig, recipe: Recipe, card: DatasetInfo, data: str, ou
             search_alg=tune.search.BasicVariantGenerator(random_state=config.seed),
         ),
         run_config=tune.RunConfig(
-            name=RUN,
+            name=TRIALS_FOLDER,
             storage_path=path,
             storage_filesystem=filesystem,
             failure_config=tune.FailureConfig(max_failures=1),

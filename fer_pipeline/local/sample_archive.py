@@ -15,8 +15,8 @@ from fer_pipeline.core.config import Config
 from fer_pipeline.core.errors import UserError
 from fer_pipeline.stages.decode import EXIF_ORIENTATION, Pixels
 
-FACES = {"hopper": ("matplotlib", "mpl-data/sample_data/grace_hopper.jpg"), "astronaut": ("skimage", "data/astronaut.png")}
-NO_FACES = {"coffee": ("skimage", "data/coffee.png"), "coins": ("skimage", "data/coins.png")}
+FACE_PHOTOS = {"hopper": ("matplotlib", "mpl-data/sample_data/grace_hopper.jpg"), "astronaut": ("skimage", "data/astronaut.png")}
+OTHER_PHOTOS = {"coffee": ("skimage", "data/coffee.png"), "coins": ("skimage", "data/coins.png")}
 SIDES_PX = (320, 480, 640, 800, 1024, 1600)
 SIDEWAYS = {6: cv2.ROTATE_90_COUNTERCLOCKWISE, 3: cv2.ROTATE_180, 8: cv2.ROTATE_90_CLOCKWISE}
 """EXIF orientation to how the pixels are stored under it."""
@@ -42,7 +42,7 @@ def run(config: SampleArchiveConfig) -> SampleArchive:
     dest = storage.normalize(config.dest)
     if not storage.is_local(dest) or storage.list_names(dest):
         raise UserError(f"'{dest}' is not a new or empty folder on this machine: choose another.")
-    photos = {name: _photo(*place) for name, place in (FACES | NO_FACES).items()}
+    photos = {name: _photo(*place) for name, place in (FACE_PHOTOS | OTHER_PHOTOS).items()}
     folder = Path(dest)
     singles = {f"{name}-{side}.jpg": _jpeg(_sized(photos[name], side)) for name in photos for side in SIDES_PX}
     for number, (name, data) in enumerate(singles.items()):

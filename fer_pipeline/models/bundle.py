@@ -23,7 +23,7 @@ CARD_MARKDOWN, CARD_PAGE, HISTORY, CURVES, CONFUSION = (
     "curves.png",
     "confusion.png",
 )
-FILES = (MODEL_FILE, WEIGHTS_FILE, ONNX_FILE, CARD_MARKDOWN, CARD_PAGE, HISTORY, CURVES, CONFUSION)
+BUNDLE_FILES = (MODEL_FILE, WEIGHTS_FILE, ONNX_FILE, CARD_MARKDOWN, CARD_PAGE, HISTORY, CURVES, CONFUSION)
 """All files that a bundle may have."""
 EMBEDDED = "embedded"
 """The name of the model that comes with the package."""
@@ -67,7 +67,7 @@ def bundle_of(card: ModelCard, weights: bytes) -> Bundle:
 def read_files(url: str) -> dict[str, bytes]:
     """Return a bundle's files by name, those beside card and weights too: pictures, history, pages."""
     files = _open(url)
-    return {name: files.read(name) for name in files.names() if name in FILES}
+    return {name: files.read(name) for name in files.names() if name in BUNDLE_FILES}
 
 
 def _open(url: str) -> "Folder | registry.Pushed":

@@ -11,7 +11,7 @@ class NetworkConfig(Config):
     """Which network, on which input; the network is rebuilt from it."""
 
     architecture: str = "residual_cnn"
-    """`residual_cnn`, `plain_cnn`, `regularised_cnn`, or the name of a torchvision classifier such as `resnet50`."""
+    """One of `networks.NETWORKS`, or the name of a torchvision classifier such as `resnet50`."""
     image_px: int = 48
     """Side of the square input."""
     channels: Literal[1, 3] = 1

@@ -12,7 +12,7 @@ from torch import nn
 from fer_pipeline.core.errors import UserError
 from fer_pipeline.models.weights import Weights, last_layer
 
-FILES = (".pt", ".pth", ".safetensors")
+WEIGHTS_SUFFIXES = (".pt", ".pth", ".safetensors")
 
 
 def load_pretrained(network: nn.Module, architecture: str, weights: str) -> None:
@@ -21,7 +21,7 @@ def load_pretrained(network: nn.Module, architecture: str, weights: str) -> None
     `weights` is one of torchvision's for the architecture (`DEFAULT`, `IMAGENET1K_V2`), or a file of a state dict (.pt, .pth,
     .safetensors) with torchvision's or our own names. Raise UserError where they cannot be had or are another network's.
     """
-    given = _read_file(Path(weights)) if weights.endswith(FILES) else _download(architecture, weights)
+    given = _read_file(Path(weights)) if weights.endswith(WEIGHTS_SUFFIXES) else _download(architecture, weights)
     given = {name.removeprefix("module."): value for name, value in given.items()}
     own = network.state_dict()
     if not set(given) & set(own):

@@ -13,7 +13,7 @@ from fer_pipeline.core.manifest import last_moments_ms
 from fer_pipeline.core.run import RunFolder, RunRecord
 
 VIDEOS = 8
-BINS = 120
+STRETCHES = 120
 COLORS = {
     "angry": "#d1495b", "contempt": "#8d6a9f", "disgust": "#6a994e", "fear": "#7b5ea7", "happy": "#f2b134",
     "neutral": "#9aa5b1", "sad": "#3d7ea6", "surprise": "#ee8434",
@@ -61,7 +61,7 @@ def _frames(folder: RunFolder) -> Iterator[pa.Table]:
 
 def _timeline(uri: str, counts: Counter[tuple[int, str]], end_ms: int, fps: float) -> Timeline:
     frames = round(end_ms * fps / 1000) + 1
-    stretches = min(BINS, frames)
+    stretches = min(STRETCHES, frames)
     bins: list[Counter[str]] = [Counter() for _ in range(stretches)]
     for (moment, expression), count in counts.items():
         bins[min(stretches - 1, moment * stretches // (end_ms + 1))][expression] += count

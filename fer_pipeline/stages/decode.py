@@ -17,7 +17,7 @@ from fer_pipeline.stages.fetch import Fetched
 
 cv2.setNumThreads(1)
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
-Image.init()  # every codec, so that `FORMATS` can name them
+Image.init()  # every codec, so that `PILLOW_FORMATS` can name them
 Image.MAX_IMAGE_PIXELS = None  # the limit below is checked on the header, before any decoding
 
 Pixels = NDArray[np.uint8]
@@ -36,7 +36,7 @@ REDUCED = {2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4, 8: cv2.
 UNSUPPORTED = {b"ftypheic": "HEIC", b"ftypheix": "HEIC", b"ftyphevc": "HEIC", b"ftypmif1": "HEIF"}
 
 
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "JPEG2000", "AVIF", "PPM")
+PILLOW_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "JPEG2000", "AVIF", "PPM")
 PILLOW_ERRORS = (OSError, ValueError, SyntaxError, EOFError, IndexError, RuntimeError, struct.error)
 """What Pillow's decoders raise on damaged files (NotImplementedError is a RuntimeError)."""
 
@@ -106,7 +106,7 @@ def _header(data: bytes) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return Image.open(io.BytesIO(data), formats=FORMATS)
+            return Image.open(io.BytesIO(data), formats=PILLOW_FORMATS)
     except UnidentifiedImageError as error:
         raise RecordError("undecodable", "the content is no image that is known here") from error
     except PILLOW_ERRORS as error:

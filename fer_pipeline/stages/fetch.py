@@ -13,7 +13,7 @@ from fer_pipeline.sources.formats import format_of
 from fer_pipeline.sources.formats.spec import Frame
 from fer_pipeline.sources.reader import RecordReader, blocks
 
-AHEAD = 8
+RECORDS_AHEAD = 8
 
 
 Fetched = bytes | Frame | RecordError
@@ -22,7 +22,7 @@ Fetched = bytes | Frame | RecordError
 def fetch(records: Iterable[Record | RecordError], max_bytes: int, image_column: str | None = None) -> Generator[Fetched]:
     """Yield, in order, each record's encoded image or frame, or why there is none (a RecordError is passed on).
 
-    Up to `AHEAD` records, or runs of neighbours in a container, are read ahead; a record of more than `max_bytes` is not read.
+    Up to `RECORDS_AHEAD` records, or runs of neighbours in a container, are read ahead. Records above `max_bytes` are not read.
     """
     reader = RecordReader(image_column)
     try:
@@ -58,10 +58,10 @@ def _frames(uri: str, records: Iterable[Record | RecordError]) -> Iterator[Fetch
 
 def _images(reader: RecordReader, records: Iterable[Record | RecordError], max_bytes: int) -> Iterator[Fetched]:
     waiting: deque[Future[list[bytes | RecordError]]] = deque()
-    with ThreadPoolExecutor(AHEAD, thread_name_prefix="fetch") as pool:
+    with ThreadPoolExecutor(RECORDS_AHEAD, thread_name_prefix="fetch") as pool:
         for block in blocks(_bounded(record, max_bytes) for record in records):
             waiting.append(pool.submit(reader.read_block, block))
-            if len(waiting) > AHEAD:
+            if len(waiting) > RECORDS_AHEAD:
                 yield from waiting.popleft().result()
         while waiting:
             yield from waiting.popleft().result()

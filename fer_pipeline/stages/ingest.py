@@ -16,7 +16,7 @@ from fer_pipeline.stages.fetch import Fetched, fetch
 
 MAX_PIXELS = 100_000_000
 MAX_BYTES = 100_000_000
-ROWS = 256
+ROWS_PER_TABLE = 256
 
 
 def validate(reading: Reading, space: LabelSpace, cropper: Cropper | None) -> tuple[pa.Table, list[Excluded]]:
@@ -37,7 +37,7 @@ def validate(reading: Reading, space: LabelSpace, cropper: Cropper | None) -> tu
             excluded.append(Excluded(DAMAGED, item.source, error.reason))
         except NoCrop as none:
             excluded.append(Excluded(none.kind, item.source, none.reason))
-        if len(rows) == ROWS:
+        if len(rows) == ROWS_PER_TABLE:
             tables.append(pa.Table.from_pylist(rows, schema=SAMPLES))
             rows = []
     return pa.concat_tables([*tables, pa.Table.from_pylist(rows, schema=SAMPLES)]), excluded

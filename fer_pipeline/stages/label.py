@@ -1,6 +1,6 @@
 """Label: a shard of the manifest in, a shard of `images` out, one row for every record whatever happens."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import islice
@@ -36,7 +36,7 @@ class LabelSettings:
     image_column: str | None = None
 
 
-Poison = Mapping[int, tuple[str, str]]
+Poison = dict[int, tuple[str, str]]
 """Record ids that must not be touched again, with status and reason."""
 Watch = Callable[[], AbstractContextManager[Any]]
 """A context around the work on one record, which ends what takes too long."""

@@ -17,8 +17,8 @@ from fer_pipeline.models.labelled_images import LabelledImages, concatenate
 from fer_pipeline.models.network_config import NetworkConfig
 from fer_pipeline.stages.align import empty_inputs, resize_whole
 from fer_pipeline.stages.decode import decode
+from fer_pipeline.stages.ingest import MAX_PIXELS
 
-MAX_PIXELS = 100_000_000
 TRAINING_COLUMNS = ["sample_id", "image", "label", "split", "votes"]
 """What a network learns from."""
 EMPTY: Mapping[str, str] = MappingProxyType({})

@@ -27,10 +27,10 @@ from ray.exceptions import (
 from fer_pipeline.core.manifest import read_shards
 from fer_pipeline.core.run import RunFolder, RunRecord
 from fer_pipeline.jobs.label.pool import ClassifierPool
-from fer_pipeline.jobs.label.probe import Poison, probe
+from fer_pipeline.jobs.label.probe import probe
 from fer_pipeline.jobs.label.worker import LabelContext, load_extractor, load_labeller
 from fer_pipeline.jobs.shared import Shared
-from fer_pipeline.stages.label import ExtractedShard
+from fer_pipeline.stages.label import ExtractedShard, Poison
 
 log = logging.getLogger(__name__)
 

@@ -9,9 +9,8 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError, OutOfMemoryErr
 
 from fer_pipeline.jobs.label.worker import LabelContext, load_labeller
 from fer_pipeline.jobs.shared import Shared
+from fer_pipeline.stages.label import Poison
 
-Poison = dict[int, tuple[str, str]]
-"""Record id to status and reason of the records that must not be touched again."""
 STRIKES = 2
 """Deaths alone that condemn a record: one may have been its machine's."""
 
@@ -35,7 +34,7 @@ class _ProbeActor:
 @ray.remote(num_cpus=0, max_retries=0)
 def probe(context: Shared[LabelContext], manifest: pa.Table) -> Poison:
     """Return the records of a shard that kill the process that labels them (`crashed`) or never end (`timed_out`)."""
-    poison: Poison = {}
+    poison: dict[int, tuple[str, str]] = {}
     actor, limit_s = _new_actor(context)
     for index, record_id in enumerate(manifest["record_id"].to_pylist()):
         for _ in range(STRIKES):

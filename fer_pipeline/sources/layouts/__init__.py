@@ -8,12 +8,12 @@ from fer_pipeline.sources.layouts.affectnet import AFFECTNET_CSV, AFFECTNET_NPY
 from fer_pipeline.sources.layouts.fer2013 import FER2013_CSV
 from fer_pipeline.sources.layouts.folders import IMAGE_FOLDER
 from fer_pipeline.sources.layouts.layout import Layout, LayoutOptions, LayoutSpec
-from fer_pipeline.sources.layouts.parquet import PARQUET
+from fer_pipeline.sources.layouts.parquet import PARQUET_LAYOUT
 from fer_pipeline.sources.layouts.rafdb import RAFDB
 from fer_pipeline.sources.layouts.webdataset import WEBDATASET
 
 LAYOUTS: dict[str, LayoutSpec] = {
-    spec.name: spec for spec in (IMAGE_FOLDER, FER2013_CSV, WEBDATASET, PARQUET, AFFECTNET_CSV, AFFECTNET_NPY, RAFDB)
+    spec.name: spec for spec in (IMAGE_FOLDER, FER2013_CSV, WEBDATASET, PARQUET_LAYOUT, AFFECTNET_CSV, AFFECTNET_NPY, RAFDB)
 }
 
 if TYPE_CHECKING:

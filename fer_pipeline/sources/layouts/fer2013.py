@@ -8,7 +8,17 @@ import numpy as np
 
 from fer_pipeline.core.errors import UserError
 from fer_pipeline.core.labels import FER7, FERPLUS8, LabelSpace, canonical
-from fer_pipeline.sources.layouts.layout import DAMAGED, DROPPED, MISLABELLED, SPLITS, Excluded, LayoutSpec, Part, Reading, Sample
+from fer_pipeline.sources.layouts.layout import (
+    DAMAGED,
+    DROPPED,
+    MISLABELLED,
+    SPLIT_NAMES,
+    Excluded,
+    LayoutSpec,
+    Part,
+    Reading,
+    Sample,
+)
 from fer_pipeline.sources.layouts.tables import Row, plan_csv, read_csv, whole_number
 
 SIDE = 48
@@ -84,7 +94,7 @@ class Fer2013Csv:
             if name not in FERPLUS8.classes:
                 return Excluded(DROPPED, place, name)
         pixels = np.array(values, np.uint8).reshape(SIDE, SIDE)
-        return Sample(cv2.imencode(".png", pixels)[1].tobytes(), name, SPLITS[usage.lower()], place, votes)
+        return Sample(cv2.imencode(".png", pixels)[1].tobytes(), name, SPLIT_NAMES[usage.lower()], place, votes)
 
 
 def _majority(votes: tuple[float, ...]) -> str:

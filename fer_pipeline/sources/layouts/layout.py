@@ -11,7 +11,7 @@ from fer_pipeline.core.manifest import Record
 PART_RECORDS, PART_BYTES = 2000, 64 * 1024**2
 """How much of a dataset one task reads."""
 
-SPLITS = {
+SPLIT_NAMES = {
     "train": "train",
     "training": "train",
     "val": "validation",
@@ -124,7 +124,7 @@ class LayoutSpec:
 
 def split_of(names: list[str], default: str = "train") -> str:
     """Return the split that one of some names speaks for."""
-    return next((SPLITS[name.lower()] for name in names if name.lower() in SPLITS), default)
+    return next((SPLIT_NAMES[name.lower()] for name in names if name.lower() in SPLIT_NAMES), default)
 
 
 def class_of(value: Any, space: LabelSpace, source: str) -> str | Excluded:

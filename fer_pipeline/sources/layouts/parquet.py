@@ -17,8 +17,8 @@ from fer_pipeline.sources.formats.parquets import image_column
 from fer_pipeline.sources.layouts.layout import LayoutSpec, Part, Reading, Sample, class_of, split_of
 from fer_pipeline.sources.walk import list_files
 
-LABELS = ("label", "labels", "emotion", "expression", "class", "cls")
-SPLITS = ("split", "usage")
+LABEL_COLUMNS = ("label", "labels", "emotion", "expression", "class", "cls")
+SPLIT_COLUMNS = ("split", "usage")
 
 
 @dataclass(frozen=True)
@@ -38,9 +38,9 @@ class Parquet:
                 continue
             with storage.opened_parquet(file.uri) as parquet:
                 schema, groups = parquet.schema_arrow, parquet.metadata.num_row_groups
-                if image_column(schema) is None or _first(schema, LABELS) is None:
+                if image_column(schema) is None or _first(schema, LABEL_COLUMNS) is None:
                     raise UserError(
-                        f"'{file.uri}' needs a column of encoded images and one of classes ({', '.join(LABELS)}); "
+                        f"'{file.uri}' needs a column of encoded images and one of classes ({', '.join(LABEL_COLUMNS)}); "
                         f"it has {', '.join(schema.names)}."
                     )
                 first = 0
@@ -56,7 +56,7 @@ class Parquet:
         default = split_of([*re.split(r"[^A-Za-z]+", name), *reversed(posixpath.dirname(part.uri).split("/"))])
         with storage.opened_parquet(part.uri) as parquet:
             schema = parquet.schema_arrow
-            label_column, split_column = _first(schema, LABELS), _first(schema, SPLITS)
+            label_column, split_column = _first(schema, LABEL_COLUMNS), _first(schema, SPLIT_COLUMNS)
             assert label_column
             names = _class_names(schema, label_column)
             columns = [column for column in (label_column, split_column) if column]
@@ -85,7 +85,7 @@ def _class_names(schema: pa.Schema, column: str) -> list[str]:
     return [str(name) for name in feature.get("names", [])] if isinstance(feature, dict) else []
 
 
-PARQUET = LayoutSpec(
+PARQUET_LAYOUT = LayoutSpec(
     name="parquet",
     help="a column of encoded images and one of classes",
     open=lambda source, space, options: Parquet(source, space),

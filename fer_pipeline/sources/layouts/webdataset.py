@@ -28,7 +28,7 @@ from fer_pipeline.sources.layouts.layout import (
 )
 from fer_pipeline.sources.walk import list_files
 
-LABELS = ("label", "cls", "class", "emotion", "expression")
+LABEL_KEYS = ("label", "cls", "class", "emotion", "expression")
 """The keys of a JSON annotation that may hold the class."""
 
 
@@ -85,7 +85,7 @@ def _label_in(text: str) -> Any:
         annotation = json.loads(text)
     except ValueError:
         return ""
-    found = [annotation[key] for key in LABELS if key in annotation] if isinstance(annotation, dict) else [annotation]
+    found = [annotation[key] for key in LABEL_KEYS if key in annotation] if isinstance(annotation, dict) else [annotation]
     return found[0] if found else ""
 
 
