@@ -4,9 +4,12 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 
 class Config(BaseModel):
-    """A frozen configuration; the same class is the command line, the Prefect parameter schema and the record."""
+    """A frozen configuration; the same class is the command line, the Prefect parameter schema and the record.
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    Numbers must be finite: a configuration may be a stranger's.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 def explain(error: ValidationError) -> str:

@@ -22,7 +22,7 @@ class Framing(Config):
     `box`: a square about the centre of the face's box, whatever landmarks are known."""
     landmarks: tuple[tuple[float, float], ...] = ((0.31, 0.38), (0.68, 0.38), (0.49, 0.60), (0.35, 0.75), (0.64, 0.75))
     """x, y of each of `LANDMARKS` in the crop."""
-    box_scale: float = Field(1.12, gt=0)
+    box_scale: float = Field(1.12, gt=0, le=10)
     """Side of the crop over sqrt(width * height) of the face's box."""
 
     @field_validator("landmarks")
@@ -30,6 +30,8 @@ class Framing(Config):
     def _one_for_each(cls, points: tuple[tuple[float, float], ...]) -> tuple[tuple[float, float], ...]:
         if len(points) != len(LANDMARKS):
             raise ValueError(f"it needs {len(LANDMARKS)} points: {', '.join(LANDMARKS)}")
+        if len(set(points)) < 2 or max(abs(value) for point in points for value in point) > 10:
+            raise ValueError("its points must lie apart, and within ten sides of the crop")
         return points
 
 

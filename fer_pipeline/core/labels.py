@@ -3,17 +3,31 @@
 import tomllib
 from pathlib import Path
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError, field_validator
 
 from fer_pipeline.core.config import Config, explain
 from fer_pipeline.core.errors import UserError
+
+MOST_CHARACTERS = 100
+"""In the name of a class or label space."""
 
 
 class LabelSpace(Config):
     """A named, ordered set of apparent expressions; a label is an index into `classes`."""
 
-    name: str
-    classes: tuple[str, ...]
+    name: str = Field(max_length=MOST_CHARACTERS)
+    classes: tuple[str, ...] = Field(min_length=1, max_length=1000)
+
+    @field_validator("classes")
+    @classmethod
+    def _names(cls, classes: tuple[str, ...]) -> tuple[str, ...]:
+        """Refuse names that would break a page or a figure, and two of the same."""
+        for name in classes:
+            if not 0 < len(name) <= MOST_CHARACTERS or not name.isprintable():
+                raise ValueError(f"the class '{name[:20]!r}' must have 1 to {MOST_CHARACTERS} printable characters")
+        if len(set(classes)) < len(classes):
+            raise ValueError("two classes have the same name")
+        return classes
 
 
 FER7 = LabelSpace(name="fer7", classes=("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral"))
@@ -56,14 +70,14 @@ def load_label_space(name: str) -> LabelSpace:
         raise UserError(f"There is no label space '{name}'; choose one of {', '.join(LABEL_SPACES)}, or name a .toml file.")
     try:
         facts = tomllib.loads(Path(name).read_text())
-        space = LabelSpace.model_validate({"name": Path(name).stem} | facts)
+        given = LabelSpace.model_validate({"name": Path(name).stem} | facts)
+        space = LabelSpace(name=given.name, classes=tuple(map(canonical, given.classes)))
     except ValidationError as error:
         raise UserError(f"The label space '{name}' cannot be used: {explain(error)}.") from error
     except (OSError, ValueError) as error:
         raise UserError(f"The label space '{name}' cannot be read: {error}.") from error
-    space = LabelSpace(name=space.name, classes=tuple(map(canonical, space.classes)))
-    if len(set(space.classes)) < max(2, len(space.classes)):
-        raise UserError(f"The label space '{name}' needs two classes or more, all of them different.")
+    if len(space.classes) < 2:
+        raise UserError(f"The label space '{name}' needs two classes or more.")
     return space
 
 

@@ -1,6 +1,7 @@
 """Label a few images at once, in this process and without Ray: what was found, and annotated copies."""
 
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from fer_pipeline.stages.fetch import fetch
 from fer_pipeline.stages.label import Labeller, LabelSettings
 
 log = logging.getLogger(__name__)
+STEM_CHARACTERS = 60
+"""Of an image's name in the name of its annotated copy."""
 
 
 class PredictConfig(Config):
@@ -91,7 +94,8 @@ def _records(source: str, selection: Selection) -> list[Record]:
 
 def _stem(row: dict[str, Any]) -> str:
     moment = "" if row["time_ms"] is None else f"-{row['time_ms']}ms"
-    return Path(row["member"] or row["uri"]).stem + moment
+    stem = re.sub(r"[^\w.-]", "_", Path(row["member"] or row["uri"]).stem)
+    return stem[:STEM_CHARACTERS] + moment
 
 
 def _sentence(row: dict[str, Any]) -> str:

@@ -18,9 +18,9 @@ SCHEMA_VERSION = 2
 class Calibration(Config):
     """Fitted on the validation split after training."""
 
-    temperature: float = 1.0
+    temperature: float = Field(1.0, gt=0, le=1000)
     """Divides the logits before the softmax (Guo et al., 2017)."""
-    uncertain_below: float = 0.0
+    uncertain_below: float = Field(0.0, ge=0, le=1)
     """Labels of less confidence are marked `uncertain`."""
 
 
@@ -73,7 +73,7 @@ class ModelCard(Config):
     """1, or none, is read too: its framing is one by landmarks, as labelling cut then."""
     version: str = fer_pipeline.__version__
     """Of the software that wrote it."""
-    name: str
+    name: str = Field(max_length=200)
     format: Literal["safetensors", "onnx"] = "safetensors"
     """`safetensors`: weights of the network that `network` describes. `onnx`: a network of any origin in `model.onnx`, of which
     `network` describes the input alone. It takes uint8 pixels, or floats that `mean` and `std` have normalised."""

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from fer_pipeline.core.config import Config
 
@@ -10,17 +10,17 @@ from fer_pipeline.core.config import Config
 class NetworkConfig(Config):
     """Which network, on which input; the network is rebuilt from it."""
 
-    architecture: str = "residual_cnn"
+    architecture: str = Field("residual_cnn", max_length=100)
     """One of `networks.NETWORKS`, or the name of a torchvision classifier such as `resnet50`."""
-    image_px: int = 48
+    image_px: int = Field(48, ge=1, le=1024)
     """Side of the square input."""
     channels: Literal[1, 3] = 1
     """1 for grey crops, 3 for RGB."""
     equalize: bool = False
     """Make the histogram of the crop's brightness flat, in training and labelling alike."""
-    width: int = 32
+    width: int = Field(32, ge=1, le=512)
     """Channels of the first layer of our own networks; every stage doubles them."""
-    dropout: float = 0.3
+    dropout: float = Field(0.3, ge=0, lt=1)
     """Dropout before the last layer of our own networks."""
     flip_averaging: bool = False
     """Classify every crop and its mirror image and average the logits (test-time augmentation), at twice the cost."""

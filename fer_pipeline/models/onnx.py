@@ -1,5 +1,6 @@
 """Networks in ONNX, of any origin: their input is prepared as the card says, their output checked against its classes."""
 
+import threading
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,8 @@ from fer_pipeline.models.bundle import ONNX_FILE, Bundle
 
 ONNX_ERRORS = (Fail, InvalidArgument, InvalidGraph, InvalidProtobuf, NotImplemented, RuntimeException)
 LEAST_PROBABILITY = 1e-12
+LIMIT_S = 30.0
+"""Time that one batch may take."""
 
 
 class OnnxNetwork:
@@ -67,7 +70,13 @@ class OnnxNetwork:
         images: Any = crops.transpose(0, 2, 3, 1) if self.channels_last else crops
         if self.type is not np.uint8:
             images = (images * self.scale - self.offset).astype(self.type)
-        output: NDArray[np.float32] = self.session.run(None, {self.input.name: np.ascontiguousarray(images)})[0]
+        limits = onnxruntime.RunOptions()
+        timer = threading.Timer(LIMIT_S, setattr, (limits, "terminate", True))  # a network of strangers may loop for ever
+        timer.start()
+        try:
+            output: NDArray[np.float32] = self.session.run(None, {self.input.name: np.ascontiguousarray(images)}, limits)[0]
+        finally:
+            timer.cancel()
         output = output.astype(np.float32)
         return np.log(np.maximum(output, LEAST_PROBABILITY)) if self.card.outputs == "probabilities" else output
 

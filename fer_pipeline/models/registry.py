@@ -124,15 +124,21 @@ class Registry:
         return [file.removesuffix(".json") for file in files if file.endswith(".json")]
 
     def _read(self, name: str, version: str) -> Version:
+        """Return a version; its name and number, which may come from an alias's file, must not lead out of the registry."""
+        _require(_NAME, name, "a model's name", "letters, digits, dots, dashes")
+        _require(_VERSION, version, "a version", "a digit first, then letters, digits, dots, dashes")
         path = self._version_path(name, version)
         try:
-            return Version.model_validate_json(storage.read_bytes(path))
+            found = Version.model_validate_json(storage.read_bytes(path))
         except FileNotFoundError:
             known = self._version_names(name)
             has = f"it has {', '.join(known)}" if known else f"there is no model '{name}'"
             raise UserError(f"The registry '{self.url}' has no {name}@{version}: {has}.") from None
         except ValidationError as error:
             raise UserError(f"'{path}' is no version of a model: {explain(error)}.") from error
+        if (found.name, found.version) != (name, version):
+            raise UserError(f"'{path}' says that it is {found.name[:100]}@{found.version[:100]}: it is not what was pushed here.")
+        return found
 
 
 def _order(version: str) -> tuple[int, str]:

@@ -20,10 +20,12 @@ def load_network(bundle: Bundle) -> nn.Module:
     network = build(bundle.card.network, len(bundle.card.label_space.classes))
     try:
         network.load_state_dict(safetensors.torch.load(bundle.weights))
-    except (SafetensorError, RuntimeError) as error:
+    except (SafetensorError, RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"The weights of the model '{bundle.card.name}' do not fit its card: the two files are not of one training."
         ) from error
+    if not all(bool(torch.isfinite(value).all()) for value in network.state_dict().values()):
+        raise UserError(f"The weights of the model '{bundle.card.name}' hold numbers that are not finite: train it again.")
     return network.eval()
 
 

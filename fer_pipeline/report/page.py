@@ -2,6 +2,7 @@
 
 import base64
 import io
+import re
 
 import jinja2
 import matplotlib
@@ -9,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 matplotlib.use("Agg")
+matplotlib.rcParams["text.parse_math"] = False  # the names of classes may hold anything
 
 BLUE, GREY, RED = "#2f62c9", "#8a94a6", "#c4453c"
 
@@ -17,8 +19,17 @@ def render(template: str, **facts: object) -> str:
     """Return one of `report/templates` with these facts."""
     loader = jinja2.PackageLoader("fer_pipeline.report")
     environment = jinja2.Environment(loader=loader, autoescape=jinja2.select_autoescape(), trim_blocks=True, lstrip_blocks=True)
+    if template.endswith(".md"):
+        environment.finalize = _in_markdown
     environment.filters |= {"percent": percent, "count": "{:,}".format}
     return environment.get_template(template).render(facts)
+
+
+def _in_markdown(value: object) -> object:
+    """Return a value of a model card so that Markdown shows it as it is: no HTML, link, code or table comes of it."""
+    if not isinstance(value, str):
+        return value
+    return re.sub(r"([\\<>\[\]|])", r"\\\1", value.replace("`", "'").replace("\n", " "))
 
 
 def percent(share: float | None, digits: int = 1) -> str:

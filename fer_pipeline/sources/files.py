@@ -8,14 +8,12 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from fer_pipeline.core import storage
-
 CONTAINER_ERRORS = (
     tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, pa.ArrowException, EOFError, ValueError, RuntimeError
 )  # fmt: skip
 """What a damaged container raises; zipfile says RuntimeError for an encrypted member, or a method that it does not know."""
-READ_ERRORS = (*CONTAINER_ERRORS, *storage.STORAGE_ERRORS)
-"""What a container that is damaged, encrypted or out of reach raises."""
+MOST_CHARACTERS = 4096
+"""In the name of a member: the longest path of common file systems."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,3 +50,9 @@ class Selection:
 def valid_text(name: str) -> str:
     """Return a file name as valid Unicode; bytes that are not valid are escaped."""
     return name.encode("utf-8", "backslashreplace").decode()
+
+
+def require_name(name: str) -> None:
+    """Raise ValueError for a name that no member of a container can have: empty, over-long, or with a NUL in it."""
+    if not name or len(name) > MOST_CHARACTERS or "\0" in name:
+        raise ValueError(f"a member has the impossible name {name[:40]!r}")

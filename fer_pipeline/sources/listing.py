@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from fnmatch import translate
 
 from fer_pipeline.core import storage
+from fer_pipeline.core.boundary import as_record_error
 from fer_pipeline.core.manifest import Record
-from fer_pipeline.sources.files import READ_ERRORS, File, Selection, valid_text
+from fer_pipeline.sources.files import File, Selection, valid_text
 from fer_pipeline.sources.formats import format_of
 from fer_pipeline.sources.formats.images import IMAGE, list_image, peek, says_image
 from fer_pipeline.sources.formats.spec import SourceFormat
@@ -79,12 +80,12 @@ class Listing:
         key = source_format.index_key(self.selection) if source_format.index_key else None
         try:
             yield from entries if key is None else remembered(file, key, entries)
-        except READ_ERRORS as error:
+        except Exception as error:
             gone = isinstance(error, FileNotFoundError | PermissionError)
             if isinstance(error, storage.STORAGE_ERRORS) and not gone and not storage.is_local(file.uri):
                 raise
             what = "video" if source_format.in_sequence else "container"
-            reason = f"the {what} cannot be read: {storage.reason(error)}"
+            reason = f"the {what} cannot be read: {as_record_error(error, 'unreadable').reason}"
             yield Record(file.uri, size_bytes=file.size_bytes, etag=file.etag, error=reason)
 
     def _chosen(self, name: str) -> bool:

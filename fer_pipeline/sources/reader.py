@@ -5,9 +5,9 @@ from collections.abc import Iterable, Iterator
 from functools import partial
 
 from fer_pipeline.core import storage
+from fer_pipeline.core.boundary import as_record_error
 from fer_pipeline.core.errors import RecordError
 from fer_pipeline.core.manifest import Record
-from fer_pipeline.sources.files import READ_ERRORS
 from fer_pipeline.sources.formats import format_of
 from fer_pipeline.sources.formats.images import IMAGE
 from fer_pipeline.sources.formats.spec import Frame, OpenFile, ReadRange, SourceFormat
@@ -80,7 +80,7 @@ class RecordReader:
             if not read:
                 try:
                     read.append(storage.read_range(uri, start, size))
-                except READ_ERRORS:
+                except storage.STORAGE_ERRORS:
                     read.append(b"")  # each record is read alone, and says what is wrong
             if offset + wanted > start + len(read[0]):  # a header longer than usual
                 return storage.read_range(uri, offset, wanted)
@@ -102,8 +102,8 @@ class RecordReader:
             raise RecordError("unreadable", record.error)
         try:
             data = self._file(record).read(record, window or partial(storage.read_range, record.uri))
-        except READ_ERRORS as error:
-            raise RecordError("unreadable", storage.reason(error)) from error
+        except Exception as error:
+            raise as_record_error(error, "unreadable") from error
         if data is None:
             raise RecordError("unreadable", "the row holds no image")
         assert not isinstance(data, Frame)

@@ -7,10 +7,12 @@ import torch
 from numpy.typing import NDArray
 from torch.fx.experimental.optimization import fuse
 
+from fer_pipeline.core.errors import UserError
 from fer_pipeline.models.bundle import Bundle
 from fer_pipeline.models.calibration import scaled
 from fer_pipeline.models.onnx import OnnxNetwork
 from fer_pipeline.models.weights import load_network
+from fer_pipeline.stages.align import empty_inputs
 from fer_pipeline.stages.decode import Pixels
 
 
@@ -31,6 +33,10 @@ class Classifier:
         else:
             self.network: Any = fuse(load_network(bundle)).to(device).to(memory_format=torch.channels_last)
             self._forward = self._run_torch
+
+        probe = np.zeros((1, *empty_inputs(0, bundle.card.network).shape[1:]), np.uint8)
+        if not np.isfinite(self.logits(np.concatenate([probe, probe + 128]))).all():
+            raise UserError(f"The model '{bundle.card.name}' answers a blank crop with numbers that are not finite.")
 
     def logits(self, crops: Pixels) -> NDArray[np.float32]:
         """Return logits (n, classes), before any temperature, for uint8 crops (n, channels, side, side)."""

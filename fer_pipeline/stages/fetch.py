@@ -6,6 +6,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from itertools import groupby
 
+from fer_pipeline.core.boundary import as_record_error
 from fer_pipeline.core.errors import RecordError
 from fer_pipeline.core.manifest import Record
 from fer_pipeline.core.storage import read_range
@@ -51,8 +52,10 @@ def _frames(uri: str, records: Iterable[Record | RecordError]) -> Iterator[Fetch
         if isinstance(record, RecordError):
             yield record
             continue
-        frame = opened.read(record, partial(read_range, uri))
-        yield frame if frame is not None else RecordError("undecodable", "there is no frame")
+        try:
+            yield opened.read(record, partial(read_range, uri)) or RecordError("undecodable", "there is no frame")
+        except Exception as error:  # noqa: BLE001 (the boundary around one record)
+            yield as_record_error(error, "undecodable")
     opened.close()
 
 

@@ -6,7 +6,8 @@ import cv2
 import numpy as np
 import pyarrow as pa
 
-from fer_pipeline.core.errors import RecordError
+from fer_pipeline.core import storage
+from fer_pipeline.core.boundary import as_record_error
 from fer_pipeline.core.labels import LabelSpace
 from fer_pipeline.core.schemas import SAMPLES
 from fer_pipeline.sources.layouts.layout import DAMAGED, Excluded, Reading, Sample
@@ -24,7 +25,7 @@ def validate(reading: Reading, space: LabelSpace, cropper: Cropper | None) -> tu
 
     Without a cropper images are kept as they came, encoded; with one their face's crop is, as PNG.
     """
-    items = list(reading)
+    items = _items(reading)
     images = fetch((item.image for item in items if isinstance(item, Sample) and not isinstance(item.image, bytes)), MAX_BYTES)
     tables, rows, excluded = [], list[dict[str, Any]](), list[Excluded]()
     for item in items:
@@ -33,14 +34,27 @@ def validate(reading: Reading, space: LabelSpace, cropper: Cropper | None) -> tu
             continue
         try:
             rows.append(_row(item, item.image if isinstance(item.image, bytes) else next(images), space, cropper))
-        except RecordError as error:
-            excluded.append(Excluded(DAMAGED, item.source, error.reason))
         except NoCrop as none:
             excluded.append(Excluded(none.kind, item.source, none.reason))
+        except Exception as error:  # noqa: BLE001 (the boundary around one record)
+            excluded.append(Excluded(DAMAGED, item.source, as_record_error(error, "undecodable").reason))
         if len(rows) == ROWS_PER_TABLE:
             tables.append(pa.Table.from_pylist(rows, schema=SAMPLES))
             rows = []
     return pa.concat_tables([*tables, pa.Table.from_pylist(rows, schema=SAMPLES)]), excluded
+
+
+def _items(reading: Reading) -> list[Sample | Excluded]:
+    """Return what a part of a dataset holds; one that breaks off ends with a record that says so."""
+    items: list[Sample | Excluded] = []
+    try:
+        items.extend(reading)  # keeps what came before the error
+    except Exception as error:
+        if isinstance(error, storage.STORAGE_ERRORS) and getattr(error, "errno", None) is not None:
+            raise  # the storage's; gzip and bz2 say what is damaged without a number
+        place = f"behind {items[-1].source}" if items else "the beginning"
+        items.append(Excluded(DAMAGED, place, f"the file breaks off: {as_record_error(error, 'undecodable').reason}"))
+    return items
 
 
 def _row(sample: Sample, image: Fetched, space: LabelSpace, cropper: Cropper | None) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from fer_pipeline.core.boundary import as_record_error
 from fer_pipeline.core.errors import RecordError
 from fer_pipeline.core.manifest import Record, records_of
 from fer_pipeline.core.schemas import FACE_ATTRIBUTES, LABELLED
@@ -89,19 +90,23 @@ class FaceExtractor:
 
     def _extract(self, data: Fetched) -> tuple[Outcome, Pixels]:
         """Decode, detect and align one record: its status is decided here."""
-        network, none = self.card.network, empty_inputs(0, self.card.network)
         with self.watch():
             try:
-                photo = decode(data, self.settings.max_pixels, self.settings.detect_px if self.finds_faces else None)
-            except RecordError as error:
-                return Outcome(error.status, error.reason), none
-            faces = self.detect(photo.pixels)
-            if not len(faces):
-                return Outcome("no_face", None, photo.width, photo.height), none
-            if self.finds_faces:
-                crops = align(photo.pixels, faces, network, self.card.framing)
-            else:
-                crops = resize_whole(photo.pixels, network)[None]
+                return self._extract_from(data)
+            except Exception as error:  # noqa: BLE001 (the boundary around one record)
+                failed = as_record_error(error, "undecodable")
+        return Outcome(failed.status, failed.reason), empty_inputs(0, self.card.network)
+
+    def _extract_from(self, data: Fetched) -> tuple[Outcome, Pixels]:
+        network = self.card.network
+        photo = decode(data, self.settings.max_pixels, self.settings.detect_px if self.finds_faces else None)
+        faces = self.detect(photo.pixels)
+        if not len(faces):
+            return Outcome("no_face", None, photo.width, photo.height), empty_inputs(0, network)
+        if self.finds_faces:
+            crops = align(photo.pixels, faces, network, self.card.framing)
+        else:
+            crops = resize_whole(photo.pixels, network)[None]
         return Outcome("ok", None, photo.width, photo.height, faces.scaled(photo.reduction)), crops
 
 
@@ -123,6 +128,8 @@ class Labeller:
 
 def label(shard: ExtractedShard, probabilities: NDArray[np.float32], card: ModelCard, uncertain_below: float) -> pa.Table:
     """Return rows of `schemas.LABELLED` for a shard, given the probabilities (n, classes) of its crops."""
+    if not np.isfinite(probabilities).all():
+        raise RuntimeError(f"the model '{card.name}' answers with probabilities that are not finite: no label can be trusted")
     rows, done = [], 0
     for (identity, record), outcome in zip(_numbered(shard.manifest), shard.outcomes, strict=True):
         count = len(outcome.faces) if outcome.faces else 0

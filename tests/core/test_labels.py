@@ -35,7 +35,7 @@ def test_a_label_space_is_read_from_a_file(tmp_path: Path) -> None:
     space = load_label_space(str(tmp_path / "valence.toml"))
     assert space == type(FER7)(name="valence", classes=("happy", "neutral", "negative"))
     for text, complaint in (
-        ('classes = ["happy", "happiness"]', "two classes or more, all of them different"),
+        ('classes = ["happy", "happiness"]', "two classes have the same name"),
         ('classes = ["happy"]', "two classes or more"),
         ("classes = 3", "cannot be used: classes"),
         ("classes = [", "cannot be read"),

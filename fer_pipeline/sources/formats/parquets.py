@@ -46,11 +46,19 @@ def _is_binary(kind: pa.DataType) -> bool:
 def list_rows(file: File, selection: Selection, isolated: IsolatedProcess) -> Iterator[Record | str]:
     """Yield a record for each row, or the file's name where it holds no images."""
     with storage.opened_parquet(file.uri) as parquet:
+        _require_sane(parquet.metadata)
         if image_column(parquet.schema_arrow, selection.image_column) is None:
             yield file.uri
             return
         for row in range(parquet.metadata.num_rows):
             yield Record(file.uri, f"row {row}", row, etag=file.etag)
+
+
+def _require_sane(metadata: Any) -> None:
+    """Raise ValueError for a footer that contradicts its row groups."""
+    groups = [metadata.row_group(index).num_rows for index in range(metadata.num_row_groups)]
+    if metadata.num_rows < 0 or min(groups, default=0) < 0 or sum(groups) != metadata.num_rows:
+        raise ValueError(f"its footer claims {metadata.num_rows} rows, its row groups {sum(groups)}")
 
 
 class OpenParquet:

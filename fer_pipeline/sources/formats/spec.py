@@ -42,7 +42,7 @@ class OpenFile(Protocol):
     def read(self, record: Record, read_range: ReadRange) -> bytes | Frame | None:
         """Return the encoded image or the frame of a record, None where there is none.
 
-        `read_range` returns bytes of the file, perhaps from what was read for a neighbour. Raises one of `files.READ_ERRORS`.
+        `read_range` returns bytes of the file, perhaps from what was read for a neighbour. What it raises is the record's error.
         """
         ...
 

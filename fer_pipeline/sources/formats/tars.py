@@ -12,12 +12,14 @@ from typing import IO, Any
 
 from fer_pipeline.core import storage
 from fer_pipeline.core.manifest import Record
-from fer_pipeline.sources.files import CONTAINER_ERRORS, File, Selection, valid_text
+from fer_pipeline.sources.files import CONTAINER_ERRORS, File, Selection, require_name, valid_text
 from fer_pipeline.sources.formats.images import is_image
 from fer_pipeline.sources.formats.spec import Ranged, ReadRange, SourceFormat, byte_span, keyed_by_file
 from fer_pipeline.sources.isolated import IsolatedProcess
 
 CHUNK_BYTES = 64 * 1024
+MOST_BYTES = 2**62
+"""Beyond, the size of a member is no size: offsets are signed 64-bit integers."""
 COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ")
 
 
@@ -25,10 +27,13 @@ def list_tar(file: File, selection: Selection, isolated: IsolatedProcess) -> Ite
     """Yield a record for each image in a tar, the name of each member that is none."""
     fs, path = storage.open_filesystem(file.uri)
     with fs.open(path, "rb") as opened, tarfile.open(fileobj=opened) as tar:
-        for info in tar:
+        seen: dict[str, tarfile.TarInfo] = {}
+        for info in sane_members(tar):
             if info.isdir():
                 continue
-            target = _target(tar, info)
+            target = seen.get(info.linkname) if info.islnk() else info if info.isfile() and not info.issparse() else None
+            if target:
+                seen[info.name] = target
             if target and is_image(info.name, partial(tar.extractfile, target)):
                 yield Record(file.uri, valid_text(info.name), target.offset_data, size_bytes=target.size, etag=file.etag)
             else:
@@ -45,14 +50,19 @@ def _require_end(tar: tarfile.TarFile) -> None:
         raise tarfile.ReadError(f"the header at byte {tar.offset} is damaged, what stands behind it cannot be found")
 
 
-def _target(tar: tarfile.TarFile, info: tarfile.TarInfo) -> tarfile.TarInfo | None:
-    """Return the member that holds the bytes: a hard link's is another one; None for what is no plain file."""
-    if info.islnk():
-        try:
-            info = tar.getmember(info.linkname)
-        except KeyError:
-            return None
-    return info if info.isfile() and not info.issparse() else None
+def sane_members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    """Yield the members of a tar; raise ReadError where a header says what cannot be.
+
+    Python's tarfile follows a negative size backwards without end (CVE-2025-8194).
+    """
+    behind = 0
+    for info in tar:
+        if info.size < 0 or info.offset < behind or info.offset_data + info.size > MOST_BYTES:
+            raise tarfile.ReadError(f"the header at byte {info.offset} gives an impossible size of {info.size} bytes")
+        require_name(info.name)
+        behind = info.offset + tarfile.BLOCKSIZE
+        yield info
+        tar.members = []  # type: ignore[attr-defined]  # millions of members do not stay in memory
 
 
 def unpack(uri: str) -> IO[bytes] | None:

@@ -10,7 +10,7 @@ from functools import partial
 
 from fer_pipeline.core import storage
 from fer_pipeline.core.manifest import Record
-from fer_pipeline.sources.files import File, Selection, valid_text
+from fer_pipeline.sources.files import File, Selection, require_name, valid_text
 from fer_pipeline.sources.formats.images import is_image
 from fer_pipeline.sources.formats.spec import Ranged, ReadRange, SourceFormat, keyed_by_file
 from fer_pipeline.sources.isolated import IsolatedProcess
@@ -29,8 +29,15 @@ def list_zip(file: File, selection: Selection, isolated: IsolatedProcess) -> Ite
     fs, path = storage.open_filesystem(file.uri)
     with fs.open(path, "rb") as opened, zipfile.ZipFile(opened) as archive:
         for info in archive.infolist():
+            require_name(info.filename)
             if info.is_dir():
                 continue
+            if (
+                not 0 <= info.header_offset <= file.size_bytes
+                or not 0 <= info.compress_size <= file.size_bytes
+                or info.file_size < 0
+            ):
+                raise zipfile.BadZipFile(f"the directory puts '{info.filename[:40]}' where the file has no bytes")
             if is_image(info.filename, partial(archive.open, info)):
                 name, stored = valid_text(info.filename), info.compress_size
                 yield Record(file.uri, name, info.header_offset, stored, size_bytes=info.file_size, etag=file.etag)
