@@ -44,7 +44,9 @@ class Selection:
     image_column: str | None = None
     """The column of Parquet files that holds the images; by default the one its name and type speak for."""
     timeout_s: float = 60.0
-    """Time that opening a video may take."""
+    """Time that a container may take to open, or to name its next member."""
+    max_members: int = 10_000_000
+    """Most records of one container."""
 
 
 def valid_text(name: str) -> str:

@@ -5,17 +5,17 @@ import posixpath
 import re
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import asdict
 from fnmatch import translate
 
-from fer_pipeline.core import storage
 from fer_pipeline.core.boundary import as_record_error
+from fer_pipeline.core.isolated import IsolatedProcess, OutageError
 from fer_pipeline.core.manifest import Record
 from fer_pipeline.sources.files import File, Selection, valid_text
-from fer_pipeline.sources.formats import format_of
+from fer_pipeline.sources.formats import format_of, list_container
 from fer_pipeline.sources.formats.images import IMAGE, list_image, peek, says_image
 from fer_pipeline.sources.formats.spec import SourceFormat
 from fer_pipeline.sources.index import remembered
-from fer_pipeline.sources.isolated import IsolatedProcess
 from fer_pipeline.sources.walk import list_files
 
 FILTERED = "(filtered)"
@@ -55,7 +55,7 @@ class Listing:
         return uri.removeprefix(self.source).lstrip("/") or posixpath.basename(uri)
 
     def _plain(self, file: File) -> Iterator[Record]:
-        return (entry for entry in list_image(file, self.selection, self._isolated) if isinstance(entry, Record))
+        return (entry for entry in list_image(file, self.selection) if isinstance(entry, Record))
 
     def _members(self, file: File, container: str, source_format: SourceFormat) -> Iterator[Record]:
         if file.error or valid_text(file.uri) != file.uri:
@@ -76,17 +76,29 @@ class Listing:
 
         A store that fails for all its retries raises: the manifest would lack what the container holds.
         """
-        entries = source_format.list_records(file, self.selection, self._isolated)
+        entries = self._listed(file, source_format)
         key = source_format.index_key(self.selection) if source_format.index_key else None
         try:
             yield from entries if key is None else remembered(file, key, entries)
         except Exception as error:
-            gone = isinstance(error, FileNotFoundError | PermissionError)
-            if isinstance(error, storage.STORAGE_ERRORS) and not gone and not storage.is_local(file.uri):
+            if isinstance(error, OutageError):
                 raise
             what = "video" if source_format.in_sequence else "container"
             reason = f"the {what} cannot be read: {as_record_error(error, 'unreadable').reason}"
             yield Record(file.uri, size_bytes=file.size_bytes, etag=file.etag, error=reason)
+
+    def _listed(self, file: File, source_format: SourceFormat) -> Iterator[Record | str]:
+        """Yield what a container holds, listed in a process of its own; raise ValueError for more than `max_members` entries."""
+        function, limit_s = f"{list_container.__module__}:{list_container.__name__}", self.selection.timeout_s
+        facts = asdict(file), asdict(self.selection)
+        for count, entry in enumerate(self._isolated.call(function, source_format.name, *facts, timeout_s=limit_s)):
+            if count == self.selection.max_members:
+                raise ValueError(f"it holds more than {count} members (--max-members)")
+            if isinstance(entry, str):
+                yield entry
+            else:
+                member, offset, stored_bytes, time_ms, size_bytes = entry
+                yield Record(file.uri, member, offset, stored_bytes, time_ms, size_bytes, file.etag)
 
     def _chosen(self, name: str) -> bool:
         return not self._matches(self._exclude, name) and (not self._include or self._matches(self._include, name))

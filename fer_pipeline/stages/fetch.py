@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import TimeoutError as FutureTimeoutError
 from functools import partial
 from itertools import groupby
 
@@ -15,6 +16,8 @@ from fer_pipeline.sources.formats.spec import Frame
 from fer_pipeline.sources.reader import RecordReader, blocks
 
 RECORDS_AHEAD = 8
+READ_TIMEOUT_S = 300.0
+"""Time that reading neighbours may take, the store's retries included."""
 
 
 Fetched = bytes | Frame | RecordError
@@ -60,14 +63,27 @@ def _frames(uri: str, records: Iterable[Record | RecordError]) -> Iterator[Fetch
 
 
 def _images(reader: RecordReader, records: Iterable[Record | RecordError], max_bytes: int) -> Iterator[Fetched]:
-    waiting: deque[Future[list[bytes | RecordError]]] = deque()
-    with ThreadPoolExecutor(RECORDS_AHEAD, thread_name_prefix="fetch") as pool:
+    waiting: deque[tuple[int, Future[list[bytes | RecordError]]]] = deque()
+    pool, stuck = ThreadPoolExecutor(RECORDS_AHEAD, thread_name_prefix="fetch"), False
+    try:
         for block in blocks(_bounded(record, max_bytes) for record in records):
-            waiting.append(pool.submit(reader.read_block, block))
+            waiting.append((len(block), pool.submit(reader.read_block, block)))
             if len(waiting) > RECORDS_AHEAD:
-                yield from waiting.popleft().result()
+                read, stuck = _taken(*waiting.popleft(), stuck)
+                yield from read
         while waiting:
-            yield from waiting.popleft().result()
+            read, stuck = _taken(*waiting.popleft(), stuck)
+            yield from read
+    finally:
+        pool.shutdown(wait=not stuck, cancel_futures=True)  # a thread that hangs in a read cannot be ended
+
+
+def _taken(count: int, read: "Future[list[bytes | RecordError]]", stuck: bool) -> tuple[list[bytes | RecordError], bool]:
+    """Return what a block of `count` records came to, and whether any read hangs."""
+    try:
+        return read.result(READ_TIMEOUT_S), stuck
+    except FutureTimeoutError:
+        return [RecordError("timed_out", f"reading it took longer than {READ_TIMEOUT_S:g} s")] * count, True
 
 
 def _bounded(record: Record | RecordError, max_bytes: int) -> Record | RecordError:

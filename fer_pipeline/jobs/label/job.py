@@ -11,6 +11,7 @@ from fer_pipeline.core import storage
 from fer_pipeline.core.config import Config
 from fer_pipeline.core.errors import FailureRateExceeded, UserError
 from fer_pipeline.core.faces import Tally, shards_with, write_faces
+from fer_pipeline.core.isolated import MEMORY_BYTES
 from fer_pipeline.core.manifest import file_count, shard_sizes, split_into_shards, write_manifest
 from fer_pipeline.core.run import REPORT, Identity, RunFolder, RunRecord, RunResult, new_run_id, now
 from fer_pipeline.core.schemas import FailedStatus
@@ -71,6 +72,10 @@ class LabelConfig(Config):
     """Share of records that may fail before the run ends with exit code 3."""
     record_timeout_s: float = Field(60.0, gt=0)
     """Time that decoding, detection and alignment of one record may take before it is given up (`timed_out`)."""
+    record_memory_bytes: int = Field(MEMORY_BYTES, ge=256 * 1024**2)
+    """Memory that a worker may take beside what it has when it begins; a record that needs more is `too_large`."""
+    max_members: int = Field(10_000_000, ge=1)
+    """Most records of one container; one that holds more is not read on."""
     retry_status: tuple[FailedStatus, ...] = ()
     """Do the shards that hold rows of these statuses again."""
     gpus_per_worker: float = Field(0.0, ge=0)
@@ -111,7 +116,7 @@ def run(config: LabelConfig, cluster: ClusterConfig = ClusterConfig()) -> RunRec
         if record is None:
             record = _begin(config, folder, detector, bundle, settings)
             _require_same(config, record, detector, bundle, settings)  # another driver may have begun it meanwhile
-        context = LabelContext(detector, bundle, settings, config.record_timeout_s)
+        context = LabelContext(detector, bundle, settings, config.record_timeout_s, config.record_memory_bytes)
         labelled = _label(folder, record, context, config.gpus_per_worker)
         tally = _sum_up(folder, record)
     return _finish(config, folder, record, tally, labelled, started)
@@ -172,7 +177,9 @@ def _begin(
     config: LabelConfig, folder: RunFolder, detector: ResolvedDetector, bundle: Bundle, settings: LabelSettings
 ) -> RunRecord:
     """List the source, freeze the manifest and the run's record; raise UserError where there is nothing to label."""
-    selection = Selection(config.include, config.exclude, config.fps, config.image_column, config.record_timeout_s)
+    selection = Selection(
+        config.include, config.exclude, config.fps, config.image_column, config.record_timeout_s, config.max_members
+    )
     run_id, listing = new_run_id(), Listing(config.source, selection)
     shards = split_into_shards(listing, config.shard_records, config.shard_bytes)
     size = write_manifest(folder.manifest_prefix(run_id), shards)

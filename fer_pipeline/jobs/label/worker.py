@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from fer_pipeline.core.isolated import limit_memory
 from fer_pipeline.jobs.shared import Shared
 from fer_pipeline.models.bundle import Bundle
 from fer_pipeline.stages.detectors.spec import ResolvedDetector
@@ -19,6 +20,7 @@ class LabelContext:
     bundle: Bundle
     settings: LabelSettings
     record_timeout_s: float
+    record_memory_bytes: int
 
 
 def load_labeller(context: Shared[LabelContext]) -> Labeller:
@@ -32,11 +34,15 @@ def load_extractor(context: Shared[LabelContext]) -> FaceExtractor:
 
 
 def _make_labeller(context: LabelContext) -> Labeller:
-    return Labeller(context.detector, context.bundle, context.settings, _alarm(context.record_timeout_s))
+    labeller = Labeller(context.detector, context.bundle, context.settings, _alarm(context.record_timeout_s))
+    limit_memory(context.record_memory_bytes)
+    return labeller
 
 
 def _make_extractor(context: LabelContext) -> FaceExtractor:
-    return FaceExtractor(context.detector, context.bundle.card, context.settings, _alarm(context.record_timeout_s))
+    extractor = FaceExtractor(context.detector, context.bundle.card, context.settings, _alarm(context.record_timeout_s))
+    limit_memory(context.record_memory_bytes)
+    return extractor
 
 
 def _alarm(limit_s: float) -> Watch:

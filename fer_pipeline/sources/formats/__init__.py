@@ -1,7 +1,13 @@
 """Source formats: what an archive may hold. One file each, and the table `FORMATS`."""
 
 import posixpath
+from collections.abc import Iterator
+from typing import Any
 
+from fer_pipeline.core import storage
+from fer_pipeline.core.isolated import OutageError
+from fer_pipeline.core.manifest import Record
+from fer_pipeline.sources.files import File, Selection
 from fer_pipeline.sources.formats.images import IMAGE
 from fer_pipeline.sources.formats.parquets import PARQUET
 from fer_pipeline.sources.formats.spec import SourceFormat
@@ -9,6 +15,8 @@ from fer_pipeline.sources.formats.tars import TAR
 from fer_pipeline.sources.formats.videos import VIDEO
 from fer_pipeline.sources.formats.zips import ZIP
 
+MOST = 2**62
+"""Largest place or size that is believed."""
 FORMATS: dict[str, SourceFormat] = {one.name: one for one in (IMAGE, TAR, ZIP, PARQUET, VIDEO)}
 """Every source format. What `Record.offset` means in it:
 
@@ -26,3 +34,28 @@ def format_of(name: str) -> SourceFormat | None:
     if base.startswith("._"):  # what macOS leaves beside a file
         return None
     return next((one for one in FORMATS.values() if base.endswith(one.extensions)), None)
+
+
+def list_container(name: str, file: dict[str, Any], selection: dict[str, Any]) -> Iterator[str | tuple[Any, ...]]:
+    """Yield what a file of the format `name` holds: names, and records as member, offset, stored bytes, moment, size.
+
+    All passes as JSON, since this runs in a process of its own (`core/isolated.py`).
+    """
+    try:
+        yield from _entries(FORMATS[name].list_records(File(**file), Selection(**selection)))
+    except storage.STORAGE_ERRORS as error:
+        gone = isinstance(error, FileNotFoundError | PermissionError)
+        if gone or storage.is_local(file["uri"]):
+            raise
+        raise OutageError(storage.reason(error)) from error
+
+
+def _entries(found: Iterator[Record | str]) -> Iterator[str | tuple[Any, ...]]:
+    for entry in found:
+        if not isinstance(entry, Record):
+            yield entry
+            continue
+        numbers = entry.offset, entry.stored_bytes, entry.time_ms, entry.size_bytes
+        if any(number is not None and not 0 <= number <= MOST for number in numbers):
+            raise ValueError(f"the member {entry.member!r:.60} has an impossible place or size")
+        yield entry.member, *numbers

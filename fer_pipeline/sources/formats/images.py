@@ -8,7 +8,6 @@ from fer_pipeline.core import storage
 from fer_pipeline.core.manifest import Record
 from fer_pipeline.sources.files import CONTAINER_ERRORS, File, Selection, valid_text
 from fer_pipeline.sources.formats.spec import Ranged, ReadRange, SourceFormat
-from fer_pipeline.sources.isolated import IsolatedProcess
 
 EXTENSIONS = "jpg jpeg jpe jfif png webp bmp dib gif tif tiff mpo jp2 avif heic heif ppm pgm pbm pnm jxl"
 TEXT_EXTENSIONS = "txt json jsonl csv tsv xml html htm md yaml yml toml ini log cls py sh ipynb doc docx xls xlsx ppt pptx pdf"
@@ -19,7 +18,7 @@ SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"BM", b"II*\x00",
 PEEK_BYTES = 12
 
 
-def list_image(file: File, selection: Selection, isolated: IsolatedProcess) -> Iterator[Record | str]:
+def list_image(file: File, selection: Selection) -> Iterator[Record | str]:
     """Yield the one record of a plain file."""
     uri = valid_text(file.uri)
     error = file.error or (None if uri == file.uri else "the file's name is not valid UTF-8: rename it")

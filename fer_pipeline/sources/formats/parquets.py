@@ -11,10 +11,11 @@ from fer_pipeline.core import storage
 from fer_pipeline.core.manifest import Record
 from fer_pipeline.sources.files import File, Selection
 from fer_pipeline.sources.formats.spec import ReadRange, SourceFormat
-from fer_pipeline.sources.isolated import IsolatedProcess
 
 IMAGE_COLUMNS = ("image", "img", "png", "jpg", "jpeg", "webp", "image_bytes", "bytes", "content", "data")
 ROWS_READ = 32
+ROWS_PER_BYTE = 64
+"""Most rows that a byte of a file can stand for: null rows are counted, not written."""
 READ_BYTES = 8 * 1024**2
 
 
@@ -43,10 +44,10 @@ def _is_binary(kind: pa.DataType) -> bool:
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
-def list_rows(file: File, selection: Selection, isolated: IsolatedProcess) -> Iterator[Record | str]:
+def list_rows(file: File, selection: Selection) -> Iterator[Record | str]:
     """Yield a record for each row, or the file's name where it holds no images."""
     with storage.opened_parquet(file.uri) as parquet:
-        _require_sane(parquet.metadata)
+        _require_sane(parquet.metadata, file.size_bytes, selection.max_members)
         if image_column(parquet.schema_arrow, selection.image_column) is None:
             yield file.uri
             return
@@ -54,11 +55,13 @@ def list_rows(file: File, selection: Selection, isolated: IsolatedProcess) -> It
             yield Record(file.uri, f"row {row}", row, etag=file.etag)
 
 
-def _require_sane(metadata: Any) -> None:
-    """Raise ValueError for a footer that contradicts its row groups."""
+def _require_sane(metadata: Any, size_bytes: int, most: int) -> None:
+    """Raise ValueError for a footer that contradicts its row groups, or claims rows that its bytes cannot hold."""
     groups = [metadata.row_group(index).num_rows for index in range(metadata.num_row_groups)]
     if metadata.num_rows < 0 or min(groups, default=0) < 0 or sum(groups) != metadata.num_rows:
         raise ValueError(f"its footer claims {metadata.num_rows} rows, its row groups {sum(groups)}")
+    if metadata.num_rows > min(most, ROWS_PER_BYTE * size_bytes):
+        raise ValueError(f"it claims {metadata.num_rows} rows, more than its {size_bytes} bytes or --max-members allow")
 
 
 class OpenParquet:
@@ -74,6 +77,7 @@ class OpenParquet:
             raise ValueError("it holds no images")
         self._column = column
         self._lock = threading.Lock()
+        self._broken = ""
         self._batches: Iterator[Any] = iter(())
         self._next_row = -1
         self._held: dict[int, list[bytes | None]] = {}
@@ -81,7 +85,13 @@ class OpenParquet:
     def read(self, record: Record, read_range: ReadRange) -> bytes | None:
         """Return the image of the record's row, None where it is null; raise ValueError beyond the end."""
         with self._lock:
-            return self._read(record.offset or 0)
+            if self._broken:
+                raise ValueError(self._broken)
+            try:
+                return self._read(record.offset or 0)
+            except (MemoryError, pa.ArrowException, OSError) as error:
+                self._broken = storage.reason(error)  # the other rows are not tried: each could take as long and as much
+                raise
 
     def _read(self, row: int) -> bytes | None:
         while True:

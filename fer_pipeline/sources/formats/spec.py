@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 
 from fer_pipeline.core.manifest import Record
 from fer_pipeline.sources.files import File, Selection
-from fer_pipeline.sources.isolated import IsolatedProcess
 
 ReadRange = Callable[[int, int], bytes]
 """Returns the bytes of a file from a place on, so many of them."""
@@ -56,8 +55,9 @@ class SourceFormat:
     name: str
     extensions: tuple[str, ...]
     """Recognise: endings of file names, in lower case, with their dot."""
-    list_records: Callable[[File, Selection, IsolatedProcess], Iterator[Record | str]]
-    """List: yields a record for each image or sampled frame, and the name of whatever else the file holds."""
+    list_records: Callable[[File, Selection], Iterator[Record | str]]
+    """List: yields a record for each image or sampled frame, and the name of whatever else the file holds. A container is
+    listed in a process of its own, under limits of memory and time: what it raises ends the listing of this file alone."""
     open: Callable[[str, str | None], OpenFile]
     """Read: opens the file at a URI; the second argument is `Selection.image_column`."""
     span: Callable[[Record], tuple[int, int] | None] = lambda record: None

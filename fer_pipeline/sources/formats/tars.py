@@ -15,15 +15,16 @@ from fer_pipeline.core.manifest import Record
 from fer_pipeline.sources.files import CONTAINER_ERRORS, File, Selection, require_name, valid_text
 from fer_pipeline.sources.formats.images import is_image
 from fer_pipeline.sources.formats.spec import Ranged, ReadRange, SourceFormat, byte_span, keyed_by_file
-from fer_pipeline.sources.isolated import IsolatedProcess
 
 CHUNK_BYTES = 64 * 1024
+LEAST_UNPACKED_BYTES, MOST_RATIO = 256 * 1024**2, 200
+"""How much of a compressed tar is unpacked: so many bytes at least, and beyond them so many for each byte of the file."""
 MOST_BYTES = 2**62
 """Beyond, the size of a member is no size: offsets are signed 64-bit integers."""
 COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ")
 
 
-def list_tar(file: File, selection: Selection, isolated: IsolatedProcess) -> Iterator[Record | str]:
+def list_tar(file: File, selection: Selection) -> Iterator[Record | str]:
     """Yield a record for each image in a tar, the name of each member that is none."""
     fs, path = storage.open_filesystem(file.uri)
     with fs.open(path, "rb") as opened, tarfile.open(fileobj=opened) as tar:
@@ -70,13 +71,14 @@ def unpack(uri: str) -> IO[bytes] | None:
     if not storage.read_range(uri, 0, 6).startswith(COMPRESSED):
         return None
     fs, path = storage.open_filesystem(uri)
-    unpacked = tempfile.TemporaryFile()
+    unpacked, left = tempfile.TemporaryFile(), max(LEAST_UNPACKED_BYTES, MOST_RATIO * int(fs.size(path) or 0))
     with fs.open(path, "rb") as file, tarfile.open(fileobj=file, mode="r:*") as tar:
         stream: Any = tar.fileobj
         stream.seek(0)
         try:
-            while data := stream.read1(CHUNK_BYTES):  # `read` would lose what precedes the damage
+            while left > 0 and (data := stream.read1(CHUNK_BYTES)):  # `read` would lose what precedes the damage
                 unpacked.write(data)
+                left -= len(data)
         except CONTAINER_ERRORS:
             pass  # what lies behind is found to be missing, member by member
         except OSError as error:

@@ -16,7 +16,6 @@ from fer_pipeline.core.errors import RecordError
 from fer_pipeline.core.manifest import Record
 from fer_pipeline.sources.files import File, Selection
 from fer_pipeline.sources.formats.spec import Frame, ReadRange, SourceFormat
-from fer_pipeline.sources.isolated import IsolatedProcess
 
 av.logging.set_level(None)  # what is wrong with a video stands in its rows
 
@@ -75,10 +74,19 @@ class Video:
             raise self._error("undecodable", f"the frame at {time_ms / 1000:g} s is damaged") from error
         return np.ascontiguousarray(np.rot90(pixels, round(shown.frame.rotation / 90)))
 
-    def moments_ms(self, fps: float) -> list[int]:
-        """Return the moments of frames sampled `fps` times a second, 0 ms first."""
+    def moments_ms(self, fps: float, size_bytes: int | None = None, most: int = 10**9) -> list[int]:
+        """Return the moments of frames sampled `fps` times a second, 0 ms first.
+
+        Raise ValueError for more than `most` of them, and for a container that claims more frames than `size_bytes` can hold.
+        """
         try:
-            duration_ms = self._duration_ms()
+            duration_ms, stream = self._duration_ms(), self._stream()
+            rate = float(stream.average_rate or 0)
+            claimed = max(stream.frames, duration_ms * rate / 1000 if math.isfinite(rate) else math.inf)
+            if size_bytes is not None and claimed > size_bytes:
+                raise ValueError(f"it claims {claimed:.0f} frames, more than its {size_bytes} bytes can hold")
+            if not 0 <= duration_ms * fps / 1000 <= most:
+                raise ValueError(f"it claims to last {duration_ms / 1000:.0f} s: more than {most} moments at {fps:g} a second")
             moments = [round(1000 * index / fps) for index in range(max(1, math.ceil(duration_ms * fps / 1000)))]
             while len(moments) > 1 and moments[-1] > duration_ms - CLAIMED_MS and self._show(moments[-1]) is None:
                 moments.pop()
@@ -203,23 +211,17 @@ class Video:
         return max(ends, default=claimed_ms)
 
 
-def moments_ms(uri: str, fps: float) -> list[int]:
-    """Return the moments of frames of the video at `uri`, sampled `fps` times a second; raise RecordError as `Video` does."""
-    video = Video(uri)
-    try:
-        return video.moments_ms(fps)
-    finally:
-        video.close()
-
-
-def list_frames(file: File, selection: Selection, isolated: IsolatedProcess) -> Iterator[Record | str]:
+def list_frames(file: File, selection: Selection) -> Iterator[Record | str]:
     """Yield a record for each sampled frame, or the file's name where none are asked for."""
     if not selection.fps:
         yield file.uri
         return
-    function = f"{__name__}:{moments_ms.__name__}"
-    for moment in isolated.call(function, file.uri, selection.fps, timeout_s=selection.timeout_s):
-        yield Record(file.uri, time_ms=moment, etag=file.etag)
+    video = Video(file.uri)
+    try:
+        for moment in video.moments_ms(selection.fps, file.size_bytes, selection.max_members):
+            yield Record(file.uri, time_ms=moment, etag=file.etag)
+    finally:
+        video.close()
 
 
 class OpenVideo:

@@ -1,0 +1,145 @@
+"""A process of its own for what a stranger's file may crash, hang or fill the memory with."""
+
+import json
+import os
+import resource
+import select
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from fer_pipeline.core import storage
+from fer_pipeline.core.boundary import as_record_error
+
+START_S = 60.0
+"""Time that the process may take to start."""
+CHUNK_BYTES = 64 * 1024
+BATCH, BATCH_S = 500, 1.0
+"""Results that are sent together, and how long they are collected at most."""
+MEMORY_BYTES = 2 * 1024**3
+"""Memory that work on one file may take, beside what the process has when it begins."""
+
+
+def limit_memory(allowance_bytes: int) -> None:
+    """Let this process take so much more address space than it has now; beyond, allocations fail with MemoryError.
+
+    Address space, and not resident memory, is what the kernel can limit (`RLIMIT_AS`).
+    """
+    pages = int(Path("/proc/self/statm").read_text().split()[0]) if Path("/proc/self/statm").exists() else 0
+    if pages:
+        limit = pages * resource.getpagesize() + allowance_bytes
+        _, hard = resource.getrlimit(resource.RLIMIT_AS)
+        resource.setrlimit(resource.RLIMIT_AS, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
+
+
+class OutageError(OSError):
+    """What failed is the store or this machine, not the file."""
+
+
+class IsolatedProcess:
+    """Calls functions of this project in another process, which is started when first needed and again after it died."""
+
+    def __init__(self) -> None:
+        self._child: subprocess.Popen[bytes] | None = None
+        self._heard = b""
+        """What the process has said and nobody has taken yet."""
+        self._idle = True
+
+    def call(self, function: str, *arguments: Any, timeout_s: float) -> Iterator[Any]:
+        """Yield what `function(*arguments)` yields; it is named `package.module:function`, and all passes as JSON.
+
+        Raise ValueError with the reason where it raises what is the file's fault, kills the process, or yields nothing for
+        `timeout_s`.
+        """
+        if self._child is None:
+            command = [sys.executable, "-c", "from fer_pipeline.core.isolated import serve; serve()"]
+            self._child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+            self._answer(START_S)
+        assert self._child.stdin is not None
+        self._child.stdin.write(json.dumps([function, arguments]).encode() + b"\n")
+        self._child.stdin.flush()
+        ended = False
+        try:
+            while not ended:
+                answer = self._answer(timeout_s)
+                yield from answer.get("results", [])
+                if "error" in answer:
+                    raise (OutageError if answer.get("outage") else ValueError)(answer["error"])
+                ended = answer.get("end", False)
+        finally:
+            if not ended and self._child and not self._idle:
+                self.close()  # what it goes on saying would be taken for the next call's
+
+    def _answer(self, timeout_s: float) -> dict[str, Any]:
+        """Return what the process says; it is ended where it says nothing."""
+        assert self._child is not None and self._child.stdout is not None
+        self._idle = False
+        ready: list[Any] = [self._child.stdout]
+        while b"\n" not in self._heard:
+            ready, _, _ = select.select([self._child.stdout], [], [], timeout_s)
+            said = os.read(self._child.stdout.fileno(), CHUNK_BYTES) if ready else b""
+            if not said:
+                self._heard = b""
+                break
+            self._heard += said
+        line, _, self._heard = self._heard.partition(b"\n")
+        if line:
+            answer: dict[str, Any] = json.loads(line)
+            self._idle = bool(answer.get("end")) or "error" in answer
+            return answer
+        self.close()
+        return {"error": "the process that opens it dies of it" if ready else f"it takes longer than {timeout_s:g} s to open"}
+
+    def close(self) -> None:
+        """End the process."""
+        if self._child is not None:
+            self._child.kill()
+            self._child.communicate()
+            self._child, self._heard = None, b""
+
+
+def serve() -> None:
+    """Answer calls on standard input, one line of JSON each, until there are no more: the other process."""
+    out = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what native code prints does not get among the answers
+    limited = False
+    _say(out, {"end": True})
+    for line in sys.stdin:
+        name, arguments = json.loads(line)
+        module, _, function = name.partition(":")
+        called = getattr(import_module(module), function)
+        if not limited:
+            limit_memory(MEMORY_BYTES)
+            limited = True
+        try:
+            _send(out, called(*arguments))
+        except OutageError as error:
+            _say(out, {"error": str(error), "outage": True})
+        except Exception as error:  # noqa: BLE001 (the boundary around one file)
+            try:
+                _say(out, {"error": as_record_error(error, "unreadable").reason})
+            except Exception as passing:  # noqa: BLE001 (a full disk, say: not the file's)
+                _say(out, {"error": storage.reason(passing), "outage": True})
+
+
+def _send(out: Any, results: Iterator[Any]) -> None:
+    batch: list[Any] = []
+    sent = time.monotonic()
+    try:
+        for result in results:
+            batch.append(result)
+            if len(batch) == BATCH or time.monotonic() - sent > BATCH_S:
+                _say(out, {"results": batch})
+                batch, sent = [], time.monotonic()
+    finally:
+        _say(out, {"results": batch})
+    _say(out, {"end": True})
+
+
+def _say(out: Any, answer: dict[str, Any]) -> None:
+    out.write(json.dumps(answer) + "\n")
+    out.flush()

@@ -1,0 +1,110 @@
+"""Containers that lie: each ends its own listing with one row that says so, under limits of memory and time."""
+
+import io
+import struct
+import tarfile
+import time
+import zipfile
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from fer_pipeline.core import isolated
+from fer_pipeline.core.isolated import IsolatedProcess
+from fer_pipeline.core.manifest import Record
+from fer_pipeline.sources.files import Selection
+from fer_pipeline.sources.listing import Listing
+
+
+def listed(source: Path, max_members: int = 10**6) -> list[Record]:
+    return list(Listing(str(source), Selection(fps=1.0, timeout_s=20, max_members=max_members)))
+
+
+def tar_with(path: Path, name: str, size: int) -> None:
+    """Write a tar whose one header claims a size."""
+    with tarfile.open(path, "w") as tar:
+        tar.addfile(tarfile.TarInfo(name))
+    data = bytearray(path.read_bytes())
+    encoded = struct.pack(">q", size).rjust(12, b"\xff" if size < 0 else b"\0")
+    data[124:136] = bytes([0xFF if size < 0 else 0x80]) + encoded[1:]
+    data[148:156] = b" " * 8
+    data[148:156] = b"%06o\0 " % sum(data[:512])
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("size", [-512, 2**63 - 1])
+def test_a_tar_member_of_impossible_size_ends_its_listing(size: int, tmp_path: Path) -> None:
+    tar_with(tmp_path / "a.tar", "a.jpg", size)
+    started = time.monotonic()
+    *_, broken = listed(tmp_path)
+    assert broken.error and "the container cannot be read" in broken.error
+    assert time.monotonic() - started < 20
+
+
+def test_a_member_with_an_impossible_name_ends_its_listing(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("fine.jpg", b"x")
+        archive.writestr("x" * 5000 + ".jpg", b"x")
+    fine, broken = listed(tmp_path)
+    assert fine.member == "fine.jpg" and broken.error and "impossible name" in broken.error
+
+
+def test_a_container_of_too_many_members_is_not_read_on(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for number in range(30):
+            info = tarfile.TarInfo(f"{number}.jpg")
+            info.size = 1
+            tar.addfile(info, io.BytesIO(b"x"))
+    records = listed(tmp_path, max_members=20)
+    assert len(records) == 21 and records[-1].error and "--max-members" in records[-1].error
+
+
+def test_rows_that_the_bytes_cannot_hold_are_refused(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"image": pa.nulls(10**6, pa.binary())}), tmp_path / "a.parquet")
+    (broken,) = listed(tmp_path)
+    assert broken.error and "claims 1000000 rows" in broken.error
+
+
+def test_every_hostile_file_is_listed_in_seconds_and_in_sane_memory(shared: Path) -> None:
+    for kind in ("containers", "parquet", "videos"):
+        started = time.monotonic()
+        records = listed(shared / "data" / "hostile" / kind)
+        assert records and time.monotonic() - started < 60, kind
+        places = [number for record in records for number in (record.offset, record.size_bytes) if number is not None]
+        assert all(0 <= number < 2**62 for number in places)
+
+
+def test_a_call_that_takes_too_much_memory_or_time_says_so_and_the_next_one_works() -> None:
+    process = IsolatedProcess()
+    try:
+        with pytest.raises(ValueError, match="the memory that a record may take does not suffice"):
+            list(process.call(f"{__name__}:too_much", 2 * isolated.MEMORY_BYTES, timeout_s=30))
+        with pytest.raises(ValueError, match="longer than 1 s"):
+            list(process.call(f"{__name__}:too_long", timeout_s=1))
+        with pytest.raises(ValueError, match="dies of it"):
+            list(process.call(f"{__name__}:deadly", timeout_s=30))
+        assert list(process.call(f"{__name__}:many", 1200, timeout_s=30)) == list(range(1200))
+    finally:
+        process.close()
+
+
+def too_much(size: int):  # type: ignore[no-untyped-def]
+    yield len(bytearray(size))
+
+
+def too_long():  # type: ignore[no-untyped-def]
+    time.sleep(30)
+    yield 1
+
+
+def deadly():  # type: ignore[no-untyped-def]
+    import os
+
+    os.abort()
+    yield 1
+
+
+def many(count: int):  # type: ignore[no-untyped-def]
+    yield from range(count)
