@@ -4,10 +4,12 @@ import json
 import os
 import resource
 import select
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -34,6 +36,30 @@ def limit_memory(allowance_bytes: int) -> None:
         limit = pages * resource.getpagesize() + allowance_bytes
         _, hard = resource.getrlimit(resource.RLIMIT_AS)
         resource.setrlimit(resource.RLIMIT_AS, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
+
+
+def lift_memory_limit() -> None:
+    """Take back `limit_memory`: what a process loads once is not a stranger's."""
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (hard, hard))
+
+
+def alarm(limit_s: float) -> Callable[[], AbstractContextManager[None]]:
+    """Return a context that ends this process by SIGALRM when what is inside takes longer than `limit_s`.
+
+    The kernel sends the signal, so native code that hangs with the interpreter's lock held is ended too. Arming the timer costs
+    one system call. The driver sees the death of the process and has the shard's records probed.
+    """
+
+    @contextmanager
+    def watched() -> Iterator[None]:
+        signal.setitimer(signal.ITIMER_REAL, limit_s)
+        try:
+            yield
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+
+    return watched
 
 
 class OutageError(OSError):

@@ -27,6 +27,11 @@ from fer_pipeline.core.errors import UserError
 STORAGE_ERRORS = (OSError, BotoCoreError, aiohttp.ClientError)
 """What a file that is missing, forbidden or unreachable raises, locally and on S3."""
 
+UMASK = "FER_PIPELINE_UMASK"
+"""Environment variable: the user's umask, for processes that were started under a stricter one (`jobs/cluster.py`)."""
+if UMASK in os.environ:
+    os.umask(int(os.environ[UMASK], 8))
+
 ATTEMPTS = 8
 CONNECTIONS = 32
 

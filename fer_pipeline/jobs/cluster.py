@@ -2,8 +2,10 @@
 
 import logging
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # before Ray is imported: nothing is sent home
@@ -11,6 +13,7 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 import ray
 from pydantic import Field
+from ray._private import ray_constants
 
 import fer_pipeline
 from fer_pipeline.core import storage
@@ -18,6 +21,9 @@ from fer_pipeline.core.config import Config
 from fer_pipeline.core.errors import UserError
 
 LOCAL_OBJECT_STORE_BYTES = 512 * 1024**2
+LOOPBACK, NO_CLUSTER = "127.0.0.1", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+PREFIX, LONGEST_PATH = "fer-ray-", 12
+"""Of the folder of Ray's files, and the longest path below which its sockets find room."""
 
 
 class ClusterConfig(Config):
@@ -43,26 +49,68 @@ def connected(config: ClusterConfig, *urls: str) -> Iterator[None]:
         _refuse_local_paths(config, *urls)
         yield
         return
-    try:
-        if config.address:
-            package = str(Path(fer_pipeline.__file__).parent)
-            ray.init(config.address, runtime_env={"py_modules": [package]}, logging_level=logging.ERROR, log_to_driver=False)
-        else:
-            ray.init(
-                address="local",
-                num_cpus=config.num_cpus,
-                include_dashboard=False,
-                object_store_memory=LOCAL_OBJECT_STORE_BYTES,
-                logging_level=logging.ERROR,
-                log_to_driver=False,
-            )
-    except (ConnectionError, TimeoutError, ValueError) as error:
-        raise UserError(f"The Ray cluster at '{config.address}' cannot be reached: {error}") from error
-    try:
+    with ExitStack() as stack:
+        try:
+            if config.address:
+                package = str(Path(fer_pipeline.__file__).parent)
+                environment = {"py_modules": [package]}
+                ray.init(config.address, runtime_env=environment, logging_level=logging.ERROR, log_to_driver=False)
+            else:
+                folder = stack.enter_context(_private_folder())
+                with _closed_doors():
+                    ray.init(
+                        address="local",
+                        num_cpus=config.num_cpus,
+                        include_dashboard=False,
+                        object_store_memory=LOCAL_OBJECT_STORE_BYTES,
+                        logging_level=logging.ERROR,
+                        log_to_driver=False,
+                        _temp_dir=folder,
+                        _node_ip_address=LOOPBACK,
+                    )
+        except (ConnectionError, TimeoutError, ValueError) as error:
+            raise UserError(f"The Ray cluster at '{config.address}' cannot be reached: {error}") from error
+        stack.callback(ray.shutdown)
         _refuse_local_paths(config, *urls)
         yield
+
+
+@contextmanager
+def _private_folder() -> Iterator[str]:
+    """Make a folder for Ray's files that only this user can read, and remove it, and those that killed processes left."""
+    place = Path(tempfile.gettempdir())
+    place = place if len(str(place)) <= LONGEST_PATH else Path("/tmp")
+    for left in place.glob(f"{PREFIX}*"):
+        owner = left.name.removeprefix(PREFIX).partition("-")[0]
+        with suppress(OSError):
+            if left.stat().st_uid == os.getuid() and owner.isdecimal() and not Path(f"/proc/{owner}").exists():
+                shutil.rmtree(left, ignore_errors=True)
+    folder = tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-", dir=place)
+    try:
+        yield storage.join(folder, "ray")  # Ray opens its own folder to everybody, which the one above it does not
     finally:
-        ray.shutdown()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _closed_doors() -> Iterator[None]:
+    """Start Ray so that it listens on loopback only, and that only this user can read what it writes, its token above all.
+
+    Ray binds to loopback where it is told that machines do not form clusters, as on Windows and macOS. What workers write for
+    the user has the user's umask (`storage.UMASK`).
+    """
+    umask = os.umask(0o077)
+    os.environ |= {storage.UMASK: f"{umask:o}", NO_CLUSTER: "0"}
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    with suppress(OSError):
+        (Path.home() / ".ray" / "auth_token").chmod(0o600)
+    try:
+        yield
+    finally:
+        os.umask(umask)
+        ray_constants.ENABLE_RAY_CLUSTER = True
+        for name in (storage.UMASK, NO_CLUSTER):
+            os.environ.pop(name, None)
 
 
 def _refuse_local_paths(config: ClusterConfig, *urls: str) -> None:

@@ -18,6 +18,7 @@ from fer_pipeline.core.config import Config
 from fer_pipeline.core.dataset import DATASET_FILE, FLAGGED_FILE, QUARANTINED_KEPT, SAMPLES_FOLDER, DatasetInfo, FaceExtraction
 from fer_pipeline.core.errors import UserError
 from fer_pipeline.core.framing import load_framing
+from fer_pipeline.core.isolated import MEMORY_BYTES, alarm, limit_memory
 from fer_pipeline.core.labels import LABEL_SPACES, LabelSpace, load_label_space
 from fer_pipeline.core.run import Identity
 from fer_pipeline.core.splits import hold_out
@@ -29,7 +30,7 @@ from fer_pipeline.sources.layouts.layout import DROPPED, MISLABELLED, FacesMode,
 from fer_pipeline.stages.crops import Cropper
 from fer_pipeline.stages.detectors import DETECTOR_HELP, DETECTORS, DetectorName, load_detector, resolve_detector
 from fer_pipeline.stages.detectors.spec import ResolvedDetector
-from fer_pipeline.stages.ingest import validate
+from fer_pipeline.stages.ingest import TIMEOUT_S, validate
 
 log = logging.getLogger(__name__)
 
@@ -152,26 +153,33 @@ def _read(parts: list[Part], context: Shared[IngestContext]) -> list[Exclusion]:
     """Write each part's samples; return the records that are none, in the order of the source."""
     found: list[Exclusion] = []
     with progress("ingesting parts", len(parts)) as advance:
-        for excluded in fan_out(_read_part, enumerate(parts), context):
+        for excluded in fan_out(_read_part, enumerate(parts), context, careful=_read_part_carefully):
             found += excluded
             advance(1)
     return found
 
 
-def _read_part(shared: Shared[IngestContext], numbered: tuple[int, Part]) -> list[Exclusion]:
+def _read_part_carefully(shared: Shared[IngestContext], numbered: tuple[int, Part]) -> list[Exclusion]:
+    """Read a part that killed its worker: what kills is excluded."""
+    return _read_part(shared, numbered, careful=True)
+
+
+def _read_part(shared: Shared[IngestContext], numbered: tuple[int, Part], careful: bool = False) -> list[Exclusion]:
     number, part = numbered
-    context = shared.get()
-    samples, excluded = validate(context.layout.read(part), context.space, shared.load(_cropper))
+    context, cropper = shared.get(), shared.load(_cropper)
+    samples, excluded = validate(context.layout.read(part), context.space, cropper, alarm(TIMEOUT_S), careful)
     if len(samples):
         storage.write_table(_samples_file(context.out, number), samples, row_group_size=1024)
     return [{"kind": e.kind, "source": e.source, "reason": e.reason} for e in excluded]
 
 
 def _cropper(context: IngestContext) -> Cropper | None:
-    if context.detector is None or context.faces.crop_px is None:
-        return None
-    detector = load_detector(context.detector, DETECT_PX, DETECTORS[context.detector.name].threshold)
-    return Cropper(context.faces.framing, context.faces.crop_px, detector)
+    cropper = None
+    if context.detector is not None and context.faces.crop_px is not None:
+        detector = load_detector(context.detector, DETECT_PX, DETECTORS[context.detector.name].threshold)
+        cropper = Cropper(context.faces.framing, context.faces.crop_px, detector)
+    limit_memory(MEMORY_BYTES)
+    return cropper
 
 
 def _samples_file(out: str, number: int) -> str:

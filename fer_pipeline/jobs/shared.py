@@ -8,6 +8,8 @@ from typing import Any, Generic, TypeVar
 
 import ray
 
+from fer_pipeline.core.isolated import lift_memory_limit
+
 Value = TypeVar("Value")
 Loaded = TypeVar("Loaded")
 Result = TypeVar("Result")
@@ -35,6 +37,7 @@ class Shared(Generic[Value]):
         if key not in _loaded:
             for other in [other for other in _loaded if other[0] != key[0]]:
                 del _loaded[other]
+            lift_memory_limit()
             _loaded[key] = make(self.get())
         return _loaded[key]  # type: ignore[no-any-return]
 
@@ -44,20 +47,37 @@ def share(value: Value) -> Shared[Value]:
     return Shared(ray.put(value))
 
 
-def fan_out(function: Callable[..., Result], items: Iterable[Any], *arguments: Any, num_gpus: float = 0.0) -> Iterator[Result]:
+def fan_out(
+    function: Callable[..., Result],
+    items: Iterable[Any],
+    *arguments: Any,
+    num_gpus: float = 0.0,
+    careful: Callable[..., Result] | None = None,
+) -> Iterator[Result]:
     """Yield `function(*arguments, item)` for each item, in order: a task of one core each, a bounded number of them ahead.
 
-    A task whose worker or node dies is run again by Ray. An exception of the function is raised as it is.
+    A task whose worker or node dies is run again by Ray; where it dies each time, `careful` is run in its place. An exception of
+    the function is raised as it is.
     """
     task = ray.remote(num_cpus=1, num_gpus=num_gpus)(function)
     ahead = TASKS_AHEAD * max(1, int(ray.cluster_resources().get("CPU", 1)))
     waiting: deque[Any] = deque()
     rest = iter(items)
     while True:
-        waiting += [task.remote(*arguments, item) for item in islice(rest, ahead - len(waiting))]
+        waiting += [(item, task.remote(*arguments, item)) for item in islice(rest, ahead - len(waiting))]
         if not waiting:
             return
+        item, reference = waiting.popleft()
         try:
-            yield ray.get(waiting.popleft())
-        except ray.exceptions.RayTaskError as error:
-            raise error.as_instanceof_cause() from None
+            yield _result(reference)
+        except ray.exceptions.WorkerCrashedError:
+            if careful is None:
+                raise
+            yield _result(ray.remote(num_cpus=1, num_gpus=num_gpus)(careful).remote(*arguments, item))
+
+
+def _result(reference: Any) -> Any:
+    try:
+        return ray.get(reference)
+    except ray.exceptions.RayTaskError as error:
+        raise error.as_instanceof_cause() from None

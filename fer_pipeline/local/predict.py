@@ -10,18 +10,22 @@ from pydantic import Field
 
 from fer_pipeline.core import storage
 from fer_pipeline.core.config import Config
-from fer_pipeline.core.errors import RecordError, UserError
+from fer_pipeline.core.errors import UserError
+from fer_pipeline.core.isolated import IsolatedProcess
 from fer_pipeline.core.manifest import Record, manifest_table
+from fer_pipeline.core.schemas import FINE
 from fer_pipeline.models.bundle import EMBEDDED, read_bundle
 from fer_pipeline.report.annotate import annotate
 from fer_pipeline.sources.files import Selection
 from fer_pipeline.sources.listing import Listing
-from fer_pipeline.stages.decode import decode
+from fer_pipeline.stages.decode import decode, survives
 from fer_pipeline.stages.detectors import DETECTOR_HELP, DETECTORS, DetectorName, resolve_detector
 from fer_pipeline.stages.fetch import fetch
-from fer_pipeline.stages.label import Labeller, LabelSettings
+from fer_pipeline.stages.label import Labeller, LabelSettings, Poison
 
 log = logging.getLogger(__name__)
+TIMEOUT_S = 60.0
+"""Time that decoding one image may take."""
 STEM_CHARACTERS = 60
 """Of an image's name in the name of its annotated copy."""
 
@@ -67,16 +71,16 @@ def run(image: str, *more: str, config: PredictConfig = PredictConfig()) -> Pred
         precision="fp32",
         uncertain_below=bundle.card.calibration.uncertain_below,
     )
-    (labelled,) = Labeller(detector, bundle, settings)([manifest_table(records, 0, 0)])
+    poison = _poison(records, settings)
+    (labelled,) = Labeller(detector, bundle, settings)([manifest_table(records, 0, 0)], poison)
     rows = labelled.to_pylist()
     out, found = storage.normalize(config.out), []
     for number, (row, data) in enumerate(zip(rows, fetch(records, settings.max_bytes), strict=True)):
         entry = {key: row[key] for key in ("uri", "member", "time_ms", "status", "error", "faces")}
-        try:
-            picture = annotate(decode(data, config.max_pixels).pixels, row["faces"])
-        except RecordError:
+        if row["status"] not in FINE:
             found.append(entry | {"annotated": None})
         else:
+            picture = annotate(decode(data, config.max_pixels).pixels, row["faces"])
             path = storage.join(out, f"{number:04d}-{_stem(row)}.jpg")
             storage.write_bytes(path, cv2.imencode(".jpg", picture)[1].tobytes())
             found.append(entry | {"annotated": path})
@@ -90,6 +94,20 @@ def _records(source: str, selection: Selection) -> list[Record]:
     if not records:
         raise UserError(f"'{source}' holds no images.")
     return records
+
+
+def _poison(records: list[Record], settings: LabelSettings) -> Poison:
+    """Return the records that kill the process that decodes them: each is decoded in another one first."""
+    process = IsolatedProcess()
+    try:
+        errors = {
+            index: survives(process, record, settings.max_pixels, settings.max_bytes, TIMEOUT_S)
+            for index, record in enumerate(records)
+            if not record.error
+        }
+    finally:
+        process.close()
+    return {index: (error.status, error.reason) for index, error in errors.items() if error}
 
 
 def _stem(row: dict[str, Any]) -> str:

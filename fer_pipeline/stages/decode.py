@@ -3,7 +3,8 @@
 import io
 import struct
 import warnings
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import cv2
@@ -12,8 +13,10 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from fer_pipeline.core.errors import RecordError
+from fer_pipeline.core.isolated import IsolatedProcess
+from fer_pipeline.core.manifest import Record
 from fer_pipeline.sources.formats.spec import Frame
-from fer_pipeline.stages.fetch import Fetched
+from fer_pipeline.stages.fetch import Fetched, fetch
 
 cv2.setNumThreads(1)
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
@@ -130,3 +133,23 @@ def _orientation(image: Image.Image) -> int:
         return int(image.getexif().get(EXIF_ORIENTATION, 1))
     except (TypeError, *PILLOW_ERRORS):  # damaged EXIF in an image that decodes
         return 1
+
+
+def decodes(record: dict[str, Any], max_pixels: int, max_bytes: int) -> Iterator[bool]:
+    """Yield whether a record decodes; for `core/isolated.py`, to find out whether a process dies of it."""
+    for data in fetch([Record(**record)], max_bytes):
+        try:
+            decode(data, max_pixels)
+            yield True
+        except RecordError:
+            yield False
+
+
+def survives(process: IsolatedProcess, record: Record, max_pixels: int, max_bytes: int, timeout_s: float) -> RecordError | None:
+    """Decode a record in another process; return the error of its row where that process dies of it or never ends."""
+    function = f"{decodes.__module__}:{decodes.__name__}"
+    try:
+        list(process.call(function, asdict(record), max_pixels, max_bytes, timeout_s=timeout_s))
+    except ValueError as error:
+        return RecordError("crashed", str(error))
+    return None

@@ -1,5 +1,7 @@
 """Ingest: what a layout names becomes validated rows of samples."""
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import cv2
@@ -8,24 +10,36 @@ import pyarrow as pa
 
 from fer_pipeline.core import storage
 from fer_pipeline.core.boundary import as_record_error
+from fer_pipeline.core.isolated import IsolatedProcess
 from fer_pipeline.core.labels import LabelSpace
 from fer_pipeline.core.schemas import SAMPLES
 from fer_pipeline.sources.layouts.layout import DAMAGED, Excluded, Reading, Sample
 from fer_pipeline.stages.crops import Cropper, NoCrop, perceptual_hash, pixel_digest
-from fer_pipeline.stages.decode import decode
+from fer_pipeline.stages.decode import decode, survives
 from fer_pipeline.stages.fetch import Fetched, fetch
 
 MAX_PIXELS = 100_000_000
 MAX_BYTES = 100_000_000
 ROWS_PER_TABLE = 256
+TIMEOUT_S = 60.0
+"""Time that decoding one image, and cutting its face, may take."""
 
 
-def validate(reading: Reading, space: LabelSpace, cropper: Cropper | None) -> tuple[pa.Table, list[Excluded]]:
+def validate(
+    reading: Reading,
+    space: LabelSpace,
+    cropper: Cropper | None,
+    watch: Callable[[], AbstractContextManager[None]] = nullcontext,
+    careful: bool = False,
+) -> tuple[pa.Table, list[Excluded]]:
     """Return the samples that decode as rows of `schemas.SAMPLES`, and the records that are none.
 
-    Without a cropper images are kept as they came, encoded; with one their face's crop is, as PNG.
+    Without a cropper images are kept as they came, encoded; with one their face's crop is, as PNG. `watch` is opened around the
+    work on one record. `careful` decodes every image in another process first, for a part that killed a worker.
     """
     items = _items(reading)
+    if careful:
+        items = _survivors(items)
     images = fetch((item.image for item in items if isinstance(item, Sample) and not isinstance(item.image, bytes)), MAX_BYTES)
     tables, rows, excluded = [], list[dict[str, Any]](), list[Excluded]()
     for item in items:
@@ -33,7 +47,9 @@ def validate(reading: Reading, space: LabelSpace, cropper: Cropper | None) -> tu
             excluded.append(item)
             continue
         try:
-            rows.append(_row(item, item.image if isinstance(item.image, bytes) else next(images), space, cropper))
+            image = item.image if isinstance(item.image, bytes) else next(images)
+            with watch():
+                rows.append(_row(item, image, space, cropper))
         except NoCrop as none:
             excluded.append(Excluded(none.kind, item.source, none.reason))
         except Exception as error:  # noqa: BLE001 (the boundary around one record)
@@ -42,6 +58,20 @@ def validate(reading: Reading, space: LabelSpace, cropper: Cropper | None) -> tu
             tables.append(pa.Table.from_pylist(rows, schema=SAMPLES))
             rows = []
     return pa.concat_tables([*tables, pa.Table.from_pylist(rows, schema=SAMPLES)]), excluded
+
+
+def _survivors(items: list[Sample | Excluded]) -> list[Sample | Excluded]:
+    """Return the items with those that kill the process that decodes them excluded."""
+    process, found = IsolatedProcess(), list[Sample | Excluded]()
+    try:
+        for item in items:
+            error = None
+            if isinstance(item, Sample) and not isinstance(item.image, bytes):
+                error = survives(process, item.image, MAX_PIXELS, MAX_BYTES, TIMEOUT_S)
+            found.append(Excluded(DAMAGED, item.source, error.reason) if error else item)
+    finally:
+        process.close()
+    return found
 
 
 def _items(reading: Reading) -> list[Sample | Excluded]:

@@ -1,0 +1,65 @@
+"""A local run opens no door: it listens on loopback, and others on the machine can read nothing of it."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+CODE = """
+import json, os, subprocess, sys, tempfile
+from pathlib import Path
+import psutil, ray
+from fer_pipeline.core import storage
+from fer_pipeline.jobs.cluster import ClusterConfig, connected
+from fer_pipeline.jobs.shared import fan_out
+
+def write(path, number):
+    storage.write_bytes(f"{path}/{number}", b"x")
+
+os.umask(0o022)
+with connected(ClusterConfig(num_cpus=1)):
+    list(fan_out(write, range(2), sys.argv[1]))
+    mine = [psutil.Process(), *psutil.Process().children(recursive=True)]
+    found = [c for one in mine for c in one.net_connections("inet") if c.status == psutil.CONN_LISTEN]
+    folders = list(Path(tempfile.gettempdir()).glob(f"fer-ray-{os.getpid()}-*"))
+    command = f"ls {folders[0]} || cat ~root/.ray/auth_token"
+    facts = {
+        "listening": sorted({c.laddr.ip for c in found}), "folders": len(folders), "mode": oct(folders[0].stat().st_mode & 0o777),
+        "token": oct((Path.home() / ".ray" / "auth_token").stat().st_mode & 0o777), "written": sorted(
+            oct((Path(sys.argv[1]) / str(n)).stat().st_mode & 0o777) for n in range(2)),
+        "other": os.geteuid() == 0 and subprocess.run(command, shell=True, user="nobody", capture_output=True).returncode,
+    }
+facts["left"] = len(list(Path(tempfile.gettempdir()).glob(f"fer-ray-{os.getpid()}-*")))
+facts["umask"] = oct(os.umask(0))
+print(json.dumps(facts))
+"""
+
+
+@pytest.fixture(scope="module")
+def facts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    out = tmp_path_factory.mktemp("doors")
+    done = subprocess.run([sys.executable, "-c", CODE, str(out)], capture_output=True, text=True, cwd=Path(__file__).parents[2])
+    assert done.returncode == 0, done.stderr[-2000:]
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def test_a_local_run_listens_on_loopback_only(facts: dict[str, Any]) -> None:
+    assert facts["listening"] and {address.removeprefix("::ffff:") for address in facts["listening"]} <= {"127.0.0.1", "::1"}
+
+
+def test_rays_files_and_token_are_readable_by_their_owner_alone_and_do_not_pile_up(facts: dict[str, Any]) -> None:
+    assert (facts["folders"], facts["mode"], facts["token"], facts["left"]) == (1, "0o700", "0o600", 0)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can try it as another user")
+def test_another_user_of_the_machine_gets_nothing(facts: dict[str, Any]) -> None:
+    assert facts["other"] != 0
+
+
+def test_results_keep_the_users_umask(facts: dict[str, Any]) -> None:
+    assert facts["written"] == ["0o644", "0o644"] and facts["umask"] == "0o22"
