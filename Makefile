@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-faults test-s3 test-examples test-pages check bench clean
+.PHONY: demo test test-faults test-s3 test-examples fuzz test-pages check bench clean
 
 demo: $(INSTALLED)  ## Label a small photo archive, in a few minutes, install included
 	test -f demo/archive/notes.txt || { rm -rf demo/archive && $(BIN)/fer-pipeline sample-archive demo/archive; }
@@ -22,6 +22,9 @@ test-s3: $(INSTALLED)  ## Labelling from S3 to S3 on a real server, with faults 
 
 test-examples: $(INSTALLED)  ## docs/extending.md and examples/, done as they say
 	$(BIN)/python -m pytest -m examples tests/test_extending.py tests/test_examples.py
+
+fuzz: $(INSTALLED)  ## Mutated files of every kind; FUZZ="--images 300000 --others 5000" for the long form
+	$(BIN)/python -m tests.fuzz $(FUZZ)
 
 test-pages: $(INSTALLED)  ## Every page, opened in headless Chromium (installs it where it is missing; needs root; Debian)
 	command -v chromium >/dev/null || { apt-get update -q && apt-get install -qy --no-install-recommends chromium; }

@@ -26,16 +26,40 @@ MEMORY_BYTES = 2 * 1024**3
 """Memory that work on one file may take, beside what the process has when it begins."""
 
 
-def limit_memory(allowance_bytes: int) -> None:
-    """Let this process take so much more address space than it has now; beyond, allocations fail with MemoryError.
+def taken_bytes() -> int:
+    """Return the address space that this process has taken; 0 where the system does not say."""
+    statm = Path("/proc/self/statm")
+    return int(statm.read_text().split()[0]) * resource.getpagesize() if statm.exists() else 0
+
+
+def limit_memory(allowance_bytes: int, taken: int | None = None) -> None:
+    """Let this process take so much more address space than `taken`, by default now; beyond, allocations raise MemoryError.
 
     Address space, and not resident memory, is what the kernel can limit (`RLIMIT_AS`).
     """
-    pages = int(Path("/proc/self/statm").read_text().split()[0]) if Path("/proc/self/statm").exists() else 0
-    if pages:
-        limit = pages * resource.getpagesize() + allowance_bytes
+    base = taken_bytes() if taken is None else taken
+    if base:
         _, hard = resource.getrlimit(resource.RLIMIT_AS)
+        limit = base + allowance_bytes
         resource.setrlimit(resource.RLIMIT_AS, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
+
+
+def bounded_memory(allowance_bytes: int) -> Callable[[], AbstractContextManager[None]]:
+    """Return a context in which this process may take so much more than it has now, and three times as much outside of it.
+
+    Inside is the work on records; outside is what the project does with their results, which strangers bound too.
+    """
+    taken = taken_bytes()
+
+    @contextmanager
+    def bounded() -> Iterator[None]:
+        limit_memory(allowance_bytes, taken)
+        try:
+            yield
+        finally:
+            limit_memory(3 * allowance_bytes, taken)
+
+    return bounded
 
 
 def lift_memory_limit() -> None:
@@ -66,6 +90,22 @@ class OutageError(OSError):
     """What failed is the store or this machine, not the file."""
 
 
+class ProcessDiedError(ValueError):
+    """The other process died of the file."""
+
+
+class TimedOutError(ValueError):
+    """The other process worked on the file without end."""
+
+
+_ERRORS: dict[str, type[Exception]] = {
+    "": ValueError,
+    "outage": OutageError,
+    "died": ProcessDiedError,
+    "timed out": TimedOutError,
+}
+
+
 class IsolatedProcess:
     """Calls functions of this project in another process, which is started when first needed and again after it died."""
 
@@ -78,27 +118,40 @@ class IsolatedProcess:
     def call(self, function: str, *arguments: Any, timeout_s: float) -> Iterator[Any]:
         """Yield what `function(*arguments)` yields; it is named `package.module:function`, and all passes as JSON.
 
-        Raise ValueError with the reason where it raises what is the file's fault, kills the process, or yields nothing for
-        `timeout_s`.
+        Raise ValueError with the reason where it raises what is the file's fault, ProcessDiedError where it kills the process,
+        TimedOutError where it yields nothing for `timeout_s`, OutageError for what is not the file's fault.
         """
-        if self._child is None:
-            command = [sys.executable, "-c", "from fer_pipeline.core.isolated import serve; serve()"]
-            self._child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-            self._answer(START_S)
-        assert self._child.stdin is not None
-        self._child.stdin.write(json.dumps([function, arguments]).encode() + b"\n")
-        self._child.stdin.flush()
+        if not self._ask(function, arguments) and not self._ask(function, arguments):
+            raise OutageError("the process that opens strangers' files cannot be started")
         ended = False
         try:
             while not ended:
                 answer = self._answer(timeout_s)
                 yield from answer.get("results", [])
                 if "error" in answer:
-                    raise (OutageError if answer.get("outage") else ValueError)(answer["error"])
+                    raise _ERRORS[answer.get("kind", "")](answer["error"])
                 ended = answer.get("end", False)
         finally:
             if not ended and self._child and not self._idle:
                 self.close()  # what it goes on saying would be taken for the next call's
+
+    def _ask(self, function: str, arguments: tuple[Any, ...]) -> bool:
+        """Send a call to the process, started where there is none; tell whether that went well."""
+        if self._child is None:
+            command = [sys.executable, "-P", "-c", "from fer_pipeline.core.isolated import serve; serve()"]
+            # It imports from where this process does, and not from the folder that it is started in (`-P`).
+            environment = os.environ | {"PYTHONPATH": os.pathsep.join(place for place in sys.path if place)}
+            self._child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
+            if "error" in self._answer(START_S):
+                return False
+        assert self._child is not None and self._child.stdin is not None
+        try:
+            self._child.stdin.write(json.dumps([function, arguments]).encode() + b"\n")
+            self._child.stdin.flush()
+        except BrokenPipeError:  # it was killed while it had nothing to do
+            self.close()
+            return False
+        return True
 
     def _answer(self, timeout_s: float) -> dict[str, Any]:
         """Return what the process says; it is ended where it says nothing."""
@@ -118,7 +171,9 @@ class IsolatedProcess:
             self._idle = bool(answer.get("end")) or "error" in answer
             return answer
         self.close()
-        return {"error": "the process that opens it dies of it" if ready else f"it takes longer than {timeout_s:g} s to open"}
+        if ready:
+            return {"error": "the process that opens it dies of it", "kind": "died"}
+        return {"error": f"it takes longer than {timeout_s:g} s to open", "kind": "timed out"}
 
     def close(self) -> None:
         """End the process."""
@@ -144,12 +199,12 @@ def serve() -> None:
         try:
             _send(out, called(*arguments))
         except OutageError as error:
-            _say(out, {"error": str(error), "outage": True})
+            _say(out, {"error": str(error), "kind": "outage"})
         except Exception as error:  # noqa: BLE001 (the boundary around one file)
             try:
                 _say(out, {"error": as_record_error(error, "unreadable").reason})
             except Exception as passing:  # noqa: BLE001 (a full disk, say: not the file's)
-                _say(out, {"error": storage.reason(passing), "outage": True})
+                _say(out, {"error": storage.reason(passing), "kind": "outage"})
 
 
 def _send(out: Any, results: Iterator[Any]) -> None:

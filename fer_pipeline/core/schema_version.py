@@ -17,7 +17,7 @@ def require_schema_version(text: bytes, readable: range, what: str, remedy: str)
     """
     try:
         facts: Any = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return
     found = facts.get("schema_version", 1) if isinstance(facts, dict) else 1
     if not isinstance(facts, dict) or found in readable:

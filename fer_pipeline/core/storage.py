@@ -145,6 +145,12 @@ def reason(error: BaseException) -> str:
     return re.sub(r"(\w+://)[^\s/@'\"]*@", r"\1", text)
 
 
+def says_damage(error: BaseException) -> bool:
+    """Tell whether an error of `STORAGE_ERRORS` is a file's: gzip, bz2 and Arrow raise OSError without a number."""
+    outage = isinstance(error, TimeoutError | ConnectionError | aiohttp.ClientError)
+    return isinstance(error, OSError) and error.errno is None and not outage
+
+
 def cache_folder() -> Path:
     """Return this user's folder for what can be fetched or made again: weights, container indexes."""
     return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "fer-pipeline"

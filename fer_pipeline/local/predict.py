@@ -10,7 +10,7 @@ from pydantic import Field
 
 from fer_pipeline.core import storage
 from fer_pipeline.core.config import Config
-from fer_pipeline.core.errors import UserError
+from fer_pipeline.core.errors import RecordError, UserError
 from fer_pipeline.core.isolated import IsolatedProcess
 from fer_pipeline.core.manifest import Record, manifest_table
 from fer_pipeline.core.schemas import FINE
@@ -75,7 +75,8 @@ def run(image: str, *more: str, config: PredictConfig = PredictConfig()) -> Pred
     (labelled,) = Labeller(detector, bundle, settings)([manifest_table(records, 0, 0)], poison)
     rows = labelled.to_pylist()
     out, found = storage.normalize(config.out), []
-    for number, (row, data) in enumerate(zip(rows, fetch(records, settings.max_bytes), strict=True)):
+    spared = (RecordError(*poison[index]) if index in poison else record for index, record in enumerate(records))
+    for number, (row, data) in enumerate(zip(rows, fetch(spared, settings.max_bytes), strict=True)):
         entry = {key: row[key] for key in ("uri", "member", "time_ms", "status", "error", "faces")}
         if row["status"] not in FINE:
             found.append(entry | {"annotated": None})

@@ -21,7 +21,7 @@ from fer_pipeline.models.bundle import ONNX_FILE, Bundle
 ONNX_ERRORS = (Fail, InvalidArgument, InvalidGraph, InvalidProtobuf, NotImplemented, RuntimeException)
 LEAST_PROBABILITY = 1e-12
 LIMIT_S = 30.0
-"""Time that one batch may take."""
+"""Time that one crop may take."""
 
 
 class OnnxNetwork:
@@ -71,7 +71,9 @@ class OnnxNetwork:
         if self.type is not np.uint8:
             images = (images * self.scale - self.offset).astype(self.type)
         limits = onnxruntime.RunOptions()
-        timer = threading.Timer(LIMIT_S, setattr, (limits, "terminate", True))  # a network of strangers may loop for ever
+        timer = threading.Timer(
+            LIMIT_S * len(crops), setattr, (limits, "terminate", True)
+        )  # a network of strangers may loop for ever
         timer.start()
         try:
             output: NDArray[np.float32] = self.session.run(None, {self.input.name: np.ascontiguousarray(images)}, limits)[0]
@@ -85,7 +87,7 @@ class OnnxNetwork:
         card, side = self.card, self.card.network.image_px
         try:
             found = self(np.zeros((1, card.network.channels, side, side), np.uint8))
-        except ONNX_ERRORS as error:
+        except Exception as error:
             raise UserError(
                 f"The {ONNX_FILE} of the model '{card.name}' does not take what its card says, crops of {card.network.channels} "
                 f"channels and {side} px: {_line(error)}."

@@ -72,7 +72,9 @@ def _read_recipe(name: str, below: tuple[str, ...] = ()) -> dict[str, Any]:
 
 def _merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     """Return a recipe's settings with others in their place, section by section."""
-    tables = {key: base[key] | value for key, value in changes.items() if isinstance(value, dict) and key in base}
+    tables = {
+        key: base[key] | value for key, value in changes.items() if isinstance(value, dict) and isinstance(base.get(key), dict)
+    }
     return base | changes | tables
 
 

@@ -36,7 +36,7 @@ def remembered(file: File, how: str, entries: Iterator[Record | str]) -> Iterato
     key = f"{INDEX_VERSION}|{file.uri}|{file.size_bytes}|{file.etag}|{how}"
     folder = storage.cache_folder() / "indexes"
     path = folder / f"{hashlib.sha256(key.encode('utf-8', 'surrogateescape')).hexdigest()}.parquet"
-    if path.exists():
+    if _is_whole(path):
         yield from _read(path, file)
         return
     if not file.etag:  # a store that does not say when a file changes
@@ -50,6 +50,18 @@ def remembered(file: File, how: str, entries: Iterator[Record | str]) -> Iterato
         index.finish()
     finally:
         index.discard()
+
+
+def _is_whole(path: Path) -> bool:
+    """Tell whether there is an index; one that a failing machine left torn is removed."""
+    try:
+        pq.read_metadata(path)
+    except FileNotFoundError:
+        return False
+    except (pa.ArrowException, OSError):
+        path.unlink(missing_ok=True)
+        return False
+    return True
 
 
 class _NewIndex:

@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from fer_pipeline.core.boundary import as_record_error
 from fer_pipeline.core.errors import RecordError
-from fer_pipeline.core.isolated import IsolatedProcess
+from fer_pipeline.core.isolated import IsolatedProcess, ProcessDiedError, TimedOutError
 from fer_pipeline.core.manifest import Record
 from fer_pipeline.sources.formats.spec import Frame
 from fer_pipeline.stages.fetch import Fetched, fetch
@@ -141,7 +142,8 @@ def decodes(record: dict[str, Any], max_pixels: int, max_bytes: int) -> Iterator
         try:
             decode(data, max_pixels)
             yield True
-        except RecordError:
+        except Exception as error:  # noqa: BLE001 (the boundary around one record)
+            as_record_error(error, "undecodable")
             yield False
 
 
@@ -150,6 +152,10 @@ def survives(process: IsolatedProcess, record: Record, max_pixels: int, max_byte
     function = f"{decodes.__module__}:{decodes.__name__}"
     try:
         list(process.call(function, asdict(record), max_pixels, max_bytes, timeout_s=timeout_s))
-    except ValueError as error:
+    except ProcessDiedError as error:
         return RecordError("crashed", str(error))
+    except TimedOutError as error:
+        return RecordError("timed_out", str(error))
+    except ValueError:
+        return None  # it is refused here as it was there
     return None

@@ -80,8 +80,8 @@ def _items(reading: Reading) -> list[Sample | Excluded]:
     try:
         items.extend(reading)  # keeps what came before the error
     except Exception as error:
-        if isinstance(error, storage.STORAGE_ERRORS) and getattr(error, "errno", None) is not None:
-            raise  # the storage's; gzip and bz2 say what is damaged without a number
+        if isinstance(error, storage.STORAGE_ERRORS) and not storage.says_damage(error):
+            raise
         place = f"behind {items[-1].source}" if items else "the beginning"
         items.append(Excluded(DAMAGED, place, f"the file breaks off: {as_record_error(error, 'undecodable').reason}"))
     return items

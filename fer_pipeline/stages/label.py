@@ -40,7 +40,7 @@ class LabelSettings:
 Poison = dict[int, tuple[str, str]]
 """Record ids that must not be touched again, with status and reason."""
 Watch = Callable[[], AbstractContextManager[Any]]
-"""A context around the work on one record, which ends what takes too long."""
+"""A context around work on records, which ends what takes too long or bounds its memory."""
 _unwatched: Watch = nullcontext
 
 
@@ -67,8 +67,15 @@ class ExtractedShard:
 class FaceExtractor:
     """Fetches, decodes, detects and aligns; loaded once in a process."""
 
-    def __init__(self, detector: ResolvedDetector, card: ModelCard, settings: LabelSettings, watch: Watch = _unwatched) -> None:
+    def __init__(
+        self,
+        detector: ResolvedDetector,
+        card: ModelCard,
+        settings: LabelSettings,
+        watch: Watch = _unwatched,
+    ) -> None:
         self.card, self.settings, self.watch = card, settings, watch
+        self.bounded: Watch = _unwatched
         self.finds_faces = DETECTORS[detector.name].finds_faces
         self.detect = load_detector(detector, settings.detect_px, settings.threshold)
 
@@ -81,10 +88,11 @@ class FaceExtractor:
         fetched = fetch(records, self.settings.max_bytes, self.settings.image_column)
         for manifest in manifests:
             outcomes, crops = [], [empty_inputs(0, self.card.network)]
-            for data in islice(fetched, len(manifest)):
-                outcome, faces = self._extract(data)
-                outcomes.append(outcome)
-                crops.append(faces)
+            with self.bounded():
+                for data in islice(fetched, len(manifest)):
+                    outcome, faces = self._extract(data)
+                    outcomes.append(outcome)
+                    crops.append(faces)
             yield ExtractedShard(manifest, outcomes, np.concatenate(crops))
         fetched.close()
 
@@ -113,7 +121,13 @@ class FaceExtractor:
 class Labeller:
     """A face extractor and a classifier, in one process."""
 
-    def __init__(self, detector: ResolvedDetector, bundle: Bundle, settings: LabelSettings, watch: Watch = _unwatched) -> None:
+    def __init__(
+        self,
+        detector: ResolvedDetector,
+        bundle: Bundle,
+        settings: LabelSettings,
+        watch: Watch = _unwatched,
+    ) -> None:
         from fer_pipeline.stages.classify import Classifier  # imports torch, which takes seconds: only where faces are labelled
 
         self.card, self.settings = bundle.card, settings

@@ -11,10 +11,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from fer_pipeline.core import isolated
+from fer_pipeline.core import isolated, storage
 from fer_pipeline.core.isolated import IsolatedProcess
+from fer_pipeline.core.labels import FER7
 from fer_pipeline.core.manifest import Record
 from fer_pipeline.sources.files import Selection
+from fer_pipeline.sources.layouts import open_layout
+from fer_pipeline.sources.layouts.layout import Excluded
 from fer_pipeline.sources.listing import Listing
 
 
@@ -108,3 +111,41 @@ def deadly():  # type: ignore[no-untyped-def]
 
 def many(count: int):  # type: ignore[no-untyped-def]
     yield from range(count)
+
+
+def test_code_in_the_folder_of_an_archive_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "av.py").write_text("open('ran', 'w')")
+    (tmp_path / "json.py").write_text("open('ran', 'w')")
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("1.jpg", b"x")
+    monkeypatch.chdir(tmp_path)
+    assert [record.member for record in listed(tmp_path)] == ["1.jpg"] and not (tmp_path / "ran").exists()
+
+
+def test_a_process_that_was_killed_between_two_files_is_started_again() -> None:
+    process = IsolatedProcess()
+    try:
+        assert list(process.call(f"{__name__}:many", 3, timeout_s=30)) == [0, 1, 2]
+        assert process._child is not None
+        process._child.kill()
+        process._child.wait()
+        assert list(process.call(f"{__name__}:many", 3, timeout_s=30)) == [0, 1, 2]
+    finally:
+        process.close()
+
+
+def test_a_torn_index_is_made_anew(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("1.jpg", b"x")
+    expected = listed(tmp_path)
+    for index in (storage.cache_folder() / "indexes").glob("*.parquet"):
+        index.write_bytes(b"")
+    assert listed(tmp_path) == expected and expected[0].member == "1.jpg"
+
+
+def test_a_webdataset_with_a_member_that_points_back_ends(tmp_path: Path) -> None:
+    tar_with(tmp_path / "train.tar", "a.jpg", -512)
+    started = time.monotonic()
+    layout = open_layout("webdataset", str(tmp_path), FER7)
+    found = [item for part in layout.plan() for item in layout.read(part)]
+    assert time.monotonic() - started < 20 and isinstance(found[-1], Excluded) and "impossible size" in found[-1].reason

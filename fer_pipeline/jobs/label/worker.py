@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from fer_pipeline.core.isolated import alarm, limit_memory
+from fer_pipeline.core.isolated import alarm, bounded_memory
 from fer_pipeline.jobs.shared import Shared
 from fer_pipeline.models.bundle import Bundle
 from fer_pipeline.stages.detectors.spec import ResolvedDetector
@@ -32,11 +32,11 @@ def load_extractor(context: Shared[LabelContext]) -> FaceExtractor:
 
 def _make_labeller(context: LabelContext) -> Labeller:
     labeller = Labeller(context.detector, context.bundle, context.settings, alarm(context.record_timeout_s))
-    limit_memory(context.record_memory_bytes)
+    labeller.extract.bounded = bounded_memory(context.record_memory_bytes)  # measured now that all is loaded
     return labeller
 
 
 def _make_extractor(context: LabelContext) -> FaceExtractor:
     extractor = FaceExtractor(context.detector, context.bundle.card, context.settings, alarm(context.record_timeout_s))
-    limit_memory(context.record_memory_bytes)
+    extractor.bounded = bounded_memory(context.record_memory_bytes)
     return extractor

@@ -45,7 +45,7 @@ def list_container(name: str, file: dict[str, Any], selection: dict[str, Any]) -
         yield from _entries(FORMATS[name].list_records(File(**file), Selection(**selection)))
     except storage.STORAGE_ERRORS as error:
         gone = isinstance(error, FileNotFoundError | PermissionError)
-        if gone or storage.is_local(file["uri"]):
+        if gone or storage.is_local(file["uri"]) or storage.says_damage(error):
             raise
         raise OutageError(storage.reason(error)) from error
 

@@ -220,6 +220,10 @@ def list_frames(file: File, selection: Selection) -> Iterator[Record | str]:
     try:
         for moment in video.moments_ms(selection.fps, file.size_bytes, selection.max_members):
             yield Record(file.uri, time_ms=moment, etag=file.etag)
+    except RecordError as error:
+        if isinstance(error.__cause__, storage.STORAGE_ERRORS):
+            raise error.__cause__ from None  # the store's, if it is a store: not the video's
+        raise
     finally:
         video.close()
 

@@ -15,6 +15,7 @@ from fer_pipeline.core.manifest import Record
 from fer_pipeline.sources.files import CONTAINER_ERRORS
 from fer_pipeline.sources.formats import FORMATS, format_of
 from fer_pipeline.sources.formats.images import says_image
+from fer_pipeline.sources.formats.tars import sane_members
 from fer_pipeline.sources.layouts.layout import (
     DAMAGED,
     MISLABELLED,
@@ -51,7 +52,9 @@ class WebDataset:
         fs, path = storage.open_filesystem(part.uri)
         try:
             with fs.open(path, "rb") as opened, tarfile.open(fileobj=opened) as tar:
-                for key, group in groupby((info for info in tar if info.isfile()), key=lambda info: _key(info.name)):
+                for key, group in groupby(
+                    (info for info in sane_members(tar) if info.isfile()), key=lambda info: _key(info.name)
+                ):
                     yield self._sample(tar, list(group), part.uri, split, f"{shard}/{key}")
         except CONTAINER_ERRORS as error:
             yield Excluded(DAMAGED, shard, f"the tar is damaged, what stands behind is lost: {storage.reason(error)}")

@@ -1,0 +1,256 @@
+"""Mutated files through the code that reads strangers' files: one JSON line of counts by kind and outcome.
+
+    python -m tests.fuzz [--images 4000] [--others 200] [--seed 0] [--keep FOLDER]
+
+Every input is made from a sound file by a seeded generator, so a finding can be made again. All run in a process of its own,
+under the limits of memory and time that labelling has. A row's status is an outcome, and so are a process that dies (`crashed`,
+which the probe of a run finds) and one that takes too long. An exception that the boundaries let through is an escape: its input
+is kept, and the exit code is 1.
+"""
+
+import argparse
+import io
+import json
+import random
+import sys
+import tarfile
+import tempfile
+import zipfile
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from fer_pipeline.core.boundary import as_record_error
+from fer_pipeline.core.errors import RecordError, UserError
+from fer_pipeline.core.isolated import IsolatedProcess
+from fer_pipeline.core.manifest import Record
+from fer_pipeline.models.bundle import EMBEDDED, MODEL_FILE, read_bundle, read_files
+from fer_pipeline.models.registry import Registry
+from fer_pipeline.sources.files import File, Selection
+from fer_pipeline.sources.formats import format_of, list_container
+from fer_pipeline.stages.classify import Classifier
+from fer_pipeline.stages.detectors import resolve_detector
+from fer_pipeline.stages.fetch import fetch
+from fer_pipeline.stages.label import FaceExtractor, LabelSettings
+
+CODECS = {
+    "jpg": "JPEG", "png": "PNG", "webp": "WEBP", "bmp": "BMP", "gif": "GIF", "tiff": "TIFF", "jp2": "JPEG2000", "avif": "AVIF",
+    "ppm": "PPM",
+}  # fmt: skip
+CONTAINERS = ("tar", "tar.gz", "zip", "parquet", "mp4", "avi", "mkv")
+RECORDS_READ = 8
+"""Of a container that could be listed."""
+LIMIT_S = 60.0
+BATCH = 100
+
+
+def photo() -> np.ndarray:
+    y, x = np.mgrid[0:60, 0:80]
+    return np.stack([x * 3, y * 4, (x + y) * 2], 2).astype(np.uint8)
+
+
+@lru_cache
+def sound(kind: str) -> bytes:
+    """Return a sound file of a kind."""
+    out = io.BytesIO()
+    if kind in CODECS:
+        Image.fromarray(photo()).save(out, CODECS[kind], exif=b"Exif\0\0II*\0\x08\0\0\0\0\0" if kind == "jpg" else b"")
+    elif kind.startswith("tar"):
+        with tarfile.open(fileobj=out, mode="w:gz" if kind == "tar.gz" else "w") as tar:
+            for number in range(4):
+                info = tarfile.TarInfo(f"{'n' * 120 if number == 3 else ''}{number}.jpg")
+                info.size = len(sound("jpg"))
+                tar.addfile(info, io.BytesIO(sound("jpg")))
+    elif kind == "zip":
+        with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
+            for number in range(4):
+                archive.writestr(f"{number}.jpg", sound("jpg"))
+    elif kind == "parquet":
+        pq.write_table(pa.table({"image": [sound("jpg")] * 40, "label": list(range(40))}), out, row_group_size=16)
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / f"a.{kind}"
+            with av.open(str(path), "w") as container:
+                stream = container.add_stream("mpeg4", rate=10)
+                stream.width, stream.height = 80, 60
+                for _ in range(25):
+                    container.mux(stream.encode(av.VideoFrame.from_ndarray(photo(), format="rgb24")))
+                container.mux(stream.encode(None))
+            return path.read_bytes()
+    return out.getvalue()
+
+
+def mutated(data: bytes, rng: random.Random) -> bytes:
+    """Return data with a few bytes, numbers or stretches changed."""
+    found = bytearray(data)
+    for _ in range(rng.choice((1, 1, 2, 4, 16))):
+        place, size = rng.randrange(len(found) or 1), rng.choice((1, 2, 4, 8))
+        match rng.randrange(6):
+            case 0:
+                found[place : place + 1] = bytes([rng.randrange(256)])
+            case 1:
+                extreme = rng.choice((0, 1, 0x7F, 0x80, 0xFF))
+                found[place : place + size] = bytes([extreme]) * size
+            case 2:
+                found[place : place + size] = rng.randrange(256**size).to_bytes(size, rng.choice(("little", "big")))
+            case 3:
+                del found[place : place + rng.randrange(1, 200)]
+            case 4:
+                found[place:place] = found[place : place + rng.randrange(1, 200)]
+            case 5:
+                found = found[: max(1, place)] if rng.random() < 0.3 else found
+        found = found or bytearray(b"\0")
+    return bytes(found)
+
+
+def made(kind: str, number: int, seed: int) -> bytes:
+    """Return the input of a number."""
+    rng = random.Random(f"{seed} {kind} {number}")
+    if kind in ("card", "version"):
+        text = (read_files(EMBEDDED)[MODEL_FILE] if kind == "card" else VERSION).decode()
+        words = (
+            "NaN",
+            "-1",
+            "1e999",
+            "0",
+            '""',
+            "null",
+            "[]",
+            "{}",
+            "99999999999999999999",
+            '"../../x"',
+            "true",
+            '"$\\\\frac{$"',
+        )
+        parts = text.split(",")
+        for _ in range(rng.choice((1, 2, 3))):
+            place = rng.randrange(len(parts))
+            head, colon, _ = parts[place].partition(":")
+            parts[place] = f"{head}{colon}{rng.choice(words)}" if rng.random() < 0.8 else ""
+        return ",".join(parts).encode()
+    return mutated(sound(kind), rng)
+
+
+VERSION = json.dumps({"name": "face", "version": "1", "files": {"model.json": "0" * 64}, "created_at": "now"}).encode()
+
+
+@lru_cache
+def extractor() -> FaceExtractor:
+    settings = LabelSettings(detect_px=640, threshold=0, max_pixels=10**8, max_bytes=2**28, precision="fp32", uncertain_below=0.5)
+    return FaceExtractor(resolve_detector("none"), read_bundle(EMBEDDED).card, settings)
+
+
+def outcome(kind: str, data: bytes, folder: Path) -> str:
+    """Run one input through the code that reads it; what is raised here has escaped."""
+    if kind in CODECS:
+        return extractor()._extract(data)[0].status
+    if kind == "card":
+        for name, content in (read_files(EMBEDDED) | {MODEL_FILE: data}).items():
+            (folder / name).write_bytes(content)
+        return refusal(lambda: Classifier(read_bundle(str(folder)), "fp32"))
+    if kind == "version":
+        place = folder / "face" / "versions" / "1.json"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_bytes(data)
+        return refusal(lambda: Registry(str(folder)).resolve("face", "1"))
+    path = folder / f"a.{kind}"
+    path.write_bytes(data)
+    file, selection = File(str(path), len(data), "1"), Selection(fps=1.0)
+    source_format = format_of(str(path))
+    assert source_format
+    entries: list[Any] = []
+    found = "ok"
+    try:
+        for entry in list_container(source_format.name, asdict(file), asdict(selection)):
+            entries.append(entry)
+            if len(entries) == 10 * RECORDS_READ:
+                break
+    except Exception as error:  # noqa: BLE001 (as the boundary around one container has it)
+        found = as_record_error(error, "unreadable").status
+    records = []
+    for entry in entries[:RECORDS_READ]:
+        if not isinstance(entry, str):
+            member, offset, stored, time_ms, size = entry
+            records.append(Record(str(path), member, offset, stored, time_ms, size))
+    for fetched in fetch(records, 2**28):
+        status = fetched.status if isinstance(fetched, RecordError) else extractor()._extract(fetched)[0].status
+        found = found if status in ("ok", "no_face") else status
+    return found
+
+
+def refusal(action: Callable[[], object]) -> str:
+    try:
+        action()
+    except UserError as error:
+        assert "\n" not in str(error), "more than one line"
+        return "refused"
+    return "ok"
+
+
+def batch(kind: str, first: int, count: int, seed: int) -> Iterator[list[Any]]:
+    """Yield number and outcome of some inputs; an escape as `escaped` with what it was."""
+    with tempfile.TemporaryDirectory() as folder:
+        for number in range(first, first + count):
+            try:
+                yield [number, outcome(kind, made(kind, number, seed), Path(folder)), ""]
+            except Exception as error:  # noqa: BLE001 (what is looked for)
+                yield [number, "escaped", f"{type(error).__name__}: {error}"[:300]]
+
+
+def run(kind: str, count: int, seed: int, process: IsolatedProcess) -> tuple[Counter[str], list[tuple[int, str]]]:
+    """Return the outcomes of a kind's inputs, and the escapes."""
+    outcomes, escapes = Counter[str](), list[tuple[int, str]]()
+    pending = [(first, min(BATCH, count - first)) for first in range(0, count, BATCH)]
+    while pending:
+        first, size = pending.pop()
+        done: list[Any] = []
+        try:
+            done += process.call(f"{__spec__.name}:{batch.__name__}", kind, first, size, seed, timeout_s=LIMIT_S)
+        except ValueError as error:  # the process died or hung: which input was it?
+            if size > 1:
+                pending += [(number, 1) for number in range(first, first + size)]
+                continue
+            done = [[first, "crashed" if "dies" in str(error) else "timed_out", ""]]
+        for number, status, what in done:
+            outcomes[status] += 1
+            if status == "escaped":
+                escapes.append((number, what))
+    return outcomes, escapes
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=4000)
+    parser.add_argument("--others", type=int, default=100, help="inputs of each kind of container, card and registry file")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--keep", default="fuzz-escapes")
+    options = parser.parse_args()
+    kinds = {kind: options.images // len(CODECS) for kind in CODECS}
+    kinds |= dict.fromkeys((*CONTAINERS, "card", "version"), options.others)
+    figures, escaped, process = {}, 0, IsolatedProcess()
+    for kind, count in kinds.items():
+        outcomes, escapes = run(kind, count, options.seed, process)
+        figures[kind] = dict(sorted(outcomes.items()))
+        for number, what in escapes:
+            place = Path(options.keep) / f"{options.seed}-{number}.{kind}"
+            place.parent.mkdir(exist_ok=True)
+            place.write_bytes(made(kind, number, options.seed))
+            print(f"{place}: {what}", file=sys.stderr)
+        escaped += len(escapes)
+        print(f"{kind}: {figures[kind]}", file=sys.stderr, flush=True)
+    process.close()
+    print(json.dumps({"inputs": sum(kinds.values()), "escaped": escaped, "outcomes": figures}))
+    sys.exit(1 if escaped else 0)
+
+
+if __name__ == "__main__":
+    main()
