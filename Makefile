@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-faults test-s3 test-examples fuzz test-pages check bench clean
+.PHONY: demo test test-slow test-faults test-s3 test-examples fuzz test-pages check bench clean
 
 demo: $(INSTALLED)  ## Label a small photo archive, in a few minutes, install included
 	test -f demo/archive/notes.txt || { rm -rf demo/archive && $(BIN)/fer-pipeline sample-archive demo/archive; }
@@ -13,6 +13,9 @@ demo: $(INSTALLED)  ## Label a small photo archive, in a few minutes, install in
 
 test: $(INSTALLED)  ## The tests
 	$(BIN)/python -m pytest
+
+test-slow: $(INSTALLED)  ## Tests of half a minute each: trainings, sweeps, whole datasets
+	$(BIN)/python -m pytest -m slow
 
 test-faults: $(INSTALLED)  ## Poison files, killed drivers and workers, a lost node
 	$(BIN)/python -m pytest -m faults tests/faults

@@ -127,6 +127,7 @@ def test_faces_are_cut_out_and_images_without_one_are_dropped(archive: Path, tmp
     assert (row["width"], row["height"]) == (64, 64)
 
 
+@pytest.mark.slow
 def test_fer2013_has_its_known_counts(shared: Path, tmp_path: Path, local_ray: None) -> None:
     import runpy
 

@@ -115,6 +115,7 @@ def test_what_the_user_must_mend_writes_nothing(dataset: Path, tmp_path: Path) -
         assert not (tmp_path / "m").exists()
 
 
+@pytest.mark.slow
 def test_streamed_data_is_learnt_as_well(dataset: Path, tmp_path: Path) -> None:
     (tmp_path / "stripes.toml").write_text(RECIPE)
     config = TrainConfig(recipe=str(tmp_path / "stripes.toml"), data=str(dataset), out=str(tmp_path / "m"), data_from="stream")
@@ -123,6 +124,7 @@ def test_streamed_data_is_learnt_as_well(dataset: Path, tmp_path: Path) -> None:
     assert result.validation_accuracy > 0.9
 
 
+@pytest.mark.slow
 def test_flagged_samples_are_left_out_when_leaks_are_to_be_dropped(dataset: Path, tmp_path: Path) -> None:
     (tmp_path / "stripes.toml").write_text(RECIPE)
     flagged = read_flagged(str(dataset))
