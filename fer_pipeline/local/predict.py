@@ -11,7 +11,7 @@ from pydantic import Field
 from fer_pipeline.core import storage
 from fer_pipeline.core.config import Config
 from fer_pipeline.core.errors import RecordError, UserError
-from fer_pipeline.core.isolated import IsolatedProcess
+from fer_pipeline.core.isolated import MEMORY_BYTES, IsolatedProcess, bounded_memory
 from fer_pipeline.core.manifest import Record, manifest_table
 from fer_pipeline.core.schemas import FINE
 from fer_pipeline.models.bundle import EMBEDDED, read_bundle
@@ -72,7 +72,9 @@ def run(image: str, *more: str, config: PredictConfig = PredictConfig()) -> Pred
         uncertain_below=bundle.card.calibration.uncertain_below,
     )
     poison = _poison(records, settings)
-    (labelled,) = Labeller(detector, bundle, settings)([manifest_table(records, 0, 0)], poison)
+    labeller = Labeller(detector, bundle, settings)
+    labeller.extract.bounded = bounded_memory(MEMORY_BYTES)
+    (labelled,) = labeller([manifest_table(records, 0, 0)], poison)
     rows = labelled.to_pylist()
     out, found = storage.normalize(config.out), []
     spared = (RecordError(*poison[index]) if index in poison else record for index, record in enumerate(records))
