@@ -47,6 +47,11 @@ def share(value: Value) -> Shared[Value]:
     return Shared(ray.put(value))
 
 
+def cluster_cores() -> int:
+    """Return the cores that the cluster has now; at least 1."""
+    return max(1, int(ray.cluster_resources().get("CPU", 1)))
+
+
 def fan_out(
     function: Callable[..., Result],
     items: Iterable[Any],
@@ -60,7 +65,7 @@ def fan_out(
     the function is raised as it is.
     """
     task = ray.remote(num_cpus=1, num_gpus=num_gpus)(function)
-    ahead = TASKS_AHEAD * max(1, int(ray.cluster_resources().get("CPU", 1)))
+    ahead = TASKS_AHEAD * cluster_cores()
     waiting: deque[Any] = deque()
     rest = iter(items)
     while True:

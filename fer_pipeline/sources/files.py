@@ -12,6 +12,8 @@ CONTAINER_ERRORS = (
     tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, pa.ArrowException, EOFError, ValueError, RuntimeError
 )  # fmt: skip
 """What a damaged container raises; zipfile says RuntimeError for an encrypted member, or a method that it does not know."""
+MOST_BYTES = 2**62
+"""Largest place or size in a container that is believed: offsets are signed 64-bit integers."""
 MOST_CHARACTERS = 4096
 """In the name of a member: the longest path of common file systems."""
 

@@ -80,9 +80,9 @@ class Listing:
         key = source_format.index_key(self.selection) if source_format.index_key else None
         try:
             yield from entries if key is None else remembered(file, key, entries)
-        except Exception as error:
-            if isinstance(error, OutageError):
-                raise
+        except OutageError:
+            raise
+        except Exception as error:  # noqa: BLE001 (the boundary around one container)
             what = "video" if source_format.in_sequence else "container"
             reason = f"the {what} cannot be read: {as_record_error(error, 'unreadable').reason}"
             yield Record(file.uri, size_bytes=file.size_bytes, etag=file.etag, error=reason)

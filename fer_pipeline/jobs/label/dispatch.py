@@ -29,7 +29,7 @@ from fer_pipeline.core.run import RunFolder, RunRecord
 from fer_pipeline.jobs.label.pool import ClassifierPool
 from fer_pipeline.jobs.label.probe import probe
 from fer_pipeline.jobs.label.worker import LabelContext, load_extractor, load_labeller
-from fer_pipeline.jobs.shared import Shared
+from fer_pipeline.jobs.shared import Shared, cluster_cores
 from fer_pipeline.stages.label import ExtractedShard, Poison
 
 log = logging.getLogger(__name__)
@@ -79,7 +79,7 @@ class Dispatcher:
         manifests = read_shards(self.folder.manifest_prefix(self.record.run_id), pending)
         left = len(pending)
         while left or self.waiting or self.running:
-            cores = _cores()
+            cores = cluster_cores()
             while (left or self.waiting) and len(self.running) < 2 * cores + 1:
                 if self.waiting:
                     self._start(self.waiting.popleft())
@@ -145,10 +145,6 @@ class Dispatcher:
                     one.poison, one.probing = _given_up(one), False
             self.waiting.append(one)
         return done
-
-
-def _cores() -> int:
-    return max(1, int(ray.cluster_resources().get("CPU", 1)))
 
 
 def _given_up(chunk: Chunk) -> Poison:

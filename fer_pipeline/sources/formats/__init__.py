@@ -7,7 +7,7 @@ from typing import Any
 from fer_pipeline.core import storage
 from fer_pipeline.core.isolated import OutageError
 from fer_pipeline.core.manifest import Record
-from fer_pipeline.sources.files import File, Selection
+from fer_pipeline.sources.files import MOST_BYTES, File, Selection
 from fer_pipeline.sources.formats.images import IMAGE
 from fer_pipeline.sources.formats.parquets import PARQUET
 from fer_pipeline.sources.formats.spec import SourceFormat
@@ -15,8 +15,6 @@ from fer_pipeline.sources.formats.tars import TAR
 from fer_pipeline.sources.formats.videos import VIDEO
 from fer_pipeline.sources.formats.zips import ZIP
 
-MOST = 2**62
-"""Largest place or size that is believed."""
 FORMATS: dict[str, SourceFormat] = {one.name: one for one in (IMAGE, TAR, ZIP, PARQUET, VIDEO)}
 """Every source format. What `Record.offset` means in it:
 
@@ -56,6 +54,6 @@ def _entries(found: Iterator[Record | str]) -> Iterator[str | tuple[Any, ...]]:
             yield entry
             continue
         numbers = entry.offset, entry.stored_bytes, entry.time_ms, entry.size_bytes
-        if any(number is not None and not 0 <= number <= MOST for number in numbers):
+        if any(number is not None and not 0 <= number <= MOST_BYTES for number in numbers):
             raise ValueError(f"the member {entry.member!r:.60} has an impossible place or size")
         yield entry.member, *numbers

@@ -12,15 +12,13 @@ from typing import IO, Any
 
 from fer_pipeline.core import storage
 from fer_pipeline.core.manifest import Record
-from fer_pipeline.sources.files import CONTAINER_ERRORS, File, Selection, require_name, valid_text
+from fer_pipeline.sources.files import CONTAINER_ERRORS, MOST_BYTES, File, Selection, require_name, valid_text
 from fer_pipeline.sources.formats.images import is_image
 from fer_pipeline.sources.formats.spec import Ranged, ReadRange, SourceFormat, byte_span, keyed_by_file
 
 CHUNK_BYTES = 64 * 1024
 LEAST_UNPACKED_BYTES, MOST_RATIO = 256 * 1024**2, 200
 """How much of a compressed tar is unpacked: so many bytes at least, and beyond them so many for each byte of the file."""
-MOST_BYTES = 2**62
-"""Beyond, the size of a member is no size: offsets are signed 64-bit integers."""
 COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ")
 
 
@@ -103,7 +101,8 @@ class OpenTar(Ranged):
             if self._stream:
                 self._stream.seek(record.offset or 0)
                 return self._stream.read(record.size_bytes or 0)
-        return read_range(record.offset or 0, record.size_bytes or 0)
+        data: bytes = super().read(record, read_range)
+        return data
 
     def close(self) -> None:
         if self._stream:

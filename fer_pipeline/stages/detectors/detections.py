@@ -36,10 +36,6 @@ class Detections:
         """(n, 5, 2): x, y of each of `framing.LANDMARKS`; None from a detector that finds boxes only."""
         return self.attributes.get("landmarks")
 
-    def without_landmarks(self) -> "Detections":
-        """Return the faces as a detector of boxes alone would have found them."""
-        return Detections(self.boxes_xywh, self.scores)
-
     def scaled(self, factor: float) -> "Detections":
         """Return the same faces in an image `factor` times as large."""
         by = np.float32(factor)
