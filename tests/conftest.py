@@ -1,6 +1,7 @@
 """Fixtures: real photos that come with packages, optional real data beside the checkout, and Ray where a test asks for it."""
 
 import os
+import resource
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +25,14 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 def cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """An empty cache of its own for the session, its child processes included."""
     os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(autouse=True)
+def memory_limit() -> Iterator[None]:
+    """No test leaves a memory limit behind: what later tests start would inherit it."""
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    yield
+    assert resource.getrlimit(resource.RLIMIT_AS) == before
 
 
 @pytest.fixture(scope="session")

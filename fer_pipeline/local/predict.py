@@ -11,7 +11,7 @@ from pydantic import Field
 from fer_pipeline.core import storage
 from fer_pipeline.core.config import Config
 from fer_pipeline.core.errors import RecordError, UserError
-from fer_pipeline.core.isolated import MEMORY_BYTES, IsolatedProcess, bounded_memory
+from fer_pipeline.core.isolated import MEMORY_BYTES, IsolatedProcess, bounded_memory, lift_memory_limit
 from fer_pipeline.core.manifest import Record, manifest_table
 from fer_pipeline.core.schemas import FINE
 from fer_pipeline.models.bundle import EMBEDDED, read_bundle
@@ -74,7 +74,10 @@ def run(image: str, *more: str, config: PredictConfig = PredictConfig()) -> Pred
     poison = _poison(records, settings)
     labeller = Labeller(detector, bundle, settings)
     labeller.extract.bounded = bounded_memory(MEMORY_BYTES)
-    (labelled,) = labeller([manifest_table(records, 0, 0)], poison)
+    try:
+        (labelled,) = labeller([manifest_table(records, 0, 0)], poison)
+    finally:
+        lift_memory_limit()
     rows = labelled.to_pylist()
     out, found = storage.normalize(config.out), []
     spared = (RecordError(*poison[index]) if index in poison else record for index, record in enumerate(records))
