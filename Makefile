@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-slow test-faults test-s3 test-examples fuzz test-pages check bench clean
+.PHONY: demo test test-slow test-faults test-s3 test-doors test-examples fuzz test-pages check bench clean
 
 demo: $(INSTALLED)  ## Label a small photo archive, in a few minutes, install included
 	test -f demo/archive/notes.txt || { rm -rf demo/archive && $(BIN)/fer-pipeline sample-archive demo/archive; }
@@ -22,6 +22,9 @@ test-faults: $(INSTALLED)  ## Poison files, killed drivers and workers, a lost n
 
 test-s3: $(INSTALLED)  ## Labelling from S3 to S3 on a real server, with faults injected (installs Swift; needs root)
 	$(BIN)/python -m pytest -m s3 tests/s3
+
+test-doors: $(INSTALLED)  ## No command listens to other machines or looks up a name (needs root and iproute2)
+	$(BIN)/python -m pytest -m doors tests/doors
 
 test-examples: $(INSTALLED)  ## docs/extending.md and examples/, done as they say
 	$(BIN)/python -m pytest -m examples tests/test_extending.py tests/test_examples.py

@@ -35,6 +35,7 @@ def test_help_names_every_command() -> None:
         (["evaluate", "embedded", "/nowhere", "test", "/tmp/never"], "'/nowhere' is not an ingested dataset"),
         (["models", "export", "/nowhere", "/tmp/never"], "no model bundle at '/nowhere'"),
         (["models", "puhs"], "puhs"),
+        (["label", "a", "--out", "s3://KEY:secret@bucket/run"], "credentials by the environment"),
     ],
 )
 def test_a_mistake_is_one_sentence_and_exit_code_2(arguments: list[str], complaint: str) -> None:

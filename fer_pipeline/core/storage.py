@@ -42,27 +42,29 @@ def is_local(url: str) -> bool:
 
 
 def normalize(url: str) -> str:
-    """Return a local path made absolute, or a URL without its trailing slash."""
+    """Return a local path made absolute, or a URL without its trailing slash.
+
+    Raise UserError for a URL with credentials in it, without repeating them: it would stand in every row and message.
+    """
     if is_local(url):
         return os.path.abspath(os.path.expanduser(url.removeprefix("file://")))
-    return re.sub("^s3a://", "s3://", url).rstrip("/")
+    scheme, _, rest = re.sub("^s3a://", "s3://", url).partition("://")
+    # A user stands before the host, or the bucket; a query only where it is not a part of a key.
+    if "@" in rest.partition("/")[0] or (scheme != "s3" and "?" in rest):
+        raise UserError(f"A {scheme}:// URL with a user or a query in it is not accepted: give credentials by the environment.")
+    return f"{scheme}://{rest.rstrip('/')}"
 
 
 def open_filesystem(url: str) -> tuple[Any, str]:
     """Return the fsspec filesystem of `url` and the path on it; raise UserError for a scheme that is not installed."""
     if is_local(url):
         return LocalFileSystem(), normalize(url)
-    scheme, _, rest = url.partition("://")
+    scheme, _, rest = normalize(url).partition("://")
     if scheme == "s3":  # opened directly: a key may hold what fsspec takes for a chain of URLs or a version
         # Other processes write what this one lists: a cached listing would deny files that exist. One request for a file, not
         # a HEAD and its parts: sizes are known from the listing, and files are read side by side.
         options = {"max_pool_connections": CONNECTIONS} | _patience()
-        return fsspec.filesystem("s3", use_listings_cache=False, max_concurrency=1, config_kwargs=options), rest.rstrip("/")
-    if re.search(r"[?@]", rest):
-        raise UserError(
-            f"A {scheme}:// URL with a query or a user in it is not accepted, since it would stand in every row: "
-            "give credentials by the environment."
-        )
+        return fsspec.filesystem("s3", use_listings_cache=False, max_concurrency=1, config_kwargs=options), rest
     try:
         return fsspec.core.url_to_fs(url, use_listings_cache=False)  # type: ignore[no-any-return]
     except (ValueError, ImportError) as error:

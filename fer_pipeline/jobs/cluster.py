@@ -1,9 +1,11 @@
 """The Ray cluster that a job runs on: one of this machine's own, or the one at an address."""
 
+import fcntl
 import logging
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -13,7 +15,7 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 import ray
 from pydantic import Field
-from ray._private import ray_constants
+from ray._private import ray_constants, services
 
 import fer_pipeline
 from fer_pipeline.core import storage
@@ -22,8 +24,10 @@ from fer_pipeline.core.errors import UserError
 
 LOCAL_OBJECT_STORE_BYTES = 512 * 1024**2
 LOOPBACK, NO_CLUSTER = "127.0.0.1", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
-PREFIX, LONGEST_PATH = "fer-ray-", 12
-"""Of the folder of Ray's files, and the longest path below which its sockets find room."""
+PREFIX, LOCK, LONGEST_PATH = "fer-ray-", "lock", 12
+"""Of the folder of Ray's files, of the file that its process keeps locked, the longest path below which sockets find room."""
+SETTLED_S = 60
+"""Age from which a folder whose lock is free is nobody's."""
 
 
 class ClusterConfig(Config):
@@ -80,28 +84,32 @@ def _private_folder() -> Iterator[str]:
     """Make a folder for Ray's files that only this user can read, and remove it, and those that killed processes left."""
     place = Path(tempfile.gettempdir())
     place = place if len(str(place)) <= LONGEST_PATH else Path("/tmp")
-    for left in place.glob(f"{PREFIX}*"):
-        owner = left.name.removeprefix(PREFIX).partition("-")[0]
-        with suppress(OSError):
-            if left.stat().st_uid == os.getuid() and owner.isdecimal() and not Path(f"/proc/{owner}").exists():
-                shutil.rmtree(left, ignore_errors=True)
-    folder = tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-", dir=place)
-    try:
-        yield storage.join(folder, "ray")  # Ray opens its own folder to everybody, which the one above it does not
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    for left in place.glob(f"{PREFIX}*/{LOCK}"):
+        with suppress(OSError), left.open() as lock:
+            if left.stat().st_uid == os.getuid() and time.time() - left.stat().st_mtime > SETTLED_S:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # its process lives, in whatever container, where this fails
+                shutil.rmtree(left.parent, ignore_errors=True)
+    folder = tempfile.mkdtemp(prefix=PREFIX, dir=place)
+    with Path(folder, LOCK).open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            yield storage.join(folder, "ray")  # Ray opens its own folder to everybody, which the one above it does not
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager
 def _closed_doors() -> Iterator[None]:
-    """Start Ray so that it listens on loopback only, and that only this user can read what it writes, its token above all.
+    """Start Ray so that it listens on loopback only, that only this user can read what it writes, its token above all, and that
+    it asks no cloud whose machine this is, which its dashboard does even when it is to report nothing.
 
     Ray binds to loopback where it is told that machines do not form clusters, as on Windows and macOS. What workers write for
     the user has the user's umask (`storage.UMASK`).
     """
-    umask = os.umask(0o077)
+    umask, start_dashboard = os.umask(0o077), services.start_api_server
     os.environ |= {storage.UMASK: f"{umask:o}", NO_CLUSTER: "0"}
     ray_constants.ENABLE_RAY_CLUSTER = False
+    services.start_api_server = lambda *_, **__: (None, None)
     with suppress(OSError):
         (Path.home() / ".ray" / "auth_token").chmod(0o600)
     try:
@@ -109,6 +117,7 @@ def _closed_doors() -> Iterator[None]:
     finally:
         os.umask(umask)
         ray_constants.ENABLE_RAY_CLUSTER = True
+        services.start_api_server = start_dashboard
         for name in (storage.UMASK, NO_CLUSTER):
             os.environ.pop(name, None)
 

@@ -10,15 +10,14 @@ from itertools import groupby
 from fer_pipeline.core.boundary import as_record_error
 from fer_pipeline.core.errors import RecordError
 from fer_pipeline.core.manifest import Record
-from fer_pipeline.core.storage import read_range
+from fer_pipeline.core.storage import is_local, read_range
 from fer_pipeline.sources.formats import format_of
 from fer_pipeline.sources.formats.spec import Frame
 from fer_pipeline.sources.reader import RecordReader, blocks
 
 RECORDS_AHEAD = 8
-READ_TIMEOUT_S = 300.0
-"""Time that reading neighbours may take, the store's retries included."""
-
+LOCAL_TIMEOUT_S, STORE_TIMEOUT_S = 45.0, 300.0
+"""Time that reading neighbours may take: from a file system, and from a store with its retries."""
 
 Fetched = bytes | Frame | RecordError
 
@@ -63,11 +62,11 @@ def _frames(uri: str, records: Iterable[Record | RecordError]) -> Iterator[Fetch
 
 
 def _images(reader: RecordReader, records: Iterable[Record | RecordError], max_bytes: int) -> Iterator[Fetched]:
-    waiting: deque[tuple[int, Future[list[bytes | RecordError]]]] = deque()
+    waiting: deque[tuple[list[Record | RecordError], Future[list[bytes | RecordError]]]] = deque()
     pool, stuck = ThreadPoolExecutor(RECORDS_AHEAD, thread_name_prefix="fetch"), False
     try:
         for block in blocks(_bounded(record, max_bytes) for record in records):
-            waiting.append((len(block), pool.submit(reader.read_block, block)))
+            waiting.append((block, pool.submit(reader.read_block, block)))
             if len(waiting) > RECORDS_AHEAD:
                 read, stuck = _taken(*waiting.popleft(), stuck)
                 yield from read
@@ -78,12 +77,16 @@ def _images(reader: RecordReader, records: Iterable[Record | RecordError], max_b
         pool.shutdown(wait=not stuck, cancel_futures=True)  # a thread that hangs in a read cannot be ended
 
 
-def _taken(count: int, read: "Future[list[bytes | RecordError]]", stuck: bool) -> tuple[list[bytes | RecordError], bool]:
-    """Return what a block of `count` records came to, and whether any read hangs."""
+def _taken(
+    block: list[Record | RecordError], read: "Future[list[bytes | RecordError]]", stuck: bool
+) -> tuple[list[bytes | RecordError], bool]:
+    """Return what a block of records came to, and whether any read hangs."""
+    local = isinstance(block[0], Record) and is_local(block[0].uri)
+    limit_s = LOCAL_TIMEOUT_S if local else STORE_TIMEOUT_S
     try:
-        return read.result(READ_TIMEOUT_S), stuck
+        return read.result(limit_s), stuck
     except FutureTimeoutError:
-        return [RecordError("timed_out", f"reading it took longer than {READ_TIMEOUT_S:g} s")] * count, True
+        return [RecordError("timed_out", f"reading it took longer than {limit_s:g} s")] * len(block), True
 
 
 def _bounded(record: Record | RecordError, max_bytes: int) -> Record | RecordError:

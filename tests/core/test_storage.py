@@ -39,3 +39,14 @@ def test_a_missing_folder_lists_nothing(tmp_path: Path) -> None:
 def test_an_unknown_scheme_is_the_users_to_mend() -> None:
     with pytest.raises(UserError, match="neither a local path nor an s3"):
         storage.exists("nope://bucket/key")
+
+
+@pytest.mark.parametrize("url", ["s3://AKIA:hunter2@bucket/x", "s3a://AKIA:hunter2@bucket", "https://host/x?sig=hunter2"])
+def test_credentials_in_a_url_are_refused_and_not_repeated(url: str) -> None:
+    with pytest.raises(UserError, match="credentials by the environment") as caught:
+        storage.normalize(url)
+    assert "hunter2" not in str(caught.value)
+
+
+def test_keys_may_hold_what_separates_elsewhere() -> None:
+    assert storage.normalize("s3a://bucket/a@b/c?d/") == "s3://bucket/a@b/c?d"

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 CODE = """
-import json, os, subprocess, sys, tempfile
+import fcntl, json, os, shutil, subprocess, sys, tempfile
 from pathlib import Path
 import psutil, ray
 from fer_pipeline.core import storage
@@ -21,19 +21,31 @@ def write(path, number):
     storage.write_bytes(f"{path}/{number}", b"x")
 
 os.umask(0o022)
+place = Path(tempfile.gettempdir())
+stale, held = place / f"fer-ray-stale-{os.getpid()}", place / f"fer-ray-held-{os.getpid()}" / "lock"
+for lock in (stale / "lock", held):
+    lock.parent.mkdir()
+    lock.touch()
+    os.utime(lock, (0, 0))
+holder = held.open()
+fcntl.flock(holder, fcntl.LOCK_EX)
+before = set(place.glob("fer-ray-????????"))
 with connected(ClusterConfig(num_cpus=1)):
     list(fan_out(write, range(2), sys.argv[1]))
     mine = [psutil.Process(), *psutil.Process().children(recursive=True)]
     found = [c for one in mine for c in one.net_connections("inet") if c.status == psutil.CONN_LISTEN]
-    folders = list(Path(tempfile.gettempdir()).glob(f"fer-ray-{os.getpid()}-*"))
-    command = f"ls {folders[0]} || cat ~root/.ray/auth_token"
+    folders = set(place.glob("fer-ray-????????")) - before
+    folder = next(iter(folders))
+    command = f"ls {folder} || cat ~root/.ray/auth_token"
     facts = {
-        "listening": sorted({c.laddr.ip for c in found}), "folders": len(folders), "mode": oct(folders[0].stat().st_mode & 0o777),
+        "listening": sorted({c.laddr.ip for c in found}), "folders": len(folders), "mode": oct(folder.stat().st_mode & 0o777),
         "token": oct((Path.home() / ".ray" / "auth_token").stat().st_mode & 0o777), "written": sorted(
             oct((Path(sys.argv[1]) / str(n)).stat().st_mode & 0o777) for n in range(2)),
         "other": os.geteuid() == 0 and subprocess.run(command, shell=True, user="nobody", capture_output=True).returncode,
     }
-facts["left"] = len(list(Path(tempfile.gettempdir()).glob(f"fer-ray-{os.getpid()}-*")))
+facts["left"] = folder.exists()
+facts["stale"], facts["held"] = stale.exists(), held.exists()
+shutil.rmtree(held.parent)
 facts["umask"] = oct(os.umask(0))
 print(json.dumps(facts))
 """
@@ -53,7 +65,11 @@ def test_a_local_run_listens_on_loopback_only(facts: dict[str, Any]) -> None:
 
 
 def test_rays_files_and_token_are_readable_by_their_owner_alone_and_do_not_pile_up(facts: dict[str, Any]) -> None:
-    assert (facts["folders"], facts["mode"], facts["token"], facts["left"]) == (1, "0o700", "0o600", 0)
+    assert (facts["folders"], facts["mode"], facts["token"], facts["left"]) == (1, "0o700", "0o600", False)
+
+
+def test_a_folder_that_a_killed_process_left_is_removed_and_a_living_ones_is_not(facts: dict[str, Any]) -> None:
+    assert facts["held"] and not facts["stale"]
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can try it as another user")

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import ray
 from pydantic import Field
 from ray.train import Checkpoint, CheckpointConfig, DataConfig, FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch import TorchTrainer
 
 from fer_pipeline.core import storage
 from fer_pipeline.core.config import Config
@@ -23,6 +23,7 @@ from fer_pipeline.core.framing import Framing
 from fer_pipeline.core.labels import LabelSpace, load_label_space, mapping
 from fer_pipeline.jobs.cluster import ClusterConfig, connected
 from fer_pipeline.jobs.progress import progress
+from fer_pipeline.jobs.train.group import rendezvous
 from fer_pipeline.jobs.train.publish import FILES_BEFORE_CARD, publish, selected_epoch
 from fer_pipeline.jobs.train.rank import DIVERGED, PROGRESS, Plan, read_checkpoint, stream, worker
 from fer_pipeline.models.bundle import Bundle, read_bundle
@@ -215,27 +216,27 @@ def _train(plan: Plan, config: TrainConfig, checkpoints: str, digest: str) -> St
     filesystem, path = storage.arrow_filesystem(checkpoints)
     storage.remove(storage.join(live, DIVERGED))
     workers: Any = (config.min_workers, config.num_workers) if config.min_workers else config.num_workers
-    trainer = TorchTrainer(
-        worker,
-        train_loop_config={"plan": plan},
-        torch_config=TorchConfig(backend="nccl" if config.use_gpu else "gloo"),
-        scaling_config=ScalingConfig(
-            num_workers=workers,
-            use_gpu=config.use_gpu,
-            # A core is left to the tasks that read; the worker computes on it too while they wait.
-            resources_per_worker={"CPU": max(1, cores - plan.streamed)} | ({"GPU": 1} if config.use_gpu else {}),
-        ),
-        run_config=RunConfig(
-            name=name,
-            storage_path=path,
-            storage_filesystem=filesystem,
-            checkpoint_config=CheckpointConfig(num_to_keep=1),
-            failure_config=FailureConfig(max_failures=config.max_failures),
-        ),
-        datasets={"train": stream(plan)} if plan.streamed else {},
-        dataset_config=DataConfig(datasets_to_split=["train"]),
-    )
-    with _watched(live, recipe.training.epochs):
+    with rendezvous("nccl" if config.use_gpu else "gloo") as meeting, _watched(live, recipe.training.epochs):
+        trainer = TorchTrainer(
+            worker,
+            train_loop_config={"plan": plan},
+            torch_config=meeting,
+            scaling_config=ScalingConfig(
+                num_workers=workers,
+                use_gpu=config.use_gpu,
+                # A core is left to the tasks that read; the worker computes on it too while they wait.
+                resources_per_worker={"CPU": max(1, cores - plan.streamed)} | ({"GPU": 1} if config.use_gpu else {}),
+            ),
+            run_config=RunConfig(
+                name=name,
+                storage_path=path,
+                storage_filesystem=filesystem,
+                checkpoint_config=CheckpointConfig(num_to_keep=1),
+                failure_config=FailureConfig(max_failures=config.max_failures),
+            ),
+            datasets={"train": stream(plan)} if plan.streamed else {},
+            dataset_config=DataConfig(datasets_to_split=["train"]),
+        )
         result = trainer.fit()
     _require_finite(live, result.checkpoint)
     if result.checkpoint is None:

@@ -1,0 +1,90 @@
+"""No command listens to other machines, and none looks up a name: each is run in a network namespace that has nobody else."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import RECIPE
+
+pytestmark = [
+    pytest.mark.doors,
+    pytest.mark.skipif(
+        os.geteuid() != 0 or not shutil.which("unshare") or not shutil.which("ip"), reason="needs root and iproute2"
+    ),
+]
+DETECTOR = ("--detector", "mtcnn")
+"""The one that comes with a package; `auto` looks for YuNet's weights first."""
+WATCH = Path(__file__).with_name("watch.py")
+
+
+def run_alone(tmp_path: Path, *command: str) -> dict[str, object]:
+    """Run a command of Python in a namespace of its own and return what was seen; it must end well."""
+    out = tmp_path / "seen.json"
+    alone = ["unshare", "--net", "--mount", sys.executable, str(WATCH), str(out), sys.executable, "-m", *command]
+    done = subprocess.run(alone, capture_output=True, text=True, cwd=Path(__file__).parents[2], timeout=300)
+    assert out.exists(), done.stderr[-3000:]
+    seen: dict[str, object] = json.loads(out.read_text())
+    assert seen.pop("exit") == 0, done.stderr[-3000:]
+    return seen
+
+
+def require_private(seen: dict[str, object], listens: bool = True) -> None:
+    addresses = seen["listening"]
+    assert isinstance(addresses, list) and bool(addresses) == listens
+    assert set(addresses) <= {"127.0.0.1", "::1"} and seen["asked"] == []
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    path = tmp_path / "tiny.toml"
+    path.write_text(RECIPE.replace("epochs = 8", "epochs = 1"))
+    return path
+
+
+def test_labelling(archive: Path, tmp_path: Path) -> None:
+    options = (str(archive), "--out", str(tmp_path / "run"), *DETECTOR)
+    require_private(run_alone(tmp_path, "fer_pipeline.cli", "label", *options))
+
+
+def test_the_one_name_that_is_looked_up_is_where_the_detectors_weights_are(archive: Path, tmp_path: Path) -> None:
+    seen = run_alone(tmp_path, "fer_pipeline.cli", "label", str(archive), "--out", str(tmp_path / "run"))
+    assert seen["asked"] == ["media.githubusercontent.com"]
+
+
+def test_predicting(archive: Path, tmp_path: Path) -> None:
+    photo = next(archive.rglob("hopper-320.jpg"))
+    seen = run_alone(tmp_path, "fer_pipeline.cli", "predict", str(photo), "--out", str(tmp_path / "out"), *DETECTOR)
+    require_private(seen, listens=False)
+
+
+def test_training(recipe: Path, dataset: Path, tmp_path: Path) -> None:
+    options = ("--out", str(tmp_path / "model"), "--num-workers", "2", "--allow-missing-classes")
+    require_private(run_alone(tmp_path, "fer_pipeline.cli", "train", str(recipe), str(dataset), *options))
+
+
+def test_sweeping(recipe: Path, dataset: Path, tmp_path: Path) -> None:
+    space = tmp_path / "space.toml"
+    space.write_text("[training]\nlearning_rate = [0.01, 0.02]\n")
+    options = (str(recipe), str(space), str(dataset), str(tmp_path / "sweep"), "--trials", "2", "--allow-missing-classes")
+    require_private(run_alone(tmp_path, "fer_pipeline.cli", "sweep", *options))
+
+
+def test_evaluating(dataset: Path, tmp_path: Path) -> None:
+    options = ("embedded", str(dataset), "validation", str(tmp_path / "evaluation"))
+    require_private(run_alone(tmp_path, "fer_pipeline.cli", "evaluate", *options))
+
+
+def test_exporting(dataset: Path, tmp_path: Path) -> None:
+    seen = run_alone(tmp_path, "fer_pipeline.cli", "models", "export", "embedded", "--out", str(tmp_path / "onnx"))
+    require_private(seen, listens=False)
+
+
+def test_a_flow(archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "prefect"))
+    parameters = json.dumps({"source": str(archive), "out": str(tmp_path / "run"), "detector": "mtcnn"})
+    require_private(run_alone(tmp_path, "flows.label", parameters))
