@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+FAULTS ?= faults
 
 .PHONY: demo test test-slow test-faults test-s3 test-doors test-examples fuzz test-pages check bench clean
 
@@ -17,8 +18,8 @@ test: $(INSTALLED)  ## The tests
 test-slow: $(INSTALLED)  ## Tests of half a minute each: trainings, sweeps, whole datasets
 	$(BIN)/python -m pytest -m slow
 
-test-faults: $(INSTALLED)  ## Poison files, killed drivers and workers, a lost node
-	$(BIN)/python -m pytest -m faults tests/faults
+test-faults: $(INSTALLED)  ## Poison files, killed drivers and workers, lost nodes; FAULTS="faults and not long" for the short form
+	$(BIN)/python -m pytest -m "$(FAULTS)" tests/faults
 
 test-s3: $(INSTALLED)  ## Labelling from S3 to S3 on a real server, with faults injected (installs Swift; needs root)
 	$(BIN)/python -m pytest -m s3 tests/s3

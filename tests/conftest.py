@@ -16,7 +16,10 @@ from fer_pipeline.jobs.cluster import ClusterConfig, connected
 from fer_pipeline.jobs.ingest import IngestConfig
 from fer_pipeline.local import sample_archive
 from fer_pipeline.local.sample_archive import SampleArchiveConfig
+from fer_pipeline.models.bundle import EMBEDDED, read_bundle
 from fer_pipeline.stages.decode import Pixels
+from fer_pipeline.stages.detectors import resolve_detector
+from fer_pipeline.stages.label import FaceExtractor, LabelSettings
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
@@ -63,6 +66,13 @@ def local_ray() -> Iterator[None]:
     """A Ray of two cores on this machine, shared by the tests that ask for it."""
     with connected(ClusterConfig(num_cpus=2)):
         yield
+
+
+@pytest.fixture(scope="session")
+def extract() -> FaceExtractor:
+    """A face extractor that takes whole images."""
+    settings = LabelSettings(640, 0.5, 10**8, 10**9, "fp32", 0.5)
+    return FaceExtractor(resolve_detector("none", None), read_bundle(EMBEDDED).card, settings)
 
 
 def file_record(path: Path) -> Record:

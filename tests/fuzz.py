@@ -1,6 +1,6 @@
 """Mutated files through the code that reads strangers' files: one JSON line of counts by kind and outcome.
 
-    python -m tests.fuzz [--images 4000] [--others 200] [--seed 0] [--keep FOLDER]
+    python -m tests.fuzz [--images 4000] [--others 200] [--seed 0] [--keep FOLDER] [--kinds card zip]
 
 Every input is made from a sound file by a seeded generator, so a finding can be made again. All run in a process of its own,
 under the limits of memory and time that labelling has. A row's status is an outcome, and so are a process that dies (`crashed`,
@@ -233,9 +233,11 @@ def main() -> None:
     parser.add_argument("--others", type=int, default=100, help="inputs of each kind of container, card and registry file")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--keep", default="fuzz-escapes")
+    parser.add_argument("--kinds", nargs="+", help="only these: file endings, `card`, `version`")
     options = parser.parse_args()
     kinds = {kind: options.images // len(CODECS) for kind in CODECS}
     kinds |= dict.fromkeys((*CONTAINERS, "card", "version"), options.others)
+    kinds = {kind: count for kind, count in kinds.items() if kind in (options.kinds or kinds)}
     figures, escaped, process = {}, 0, IsolatedProcess()
     for kind, count in kinds.items():
         outcomes, escapes = run(kind, count, options.seed, process)

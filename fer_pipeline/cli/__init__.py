@@ -13,7 +13,7 @@ from cyclopts.config import Toml
 from pydantic import BaseModel, ValidationError
 
 from fer_pipeline.core.config import Config, explain
-from fer_pipeline.core.errors import FailureRateExceeded, UserError
+from fer_pipeline.core.errors import FailureRateExceeded, MisfortuneError, UserError
 from fer_pipeline.core.storage import STORAGE_ERRORS, reason
 
 COMMANDS = {
@@ -65,7 +65,7 @@ def _with_config(
 def main(arguments: list[str] | None = None) -> None:
     """Run one command and print its result as one JSON line last.
 
-    Exit with 0, 1 (a bug), 2 (the user's to mend) or 3 (too many records failed).
+    Exit with 0, 1 (a bug, a storage or a cluster that fails), 2 (the user's to mend) or 3 (too many records failed).
     """
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("fer_pipeline").setLevel(logging.INFO)
@@ -78,6 +78,9 @@ def _exit_code(command: Callable[[], Any]) -> int:
     except (UserError, FailureRateExceeded) as error:
         print(f"fer-pipeline: {error}", file=sys.stderr)
         return 3 if isinstance(error, FailureRateExceeded) else 2
+    except MisfortuneError as error:
+        print(f"fer-pipeline: {error}", file=sys.stderr)
+        return 1
     except CycloptsError as error:
         cause = error.__cause__
         print(f"fer-pipeline: {explain(cause) if isinstance(cause, ValidationError) else error}", file=sys.stderr)

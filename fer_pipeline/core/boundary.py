@@ -3,7 +3,7 @@
 import errno
 
 from fer_pipeline.core import storage
-from fer_pipeline.core.errors import RecordError, UserError
+from fer_pipeline.core.errors import ChangedError, RecordError, UserError
 
 NOT_THE_FILES = {errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE}
 """A full disk and too many open files are not the file's fault."""
@@ -19,6 +19,8 @@ def as_record_error(error: Exception, status: str) -> RecordError:
     """
     if isinstance(error, RecordError):
         return error
+    if storage.says_changed(error):
+        return ChangedError()
     if isinstance(error, UserError | ImportError) or getattr(error, "errno", None) in NOT_THE_FILES:
         raise error
     reason = storage.reason(error)[:300]

@@ -1,4 +1,4 @@
-"""The errors that are not bugs: the user's to mend (exit 2), a run that failed too often (exit 3), one bad record."""
+"""The errors that are not bugs: a cluster's (exit 1), the user's to mend (2), a run that fails too often (3), one bad record."""
 
 
 class UserError(Exception):
@@ -7,6 +7,10 @@ class UserError(Exception):
 
 class FailureRateExceeded(Exception):  # noqa: N818 (it names what happened)
     """More records failed than the run allows. Exit code 3; every row is written, `_SUCCESS` is not."""
+
+
+class MisfortuneError(Exception):
+    """The cluster loses more than it does. Exit code 1; what is done is committed, and the same command continues."""
 
 
 class RecordError(Exception):
@@ -18,3 +22,10 @@ class RecordError(Exception):
         """The status of its row: one of `schemas.FAILED`."""
         self.reason = reason
         """What is wrong, in one line: the `error` of its row."""
+
+
+class ChangedError(RecordError):
+    """A file is not, or no more, the one that was listed."""
+
+    def __init__(self) -> None:
+        super().__init__("changed", "the file changed after it was listed: a new run lists it anew")

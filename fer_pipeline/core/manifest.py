@@ -1,5 +1,6 @@
 """The manifest: what a run will do, frozen before it begins, cut into shards that are read and committed together."""
 
+import random
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
@@ -96,11 +97,18 @@ def file_count(shards: int) -> int:
 
 
 def read_shards(prefix: str, shards: Iterable[int]) -> Iterator[tuple[int, pa.Table]]:
-    """Yield these shards, in ascending order, with their manifest rows; a file is read once, and one is held at a time."""
+    """Yield these shards, in their order, with their manifest rows; a file is read once, and one is held at a time."""
     for number, group in groupby(shards, key=lambda shard: shard // SHARDS_PER_FILE):
         tables = read_manifest_file(prefix, number)
         for shard in group:
             yield shard, tables[shard % SHARDS_PER_FILE]
+
+
+def shuffled_files(shards: Iterable[int], rng: random.Random) -> list[int]:
+    """Return shards with those of one manifest file together, and the files in another order."""
+    files = [list(group) for _, group in groupby(shards, key=lambda shard: shard // SHARDS_PER_FILE)]
+    rng.shuffle(files)
+    return [shard for file in files for shard in file]
 
 
 def read_manifest_file(prefix: str, number: int) -> list[pa.Table]:

@@ -1,6 +1,8 @@
 """A run folder: its record, its commits, and how one tells that all of it is there."""
 
 import json
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import Any
 from uuid import uuid4
@@ -16,7 +18,8 @@ from fer_pipeline.core.schema_version import require_schema_version
 from fer_pipeline.core.schemas import CATEGORY, IMAGES, LINEAGE
 
 RUN, SUCCESS, REPORT = "run.json", "_SUCCESS", "report.html"
-SCHEMA_VERSION = 2
+ASKED_SINGLY, READERS = 256, 16
+SCHEMA_VERSION = 3
 """Of `run.json`, the manifest and the tables: a run continues under the same one only."""
 
 
@@ -39,6 +42,8 @@ class RunResult(Config):
     failures: list[dict[str, str | None]]
     """The first failed records; the others stand in `images/`."""
     labelled_now: int
+    lost: int = 0
+    """Records whose task died before they were committed: they were labelled again."""
     seconds: float
     images_per_s: float
     finished_at: str
@@ -120,16 +125,15 @@ class RunFolder:
     def begin(self, record: RunRecord) -> RunRecord:
         """Freeze `record` as the run's, unless another driver was faster; return the one that holds.
 
-        The manifest is written before; the one of the slower driver is removed.
+        The manifest is written before; those of slower drivers, and of drivers that were killed while they listed, are removed.
         """
         storage.create(self.path(RUN), record.model_dump_json(indent=2).encode())
         holds = self.load()
         if holds is None:
             raise FileNotFoundError(self.path(RUN))
-        if holds.run_id != record.run_id:
-            for name in storage.list_names(self.path("manifest")):
-                if name.startswith(record.run_id):
-                    storage.remove(self.path("manifest", name))
+        for name in storage.list_names(self.path("manifest")):
+            if not name.startswith(holds.run_id):
+                storage.remove(self.path("manifest", name))
         return holds
 
     def committed(self) -> set[int]:
@@ -137,8 +141,13 @@ class RunFolder:
         names = storage.list_names(self.path("images"))
         return {int(stem) for name in names if (stem := name.removesuffix(".parquet")).isdigit()}
 
-    def is_committed(self, shard: int) -> bool:
-        return storage.exists(self.images_path(shard))
+    def committed_of(self, shards: Sequence[int]) -> set[int]:
+        """Return which of these shards are done: few are asked for side by side, many by one listing."""
+        if len(shards) > ASKED_SINGLY:
+            return self.committed().intersection(shards)
+        with ThreadPoolExecutor(READERS) as pool:
+            found = pool.map(lambda shard: storage.exists(self.images_path(shard)), shards)
+            return {shard for shard, exists in zip(shards, found, strict=True) if exists}
 
     def commit(self, record: RunRecord, shard: int, labelled: pa.Table) -> None:
         """Write a shard's rows, with their lineage, under its one name."""

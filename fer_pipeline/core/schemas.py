@@ -90,6 +90,7 @@ LABELLED = pa.schema(
         pa.field("time_ms", pa.int64()),
         pa.field("size_bytes", pa.int64()),
         pa.field("etag", pa.string()),
+        pa.field("content_sha256", pa.string()),  # of the encoded image's bytes; null for frames and for what was not read
         pa.field("width", pa.int32()),
         pa.field("height", pa.int32()),
         pa.field("status", CATEGORY, nullable=False),
@@ -115,6 +116,7 @@ FACES = pa.schema(
 
 FINE = ("ok", "no_face")
 """Statuses of a record that was looked at."""
-FailedStatus = Literal["unreadable", "undecodable", "too_large", "unsupported", "timed_out", "crashed"]
-FAILED: tuple[str, ...] = get_args(FailedStatus)
-"""Statuses of a record that could not be; `error` says why."""
+RetriedStatus = Literal["unreadable", "undecodable", "too_large", "unsupported", "timed_out", "crashed"]
+"""Statuses of a record that could not be, and may be tried again."""
+FAILED: tuple[str, ...] = (*get_args(RetriedStatus), "changed")
+"""Statuses of a record that could not be looked at; `error` says why. What has changed needs a new listing."""

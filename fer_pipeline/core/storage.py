@@ -21,8 +21,10 @@ from fsspec.implementations.local import LocalFileSystem
 from pyarrow.fs import FileSystem, FSSpecHandler, PyFileSystem
 from pyarrow.fs import LocalFileSystem as ArrowLocalFileSystem
 from s3fs import S3FileSystem
+from s3fs.core import _error_wrapper
+from s3fs.utils import FileExpired
 
-from fer_pipeline.core.errors import UserError
+from fer_pipeline.core.errors import ChangedError, UserError
 
 STORAGE_ERRORS = (OSError, BotoCoreError, aiohttp.ClientError)
 """What a file that is missing, forbidden or unreachable raises, locally and on S3."""
@@ -131,13 +133,11 @@ def _list_s3(fs: S3FileSystem, path: str) -> Iterator[str]:
         more = {"ContinuationToken": page["NextContinuationToken"]}
 
 
-def read_range(url: str, start: int, size: int) -> bytes:
-    """Return `size` bytes of a file from `start` on, or as many as there are."""
+def read_range(url: str, start: int, size: int, etag: str | None = None) -> bytes:
+    """Return `size` bytes of a file from `start` on, or as many as there are; raise ChangedError as `read_bytes` does."""
     if size == 0:  # S3 answers an empty range with the whole object
         return b""
-    fs, path = open_filesystem(url)
-    data: bytes = fs.cat_file(path, start=start, end=start + size)
-    return data
+    return _read(url, start, start + size, etag)
 
 
 def reason(error: BaseException) -> str:
@@ -158,11 +158,69 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "fer-pipeline"
 
 
-def read_bytes(url: str) -> bytes:
-    """Return the content of one file."""
+def read_bytes(url: str, etag: str | None = None) -> bytes:
+    """Return the content of one file; raise ChangedError where it is not the version of that etag, if there is one."""
+    return _read(url, None, None, etag)
+
+
+def _read(url: str, start: int | None, end: int | None, etag: str | None) -> bytes:
     fs, path = open_filesystem(url)
-    data: bytes = fs.cat_file(path)
-    return data
+    if etag and isinstance(fs, S3FileSystem):
+        data, found = fsspec.asyn.sync(fs.loop, _get_s3, fs, path, start, end)
+        if found != etag:
+            raise ChangedError
+        return data  # type: ignore[no-any-return]
+    content: bytes = fs.cat_file(path, start=start, end=end)
+    require_unchanged(url, etag)
+    return content
+
+
+async def _get_s3(fs: S3FileSystem, path: str, start: int | None, end: int | None) -> tuple[bytes, str]:
+    """Return bytes of an object and the etag that came with them, by one request: s3fs's `_cat_file` keeps it to itself."""
+    bucket, _, key = path.partition("/")
+    limits = {} if start is None or end is None else {"Range": f"bytes={start}-{end - 1}"}
+
+    async def get() -> tuple[bytes, str]:
+        answer = await fs._call_s3("get_object", Bucket=bucket, Key=key, **limits)
+        try:
+            return await answer["Body"].read(), answer["ETag"].strip('"')
+        finally:
+            answer["Body"].close()
+
+    return await _error_wrapper(get, retries=fs.retries)  # type: ignore[no-any-return]
+
+
+def require_unchanged(url: str, etag: str | None) -> None:
+    """Raise ChangedError where a local file is no more the version of that etag: to be called after its bytes were read.
+
+    What is open on S3 needs no second look (`open_version`).
+    """
+    if etag and is_local(url) and str(os.stat(normalize(url)).st_mtime_ns) != etag:
+        raise ChangedError
+
+
+def require_version(url: str, etag: str | None) -> None:
+    """Raise ChangedError where a file, by now, is not the version of that etag; costs a request on S3."""
+    require_unchanged(url, etag)
+    fs, path = open_filesystem(url)
+    if etag and isinstance(fs, S3FileSystem) and str(fs.info(path).get("ETag", "")).strip('"') != etag:
+        raise ChangedError
+
+
+def open_version(url: str, etag: str | None, block_size: int) -> Any:
+    """Open a file on a store; raise ChangedError where it is another version. s3fs reads on only while it is the same."""
+    fs, path = open_filesystem(url)
+    opened = fs.open(path, "rb", block_size=block_size)
+    found = getattr(opened, "details", {}).get("ETag")
+    if etag and found and found.strip('"') != etag:
+        opened.close()
+        raise ChangedError
+    return opened
+
+
+def says_changed(error: BaseException) -> bool:
+    """Tell whether an error of reading an open file says that it is another one by now."""
+    return isinstance(error, FileExpired)
 
 
 def write_bytes(url: str, data: bytes) -> None:

@@ -16,6 +16,7 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 import ray
 from pydantic import Field
 from ray._private import ray_constants, services
+from ray._private.state import state
 
 import fer_pipeline
 from fer_pipeline.core import storage
@@ -24,6 +25,8 @@ from fer_pipeline.core.errors import UserError
 
 LOCAL_OBJECT_STORE_BYTES = 512 * 1024**2
 LOOPBACK, NO_CLUSTER = "127.0.0.1", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+IN_A_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+"""Environment variable that the entry point of a Ray job has."""
 PREFIX, LOCK, LONGEST_PATH = "fer-ray-", "lock", 12
 """Of the folder of Ray's files, of the file that its process keeps locked, the longest path below which sockets find room."""
 SETTLED_S = 60
@@ -34,11 +37,19 @@ class ClusterConfig(Config):
     """Where a job runs; never changes a result."""
 
     address: str | None = None
-    """A Ray cluster (`auto`, `host:6379`, `ray://host:10001`). Without it Ray starts on this machine."""
+    """A Ray cluster (`auto`, `host:6379`, `ray://host:10001`); by default $RAY_ADDRESS, which a Ray job has. Without it Ray
+    starts on this machine."""
     num_cpus: int | None = Field(None, ge=1)
     """Cores to use when Ray starts on this machine; all of them by default."""
+    wait_s: float = Field(600.0, ge=0)
+    """How long machines that an autoscaler can bring are waited for."""
     shared_filesystem: bool = False
     """Says that local paths mean the same files on every node of the cluster."""
+
+    @property
+    def cluster(self) -> str | None:
+        """The address of the cluster; None: Ray starts on this machine."""
+        return self.address or os.environ.get("RAY_ADDRESS") or None
 
 
 @contextmanager
@@ -55,10 +66,10 @@ def connected(config: ClusterConfig, *urls: str) -> Iterator[None]:
         return
     with ExitStack() as stack:
         try:
-            if config.address:
-                package = str(Path(fer_pipeline.__file__).parent)
-                environment = {"py_modules": [package]}
-                ray.init(config.address, runtime_env=environment, logging_level=logging.ERROR, log_to_driver=False)
+            if config.cluster:
+                # A Ray job has brought its code; any other driver's travels with it.
+                environment = None if IN_A_JOB in os.environ else {"py_modules": [str(Path(fer_pipeline.__file__).parent)]}
+                ray.init(config.cluster, runtime_env=environment, logging_level=logging.ERROR, log_to_driver=False)
             else:
                 folder = stack.enter_context(_private_folder())
                 with _closed_doors():
@@ -73,7 +84,7 @@ def connected(config: ClusterConfig, *urls: str) -> Iterator[None]:
                         _node_ip_address=LOOPBACK,
                     )
         except (ConnectionError, TimeoutError, ValueError) as error:
-            raise UserError(f"The Ray cluster at '{config.address}' cannot be reached: {error}") from error
+            raise UserError(f"The Ray cluster at '{config.cluster}' cannot be reached: {error}") from error
         stack.callback(ray.shutdown)
         _refuse_local_paths(config, *urls)
         yield
@@ -123,10 +134,13 @@ def _closed_doors() -> Iterator[None]:
 
 
 def _refuse_local_paths(config: ClusterConfig, *urls: str) -> None:
+    """Raise UserError for a path that some node of the cluster would not have, those that an autoscaler may bring among them."""
     local = [url for url in urls if storage.is_local(url)]
-    nodes = sum(node["Alive"] for node in ray.nodes())
-    if local and nodes > 1 and not config.shared_filesystem:
+    if not local or config.shared_filesystem:
+        return
+    nodes, types = sum(node["Alive"] for node in ray.nodes()), state.get_cluster_config()
+    if nodes > 1 or (types and any(group.max_count for group in types.node_group_configs)):
+        has = f"the cluster has {nodes} nodes" if nodes > 1 else "the cluster's autoscaler brings others"
         raise UserError(
-            f"'{local[0]}' is a path on this machine, but the cluster has {nodes} nodes: "
-            "use s3://, or say --shared-filesystem if every node has it."
+            f"'{local[0]}' is a path on this machine, but {has}: use s3://, or say --shared-filesystem if every node has it."
         )

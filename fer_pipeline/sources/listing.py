@@ -3,14 +3,19 @@
 import os
 import posixpath
 import re
-from collections import Counter
-from collections.abc import Iterator
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import asdict
 from fnmatch import translate
+from functools import partial
+from queue import SimpleQueue
+from typing import Any
 
 from fer_pipeline.core.boundary import as_record_error
 from fer_pipeline.core.isolated import IsolatedProcess, OutageError
 from fer_pipeline.core.manifest import Record
+from fer_pipeline.sources.background import Background
 from fer_pipeline.sources.files import File, Selection, valid_text
 from fer_pipeline.sources.formats import format_of, list_container
 from fer_pipeline.sources.formats.images import IMAGE, list_image, peek, says_image
@@ -19,6 +24,9 @@ from fer_pipeline.sources.index import remembered
 from fer_pipeline.sources.walk import list_files
 
 FILTERED = "(filtered)"
+CONTAINERS_AT_ONCE = min(8, 2 * (os.cpu_count() or 1))
+SIDE_BY_SIDE, FILES_AHEAD = 32, 10_000
+"""Files that are looked into at once, and files that wait behind one of them."""
 
 
 class Listing:
@@ -27,29 +35,70 @@ class Listing:
     def __init__(self, source: str, selection: Selection = Selection()) -> None:  # noqa: B008 (frozen)
         self.source, self.selection = source, selection
         self.skipped: Counter[str] = Counter()
-        self._isolated = IsolatedProcess()
+        self._processes: SimpleQueue[IsolatedProcess] = SimpleQueue()
+        """Those that list a container at the time are not here."""
         self._include = [re.compile(translate(glob)) for glob in selection.include]
         self._exclude = [re.compile(translate(glob)) for glob in selection.exclude]
 
     def __iter__(self) -> Iterator[Record]:
+        processes = [IsolatedProcess() for _ in range(CONTAINERS_AT_ONCE)]
+        for process in processes:
+            self._processes.put(process)
+        waiting: deque[tuple[Iterator[Record], Background[Any] | None]] = deque()
         try:
-            yield from self._records()
+            with ThreadPoolExecutor(SIDE_BY_SIDE, thread_name_prefix="look") as pool:
+                try:
+                    yield from self._records(pool, waiting)
+                finally:
+                    for _, background in waiting:
+                        if background:
+                            background.stop()
         finally:
-            self._isolated.close()
+            for process in processes:
+                process.close()
 
-    def _records(self) -> Iterator[Record]:
+    def _records(self, pool: Executor, waiting: "deque[tuple[Iterator[Record], Background[Any] | None]]") -> Iterator[Record]:
+        """Yield the records in order; what must be looked into is begun some files before it is `waiting` no more."""
+        looked_into = 0
         for file in list_files(self.source):
-            name, source_format = self._name(file.uri), format_of(file.uri)
-            if self._matches(self._exclude, name):
-                self.skipped[FILTERED] += 1
-            elif source_format and source_format.is_container:
-                yield from self._members(file, name, source_format)
-            elif self._include and not self._matches(self._include, name):
-                self.skipped[FILTERED] += 1
-            elif source_format is IMAGE or file.error or (says_image(file.uri) is None and peek(file)):
-                yield from self._plain(file)
-            else:
-                self._skip(file.uri)
+            records, background = self._begun(file, pool)
+            waiting.append((records, background))
+            looked_into += background is not None
+            while waiting and (waiting[0][1] is None or looked_into > SIDE_BY_SIDE or len(waiting) > FILES_AHEAD):
+                records, background = waiting[0]
+                yield from records
+                waiting.popleft()
+                looked_into -= background is not None
+        while waiting:
+            yield from waiting[0][0]
+            waiting.popleft()
+
+    def _begun(self, file: File, pool: Executor) -> tuple[Iterator[Record], Background[Any] | None]:
+        """Return the records of a file, and what looks into it in the background, where it must be looked into."""
+        name, source_format = self._name(file.uri), format_of(file.uri)
+        if self._matches(self._exclude, name):
+            self.skipped[FILTERED] += 1
+        elif source_format and source_format.is_container:
+            if file.error or valid_text(file.uri) != file.uri:
+                return self._plain(file), None
+            entries = Background(pool, partial(self._entries, file, source_format))
+            return self._members(file, name, entries), entries
+        elif self._include and not self._matches(self._include, name):
+            self.skipped[FILTERED] += 1
+        elif source_format is IMAGE or file.error:
+            return self._plain(file), None
+        elif says_image(file.uri) is None:
+            looked = Background(pool, lambda: iter([peek(file)]))
+            return self._if_image(file, looked), looked
+        else:
+            self._skip(file.uri)
+        return iter(()), None
+
+    def _if_image(self, file: File, looked: Iterable[bool]) -> Iterator[Record]:
+        if all(looked):
+            yield from self._plain(file)
+        else:
+            self._skip(file.uri)
 
     def _name(self, uri: str) -> str:
         return uri.removeprefix(self.source).lstrip("/") or posixpath.basename(uri)
@@ -57,11 +106,8 @@ class Listing:
     def _plain(self, file: File) -> Iterator[Record]:
         return (entry for entry in list_image(file, self.selection) if isinstance(entry, Record))
 
-    def _members(self, file: File, container: str, source_format: SourceFormat) -> Iterator[Record]:
-        if file.error or valid_text(file.uri) != file.uri:
-            yield from self._plain(file)
-            return
-        for member in self._entries(file, source_format):
+    def _members(self, file: File, container: str, entries: Iterable[Record | str]) -> Iterator[Record]:
+        for member in entries:
             inner = member.member if isinstance(member, Record) else member
             name = f"{container}/{inner}" if inner and inner != file.uri else container
             if not isinstance(member, Record):
@@ -91,14 +137,18 @@ class Listing:
         """Yield what a container holds, listed in a process of its own; raise ValueError for more than `max_members` entries."""
         function, limit_s = f"{list_container.__module__}:{list_container.__name__}", self.selection.timeout_s
         facts = asdict(file), asdict(self.selection)
-        for count, entry in enumerate(self._isolated.call(function, source_format.name, *facts, timeout_s=limit_s)):
-            if count == self.selection.max_members:
-                raise ValueError(f"it holds more than {count} members (--max-members)")
-            if isinstance(entry, str):
-                yield entry
-            else:
-                member, offset, stored_bytes, time_ms, size_bytes = entry
-                yield Record(file.uri, member, offset, stored_bytes, time_ms, size_bytes, file.etag)
+        process = self._processes.get()
+        try:
+            for count, entry in enumerate(process.call(function, source_format.name, *facts, timeout_s=limit_s)):
+                if count == self.selection.max_members:
+                    raise ValueError(f"it holds more than {count} members (--max-members)")
+                if isinstance(entry, str):
+                    yield entry
+                else:
+                    member, offset, stored_bytes, time_ms, size_bytes = entry
+                    yield Record(file.uri, member, offset, stored_bytes, time_ms, size_bytes, file.etag)
+        finally:
+            self._processes.put(process)
 
     def _chosen(self, name: str) -> bool:
         return not self._matches(self._exclude, name) and (not self._include or self._matches(self._include, name))

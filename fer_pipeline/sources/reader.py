@@ -52,6 +52,10 @@ def _span(record: Record | RecordError) -> tuple[str, int, int] | None:
     return place and (record.uri, *place)
 
 
+def _etag(record: Record | RecordError) -> str | None:
+    return record.etag if isinstance(record, Record) else None
+
+
 def _follows(span: tuple[str, int, int], last: tuple[str, int, int]) -> bool:
     return span[0] == last[0] and last[1] <= span[1] <= last[2] + GAP_BYTES
 
@@ -73,17 +77,17 @@ class RecordReader:
         """Read from the first to the last of neighbours, when the first of them is asked for; None where that fails."""
         first, last = _span(block[0]), _span(block[-1])
         assert first and last
-        uri, start, size = first[0], first[1], last[2] - first[1]
+        uri, start, size, etag = first[0], first[1], last[2] - first[1], _etag(block[0])
         read: list[bytes] = []
 
         def read_range(offset: int, wanted: int) -> bytes:
             if not read:
                 try:
-                    read.append(storage.read_range(uri, start, size))
+                    read.append(storage.read_range(uri, start, size, etag))
                 except storage.STORAGE_ERRORS:
                     read.append(b"")  # each record is read alone, and says what is wrong
             if offset + wanted > start + len(read[0]):  # a header longer than usual
-                return storage.read_range(uri, offset, wanted)
+                return storage.read_range(uri, offset, wanted, etag)
             return read[0][offset - start : offset - start + wanted]
 
         return read_range
@@ -101,24 +105,34 @@ class RecordReader:
         if record.error:
             raise RecordError("unreadable", record.error)
         try:
-            data = self._file(record).read(record, window or partial(storage.read_range, record.uri))
+            data = self._file(record).read(record, window or partial(storage.read_range, record.uri, etag=record.etag))
         except Exception as error:
-            raise as_record_error(error, "unreadable") from error
+            raise self._why(record, error) from error
         if data is None:
             raise RecordError("unreadable", "the row holds no image")
         assert not isinstance(data, Frame)
         if record.member is not None and record.size_bytes is not None and len(data) != record.size_bytes:
-            raise RecordError("unreadable", f"the container holds {len(data)} of the member's {record.size_bytes} bytes")
+            held = ValueError(f"the container holds {len(data)} of the member's {record.size_bytes} bytes")
+            raise self._why(record, held)
         return data
+
+    @staticmethod
+    def _why(record: Record, error: Exception) -> RecordError:
+        """Return the record's error: that its file is another one by now, where it is, whatever followed from that."""
+        try:
+            storage.require_version(record.uri, record.etag)
+        except (RecordError, *storage.STORAGE_ERRORS) as other:
+            return other if isinstance(other, RecordError) else as_record_error(error, "unreadable")
+        return as_record_error(error, "unreadable")
 
     def _file(self, record: Record) -> OpenFile:
         """Return the record's file, opened; a container is kept for the records that follow."""
         source_format = format_of_record(record)
         if not source_format.is_container:
-            return source_format.open(record.uri, self.image_column)
+            return source_format.open(record.uri, record.etag, self.image_column)
         with self._lock:
             if record.uri not in self._opened:
-                self._opened[record.uri] = source_format.open(record.uri, self.image_column)
+                self._opened[record.uri] = source_format.open(record.uri, record.etag, self.image_column)
             return self._opened[record.uri]
 
     def close(self) -> None:

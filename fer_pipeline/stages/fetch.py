@@ -12,7 +12,7 @@ from fer_pipeline.core.errors import RecordError
 from fer_pipeline.core.manifest import Record
 from fer_pipeline.core.storage import is_local, read_range
 from fer_pipeline.sources.formats import format_of
-from fer_pipeline.sources.formats.spec import Frame
+from fer_pipeline.sources.formats.spec import Frame, OpenFile
 from fer_pipeline.sources.reader import RecordReader, blocks
 
 RECORDS_AHEAD = 8
@@ -49,16 +49,18 @@ def _in_sequence(record: Record | RecordError) -> str | None:
 def _frames(uri: str, records: Iterable[Record | RecordError]) -> Iterator[Fetched]:
     source_format = format_of(uri)
     assert source_format
-    opened = source_format.open(uri, None)
+    opened: OpenFile | None = None
     for record in records:
         if isinstance(record, RecordError):
             yield record
             continue
         try:
+            opened = opened or source_format.open(uri, record.etag, None)
             yield opened.read(record, partial(read_range, uri)) or RecordError("undecodable", "there is no frame")
         except Exception as error:  # noqa: BLE001 (the boundary around one record)
             yield as_record_error(error, "undecodable")
-    opened.close()
+    if opened:
+        opened.close()
 
 
 def _images(reader: RecordReader, records: Iterable[Record | RecordError], max_bytes: int) -> Iterator[Fetched]:

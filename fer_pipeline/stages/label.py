@@ -1,5 +1,6 @@
 """Label: a shard of the manifest in, a shard of `images` out, one row for every record whatever happens."""
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -53,6 +54,8 @@ class Outcome:
     width: int | None = None
     height: int | None = None
     faces: Detections | None = None
+    content_sha256: str | None = None
+    """Of the encoded image's bytes; None for a frame, and where they were not read."""
 
 
 @dataclass
@@ -91,6 +94,8 @@ class FaceExtractor:
             with self.bounded():
                 for data in islice(fetched, len(manifest)):
                     outcome, faces = self._extract(data)
+                    if isinstance(data, bytes):
+                        outcome.content_sha256 = hashlib.sha256(data).hexdigest()
                     outcomes.append(outcome)
                     crops.append(faces)
             yield ExtractedShard(manifest, outcomes, np.concatenate(crops))
@@ -202,6 +207,7 @@ def _row(record: Record, outcome: Outcome) -> dict[str, Any]:
         "time_ms": record.time_ms,
         "size_bytes": record.size_bytes,
         "etag": record.etag,
+        "content_sha256": outcome.content_sha256,
         "width": outcome.width,
         "height": outcome.height,
         "status": outcome.status,

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from tests.conftest import copies
 
 pytestmark = pytest.mark.faults
 STORE_BYTES = 100 * 1024**2
+HEAD = {"object_store_memory": STORE_BYTES, "include_dashboard": False}
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +45,7 @@ def undisturbed(many: Path, tmp_path_factory: pytest.TempPathFactory) -> list[di
 @pytest.fixture
 def cluster() -> Iterator[Cluster]:
     """Three nodes of one core each."""
-    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": STORE_BYTES})
+    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, **HEAD})
     nodes.add_node(num_cpus=1, object_store_memory=STORE_BYTES)
     nodes.add_node(num_cpus=1, object_store_memory=STORE_BYTES)
     yield nodes
@@ -57,6 +59,15 @@ def config(source: Path, out: Path, **options: Any) -> LabelConfig:
 
 def rows(out: Path) -> list[dict[str, Any]]:
     return pq.read_table(out / "images").sort_by("record_id").drop_columns(["run_id"]).to_pylist()  # type: ignore[no-any-return]
+
+
+def workers_named(name: str) -> list[psutil.Process]:
+    """Return the workers of this test's Ray that run a task or an actor of that name."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):
+            found += [process] if f"ray::{name}" in " ".join(process.cmdline()[:1]) else []
+    return found
 
 
 def after(out: Path, shards: int, action: Any) -> threading.Thread:
@@ -107,8 +118,7 @@ def test_killed_workers_cost_nothing(many: Path, undisturbed: list[Any], tmp_pat
 
     def kill() -> None:
         for _ in range(6):
-            workers = [p for p in psutil.Process().children(recursive=True) if "ray::_label" in " ".join(p.cmdline()[:1])]
-            for worker in workers[:1]:
+            for worker in workers_named("_label")[:1]:
                 os.kill(worker.pid, signal.SIGKILL)
                 killed.append(worker.pid)
             time.sleep(1)
@@ -126,7 +136,7 @@ def test_a_record_that_kills_costs_its_own_row_also_where_gpu_actors_classify(
     victim = sorted(source.rglob("hopper-*.jpg"))[0]
     victim.write_bytes(victim.read_bytes() + b"crash the decoder")
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent / "poison"))
-    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "num_gpus": 1, "object_store_memory": STORE_BYTES})
+    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "num_gpus": 1, **HEAD})
     try:
         label.run(config(source, tmp_path / "run", gpus_per_worker=0.5), ClusterConfig(address=nodes.address))
     finally:
@@ -136,14 +146,14 @@ def test_a_record_that_kills_costs_its_own_row_also_where_gpu_actors_classify(
     assert len(found) == 36 and [row["uri"] for row in found if row["status"] == "crashed"] == [str(victim)]
 
 
+@pytest.mark.long
 def test_killed_gpu_actors_cost_nothing(many: Path, undisturbed: list[Any], tmp_path: Path) -> None:
     out, killed = tmp_path / "run", []
-    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "num_gpus": 1, "object_store_memory": STORE_BYTES})
+    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "num_gpus": 1, **HEAD})
 
     def kill() -> None:
         for _ in range(3):
-            actors = [p for p in psutil.process_iter() if "ray::_ClassifierActor" in " ".join(p.cmdline()[:1])]
-            for actor in actors[:1]:
+            for actor in workers_named("_ClassifierActor")[:1]:
                 os.kill(actor.pid, signal.SIGKILL)
                 killed.append(actor.pid)
             time.sleep(1.5)
@@ -162,7 +172,7 @@ def test_killed_gpu_actors_cost_nothing(many: Path, undisturbed: list[Any], tmp_
 
 @pytest.mark.parametrize("gpus", [3, 1.5])
 def test_gpus_that_no_node_has_are_refused_before_any_work(gpus: float, archive: Path, tmp_path: Path) -> None:
-    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "num_gpus": 2, "object_store_memory": STORE_BYTES})
+    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "num_gpus": 2, **HEAD})
     try:
         with pytest.raises(UserError, match="--gpus-per-worker"):
             label.run(config(archive, tmp_path / "run", gpus_per_worker=gpus), ClusterConfig(address=nodes.address))
@@ -172,6 +182,7 @@ def test_gpus_that_no_node_has_are_refused_before_any_work(gpus: float, archive:
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("cores", [1, 2])
 def test_a_plan_with_a_gpu_actor_ends_on_a_small_cluster_fresh_and_resumed(
     cores: int, archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -179,7 +190,7 @@ def test_a_plan_with_a_gpu_actor_ends_on_a_small_cluster_fresh_and_resumed(
     """The GPU is a logical resource: torch sees none, so the actor classifies on its CPU, by the same way."""
     plain, out = tmp_path / "plain", tmp_path / "run"
     label.run(config(archive, plain, detector="mtcnn", precision="fp32"))
-    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": cores, "num_gpus": 1, "object_store_memory": STORE_BYTES})
+    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": cores, "num_gpus": 1, **HEAD})
     try:
         where = ClusterConfig(address=nodes.address)
         asked = config(archive, out, detector="mtcnn", precision="fp32", gpus_per_worker=1)

@@ -71,6 +71,7 @@ def wait_for_epochs(checkpoints: Path, count: int, driver: "subprocess.Popen[byt
     pytest.fail("the training ended before it could be disturbed: make it longer")
 
 
+@pytest.mark.long
 def test_a_killed_driver_goes_on_where_it_was(trained: tuple[Path, History]) -> None:
     folder, undisturbed = trained
     for epochs in (3, 12):
@@ -83,6 +84,7 @@ def test_a_killed_driver_goes_on_where_it_was(trained: tuple[Path, History]) -> 
     assert (folder / "driver" / "model.safetensors").read_bytes() == (folder / "undisturbed" / "model.safetensors").read_bytes()
 
 
+@pytest.mark.long
 def test_a_killed_worker_is_replaced_and_goes_on_where_it_was(trained: tuple[Path, History]) -> None:
     folder, undisturbed = trained
     driver = drive(folder, "worker")

@@ -9,6 +9,11 @@ from typing import Any
 
 import pytest
 
+from fer_pipeline.core.errors import UserError
+from fer_pipeline.jobs.cluster import ClusterConfig
+from fer_pipeline.stages.detectors import require_first_choice
+from fer_pipeline.stages.detectors.spec import ResolvedDetector
+
 CODE = """
 import fcntl, json, os, shutil, subprocess, sys, tempfile
 from pathlib import Path
@@ -79,3 +84,16 @@ def test_another_user_of_the_machine_gets_nothing(facts: dict[str, Any]) -> None
 
 def test_results_keep_the_users_umask(facts: dict[str, Any]) -> None:
     assert facts["written"] == ["0o644", "0o644"] and facts["umask"] == "0o22"
+
+
+def test_a_cluster_does_not_fall_back_to_a_slower_detector() -> None:
+    with pytest.raises(UserError, match="--detector-weights, or say --detector mtcnn"):
+        require_first_choice("auto", ResolvedDetector("mtcnn", "0"))
+    require_first_choice("mtcnn", ResolvedDetector("mtcnn", "0"))
+    require_first_choice("auto", ResolvedDetector("yunet", "0"))
+
+
+def test_a_ray_job_uses_the_cluster_that_it_runs_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert ClusterConfig().cluster is None
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    assert ClusterConfig().cluster == "10.0.0.1:6379" and ClusterConfig(address="auto").cluster == "auto"

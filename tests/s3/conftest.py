@@ -35,6 +35,11 @@ class Store:
         """Inject these faults from now on, and no others."""
         self._control("PUT", faults)
 
+    def traffic(self) -> tuple[int, int]:
+        """Return the requests and the bytes sent in answer since the faults were set."""
+        seen = self._control("GET")
+        return seen["requests"], seen["bytes_sent"]
+
     def injected(self) -> dict[str, int]:
         """Return how many faults of each kind were injected since they were set."""
         return self._control("GET")["injected"]  # type: ignore[no-any-return]

@@ -2,7 +2,7 @@
 
     python -m tests.s3.proxy UPSTREAM PORT
 
-`PUT /-/faults` sets the faults, `GET /-/faults` returns how many of each were injected.
+`PUT /-/faults` sets the faults, `GET /-/faults` returns how many of each were injected, the requests and the bytes sent since.
 """
 
 import asyncio
@@ -41,7 +41,7 @@ class Proxy:
     def __init__(self, upstream: str) -> None:
         self.upstream, self.faults = upstream, Faults()
         self.injected: Counter[str] = Counter()
-        self.requests = self.gets = 0
+        self.requests = self.gets = self.bytes_sent = 0
         self.host = upstream.removeprefix("http://")
 
     async def start(self, app: web.Application) -> None:
@@ -54,8 +54,9 @@ class Proxy:
         if request.method == "PUT":
             self.faults = Faults(**await request.json())
             self.injected.clear()
-            self.requests = self.gets = 0
-        return web.json_response({"faults": asdict(self.faults), "injected": dict(self.injected)})
+            self.requests = self.gets = self.bytes_sent = 0
+        seen = {"requests": self.requests, "bytes_sent": self.bytes_sent}
+        return web.json_response({"faults": asdict(self.faults), "injected": dict(self.injected)} | seen)
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         self.requests += 1
@@ -99,6 +100,7 @@ class Proxy:
                         request.transport.abort()
                     return response
                 sent += len(chunk)
+                self.bytes_sent += len(chunk)
                 await response.write(chunk)
             await response.write_eof()
         return response

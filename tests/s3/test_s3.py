@@ -29,9 +29,11 @@ from fer_pipeline.models.registry import Registry
 from fer_pipeline.sources.files import Selection
 from fer_pipeline.sources.listing import Listing
 from fer_pipeline.sources.reader import RecordReader
+from fer_pipeline.stages.label import FaceExtractor
 from tests.conftest import RECIPE
 from tests.s3.conftest import Store, upload
 from tests.s3.swift import SECRET_KEY
+from tests.sources.test_changes import KINDS, listed, outcomes, write
 
 pytestmark = pytest.mark.s3
 
@@ -253,3 +255,18 @@ def test_a_registry_on_s3_keeps_versions_and_moves_aliases(bucket: str) -> None:
         models.push(PushConfig(model=EMBEDDED, name="face", version="2", registry=registry))
     with pytest.raises(UserError, match="has no face@staging"):
         read_bundle(f"{registry}/face@staging")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_object_that_was_rewritten_is_changed(kind: str, bucket: str, extract: FaceExtractor, tmp_path: Path) -> None:
+    path = tmp_path / f"a.{kind}"
+    uri = f"{bucket}/changes-{kind}/a.{kind}"
+    write(path, 0)
+    storage.write_bytes(uri, path.read_bytes())
+    records = listed(f"{bucket}/changes-{kind}")
+    before = outcomes(extract, records)
+    assert before and {status for status, _ in before} == {"ok"}
+    write(path, 7)
+    storage.write_bytes(uri, path.read_bytes())
+    assert set(outcomes(extract, records)) == {("changed", None)}
+    assert {status for status, _ in outcomes(extract, listed(f"{bucket}/changes-{kind}"))} == {"ok"}

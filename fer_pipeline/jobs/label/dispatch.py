@@ -1,176 +1,243 @@
 """The dispatcher: hands shards to plain Ray tasks, so that the driver sees every death of a worker and decides what follows.
 
 On a CPU cluster a task labels a few shards end to end and commits each. With GPUs a CPU task extracts the faces of
-one shard, and an actor of the pool classifies and commits them. A shard that killed its worker while it was alone in the task is
-probed record by record, and labelled again without the records that kill. Healthy shards pay nothing for it.
+one shard, and an actor of the pool classifies and commits them. What dies with its machine is done again elsewhere, and counts
+against nobody. A shard that killed its worker while it was alone in the task is probed record by record, and labelled again
+without the records that kill. Healthy shards pay nothing for it, and no step costs more on a larger cluster.
 """
 
+import errno
 import logging
+import random
+import time
 from collections import deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
 
 import pyarrow as pa
-import ray
 from ray.exceptions import (
     ActorDiedError,
     ActorUnavailableError,
+    LocalRayletDiedError,
     NodeDiedError,
     ObjectLostError,
+    OutOfDiskError,
     OutOfMemoryError,
-    RayTaskError,
+    RuntimeEnvSetupError,
     WorkerCrashedError,
 )
 
-from fer_pipeline.core.manifest import read_shards
+from fer_pipeline.core.errors import MisfortuneError
+from fer_pipeline.core.manifest import read_shards, shuffled_files
 from fer_pipeline.core.run import RunFolder, RunRecord
+from fer_pipeline.core.storage import reason
+from fer_pipeline.jobs.label.chunk import Chunk, Step
 from fer_pipeline.jobs.label.pool import ClassifierPool
-from fer_pipeline.jobs.label.probe import probe
-from fer_pipeline.jobs.label.worker import LabelContext, load_extractor, load_labeller
-from fer_pipeline.jobs.shared import Shared, cluster_cores
-from fer_pipeline.stages.label import ExtractedShard, Poison
+from fer_pipeline.jobs.label.tasks import Tasks
 
 log = logging.getLogger(__name__)
 
-ACTOR_LOST = (ActorDiedError, ActorUnavailableError)
-DEATHS = (*ACTOR_LOST, NodeDiedError, ObjectLostError, OutOfMemoryError, WorkerCrashedError)
+MISFORTUNES = (
+    ActorUnavailableError, LocalRayletDiedError, NodeDiedError, ObjectLostError, OutOfDiskError, RuntimeEnvSetupError
+)  # fmt: skip
+"""What befalls a machine, not the records that it was given."""
+FULL_DISK = {errno.ENOSPC, errno.EDQUOT}
 SHARDS_PER_TASK = 8
 MOST_DEATHS = 4
-"""After more deaths of workers that held one shard alone, the shard's records are given up."""
-LOOK_AGAIN_S = 5.0
+"""After more deaths of workers that held one shard alone, its records are labelled one by one."""
+MOST_MEMORY_KILLS = 2
+"""After so many of them while it was alone, a shard is probed."""
+LOST_AT_LEAST = 100
+"""Tasks that may be lost to misfortune, or as many as the cluster has cores; beyond, two for each that ended well."""
+LOOK_AGAIN_S = 2.0
 """How often the cluster's size is looked at."""
-
-
-@dataclass
-class Chunk:
-    """The shards of one task, with their manifest rows."""
-
-    shards: list[int]
-    manifests: list[pa.Table]
-    poison: Poison = field(default_factory=dict)
-    """What the probe found, by record id."""
-    deaths: int = 0
-    """Workers that died with it."""
-    probing: bool = False
-
-    @property
-    def records(self) -> int:
-        return sum(map(len, self.manifests))
-
-    def alone(self, index: int) -> "Chunk":
-        return Chunk([self.shards[index]], [self.manifests[index]], self.poison, self.deaths)
+OTHERS_S = 30.0
+"""How often it is looked what other drivers of the run have committed; seldom, where looking takes long."""
 
 
 class Dispatcher:
-    """Works off a run's pending shards; one for each run."""
+    """Works off a run's pending shards; one for each driver of the run."""
 
-    def __init__(self, folder: RunFolder, record: RunRecord, context: Shared[LabelContext], gpus_per_worker: float) -> None:
-        self.folder, self.record, self.context = folder, record, context
-        self.pool = ClassifierPool(self.context, folder, record, gpus_per_worker) if gpus_per_worker else None
+    def __init__(
+        self,
+        folder: RunFolder,
+        record: RunRecord,
+        tasks: Tasks,
+        pool: ClassifierPool | None = None,
+        again: frozenset[int] = frozenset(),
+        resumed: bool = False,
+    ) -> None:
+        """`again` are shards whose committed rows are to be replaced. `resumed`: another driver may be at work on the run."""
+        self.folder, self.record, self.tasks, self.pool, self.resumed = folder, record, tasks, pool, resumed
+        self.again = set(again)
         self.waiting: deque[Chunk] = deque()
-        self.running: dict[Any, Chunk] = {}
-        self.extracting: set[Any] = set()
-        """The running tasks whose shards go to the pool next."""
+        self.left = self.running = self.done = self.lost = 0
+        self.lost_records = 0
+        self.committed: set[int] = set()
+        """Also by other drivers, as far as is known."""
+        self._cores, self._looked, self._others_looked, self._others_s = 0, 0.0, time.monotonic(), 0.0
 
-    def label(self, pending: Sequence[int]) -> Iterator[int]:
-        """Yield the number of records done as tasks end. Each record is counted once, whatever dies."""
-        manifests = read_shards(self.folder.manifest_prefix(self.record.run_id), pending)
-        left = len(pending)
-        while left or self.waiting or self.running:
-            cores = cluster_cores()
-            while (left or self.waiting) and len(self.running) < 2 * cores + 1:
-                if self.waiting:
-                    self._start(self.waiting.popleft())
-                    continue
-                # Guided self-scheduling (Polychronopoulos & Kuck, 1987): single shards at the end, all cores finish together.
-                size = 1 if self.pool else max(1, min(SHARDS_PER_TASK, left // (2 * cores)))
-                shards, tables = zip(*(next(manifests) for _ in range(min(size, left))), strict=True)
-                self._start(Chunk(list(shards), list(tables)))
-                left -= len(shards)
-            ended, _ = ray.wait(list(self.running), num_returns=1, timeout=LOOK_AGAIN_S, fetch_local=False)
-            for reference in ended:
-                yield self._end(reference, self.running.pop(reference))
+    def label(self, pending: Sequence[int], advance: Callable[[int], None]) -> int:
+        """Label and commit the shards; return the number of records labelled here. Each is counted once, whatever dies.
+
+        `advance` is told the number of records as they are done, here or by others. Raise MisfortuneError where the cluster
+        loses more than it does.
+        """
+        self.left, labelled = len(pending), 0
+        fresh = self._fresh(pending, advance)
+        while True:
+            self._look()
+            self._fill(fresh)
+            if not self.running:
+                return labelled
+            dead = []
+            for chunk, result, error in self.tasks.ended(LOOK_AGAIN_S):
+                self.running -= 1
+                if error is not None:
+                    if chunk.step is Step.CLASSIFY and self.pool:
+                        self.pool.free(chunk, lost=isinstance(error, ActorDiedError | ActorUnavailableError))
+                    dead.append((chunk, error))
+                elif count := self._next_step(chunk, result):
+                    self.done += 1
+                    self.again.difference_update(chunk.shards)
+                    labelled += count
+                    advance(count)
+            for count in self._after_deaths(dead):
+                labelled += count
+                advance(count)
+
+    def _look(self) -> None:
+        """See, from time to time, how large the cluster is and what others have done."""
+        now = time.monotonic()
+        if now - self._looked > LOOK_AGAIN_S:
+            gpus = self.pool.wanted_gpus() if self.pool else 0.0
+            self._cores, self._looked = self.tasks.cores(self.left + self.running, gpus), now
+            if self.pool:
+                self.pool.grow()
+        if now - self._others_looked > max(OTHERS_S, 20 * self._others_s):
+            self.committed = self.folder.committed() - self.again
+            self._others_looked = time.monotonic()
+            self._others_s = self._others_looked - now
+
+    def _fresh(self, pending: Sequence[int], advance: Callable[[int], None]) -> Iterator[Chunk]:
+        """Yield the pending shards in chunks: smaller ones towards the end, so that all cores finish together."""
+        # Drivers that share a run begin at different places.
+        order = shuffled_files(pending, random.Random()) if self.resumed else pending
+        manifests = read_shards(self.folder.manifest_prefix(self.record.run_id), order)
+        shards: list[int] = []
+        tables: list[pa.Table] = []
+        for shard, table in manifests:
+            self.left -= 1
+            if shard in self.committed:
+                advance(len(table))
+            else:
+                shards.append(shard)
+                tables.append(table)
+            # Guided self-scheduling (Polychronopoulos & Kuck, 1987).
+            size = 1 if self.pool else max(1, min(SHARDS_PER_TASK, (self.left + len(shards)) // (2 * self._cores)))
+            if shards and (len(shards) >= size or not self.left):
+                yield Chunk(shards, tables, Step.EXTRACT if self.pool else Step.LABEL)
+                shards, tables = [], []
+
+    def _fill(self, fresh: Iterator[Chunk]) -> None:
+        """Keep two tasks for each core in work or waiting in the cluster."""
+        while self.running < 2 * self._cores + 1:
+            chunk = self.waiting.popleft() if self.waiting else next(fresh, None)
+            if chunk is None:
+                return
+            self._start(chunk)
 
     def _start(self, chunk: Chunk) -> None:
-        if chunk.probing:
-            reference: Any = probe.remote(self.context, chunk.manifests[0])
-        elif self.pool and chunk.deaths <= MOST_DEATHS:
-            reference = _extract.remote(self.context, chunk.manifests[0], chunk.poison)
-            self.extracting.add(reference)
-        else:
-            reference = _label.remote(self.context, self.folder, self.record, chunk.shards, chunk.manifests, chunk.poison)
-        self.running[reference] = chunk
+        self.running += 1
+        self.tasks.start(chunk)
 
-    def _end(self, reference: Any, chunk: Chunk) -> int:
-        """Take a task's result; return the number of records that are done by it."""
-        actor = self.pool.take_back(reference) if self.pool else None
-        if self.pool and actor is None and reference in self.extracting:
-            self.extracting.remove(reference)  # where the task died, the actor's call fails alike
-            self.running[self.pool.classify(reference)] = chunk
+    def _next_step(self, chunk: Chunk, result: object) -> int:
+        """Take a chunk whose step ended well; return the number of records that are done by it."""
+        if chunk.step is Step.EXTRACT and self.pool:
+            self.running += 1
+            chunk.step = Step.CLASSIFY
+            self.pool.classify(chunk, result)
             return 0
-        try:
-            found = ray.get(reference)
-        except ACTOR_LOST as error:
-            if self.pool is None or actor is None:
-                return self._after_death(chunk, error)
-            self.pool.lose(actor)
-            chunk.deaths += 1  # after too many of them the shard is labelled on a core
-            self.waiting.append(chunk)
+        if chunk.step is Step.PROBE:
+            assert isinstance(result, dict)
+            chunk.poison, chunk.memory_kills = result, 0
+            self._again(chunk)
             return 0
-        except DEATHS as error:
-            return self._after_death(chunk, error)
-        except RayTaskError as error:
-            raise error.as_instanceof_cause() from None
-        if chunk.probing:
-            chunk.poison, chunk.probing = found, False
-            self.waiting.append(chunk)
-            return 0
+        if chunk.step is Step.CLASSIFY and self.pool:
+            self.pool.free(chunk)
         return chunk.records
 
-    def _after_death(self, chunk: Chunk, error: Exception) -> int:
-        """Put back what the dead worker did not commit; return the number of records that it did."""
-        log.info("A worker died with shard %s: %s", ", ".join(map(str, chunk.shards)), type(error).__name__)
+    def _again(self, chunk: Chunk) -> None:
+        """Have a chunk labelled once more: by a way that cannot fail for its records' sake, where others did too often."""
+        if chunk.deaths > MOST_DEATHS:
+            chunk.step = Step.SINGLY
+        else:
+            chunk.step = Step.EXTRACT if self.pool else Step.LABEL
+        self.waiting.append(chunk)
+
+    def _after_deaths(self, dead: list[tuple[Chunk, BaseException]]) -> Iterator[int]:
+        """Put back what dead workers did not commit; yield the numbers of records that they did."""
+        several = [shard for chunk, _ in dead for shard in chunk.shards]
+        committed = self.folder.committed_of(several) - self.again if several else set()
+        for chunk, error in dead:
+            log.info("A task with shard %s was lost: %s", ", ".join(map(str, chunk.shards)), type(error).__name__)
+            whose = self._whose(chunk, error)
+            left = [index for index, shard in enumerate(chunk.shards) if shard not in committed]
+            self.lost_records += sum(len(chunk.manifests[index]) for index in left)
+            if len(left) < len(chunk.shards):
+                yield sum(len(table) for shard, table in zip(chunk.shards, chunk.manifests, strict=True) if shard in committed)
+            if len(chunk.shards) == 1 and left:
+                whose(chunk)
+            else:
+                for index in left:
+                    self._again(chunk.alone(index))
+
+    def _whose(self, chunk: Chunk, error: BaseException) -> Callable[[Chunk], None]:
+        """Return what follows for a shard that was alone with what happened; raise what is neither its fault nor misfortune."""
+        if isinstance(error, OutOfMemoryError):
+            return self._after_memory_kill
+        if isinstance(error, WorkerCrashedError):
+            return self._after_death
+        cause = getattr(error, "cause", error)
+        if isinstance(error, (*MISFORTUNES, ActorDiedError)) or getattr(cause, "errno", None) in FULL_DISK:
+            self._count_misfortune(error)
+            return self._after_actors_death if isinstance(error, ActorDiedError) else self._after_misfortune
+        raise error
+
+    def _count_misfortune(self, error: BaseException) -> None:
+        self.lost += 1
+        if self.lost > max(LOST_AT_LEAST, self._cores) + 2 * self.done:
+            raise MisfortuneError(
+                f"The cluster lost {self.lost} tasks while {self.done} ended, the last by {reason(error)[:300]}: "
+                "see what befalls its machines, then run the same command again to continue."
+            )
+
+    def _after_misfortune(self, chunk: Chunk) -> None:
+        if chunk.step is Step.PROBE:
+            self.waiting.append(chunk)
+        else:
+            self._again(chunk)
+
+    def _after_actors_death(self, chunk: Chunk) -> None:
+        """An actor of the pool died with the shard; after too many of them it is labelled without the pool."""
         chunk.deaths += 1
-        done = 0
-        for index, shard in enumerate(chunk.shards):
-            one = chunk.alone(index)
-            if self.folder.is_committed(shard):
-                done += one.records
-                continue
-            if len(chunk.shards) == 1:
-                one.probing = not one.poison
-                if one.deaths > (2 * MOST_DEATHS if self.pool else MOST_DEATHS):
-                    one.poison, one.probing = _given_up(one), False
-            self.waiting.append(one)
-        return done
+        self._again(chunk)
 
+    def _after_death(self, chunk: Chunk) -> None:
+        chunk.deaths += 1
+        if chunk.poison or chunk.deaths > MOST_DEATHS:
+            self._again(chunk)
+        else:
+            self._probe(chunk)
 
-def _given_up(chunk: Chunk) -> Poison:
-    reason = f"its shard's worker died {chunk.deaths} times, though none of the shard's records kills one alone"
-    return dict.fromkeys(chunk.manifests[0]["record_id"].to_pylist(), ("crashed", reason)) | chunk.poison
+    def _after_memory_kill(self, chunk: Chunk) -> None:
+        """Its machine's memory ran out: the shard's fault only where it was alone on it, and happens again."""
+        chunk.memory_kills += 1
+        if chunk.memory_kills > MOST_MEMORY_KILLS:
+            chunk.deaths += 1
+            self._probe(chunk)
+        else:
+            self._again(chunk)
 
-
-@ray.remote(num_cpus=1, max_retries=0)
-def _label(
-    context: Shared[LabelContext],
-    folder: RunFolder,
-    record: RunRecord,
-    shards: list[int],
-    manifests: list[pa.Table],
-    poison: Poison,
-) -> None:
-    """Label shards and commit them one by one, each while the next is worked on."""
-    labeller = load_labeller(context)
-    with ThreadPoolExecutor(1, thread_name_prefix="commit") as committer:
-        tables = labeller(manifests, poison)
-        commits = [committer.submit(folder.commit, record, shard, table) for shard, table in zip(shards, tables, strict=True)]
-        for commit in commits:
-            commit.result()
-
-
-@ray.remote(num_cpus=1, max_retries=0)
-def _extract(context: Shared[LabelContext], manifest: pa.Table, poison: Poison) -> ExtractedShard:
-    """Return one shard's faces, not yet labelled: what a GPU actor classifies."""
-    return next(load_extractor(context)([manifest], poison))
+    def _probe(self, chunk: Chunk) -> None:
+        chunk.step = Step.PROBE
+        self.waiting.append(chunk)

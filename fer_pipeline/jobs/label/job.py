@@ -14,10 +14,12 @@ from fer_pipeline.core.faces import Tally, shards_with, write_faces
 from fer_pipeline.core.isolated import MEMORY_BYTES
 from fer_pipeline.core.manifest import file_count, shard_sizes, split_into_shards, write_manifest
 from fer_pipeline.core.run import REPORT, Identity, RunFolder, RunRecord, RunResult, new_run_id, now
-from fer_pipeline.core.schemas import FailedStatus
+from fer_pipeline.core.schemas import RetriedStatus
 from fer_pipeline.jobs.cluster import ClusterConfig, connected
+from fer_pipeline.jobs.demand import asked_of_a_worker, asking, wait_for_gpus
 from fer_pipeline.jobs.label.dispatch import Dispatcher
-from fer_pipeline.jobs.label.pool import count_actors
+from fer_pipeline.jobs.label.pool import ClassifierPool
+from fer_pipeline.jobs.label.tasks import Tasks
 from fer_pipeline.jobs.label.worker import LabelContext
 from fer_pipeline.jobs.progress import progress
 from fer_pipeline.jobs.shared import fan_out, share
@@ -25,7 +27,7 @@ from fer_pipeline.models.bundle import EMBEDDED, Bundle, read_bundle
 from fer_pipeline.report.labels import label_report
 from fer_pipeline.sources.files import Selection
 from fer_pipeline.sources.listing import Listing
-from fer_pipeline.stages.detectors import DETECTOR_HELP, DETECTORS, DetectorName, resolve_detector
+from fer_pipeline.stages.detectors import DETECTOR_HELP, DETECTORS, DetectorName, require_first_choice, resolve_detector
 from fer_pipeline.stages.detectors.spec import ResolvedDetector
 from fer_pipeline.stages.label import LabelSettings
 
@@ -59,7 +61,7 @@ class LabelConfig(Config):
     uncertain_below: float | None = Field(None, ge=0, le=1)
     """Confidence under which a label is marked uncertain; by default the model's own."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Arithmetic of the classifier; `auto` takes bf16 where this machine's processor has it."""
+    """Arithmetic of the classifier; `auto` takes bf16 where the processor of the first worker has it."""
     max_pixels: int = Field(100_000_000, ge=1)
     """Larger images are not decoded (`too_large`)."""
     max_bytes: int = Field(256 * 1024**2, ge=1)
@@ -76,10 +78,12 @@ class LabelConfig(Config):
     """Memory that a worker may take beside what it has when it begins; a record that needs more is `too_large`."""
     max_members: int = Field(10_000_000, ge=1)
     """Most records of one container; one that holds more is not read on."""
-    retry_status: tuple[FailedStatus, ...] = ()
+    retry_status: tuple[RetriedStatus, ...] = ()
     """Do the shards that hold rows of these statuses again."""
     gpus_per_worker: float = Field(0.0, ge=0)
     """GPUs, or the share of one, for each classifier; the cores then fetch, decode and detect. 0: no GPU is used."""
+    num_gpus: float | None = Field(None, gt=0)
+    """Most GPUs to take, and to ask an autoscaler for; by default all that the cluster has, and one is asked for."""
     thumbnails: bool = True
     """Put pictures of faces into the report."""
 
@@ -100,26 +104,39 @@ def run(config: LabelConfig, cluster: ClusterConfig = ClusterConfig()) -> RunRec
     if record is None and not storage.exists(config.source):
         raise UserError(f"The source '{config.source}' does not exist.")
     detector = resolve_detector(record.detector.name if record else config.detector, config.detector_weights)
-    settings = _settings(config, bundle, detector, record)
+    if cluster.cluster and not record:
+        require_first_choice(config.detector, detector)
     again = shards_with(folder, set(config.retry_status)) if record and config.retry_status else []
     if record:
-        _require_same(config, record, detector, bundle, settings)
+        _require_same(config, record, detector, bundle)
         if record.result and folder.is_finished() and not again:
             log.info("This run is finished, there is nothing to do: %s", folder.url)
             return record
     log.info("Detector: %s (%s)", detector.name, detector.origin)
     with connected(cluster, config.source, config.out):
-        if config.gpus_per_worker:
-            count_actors(config.gpus_per_worker)
+        _require_gpus(config, cluster)
         if again:
-            _forget(folder, again)
+            log.info("%d shards hold records to try again", len(again))
+            folder.reopen()
+        resumed = record is not None
         if record is None:
-            record = _begin(config, folder, detector, bundle, settings)
-            _require_same(config, record, detector, bundle, settings)  # another driver may have begun it meanwhile
-        context = LabelContext(detector, bundle, settings, config.record_timeout_s, config.record_memory_bytes)
-        labelled = _label(folder, record, context, config.gpus_per_worker)
+            record = _begin(config, cluster, folder, detector, bundle)
+            _require_same(config, record, detector, bundle)  # another driver may have begun it meanwhile
+        limits = (config.record_timeout_s, config.record_memory_bytes)
+        context = LabelContext(folder, record, detector, bundle, _settings(config, bundle, detector, record), *limits)
+        labelled, lost = _label(config, cluster, context, frozenset(again), resumed)
         tally = _sum_up(folder, record)
-    return _finish(config, folder, record, tally, labelled, started)
+    result = _result(tally, labelled, lost, time.perf_counter() - started)
+    return _finish(config, folder, record.model_copy(update={"result": result}), tally)
+
+
+def _require_gpus(config: LabelConfig, cluster: ClusterConfig) -> None:
+    """Raise UserError for GPUs that this machine, or any part of one, cannot give; a cluster may bring them."""
+    gpus = config.gpus_per_worker
+    if gpus > 1 and gpus != int(gpus):
+        raise UserError(f"--gpus-per-worker {gpus:g} is neither a share of one GPU nor a whole number of them.")
+    if gpus:
+        wait_for_gpus(gpus, cluster)
 
 
 def _check_weights(bundle: Bundle) -> None:
@@ -128,13 +145,18 @@ def _check_weights(bundle: Bundle) -> None:
     Classifier(bundle, "fp32")
 
 
-def _settings(config: LabelConfig, bundle: Bundle, detector: ResolvedDetector, record: RunRecord | None) -> LabelSettings:
-    """Return the label-changing settings with every `auto` and default decided; a resumed run keeps what it decided."""
+def _settings(
+    config: LabelConfig, bundle: Bundle, detector: ResolvedDetector, record: RunRecord | None, has_bf16: bool = False
+) -> LabelSettings:
+    """Return the label-changing settings with every `auto` and default decided; a run keeps what was decided when it began.
+
+    `has_bf16`: whether the processors that label multiply bf16 natively.
+    """
     threshold, uncertain, precision = config.detection_threshold, config.uncertain_below, config.precision
     if precision == "auto":
         frozen = record.settings.get("precision") if record else None
         own = bundle.card.format == "safetensors"  # an ONNX network computes as it was exported
-        precision = frozen or ("bf16" if own and _has_native_bf16() else "fp32")
+        precision = frozen or ("bf16" if own and has_bf16 else "fp32")
     return LabelSettings(
         detect_px=config.detect_px,
         threshold=DETECTORS[detector.name].threshold if threshold is None else threshold,
@@ -157,10 +179,9 @@ def _frozen(config: LabelConfig, settings: LabelSettings) -> dict[str, Any]:
     return vars(settings) | {"include": list(config.include), "exclude": list(config.exclude), "fps": config.fps}
 
 
-def _require_same(
-    config: LabelConfig, record: RunRecord, detector: ResolvedDetector, bundle: Bundle, settings: LabelSettings
-) -> None:
+def _require_same(config: LabelConfig, record: RunRecord, detector: ResolvedDetector, bundle: Bundle) -> None:
     """Raise UserError unless continuing the run under this configuration gives the same labels."""
+    settings = _settings(config, bundle, detector, record)
     asked = {"source": config.source, "model": bundle.digest, "detector": detector.digest, **_frozen(config, settings)}
     frozen = {"source": record.source, "model": record.model.digest, "detector": record.detector.digest, **record.settings}
     if config.detector not in ("auto", record.detector.name):
@@ -174,7 +195,7 @@ def _require_same(
 
 
 def _begin(
-    config: LabelConfig, folder: RunFolder, detector: ResolvedDetector, bundle: Bundle, settings: LabelSettings
+    config: LabelConfig, cluster: ClusterConfig, folder: RunFolder, detector: ResolvedDetector, bundle: Bundle
 ) -> RunRecord:
     """List the source, freeze the manifest and the run's record; raise UserError where there is nothing to label."""
     selection = Selection(
@@ -185,6 +206,8 @@ def _begin(
     size = write_manifest(folder.manifest_prefix(run_id), shards)
     if not size.records:
         raise UserError(f"The source '{config.source}' holds no images.")
+    has_bf16 = config.precision == "auto" and asked_of_a_worker(_has_native_bf16, cluster, size.shards)
+    settings = _settings(config, bundle, detector, None, has_bf16)
     return folder.begin(
         RunRecord(
             run_id=run_id,
@@ -200,29 +223,30 @@ def _begin(
     )
 
 
-def _forget(folder: RunFolder, shards: list[int]) -> None:
-    """Remove the rows of these shards, so that they are done again."""
-    log.info("%d shards hold records to try again", len(shards))
-    folder.reopen()
-    for shard in shards:
-        storage.remove(folder.images_path(shard))
+def _label(
+    config: LabelConfig, cluster: ClusterConfig, context: LabelContext, again: frozenset[int], resumed: bool
+) -> tuple[int, int]:
+    """Label and commit the shards that are not there yet, and those to do again.
 
-
-def _label(folder: RunFolder, record: RunRecord, context: LabelContext, gpus_per_worker: float) -> int:
-    """Label and commit the shards that are not there yet; return the number of their records."""
-    committed = folder.committed()
+    Return the number of their records, and of those whose task died before they were committed.
+    """
+    folder, record = context.folder, context.record
+    committed = folder.committed() - again
     pending = [shard for shard in range(record.shards) if shard not in committed]
     log.info("%d records in %d shards, %d of them done", record.records, record.shards, len(committed))
-    labelled = 0
     with progress("labelling", record.records) as advance:
         if committed:
             sizes = shard_sizes(folder.manifest_prefix(record.run_id), record.shards)
             advance(sum(sizes[shard] for shard in committed))
-        if pending:
-            for count in Dispatcher(folder, record, share(context), gpus_per_worker).label(pending):
-                labelled += count
-                advance(count)
-    return labelled
+        if not pending:
+            return 0, 0
+        shared, pool = share(context), None
+        with asking(cluster) as ask:
+            tasks = Tasks(shared, ask)
+            if config.gpus_per_worker:
+                pool = ClassifierPool(shared, tasks, config.gpus_per_worker, config.num_gpus, cluster.wait_s)
+            dispatcher = Dispatcher(folder, record, tasks, pool, again, resumed)
+            return dispatcher.label(pending, advance), dispatcher.lost_records
 
 
 def _sum_up(folder: RunFolder, record: RunRecord) -> Tally:
@@ -233,10 +257,8 @@ def _sum_up(folder: RunFolder, record: RunRecord) -> Tally:
     return tally
 
 
-def _finish(config: LabelConfig, folder: RunFolder, record: RunRecord, tally: Tally, labelled: int, started: float) -> RunRecord:
+def _finish(config: LabelConfig, folder: RunFolder, record: RunRecord, tally: Tally) -> RunRecord:
     """Write the record with its result, the report and, if all is well, `_SUCCESS`."""
-    seconds = time.perf_counter() - started
-    record = record.model_copy(update={"result": _result(tally, labelled, seconds)})
     storage.write_bytes(folder.path(REPORT), label_report(folder, record, config.thumbnails).encode())
     rate = tally.failed / record.records
     folder.finish(record, success=rate <= config.max_failure_rate)
@@ -248,7 +270,7 @@ def _finish(config: LabelConfig, folder: RunFolder, record: RunRecord, tally: Ta
     return record
 
 
-def _result(tally: Tally, labelled: int, seconds: float) -> RunResult:
+def _result(tally: Tally, labelled: int, lost: int, seconds: float) -> RunResult:
     return RunResult(
         counts=dict(sorted(tally.statuses.items())),
         failed=tally.failed,
@@ -257,6 +279,7 @@ def _result(tally: Tally, labelled: int, seconds: float) -> RunResult:
         expressions=dict(tally.expressions.most_common()),
         failures=tally.failures,
         labelled_now=labelled,
+        lost=lost,
         seconds=round(seconds, 2),
         images_per_s=round(labelled / seconds, 2),
         finished_at=now(),

@@ -1,30 +1,35 @@
 """The pool of GPU actors that classify the crops of CPU tasks and commit their shards."""
 
 import logging
+import time
+from collections import deque
 from typing import Any
 
 import ray
-from ray.exceptions import ActorDiedError, ActorUnavailableError
 
 from fer_pipeline.core.errors import UserError
-from fer_pipeline.core.run import RunFolder, RunRecord
+from fer_pipeline.jobs.label.chunk import Chunk
+from fer_pipeline.jobs.label.tasks import Tasks
 from fer_pipeline.jobs.label.worker import LabelContext
 from fer_pipeline.jobs.shared import Shared
 from fer_pipeline.stages.label import ExtractedShard, label
 
 log = logging.getLogger(__name__)
 
+SHARDS_PER_ACTOR = 2
+"""One in work and one at hand."""
 
-@ray.remote(num_cpus=0, max_restarts=-1)
+
+@ray.remote(num_cpus=0, max_restarts=0)
 class _ClassifierActor:
     """A classifier on one GPU, or a share of one. It asks for no core: CPU tasks could starve it, or it them."""
 
-    def __init__(self, context: Shared[LabelContext], folder: RunFolder, record: RunRecord) -> None:
+    def __init__(self, context: Shared[LabelContext]) -> None:
         import torch
 
         from fer_pipeline.stages.classify import Classifier
 
-        self.context, self.folder, self.record = context.get(), folder, record
+        self.context = context.get()
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.classify = Classifier(self.context.bundle, self.context.settings.precision, self.device)
 
@@ -35,70 +40,105 @@ class _ClassifierActor:
         """Label one shard and commit it."""
         settings, card = self.context.settings, self.context.bundle.card
         table = label(shard, self.classify(shard.crops), card, settings.uncertain_below)
-        self.folder.commit(self.record, shard.manifest["shard"][0].as_py(), table)
+        self.context.folder.commit(self.context.record, shard.manifest["shard"][0].as_py(), table)
 
 
 def count_actors(gpus_per_worker: float) -> int:
-    """Return how many actors the cluster's GPUs allow; raise UserError where it is none.
+    """Return how many actors the cluster's GPUs allow now; 0 where none has enough.
 
     Ray places an actor on one node, and a share of a GPU within one GPU.
     """
-    if gpus_per_worker > 1 and gpus_per_worker != int(gpus_per_worker):
-        raise UserError(f"--gpus-per-worker {gpus_per_worker:g} is neither a share of one GPU nor a whole number of them.")
     by_node = [node["Resources"].get("GPU", 0) for node in ray.nodes() if node["Alive"]]
     if gpus_per_worker <= 1:
-        count = sum(int(gpus) for gpus in by_node) * int(1 / gpus_per_worker + 1e-9)
-    else:
-        count = sum(int(gpus // gpus_per_worker) for gpus in by_node)
-    if not count:
-        raise UserError(
-            f"--gpus-per-worker {gpus_per_worker:g} asks for more than any node of the cluster has ({max(by_node):g} GPUs): "
-            "leave it out to use CPUs."
-        )
-    return count
+        return sum(int(gpus) for gpus in by_node) * int(1 / gpus_per_worker + 1e-9)
+    return sum(int(gpus // gpus_per_worker) for gpus in by_node)
 
 
 class ClassifierPool:
-    """As many actors as the cluster's GPUs allow; each shard goes to the one with the least to do."""
+    """As many actors as the cluster's GPUs allow, those that come later too; each takes the next shard that is ready.
 
-    def __init__(self, context: Shared[LabelContext], folder: RunFolder, record: RunRecord, gpus_per_worker: float) -> None:
-        """Start the actors."""
-        count = count_actors(gpus_per_worker)
-        actor = _ClassifierActor.options(num_gpus=gpus_per_worker)  # type: ignore[attr-defined]
-        self.actors = [actor.remote(context, folder, record) for _ in range(count)]
-        self.given: dict[Any, int] = {}
-        self.lost: dict[int, Any] = {}
-        """Actors that do not answer, with the call that will say when they do again."""
-        devices = set(ray.get([one.device_name.remote() for one in self.actors]))
-        log.info("%d classifiers on %s", count, " and ".join(sorted(devices)))
-        if "cpu" in devices:
+    An actor that does not come up, because another job holds its GPU, is not waited for as long as there is another.
+    """
+
+    def __init__(
+        self, context: Shared[LabelContext], tasks: Tasks, gpus_per_worker: float, num_gpus: float | None, wait_s: float
+    ) -> None:
+        """`num_gpus`: most GPUs to take. `wait_s`: how long the first actor is waited for."""
+        self.context, self.tasks, self.gpus_per_worker = context, tasks, gpus_per_worker
+        self.most = None if num_gpus is None else max(1, int(num_gpus / gpus_per_worker + 1e-9))
+        self.wait_s, self.began = wait_s, time.monotonic()
+        self.coming: dict[Any, Any] = {}
+        """Actors that are not up yet, by the reference to their answer."""
+        self.actors = 0
+        """How many are up."""
+        self.free_slots: deque[Any] = deque()
+        """An actor stands here as often as it can take another shard."""
+        self.ready: deque[tuple[Chunk, Any]] = deque()
+        """Extracted shards that no actor has taken."""
+        self.given: dict[int, Any] = {}
+        """The actor that has a shard."""
+        self.gone: set[Any] = set()
+        self.grow()
+
+    def wanted_gpus(self) -> float:
+        """Return the GPUs to ask an autoscaler for: all that the pool may take, or else one."""
+        return 1.0 if self.most is None else self.most * self.gpus_per_worker
+
+    def grow(self) -> None:
+        """Ask for an actor on each GPU that has none; take those that came up. Raise UserError where none ever does."""
+        wanted = count_actors(self.gpus_per_worker)
+        wanted = wanted if self.most is None else min(wanted, self.most)
+        for _ in range(wanted - self.actors - len(self.coming)):
+            actor = _ClassifierActor.options(num_gpus=self.gpus_per_worker).remote(self.context)  # type: ignore[attr-defined]
+            self.coming[actor.device_name.remote()] = actor
+        came, _ = ray.wait(list(self.coming), num_returns=len(self.coming), timeout=0) if self.coming else ([], [])
+        for answer in came:
+            self._take_in(answer, self.coming.pop(answer))
+        if not self.actors and time.monotonic() - self.began > self.wait_s:
+            raise UserError(
+                f"No GPU could be had within {self.wait_s:g} s: {count_actors(self.gpus_per_worker)} classifiers of "
+                f"{self.gpus_per_worker:g} GPUs would fit the cluster, other jobs may hold them. "
+                "Wait longer (--wait-s), or leave --gpus-per-worker out to use CPUs."
+            )
+
+    def _take_in(self, answer: Any, actor: Any) -> None:
+        try:
+            device = ray.get(answer)
+        except ray.exceptions.RayActorError as error:
+            log.warning("A classifier did not come up: %s", type(error).__name__)
+            return
+        self.actors += 1
+        log.info("%d classifiers, the last on %s", self.actors, device)
+        if device == "cpu":
             log.warning("A GPU was reserved but torch sees no CUDA device there: faces are classified on its CPU")
+        for _ in range(SHARDS_PER_ACTOR):
+            self._give(actor)
 
-    def classify(self, shard: Any) -> Any:
-        """Return a reference that is ready when the shard is committed; `shard` refers to its extracted faces."""
-        fit = [index for index in range(len(self.actors)) if self._is_back(index)] or range(len(self.actors))
-        busy = list(self.given.values())
-        least = min(fit, key=busy.count)
-        reference = self.actors[least].commit.remote(shard)
-        self.given[reference] = least
-        return reference
+    def classify(self, chunk: Chunk, faces: Any) -> None:
+        """Have a shard's faces, behind a reference, classified and committed, as soon as an actor is free."""
+        self.ready.append((chunk, faces))
+        while self.free_slots and self.ready:
+            actor = self.free_slots.popleft()
+            if actor not in self.gone:
+                self._give(actor)
 
-    def take_back(self, reference: Any) -> int | None:
-        """Return which actor a reference, now ended, was given to; None where it is not one of the pool's."""
-        return self.given.pop(reference, None)
+    def free(self, chunk: Chunk, lost: bool = False) -> None:
+        """Take back the actor that had a shard, and give it the next one; not where it is `lost`."""
+        actor = self.given.pop(chunk.shards[0], None)
+        if actor is None:
+            return
+        if lost and actor not in self.gone:
+            self.gone.add(actor)
+            self.actors -= 1
+            self.began = time.monotonic()
+        if actor not in self.gone:
+            self._give(actor)
 
-    def lose(self, actor: int) -> None:
-        """Give an actor that died or cannot be reached nothing more until it answers: dead, it would have least to do."""
-        self.lost[actor] = self.actors[actor].device_name.remote()
-
-    def _is_back(self, actor: int) -> bool:
-        if actor not in self.lost:
-            return True
-        if ray.wait([self.lost[actor]], timeout=0)[0]:
-            try:
-                ray.get(self.lost[actor])
-            except (ActorDiedError, ActorUnavailableError):
-                self.lose(actor)
-            else:
-                del self.lost[actor]
-        return actor not in self.lost
+    def _give(self, actor: Any) -> None:
+        """Give an actor the next shard, or remember that it is free."""
+        if not self.ready:
+            self.free_slots.append(actor)
+            return
+        chunk, faces = self.ready.popleft()
+        self.given[chunk.shards[0]] = actor
+        self.tasks.hear(chunk, actor.commit.remote(faces))

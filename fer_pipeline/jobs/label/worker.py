@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from fer_pipeline.core.isolated import alarm, bounded_memory
+from fer_pipeline.core.run import RunFolder, RunRecord
 from fer_pipeline.jobs.shared import Shared
 from fer_pipeline.models.bundle import Bundle
 from fer_pipeline.stages.detectors.spec import ResolvedDetector
@@ -13,11 +14,18 @@ from fer_pipeline.stages.label import FaceExtractor, Labeller, LabelSettings
 class LabelContext:
     """What every worker of a run needs."""
 
+    folder: RunFolder
+    record: RunRecord
     detector: ResolvedDetector
     bundle: Bundle
     settings: LabelSettings
     record_timeout_s: float
     record_memory_bytes: int
+
+
+def load_context(context: Shared[LabelContext]) -> LabelContext:
+    """Return what a run's workers need, taken out of Ray's store once."""
+    return context.load(_itself)
 
 
 def load_labeller(context: Shared[LabelContext]) -> Labeller:
@@ -28,6 +36,10 @@ def load_labeller(context: Shared[LabelContext]) -> Labeller:
 def load_extractor(context: Shared[LabelContext]) -> FaceExtractor:
     """Return this process's face extractor, loaded once; it needs no torch."""
     return context.load(_make_extractor)
+
+
+def _itself(context: LabelContext) -> LabelContext:
+    return context
 
 
 def _make_labeller(context: LabelContext) -> Labeller:

@@ -200,7 +200,7 @@ def _require_resources(config: TrainConfig, plan: Plan, cluster: ClusterConfig) 
     if config.use_gpu and resources.get("GPU", 0) < config.num_workers:
         raise UserError(f"{config.num_workers} GPUs were asked for, which this cluster does not have: leave out --use-gpu.")
     needed = config.num_workers + plan.streamed
-    if not cluster.address and resources.get("CPU", 0) < needed:
+    if not cluster.cluster and resources.get("CPU", 0) < needed:
         beside = " and one for the data, which is streamed" if plan.streamed else ""
         raise UserError(f"This machine has fewer than {needed} cores, one for each worker{beside}: ask for fewer --num-workers.")
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from fer_pipeline.core import storage
+from fer_pipeline.core.errors import ChangedError
 from fer_pipeline.core.manifest import Record
 from fer_pipeline.sources.files import CONTAINER_ERRORS, File, Selection, valid_text
 from fer_pipeline.sources.formats.spec import Ranged, ReadRange, SourceFormat
@@ -29,7 +30,10 @@ class ImageFile(Ranged):
     """A plain file, read whole."""
 
     def read(self, record: Record, read_range: ReadRange) -> bytes:
-        return storage.read_bytes(record.uri)
+        data = storage.read_bytes(record.uri, record.etag)
+        if record.etag and len(data) != record.size_bytes:
+            raise ChangedError
+        return data
 
 
 IMAGE = SourceFormat(

@@ -67,12 +67,14 @@ def _require_sane(metadata: Any, size_bytes: int, most: int) -> None:
 class OpenParquet:
     """The images of one file, read forwards in small batches: rows asked for in order cost one pass over their row groups."""
 
-    def __init__(self, uri: str, wanted: str | None = None) -> None:
-        fs, path = storage.arrow_filesystem(uri)
-        self._opened = fs.open_input_file(path)
+    def __init__(self, uri: str, etag: str | None = None, wanted: str | None = None) -> None:
+        self.uri, self.etag = uri, etag
+        local = storage.is_local(uri)
+        self._opened = pa.OSFile(storage.normalize(uri)) if local else storage.open_version(uri, etag, READ_BYTES)
         # Unbuffered, whole row groups and all that was read would stay in memory.
         self._file = pq.ParquetFile(self._opened, pre_buffer=False, buffer_size=READ_BYTES)
         column = image_column(self._file.schema_arrow, wanted)
+        storage.require_unchanged(uri, etag)
         if column is None:
             raise ValueError("it holds no images")
         self._column = column
@@ -117,6 +119,7 @@ class OpenParquet:
     def _advance(self) -> None:
         """Hold the next batch and the one before, which threads that read side by side may still ask for."""
         batch = next(self._batches, None)
+        storage.require_unchanged(self.uri, self.etag)
         if batch is None:
             raise ValueError("the file ended early")
         images = batch.column(0)

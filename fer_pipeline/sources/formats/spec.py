@@ -41,7 +41,8 @@ class OpenFile(Protocol):
     def read(self, record: Record, read_range: ReadRange) -> bytes | Frame | None:
         """Return the encoded image or the frame of a record, None where there is none.
 
-        `read_range` returns bytes of the file, perhaps from what was read for a neighbour. What it raises is the record's error.
+        `read_range` returns bytes of the file as it was listed, perhaps from what was read for a neighbour. What it raises is the
+        record's error.
         """
         ...
 
@@ -58,8 +59,9 @@ class SourceFormat:
     list_records: Callable[[File, Selection], Iterator[Record | str]]
     """List: yields a record for each image or sampled frame, and the name of whatever else the file holds. A container is
     listed in a process of its own, under limits of memory and time: what it raises ends the listing of this file alone."""
-    open: Callable[[str, str | None], OpenFile]
-    """Read: opens the file at a URI; the second argument is `Selection.image_column`."""
+    open: Callable[[str, str | None, str | None], OpenFile]
+    """Read: opens the file at a URI, whose etag when it was listed is the second argument; the third is `Selection.image_column`.
+    What is not read by `read_range` is held against the etag (`storage.open_version`, `require_unchanged`)."""
     span: Callable[[Record], tuple[int, int] | None] = lambda record: None
     """Place: from which byte of the file to which a record stands; neighbours are read by one request. None: it has none."""
     is_container: bool = True
@@ -78,8 +80,8 @@ def keyed_by_file(selection: Selection) -> str:
 class Ranged:
     """An open file whose records are byte ranges; nothing is kept open."""
 
-    def __init__(self, uri: str, image_column: str | None = None) -> None:
-        self.uri = uri
+    def __init__(self, uri: str, etag: str | None = None, image_column: str | None = None) -> None:
+        self.uri, self.etag = uri, etag
 
     def read(self, record: Record, read_range: ReadRange) -> Any:
         return read_range(record.offset or 0, record.size_bytes or 0)

@@ -15,8 +15,9 @@ from fer_pipeline.core.manifest import Record
 from fer_pipeline.sources.files import CONTAINER_ERRORS, MOST_BYTES, File, Selection, require_name, valid_text
 from fer_pipeline.sources.formats.images import is_image
 from fer_pipeline.sources.formats.spec import Ranged, ReadRange, SourceFormat, byte_span, keyed_by_file
+from fer_pipeline.sources.sparse import open_sparsely
 
-CHUNK_BYTES = 64 * 1024
+CHUNK_BYTES, UNPACK_BYTES = 64 * 1024, 8 * 1024**2
 LEAST_UNPACKED_BYTES, MOST_RATIO = 256 * 1024**2, 200
 """How much of a compressed tar is unpacked: so many bytes at least, and beyond them so many for each byte of the file."""
 COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ")
@@ -24,8 +25,7 @@ COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ")
 
 def list_tar(file: File, selection: Selection) -> Iterator[Record | str]:
     """Yield a record for each image in a tar, the name of each member that is none."""
-    fs, path = storage.open_filesystem(file.uri)
-    with fs.open(path, "rb") as opened, tarfile.open(fileobj=opened) as tar:
+    with open_sparsely(file) as opened, tarfile.open(fileobj=opened) as tar:
         seen: dict[str, tarfile.TarInfo] = {}
         for info in sane_members(tar):
             if info.isdir():
@@ -64,13 +64,16 @@ def sane_members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
         tar.members = []  # type: ignore[attr-defined]  # millions of members do not stay in memory
 
 
-def unpack(uri: str) -> IO[bytes] | None:
-    """Return a compressed tar's stream, as far as it goes, in a temporary file; None for a tar that is not compressed."""
-    if not storage.read_range(uri, 0, 6).startswith(COMPRESSED):
+def unpack(uri: str, etag: str | None = None) -> IO[bytes] | None:
+    """Return a compressed tar's stream, as far as it goes, in a temporary file; None for a tar that is not compressed.
+
+    Raise ChangedError where it is not the version of that etag.
+    """
+    if not storage.read_range(uri, 0, 6, etag).startswith(COMPRESSED):
         return None
     fs, path = storage.open_filesystem(uri)
     unpacked, left = tempfile.TemporaryFile(), max(LEAST_UNPACKED_BYTES, MOST_RATIO * int(fs.size(path) or 0))
-    with fs.open(path, "rb") as file, tarfile.open(fileobj=file, mode="r:*") as tar:
+    with storage.open_version(uri, etag, UNPACK_BYTES) as file, tarfile.open(fileobj=file, mode="r:*") as tar:
         stream: Any = tar.fileobj
         stream.seek(0)
         try:
@@ -80,16 +83,17 @@ def unpack(uri: str) -> IO[bytes] | None:
         except CONTAINER_ERRORS:
             pass  # what lies behind is found to be missing, member by member
         except OSError as error:
-            if error.errno is not None:  # the storage's; gzip and bz2 say what is damaged without a number
+            if storage.says_changed(error) or not storage.says_damage(error):
                 raise
+    storage.require_unchanged(uri, etag)
     return unpacked
 
 
 class OpenTar(Ranged):
     """A tar whose members are byte ranges, of the file or, where it is compressed, of its stream, which is unpacked once."""
 
-    def __init__(self, uri: str, image_column: str | None = None) -> None:
-        super().__init__(uri)
+    def __init__(self, uri: str, etag: str | None = None, image_column: str | None = None) -> None:
+        super().__init__(uri, etag)
         self._lock = threading.Lock()
         self._stream: IO[bytes] | None = None
         self._looked = False
@@ -97,7 +101,8 @@ class OpenTar(Ranged):
     def read(self, record: Record, read_range: ReadRange) -> bytes:
         with self._lock:
             if not self._looked:
-                self._stream, self._looked = unpack(self.uri), True
+                self._stream = unpack(self.uri, self.etag)
+                self._looked = True
             if self._stream:
                 self._stream.seek(record.offset or 0)
                 return self._stream.read(record.size_bytes or 0)

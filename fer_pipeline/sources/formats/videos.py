@@ -45,8 +45,8 @@ class Video:
     Every method raises RecordError, `unreadable` or `undecodable`, where the video cannot be opened or ends early.
     """
 
-    def __init__(self, uri: str) -> None:
-        self.uri = uri
+    def __init__(self, uri: str, etag: str | None = None) -> None:
+        self.uri, self.etag = uri, etag
         self._file: Any = None
         self._container: Any = None
         self._frames: Iterator[_Decoded] = iter(())
@@ -68,6 +68,7 @@ class Video:
             if self._next and self._next.damaged_before and shown.end_ms + ROUNDING_MS < time_ms:
                 raise self._error("undecodable", f"the frame at {time_ms / 1000:g} s is damaged")
             pixels = shown.frame.to_ndarray(format="bgr24")
+            storage.require_unchanged(self.uri, self.etag)
         except storage.STORAGE_ERRORS as error:
             raise RecordError("unreadable", storage.reason(error)) from error
         except av.FFmpegError as error:
@@ -115,8 +116,7 @@ class Video:
         self.close()
         try:
             if not storage.is_local(self.uri):
-                fs, path = storage.open_filesystem(self.uri)
-                self._file = fs.open(path, "rb", block_size=READ_BYTES)
+                self._file = storage.open_version(self.uri, self.etag, READ_BYTES)
             self._container = av.open(self._file or self.uri, metadata_errors="ignore")
         except storage.STORAGE_ERRORS as error:
             raise RecordError("unreadable", storage.reason(error)) from error
@@ -128,11 +128,15 @@ class Video:
         self._frames = self._decode()
 
     def _error(self, status: str, reason: str) -> RecordError:
-        """Return what is wrong: that the file cannot be read any more, where it is so."""
-        if storage.is_local(self.uri):
-            try:
+        """Return what is wrong: that the file is another one by now, or cannot be read any more, where it is so."""
+        try:
+            storage.require_version(self.uri, self.etag)
+            if storage.is_local(self.uri):
                 os.close(os.open(self.uri, os.O_RDONLY))
-            except OSError as error:
+        except RecordError as error:
+            return error
+        except storage.STORAGE_ERRORS as error:
+            if storage.is_local(self.uri):
                 return RecordError("unreadable", storage.reason(error))
         return RecordError(status, reason)
 
@@ -231,8 +235,8 @@ def list_frames(file: File, selection: Selection) -> Iterator[Record | str]:
 class OpenVideo:
     """A video from which frames are taken in sequence."""
 
-    def __init__(self, uri: str, image_column: str | None = None) -> None:
-        self._video = Video(uri)
+    def __init__(self, uri: str, etag: str | None = None, image_column: str | None = None) -> None:
+        self._video = Video(uri, etag)
 
     def read(self, record: Record, read_range: ReadRange) -> Frame:
         return Frame(self._video, record.time_ms or 0)

@@ -8,11 +8,11 @@ import zlib
 from collections.abc import Iterator
 from functools import partial
 
-from fer_pipeline.core import storage
 from fer_pipeline.core.manifest import Record
 from fer_pipeline.sources.files import File, Selection, require_name, valid_text
 from fer_pipeline.sources.formats.images import is_image
 from fer_pipeline.sources.formats.spec import Ranged, ReadRange, SourceFormat, keyed_by_file
+from fer_pipeline.sources.sparse import open_sparsely
 
 HEADER = struct.Struct("<4s2xHH4xI8xHH")
 """Signature, flags, method, CRC, lengths of name and extra field of a local file header (PKWARE APPNOTE 4.3.7)."""
@@ -25,8 +25,7 @@ MEMBER_OVERHEAD_BYTES = HEADER.size + 512
 
 def list_zip(file: File, selection: Selection) -> Iterator[Record | str]:
     """Yield a record for each image in a zip, the name of each member that is none."""
-    fs, path = storage.open_filesystem(file.uri)
-    with fs.open(path, "rb") as opened, zipfile.ZipFile(opened) as archive:
+    with open_sparsely(file) as opened, zipfile.ZipFile(opened) as archive:
         for info in archive.infolist():
             require_name(info.filename)
             if info.is_dir():

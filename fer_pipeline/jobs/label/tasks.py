@@ -1,0 +1,96 @@
+"""The Ray tasks that a chunk goes through, and the one place that starts them and hears how they ended."""
+
+import math
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from queue import Empty, SimpleQueue
+from typing import Any, cast
+
+import pyarrow as pa
+import ray
+
+from fer_pipeline.jobs.demand import Bundles
+from fer_pipeline.jobs.label.chunk import Chunk, Step
+from fer_pipeline.jobs.label.probe import label_singly, probe
+from fer_pipeline.jobs.label.worker import LabelContext, load_context, load_extractor, load_labeller
+from fer_pipeline.jobs.shared import Shared, cluster_cores
+from fer_pipeline.stages.label import ExtractedShard, Poison
+
+Ended = tuple[Chunk, Any, BaseException | None]
+"""A chunk whose task ended, what the task returned, and what it raised instead."""
+
+
+class Tasks:
+    """Starts tasks and hears of their ends; neither costs more on a larger cluster."""
+
+    def __init__(self, context: Shared[LabelContext], ask: Callable[[Bundles], None] | None = None) -> None:
+        """`ask`: tells an autoscaler what is needed."""
+        self.context, self.ask = context, ask
+        self._ended: SimpleQueue[Ended] = SimpleQueue()
+
+    def start(self, chunk: Chunk) -> None:
+        """Start the chunk's step. For `EXTRACT` the result is a reference to the faces, which stay where they are."""
+        cores = cores_of_a_node() if chunk.whole_node else 1
+        if chunk.step is Step.PROBE:
+            self.hear(chunk, probe.remote(self.context, chunk.manifests[0], cores))
+        elif chunk.step is Step.SINGLY:
+            self.hear(chunk, label_singly.remote(self.context, chunk.shards[0], chunk.manifests[0], chunk.poison))
+        elif chunk.step is Step.EXTRACT:
+            extract = _extract.options(num_cpus=cores)
+            done, faces = cast("tuple[Any, Any]", extract.remote(self.context, chunk.manifests[0], chunk.poison))
+            self.hear(chunk, done, faces)
+        else:
+            task = _label.options(num_cpus=cores)
+            self.hear(chunk, task.remote(self.context, chunk.shards, chunk.manifests, chunk.poison))
+
+    def hear(self, chunk: Chunk, done: Any, result: Any = None) -> None:
+        """Have `ended` tell when the task behind the reference `done` has ended."""
+
+        def put(future: "Future[Any]") -> None:
+            error = future.exception()
+            self._ended.put((chunk, future.result() if result is None and error is None else result, error))
+
+        done.future().add_done_callback(put)
+
+    def ended(self, timeout_s: float) -> list[Ended]:
+        """Return the tasks that have ended: as soon as there is one, all that there are; none after the time."""
+        try:
+            found = [self._ended.get(timeout=timeout_s)]
+        except Empty:
+            return []
+        try:
+            while True:
+                found.append(self._ended.get_nowait())
+        except Empty:
+            return found
+
+    def cores(self, wanted: int, gpus: float) -> int:
+        """Return the cores that the cluster has now, and tell its autoscaler how many there is work for, and how many GPUs."""
+        if self.ask:
+            self.ask([({"CPU": 1.0}, wanted)] * (wanted > 0) + [({"GPU": 1.0}, math.ceil(gpus))] * (gpus > 0))
+        return cluster_cores()
+
+
+def cores_of_a_node() -> int:
+    """Return the cores of the smallest node that has any."""
+    cores = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
+    return min((count for count in cores if count), default=1)
+
+
+@ray.remote(num_cpus=1, max_retries=0)
+def _label(context: Shared[LabelContext], shards: list[int], manifests: list[pa.Table], poison: Poison) -> None:
+    """Label shards and commit them one by one, each while the next is worked on."""
+    labeller, run = load_labeller(context), load_context(context)
+    with ThreadPoolExecutor(1, thread_name_prefix="commit") as committer:
+        tables = labeller(manifests, poison)
+        commits = [
+            committer.submit(run.folder.commit, run.record, shard, table) for shard, table in zip(shards, tables, strict=True)
+        ]
+        for commit in commits:
+            commit.result()
+
+
+@ray.remote(num_cpus=1, max_retries=0, num_returns=2)
+def _extract(context: Shared[LabelContext], manifest: pa.Table, poison: Poison) -> tuple[None, ExtractedShard]:
+    """Return one shard's faces, not yet labelled: what a GPU actor classifies."""
+    return None, next(load_extractor(context)([manifest], poison))

@@ -1,0 +1,187 @@
+"""The dispatcher with an in-process double in the place of Ray: what follows from each way in which a task can end."""
+
+import errno
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ray.exceptions import NodeDiedError, OutOfMemoryError, RuntimeEnvSetupError, WorkerCrashedError
+
+from fer_pipeline.core.errors import MisfortuneError
+from fer_pipeline.core.manifest import Record, split_into_shards, write_manifest
+from fer_pipeline.core.run import Identity, RunFolder, RunRecord
+from fer_pipeline.jobs.label.chunk import Chunk, Step
+from fer_pipeline.jobs.label.dispatch import Dispatcher
+from fer_pipeline.jobs.label.tasks import Ended
+
+RECORDS = 2
+"""In a shard."""
+Outcome = Callable[[Chunk], "BaseException | None"]
+
+
+class InProcess:
+    """A cluster of so many cores whose tasks end at once, as `outcome` says; what ends well is committed."""
+
+    def __init__(self, folder: RunFolder, cores: int, outcome: Outcome = lambda chunk: None) -> None:
+        self.folder, self.size, self.outcome = folder, cores, outcome
+        self.started: list[Chunk] = []
+        self.queue: list[Ended] = []
+        self.wanted: list[int] = []
+        self.steps: Counter[Step] = Counter()
+
+    def start(self, chunk: Chunk) -> None:
+        self.steps[chunk.step] += 1
+        error = self.outcome(chunk)
+        if error is None and chunk.step in (Step.LABEL, Step.SINGLY):
+            for shard in chunk.shards:
+                self.commit(shard)
+        result = {chunk.manifests[0]["record_id"][0].as_py(): ("crashed", "dies")} if chunk.step is Step.PROBE else None
+        self.queue.append((chunk, result, error))
+
+    def commit(self, shard: int) -> None:
+        path = Path(self.folder.images_path(shard))
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+
+    def ended(self, timeout_s: float) -> list[Ended]:
+        found, self.queue = self.queue, []
+        return found
+
+    def cores(self, wanted: int, gpus: float) -> int:
+        self.wanted.append(wanted)
+        return self.size
+
+
+def run_of(tmp_path: Path, shards: int) -> tuple[RunFolder, RunRecord]:
+    """Return a run that has its manifest and nothing more."""
+    folder, nobody = RunFolder(str(tmp_path / "run")), Identity(name="x", digest="0")
+    record = RunRecord(run_id="r", created_at="", source="", settings={}, model=nobody, detector=nobody, shards=shards)
+    listing = (Record(f"{number}.jpg") for number in range(RECORDS * shards))
+    write_manifest(folder.manifest_prefix("r"), split_into_shards(listing, RECORDS, 10**9))
+    return folder, record
+
+
+def dispatched(
+    tmp_path: Path, shards: int, outcome: Outcome = lambda chunk: None, cores: int = 4, **options: Any
+) -> tuple[int, InProcess, RunFolder]:
+    folder, record = run_of(tmp_path, shards)
+    tasks = InProcess(folder, cores, outcome)
+    advanced: list[int] = []
+    dispatcher = Dispatcher(folder, record, tasks, **options)  # type: ignore[arg-type]
+    labelled = dispatcher.label(range(shards), advanced.append)
+    assert sum(advanced) == RECORDS * shards
+    return labelled, tasks, folder
+
+
+def test_every_shard_is_labelled_once_and_the_whole_demand_is_asked_for(tmp_path: Path) -> None:
+    labelled, tasks, folder = dispatched(tmp_path, 600)
+    assert labelled == 1200 and folder.committed() == set(range(600))
+    assert set(tasks.steps) == {Step.LABEL} and tasks.wanted[0] == 600
+
+
+def failing(times: int, make: Callable[[], BaseException]) -> Outcome:
+    """Let the first tasks that are started end so."""
+    left = iter(range(times))
+    return lambda chunk: make() if next(left, None) is not None else None
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: NodeDiedError("preempted"),
+        lambda: RuntimeEnvSetupError("no network"),
+        lambda: OSError(errno.ENOSPC, "No space left on device"),
+    ],
+)
+def test_what_befalls_a_machine_is_not_counted_against_records(make: Callable[[], BaseException], tmp_path: Path) -> None:
+    labelled, tasks, folder = dispatched(tmp_path, 40, failing(60, make))
+    assert labelled == 80 and folder.committed() == set(range(40))
+    assert set(tasks.steps) == {Step.LABEL}  # nothing was probed: no record can be marked as crashed
+
+
+def test_a_cluster_that_only_loses_ends_the_run_with_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(MisfortuneError, match="run the same command again"):
+        dispatched(tmp_path, 40, lambda chunk: NodeDiedError("preempted"))
+
+
+def test_what_is_neither_misfortune_nor_the_datas_fault_ends_the_run(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError):
+        dispatched(tmp_path, 40, lambda chunk: ZeroDivisionError())
+
+
+def test_a_shard_that_kills_alone_is_probed_and_labelled_without_its_culprit(tmp_path: Path) -> None:
+    def outcome(chunk: Chunk) -> BaseException | None:
+        return WorkerCrashedError() if 7 in chunk.shards and chunk.step is Step.LABEL and not chunk.poison else None
+
+    labelled, tasks, folder = dispatched(tmp_path, 40, outcome)
+    assert labelled == 80 and folder.committed() == set(range(40)) and tasks.steps[Step.PROBE] == 1
+
+
+def test_a_shard_whose_records_kill_only_together_is_labelled_one_by_one(tmp_path: Path) -> None:
+    def outcome(chunk: Chunk) -> BaseException | None:
+        return WorkerCrashedError() if 7 in chunk.shards and chunk.step is Step.LABEL else None
+
+    labelled, tasks, folder = dispatched(tmp_path, 40, outcome)
+    assert labelled == 80 and folder.committed() == set(range(40)) and tasks.steps[Step.SINGLY] == 1
+
+
+def test_memory_kills_are_the_neighbours_until_a_shard_was_alone_on_its_machine(tmp_path: Path) -> None:
+    alone: list[bool] = []
+
+    def outcome(chunk: Chunk) -> BaseException | None:
+        if chunk.shards != [7] or chunk.step is Step.PROBE:
+            return OutOfMemoryError("low on memory") if 7 in chunk.shards and len(chunk.shards) > 1 else None
+        alone.append(chunk.whole_node)
+        return OutOfMemoryError("low on memory") if len(alone) <= 2 else None
+
+    labelled, tasks, _ = dispatched(tmp_path, 40, outcome)
+    assert labelled == 80 and alone == [False, True, True] and not tasks.steps[Step.PROBE]
+
+
+def test_rows_that_are_tried_again_stay_until_the_new_ones_are_there(tmp_path: Path) -> None:
+    folder, _ = run_of(tmp_path, 40)
+    there: list[bool] = []
+
+    def outcome(chunk: Chunk) -> BaseException | None:
+        if 7 in chunk.shards:
+            there.append(Path(folder.images_path(7)).exists())
+            return NodeDiedError("preempted") if len(there) < 3 else None
+        return None
+
+    Path(folder.images_path(7)).parent.mkdir()
+    Path(folder.images_path(7)).touch()
+    labelled, _, _ = dispatched(tmp_path, 40, outcome, again=frozenset({7}))
+    assert labelled == 80 and there == [True, True, True]
+
+
+def test_two_drivers_of_a_run_share_its_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from fer_pipeline.jobs.label import dispatch
+
+    monkeypatch.setattr(dispatch, "LOOK_AGAIN_S", -1.0)
+    monkeypatch.setattr(dispatch, "OTHERS_S", -1.0)
+    shards = 256 * 8
+    folder, record = run_of(tmp_path, shards)
+    labels: Counter[int] = Counter()
+
+    def steps(resumed: bool) -> Iterator[None]:
+        tasks = InProcess(folder, 4)
+        dispatcher = Dispatcher(folder, record, tasks, resumed=resumed)  # type: ignore[arg-type]
+        dispatcher.left = shards
+        fresh = dispatcher._fresh(range(shards), lambda count: None)
+        while True:
+            dispatcher._look()
+            dispatcher._fill(fresh)
+            ended = tasks.ended(0)
+            if not ended:
+                return
+            dispatcher.running -= len(ended)
+            labels.update(shard for chunk, _, _ in ended for shard in chunk.shards)
+            yield
+
+    drivers = [steps(False), steps(True)]
+    while drivers:
+        drivers = [driver for driver in drivers if next(driver, "ended") != "ended"]
+    assert set(labels) == set(range(shards))
+    assert sum(labels.values()) < 1.5 * shards
