@@ -16,7 +16,7 @@ from fer_pipeline.sources.formats.spec import Frame, OpenFile
 from fer_pipeline.sources.reader import RecordReader, blocks
 
 RECORDS_AHEAD = 8
-LOCAL_TIMEOUT_S, STORE_TIMEOUT_S = 45.0, 300.0
+LOCAL_TIMEOUT_S, STORE_TIMEOUT_S = 40.0, 300.0
 """Time that reading neighbours may take: from a file system, and from a store with its retries."""
 
 Fetched = bytes | Frame | RecordError
