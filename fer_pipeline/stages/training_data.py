@@ -1,8 +1,9 @@
 """Training data: a split of an ingested dataset as the arrays that a network learns from and is evaluated on."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -92,18 +93,36 @@ class SplitReader:
         shares /= np.maximum(shares.sum(1, keepdims=True), 1e-9)
         return shares
 
-    def chunks(self, rows: int = 4096) -> Iterator[LabelledImages]:
-        """Yield the split in order, so many rows of the dataset at a time; a file is never held whole."""
-        for uri in sample_files(self.dataset):
-            yield from self.chunks_of(uri, rows)
+    def chunks(self, rows: int = 4096, share: int = 0, shares: int = 1) -> Iterator[LabelledImages]:
+        """Yield the split in order, so many rows of the dataset at a time; a file is never held whole.
+
+        Of several `shares` only one is decoded: chunks are dealt out in turn.
+        """
+        tables = (table for uri in sample_files(self.dataset) for table in self._tables(uri, rows))
+        yield from self._prepared(table for number, table in enumerate(tables) if number % shares == share)
 
     def chunks_of(self, uri: str, rows: int = 4096) -> Iterator[LabelledImages]:
         """Yield what one of the dataset's files holds of the split."""
+        yield from self._prepared(self._tables(uri, rows))
+
+    def _prepared(self, tables: Iterable[pa.Table]) -> Iterator[LabelledImages]:
+        return (chunk for table in tables if len(chunk := self.prepare(table)))
+
+    def _tables(self, uri: str, rows: int) -> Iterator[pa.Table]:
+        """Yield the split's samples of a file; row groups that hold none of them are not read."""
         with storage.opened_parquet(uri) as parquet:
-            for batch in parquet.iter_batches(rows, columns=TRAINING_COLUMNS):
-                chunk = self.prepare(pa.Table.from_batches([batch]))
-                if len(chunk):
-                    yield chunk
+            groups = [group for group in range(parquet.num_row_groups) if self._may_hold(parquet.metadata.row_group(group))]
+            for batch in parquet.iter_batches(rows, groups, TRAINING_COLUMNS):
+                table = pa.Table.from_batches([batch])
+                mine = table.filter(pc.equal(table["split"], self.split))
+                if len(mine):
+                    yield mine
+
+    def _may_hold(self, group: Any) -> bool:
+        """Tell whether a row group of samples may hold some of the split, as its statistics say."""
+        columns = (group.column(index) for index in range(group.num_columns))
+        found = next(column.statistics for column in columns if column.path_in_schema == "split")
+        return not (found and found.has_min_max) or found.min <= self.split <= found.max
 
     def load(self) -> LabelledImages:
         """Return the whole split; raise UserError where the dataset has none."""

@@ -1,5 +1,6 @@
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,14 @@ import torch
 
 from fer_pipeline.core.dataset import read_dataset, read_flagged
 from fer_pipeline.core.errors import UserError
+from fer_pipeline.jobs.shared import share
 from fer_pipeline.jobs.train import job as train
 from fer_pipeline.jobs.train.job import TrainConfig, TrainResult
+from fer_pipeline.jobs.train.rank import make_trainer, pretrained_weights
 from fer_pipeline.models.bundle import read_bundle
+from fer_pipeline.models.recipe import load_recipe
 from fer_pipeline.models.training.trainer import predict
-from fer_pipeline.models.weights import load_network
+from fer_pipeline.models.weights import last_layer, load_network
 from fer_pipeline.stages.training_data import SplitReader
 from tests.conftest import RECIPE
 
@@ -143,3 +147,19 @@ def test_a_diverging_training_names_the_step_and_what_is_left(dataset: Path, tmp
     with pytest.raises(UserError, match=r"not finite at step \d+ \(epoch 1\); no epoch was finished. Lower learning_rate"):
         train.run(config.model_copy(update={"allow_missing_classes": True}))
     assert not (tmp_path / "m").exists()
+
+
+def test_pretrained_weights_are_read_once_and_every_rank_starts_from_them(
+    results: dict[int, TrainResult], dataset: Path, tmp_path: Path
+) -> None:
+    file = Path(shutil.copy(Path(results[1].out) / "model.safetensors", tmp_path / "start.safetensors"))
+    (tmp_path / "r.toml").write_text(f'pretrained = "{file}"\n{RECIPE}')
+    config = TrainConfig(recipe=str(tmp_path / "r.toml"), data=str(dataset), out="x", batch_size=16, allow_missing_classes=True)
+    plan = train.make_plan(config, load_recipe(config.recipe), read_dataset(str(dataset)), str(dataset), None)
+    plan = replace(plan, pretrained=share(pretrained_weights(plan.recipe, plan.outputs)))
+    file.unlink()
+    found = make_trainer(plan, torch.device("cpu")).network.state_dict()
+    expected = load_network(read_bundle(results[1].out)).state_dict()
+    same = [name for name, value in expected.items() if torch.equal(found[name], value)]
+    assert set(expected) - set(same) <= set(last_layer(expected)) and len(same) > len(expected) / 2
+    assert plan.recipe.training.batch_size == 16

@@ -132,6 +132,12 @@ def test_accumulated_parts_make_the_step_of_the_whole_batch() -> None:
     assert torch.allclose(weights[0], weights[1], atol=1e-5)
 
 
+def test_a_share_that_the_parts_do_not_divide_has_no_empty_part() -> None:
+    learner = trainer(stripes(9), batch_size=9, accumulate=4, epochs=1)
+    learner.fit([stripes(9)], lambda _: None)
+    assert len(learner.history) == 1
+
+
 def test_balancing_lifts_the_rare_class() -> None:
     """One in sixteen is of class 1, and the noise drowns the difference: only a balanced loss or sample makes it guessed."""
 

@@ -23,9 +23,10 @@ from fer_pipeline.core.framing import Framing
 from fer_pipeline.core.labels import LabelSpace, load_label_space, mapping
 from fer_pipeline.jobs.cluster import ClusterConfig, connected
 from fer_pipeline.jobs.progress import progress
+from fer_pipeline.jobs.shared import share
 from fer_pipeline.jobs.train.group import rendezvous
 from fer_pipeline.jobs.train.publish import FILES_BEFORE_CARD, publish, selected_epoch
-from fer_pipeline.jobs.train.rank import DIVERGED, PROGRESS, Plan, read_checkpoint, stream, worker
+from fer_pipeline.jobs.train.rank import DIVERGED, PROGRESS, Plan, pretrained_weights, read_checkpoint, stream, worker
 from fer_pipeline.models.bundle import Bundle, read_bundle
 from fer_pipeline.models.network_config import NetworkConfig
 from fer_pipeline.models.networks import build
@@ -53,6 +54,8 @@ class TrainConfig(Config):
     """Leave the dataset's flagged samples out of training: copies of images of other splits, copies, conflicts, blank images."""
     allow_missing_classes: bool = False
     """Train although the training split has no images of some classes."""
+    batch_size: int | None = Field(None, ge=1)
+    """Images per step over all workers together, in place of the recipe's."""
     num_workers: int = Field(1, ge=1)
     """Training processes; the recipe's batch is shared out among them."""
     min_workers: int | None = Field(None, ge=1)
@@ -110,6 +113,11 @@ def run(config: TrainConfig, cluster: ClusterConfig = ClusterConfig()) -> TrainR
 
 def make_plan(config: TrainConfig, recipe: Recipe, dataset: DatasetInfo, data: str, initial: Bundle | None) -> Plan:
     """Return what the ranks must know; raise UserError where recipe, data and initial model do not go together."""
+    if config.batch_size:
+        training = recipe.training.model_copy(update={"batch_size": config.batch_size})
+        recipe = recipe.model_copy(update={"training": training})
+    if recipe.training.sync_batch_norm and not config.use_gpu:
+        raise UserError("The recipe's sync_batch_norm works on GPUs only: say --use-gpu, or leave it out.")
     if config.from_scratch:
         recipe = recipe.model_copy(update={"pretrained": None})
     space = load_label_space(recipe.label_space)
@@ -150,6 +158,7 @@ def make_plan(config: TrainConfig, recipe: Recipe, dataset: DatasetInfo, data: s
         validation=SplitReader(data, recipe.validation_split, recipe.network, labels, tuple(range(len(dataset.vote_classes)))),
         class_counts=tuple(counts),
         initial=initial,
+        pretrained=None,
         streamed=streamed,
         use_gpu=config.use_gpu,
         threads=1,
@@ -211,8 +220,9 @@ def _train(plan: Plan, config: TrainConfig, checkpoints: str, digest: str) -> St
     parts = [recipe.model_dump_json(), digest, initial.digest if initial else "", "drop" * config.drop_leaks]
     name = hashlib.sha256("|".join(parts).encode()).hexdigest()[:16]
     live = storage.join(checkpoints, name)
-    cores = 1 if config.use_gpu else max(1, _cores_of_a_node() // config.num_workers)
-    plan = replace(plan, threads=cores, live=live)
+    cores = 1 if config.use_gpu else max(1, _cores_of_a_node() // _workers_of_a_node(config.num_workers))
+    pretrained = share(pretrained_weights(recipe, plan.outputs)) if recipe.pretrained else None
+    plan = replace(plan, threads=cores, live=live, pretrained=pretrained)
     filesystem, path = storage.arrow_filesystem(checkpoints)
     storage.remove(storage.join(live, DIVERGED))
     workers: Any = (config.min_workers, config.num_workers) if config.min_workers else config.num_workers
@@ -244,9 +254,19 @@ def _train(plan: Plan, config: TrainConfig, checkpoints: str, digest: str) -> St
     return read_checkpoint(result.checkpoint)
 
 
+def _workers_of_a_node(workers: int) -> int:
+    """Return how many workers a node has, where they are spread evenly over those that have cores."""
+    return -(-workers // len(_cores_by_node()))
+
+
 def _cores_of_a_node() -> int:
-    """Return the cores that Ray has on the smallest node."""
-    return int(min(node["Resources"].get("CPU", 1) for node in ray.nodes() if node["Alive"]))
+    """Return the cores that Ray has on the smallest node that has any."""
+    return min(_cores_by_node())
+
+
+def _cores_by_node() -> list[int]:
+    cores = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
+    return [count for count in cores if count] or [1]
 
 
 def _require_finite(live: str, checkpoint: Checkpoint | None) -> None:

@@ -19,6 +19,7 @@ from fer_pipeline.core import storage
 from fer_pipeline.core.dataset import sample_files
 from fer_pipeline.core.framing import Framing
 from fer_pipeline.core.labels import LabelSpace
+from fer_pipeline.jobs.shared import Shared
 from fer_pipeline.models.bundle import Bundle
 from fer_pipeline.models.labelled_images import LabelledImages
 from fer_pipeline.models.networks import build
@@ -27,11 +28,13 @@ from fer_pipeline.models.recipe import Recipe
 from fer_pipeline.models.training.feed import Feed, Resident
 from fer_pipeline.models.training.ranks import rank_and_world
 from fer_pipeline.models.training.trainer import DivergedError, Epoch, State, Trainer
-from fer_pipeline.models.weights import load_network, take_over
+from fer_pipeline.models.weights import Weights, load_network, take_over
 from fer_pipeline.stages.training_data import TRAINING_COLUMNS, SplitReader
 
 CHECKPOINT, PROGRESS, DIVERGED = "state.pt", "progress.json", "diverged.txt"
 PROGRESS_EVERY_S = 5.0
+VALIDATION_ROWS = 512
+"""Of the dataset, that one rank reads and decodes at a time."""
 SHUFFLE_BYTES = 256 * 1024**2
 """Size of the buffer from which streamed images are drawn."""
 
@@ -49,6 +52,8 @@ class Plan:
     class_counts: tuple[int, ...]
     """Of the training split, by the recipe's classes."""
     initial: Bundle | None
+    pretrained: Shared[Weights] | None
+    """The whole network's weights where the recipe names pretrained ones and the driver has read them for all ranks."""
     streamed: bool
     use_gpu: bool
     threads: int
@@ -111,9 +116,20 @@ class ValidationShare:
 
     def __iter__(self) -> Iterator[LabelledImages]:
         rank, world = rank_and_world()
-        for number, chunk in enumerate(self.reader.chunks(1024)):
-            if number % world == rank:
-                yield chunk.to("cpu")
+        for chunk in self.reader.chunks(VALIDATION_ROWS, rank, world):
+            yield chunk.to("cpu")
+
+
+def pretrained_weights(recipe: Recipe, outputs: int) -> Weights:
+    """Return the weights that the recipe's network starts from: the pretrained ones, and a last layer by the seed.
+
+    Raise UserError where they cannot be had or are another network's.
+    """
+    assert recipe.pretrained
+    torch.manual_seed(recipe.training.seed)
+    network = build(recipe.network, outputs)
+    load_pretrained(network, recipe.network.architecture, recipe.pretrained)
+    return network.state_dict()
 
 
 def make_trainer(plan: Plan, device: torch.device, shard: Any = None) -> Trainer:
@@ -121,7 +137,9 @@ def make_trainer(plan: Plan, device: torch.device, shard: Any = None) -> Trainer
     recipe = plan.recipe
     torch.manual_seed(recipe.training.seed)
     network = build(recipe.network, plan.outputs)
-    if recipe.pretrained:
+    if plan.pretrained:
+        network.load_state_dict(plan.pretrained.get())
+    elif recipe.pretrained:
         load_pretrained(network, recipe.network.architecture, recipe.pretrained)
     if plan.initial:
         take_over(network, load_network(plan.initial).state_dict())

@@ -15,6 +15,8 @@ class TrainingConfig(Config):
     """Images per step over all workers together."""
     accumulate: int = Field(1, ge=1)
     """Parts in which each worker's share of a step is computed, where it does not fit on the device at once."""
+    sync_batch_norm: bool = False
+    """Normalise over the batch of all workers, not of each alone; for small shares of a batch on GPUs, which alone can do it."""
     optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
     learning_rate: float = Field(0.1, gt=0)
     """Highest learning rate of the schedule."""

@@ -95,6 +95,8 @@ class Trainer:
         train: Feed,
         device: torch.device,
     ) -> None:
+        if config.sync_batch_norm and dist.is_initialized() and device.type == "cuda":
+            network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
         self.network = network.to(memory_format=torch.channels_last)
         self.classes, self.config, self.augmentation = len(class_counts), config, augmentation
         self.train, self.device = train, device
@@ -167,10 +169,10 @@ class Trainer:
     def _step(self, batch: LabelledImages, draws: "Draws") -> tuple[Tensor, Tensor, int]:
         """Take one step of the optimiser; return the mean loss and the numbers of right answers and images of this rank."""
         parts = range(min(self.config.accumulate, len(batch)))
-        size = -(-len(batch) // len(parts))
+        cuts = [part * len(batch) // len(parts) for part in (*parts, len(parts))]
         loss_sum, correct = torch.zeros((), device=self.device), torch.zeros((), device=self.device)
         for part in parts:
-            chunk = batch[slice(part * size, (part + 1) * size)]
+            chunk = batch[slice(cuts[part], cuts[part + 1])]
             with self._synchronised(part == parts[-1]):
                 loss, right = self._loss(chunk, draws)
                 loss = loss * (len(chunk) / len(batch))
