@@ -183,7 +183,7 @@ async def _get_s3(fs: S3FileSystem, path: str, start: int | None, end: int | Non
     async def get() -> tuple[bytes, str]:
         answer = await fs._call_s3("get_object", Bucket=bucket, Key=key, **limits)
         try:
-            return await answer["Body"].read(), answer["ETag"].strip('"')
+            return await answer["Body"].read(), strong(answer["ETag"])
         finally:
             answer["Body"].close()
 
@@ -195,15 +195,27 @@ def require_unchanged(url: str, etag: str | None) -> None:
 
     What is open on S3 needs no second look (`open_version`).
     """
-    if etag and is_local(url) and str(os.stat(normalize(url)).st_mtime_ns) != etag:
+    if etag and is_local(url) and not _same_time(os.stat(normalize(url)).st_mtime_ns, etag):
         raise ChangedError
+
+
+def _same_time(mtime_ns: int, etag: str) -> bool:
+    """Tell whether a file's mtime is the listed one, where two mounts may show it in steps of different length."""
+    listed_ns = int(etag) if etag.isdecimal() else -1
+    step = next((step for step in (10**9, 10**6, 10**3, 100) if mtime_ns % step == 0 or listed_ns % step == 0), 1)
+    return mtime_ns // step == listed_ns // step
+
+
+def strong(etag: str) -> str:
+    """Return an etag without quotes and without the mark of a weak one, which a proxy may have added."""
+    return etag.removeprefix("W/").strip('"')
 
 
 def require_version(url: str, etag: str | None) -> None:
     """Raise ChangedError where a file, by now, is not the version of that etag; costs a request on S3."""
     require_unchanged(url, etag)
     fs, path = open_filesystem(url)
-    if etag and isinstance(fs, S3FileSystem) and str(fs.info(path).get("ETag", "")).strip('"') != etag:
+    if etag and isinstance(fs, S3FileSystem) and strong(str(fs.info(path).get("ETag", ""))) != etag:
         raise ChangedError
 
 
@@ -212,7 +224,7 @@ def open_version(url: str, etag: str | None, block_size: int) -> Any:
     fs, path = open_filesystem(url)
     opened = fs.open(path, "rb", block_size=block_size)
     found = getattr(opened, "details", {}).get("ETag")
-    if etag and found and found.strip('"') != etag:
+    if etag and found and strong(found) != etag:
         opened.close()
         raise ChangedError
     return opened

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # before Ray is imported: nothing is sent home
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -133,13 +134,22 @@ def _closed_doors() -> Iterator[None]:
             os.environ.pop(name, None)
 
 
+def node_types() -> list[Any]:
+    """Return the types of node that the cluster's autoscaler can start (`NodeGroupConfig`), as far as it has said."""
+    try:
+        config = state.get_cluster_config()
+    except ray.exceptions.RaySystemError:  # a Ray client (`ray://`) has no view of it
+        return []
+    return list(config.node_group_configs) if config else []
+
+
 def _refuse_local_paths(config: ClusterConfig, *urls: str) -> None:
     """Raise UserError for a path that some node of the cluster would not have, those that an autoscaler may bring among them."""
     local = [url for url in urls if storage.is_local(url)]
     if not local or config.shared_filesystem:
         return
-    nodes, types = sum(node["Alive"] for node in ray.nodes()), state.get_cluster_config()
-    if nodes > 1 or (types and any(group.max_count for group in types.node_group_configs)):
+    nodes = sum(node["Alive"] for node in ray.nodes())
+    if nodes > 1 or any(group.max_count for group in node_types()):
         has = f"the cluster has {nodes} nodes" if nodes > 1 else "the cluster's autoscaler brings others"
         raise UserError(
             f"'{local[0]}' is a path on this machine, but {has}: use s3://, or say --shared-filesystem if every node has it."

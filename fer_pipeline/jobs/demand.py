@@ -10,22 +10,22 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
+from uuid import uuid4
 
 import ray
-from ray._private.state import state
 from ray.autoscaler.sdk import request_resources
 
 from fer_pipeline.core.errors import UserError
-from fer_pipeline.jobs.cluster import ClusterConfig
+from fer_pipeline.jobs.cluster import ClusterConfig, node_types
 
 log = logging.getLogger(__name__)
 
 NAME, NAMESPACE = "demand", "fer-pipeline"
 HEAD = "node:__internal_head__"
-RENEW_S, FORGET_S = 10.0, 60.0
-"""How often a job repeats what it asks for, and after what silence it is taken for dead."""
+CHANGE_S, RENEW_S, FORGET_S = 1.0, 10.0, 60.0
+"""How often a job sends what has changed, how often it repeats itself, and after what silence it is taken for dead."""
 MOST_BUNDLES = 10_000
-"""What is asked for at most: autoscalers have limits of their own."""
+"""Of a kind that a job asks for at most: autoscalers have limits of their own."""
 
 Answer = TypeVar("Answer")
 Bundles = list[tuple[dict[str, float], int]]
@@ -37,47 +37,64 @@ class _Demand:
 
     def __init__(self) -> None:
         self.jobs: dict[str, tuple[float, Bundles]] = {}
+        self.asked: list[dict[str, float]] | None = None
+        """What was asked for last; None: nobody knows, for this actor may follow one that died."""
         self.changed = threading.Lock()
         threading.Thread(target=self._watch, daemon=True).start()
 
     def ask(self, job: str, bundles: Bundles) -> None:
         """Replace what a job asks for; nothing, where it needs nothing more."""
         with self.changed:
-            before = self._total()
             self.jobs[job] = (time.monotonic(), bundles)
-            if not bundles:
-                del self.jobs[job]
-            if self._total() != before:
-                request_resources(bundles=self._total())
+            self._request()
 
-    def _total(self) -> list[dict[str, float]]:
-        found = [resources for _, bundles in self.jobs.values() for resources, count in bundles for _ in range(count)]
-        return found[:MOST_BUNDLES]
+    def _request(self) -> None:
+        """Forget the jobs that are silent or need nothing, and ask for what the others need."""
+        now = time.monotonic()
+        self.jobs = {job: found for job, found in self.jobs.items() if found[1] and now - found[0] <= FORGET_S}
+        total = [resources for _, bundles in self.jobs.values() for resources, count in bundles for _ in range(count)]
+        if total != self.asked:
+            request_resources(bundles=total)
+            self.asked = total
 
     def _watch(self) -> None:
         while True:
             time.sleep(RENEW_S)
-            for job in [job for job, (asked, _) in list(self.jobs.items()) if time.monotonic() - asked > FORGET_S]:
-                self.ask(job, [])
-            if not self.jobs:
-                os._exit(0)  # an actor keeps its machine
+            with self.changed, suppress(Exception):  # tried again soon
+                self._request()
+                if not self.jobs:
+                    os._exit(0)  # an actor keeps its machine
 
 
 class Asking:
-    """What one job asks for."""
+    """What one job asks for, until it ends. A thread repeats it: a job that has died is silent."""
 
     def __init__(self) -> None:
-        self.job = ray.get_runtime_context().get_job_id()
-        self._asked: Bundles = []
-        self._when = 0.0
+        self.job = uuid4().hex
+        self._bundles: Bundles = []
+        self._sent: Bundles = []
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._repeat, daemon=True)
 
     def __call__(self, bundles: Bundles) -> None:
-        """Ask for so much from now on; to be repeated at least every minute. Costs nothing where nothing has changed."""
-        now = time.monotonic()
-        if (bundles != self._asked and now - self._when > 1.0) or now - self._when > RENEW_S:
-            self._asked, self._when = bundles, now
-            with suppress(ray.exceptions.RayError):  # asked again in a moment
-                self._actor().ask.remote(self.job, bundles)
+        """Ask for so much from now on."""
+        self._bundles = [(resources, min(count, MOST_BUNDLES)) for resources, count in bundles]
+        if not self._thread.is_alive():
+            self._send()
+            self._thread.start()
+
+    def _repeat(self) -> None:
+        silent_s = 0.0
+        while not self._ended.wait(CHANGE_S):
+            silent_s += CHANGE_S
+            if self._bundles != self._sent or silent_s >= RENEW_S:
+                self._send()
+                silent_s = 0.0
+
+    def _send(self) -> None:
+        self._sent = self._bundles
+        with suppress(ray.exceptions.RayError):  # sent again soon
+            self._actor().ask.remote(self.job, self._sent)
 
     def _actor(self) -> Any:
         options = {"name": NAME, "namespace": NAMESPACE, "lifetime": "detached", "get_if_exists": True}
@@ -85,7 +102,9 @@ class Asking:
 
     def withdraw(self) -> None:
         """Need nothing more."""
-        if self._when:
+        self._ended.set()
+        if self._thread.is_alive():
+            self._thread.join(RENEW_S)
             with suppress(ray.exceptions.RayError):
                 ray.get(self._actor().ask.remote(self.job, []), timeout=RENEW_S)
 
@@ -103,52 +122,39 @@ def asking(cluster: ClusterConfig) -> Iterator[Asking | None]:
         asked.withdraw()
 
 
-def asked_of_a_worker(function: Callable[[], Answer], cluster: ClusterConfig, tasks: int) -> Answer:
+def asked_of_a_worker(function: Callable[[], Answer], ask: Asking | None, tasks: int, wait_s: float) -> Answer:
     """Return what a function says where the work will be done; on this machine, where that is here.
 
     `tasks`, one core each, are asked of an autoscaler meanwhile. Raise UserError where no worker comes up in time.
     """
-    if not cluster.cluster:
+    if ask is None:
         return function()
-    began, answer = time.monotonic(), ray.remote(num_cpus=1)(function).remote()
-    with asking(cluster) as ask:
-        while not ray.wait([answer], timeout=1.0)[0]:
-            if ask:
-                ask([({"CPU": 1.0}, tasks)])
-            if time.monotonic() - began > cluster.wait_s:
-                raise UserError(f"No machine could take a task within {cluster.wait_s:g} s: wait longer (--wait-s).")
+    ask([({"CPU": 1.0}, tasks)])
+    answer = ray.remote(num_cpus=1)(function).remote()
+    if not ray.wait([answer], timeout=wait_s)[0]:
+        raise UserError(f"No machine could take a task within {wait_s:g} s: wait longer (--wait-s).")
     return ray.get(answer)
 
 
-def wait_for_gpus(gpus: float, cluster: ClusterConfig) -> None:
+def wait_for_gpus(gpus: float, ask: Asking | None, wait_s: float) -> None:
     """Wait until a node has so many GPUs, at least one; raise UserError where none can be brought, or none came."""
     needed = max(1.0, gpus)
-    if _most(node["Resources"].get("GPU", 0) for node in ray.nodes() if node["Alive"]) >= needed:
+    if _most_gpus() >= needed:
         return
-    if _most(_gpus_of_node_types()) < needed:
+    if ask is None or max((group.resources.get("GPU", 0) for group in node_types() if group.max_count), default=0) < needed:
         raise UserError(
             f"--gpus-per-worker {gpus:g} asks for more than any node of the cluster has, or could bring: "
             "leave it out to use CPUs."
         )
-    log.info("Waiting for a node with %g GPUs, for at most %g s (--wait-s)", needed, cluster.wait_s)
+    log.info("Waiting for a node with %g GPUs, for at most %g s (--wait-s)", needed, wait_s)
+    ask([({"GPU": needed}, 1)])
     began = time.monotonic()
-    with asking(cluster) as ask:
-        while time.monotonic() - began < cluster.wait_s:
-            if ask:
-                ask([({"GPU": needed}, 1)])
-            if _most(node["Resources"].get("GPU", 0) for node in ray.nodes() if node["Alive"]) >= needed:
-                return
-            time.sleep(1)
-    raise UserError(f"No node with {needed:g} GPUs came up within {cluster.wait_s:g} s: wait longer (--wait-s), or use CPUs.")
+    while _most_gpus() < needed:
+        if time.monotonic() - began > wait_s:
+            raise UserError(f"No node with {needed:g} GPUs came up within {wait_s:g} s: wait longer (--wait-s), or use CPUs.")
+        time.sleep(1)
 
 
-def _most(numbers: Iterator[float]) -> float:
-    return max(numbers, default=0)
-
-
-def _gpus_of_node_types() -> Iterator[float]:
-    """Yield the GPUs of a node of each type that the cluster's autoscaler can start, as far as it has said."""
-    config = state.get_cluster_config()
-    for group in config.node_group_configs if config else ():
-        if group.max_count:
-            yield group.resources.get("GPU", 0)
+def _most_gpus() -> float:
+    """Return the GPUs of the node that has most."""
+    return max((float(node["Resources"].get("GPU", 0)) for node in ray.nodes() if node["Alive"]), default=0.0)

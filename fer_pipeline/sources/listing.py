@@ -58,17 +58,27 @@ class Listing:
                 process.close()
 
     def _records(self, pool: Executor, waiting: "deque[tuple[Iterator[Record], Background[Any] | None]]") -> Iterator[Record]:
-        """Yield the records in order; what must be looked into is begun some files before it is `waiting` no more."""
-        looked_into = 0
+        """Yield the records in order; what must be looked into is begun some files before it is `waiting` no more.
+
+        No more containers are begun than there are processes: one that waits for a process could be the one that is read next.
+        """
+        looked_into = containers = 0
         for file in list_files(self.source):
             records, background = self._begun(file, pool)
             waiting.append((records, background))
             looked_into += background is not None
-            while waiting and (waiting[0][1] is None or looked_into > SIDE_BY_SIDE or len(waiting) > FILES_AHEAD):
+            containers += background is not None and background.is_container
+            while waiting and (
+                waiting[0][1] is None
+                or looked_into > SIDE_BY_SIDE
+                or containers >= CONTAINERS_AT_ONCE
+                or len(waiting) > FILES_AHEAD
+            ):
                 records, background = waiting[0]
                 yield from records
                 waiting.popleft()
                 looked_into -= background is not None
+                containers -= background is not None and background.is_container
         while waiting:
             yield from waiting[0][0]
             waiting.popleft()
@@ -81,7 +91,7 @@ class Listing:
         elif source_format and source_format.is_container:
             if file.error or valid_text(file.uri) != file.uri:
                 return self._plain(file), None
-            entries = Background(pool, partial(self._entries, file, source_format))
+            entries = Background(pool, partial(self._entries, file, source_format), is_container=True)
             return self._members(file, name, entries), entries
         elif self._include and not self._matches(self._include, name):
             self.skipped[FILTERED] += 1

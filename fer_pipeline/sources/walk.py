@@ -45,7 +45,7 @@ def list_files(source: str) -> Iterator[File]:
 
 
 def _etag(info: dict[str, Any]) -> str:
-    return str(info.get("ETag", "")).strip('"')
+    return storage.strong(str(info.get("ETag", "")))
 
 
 def _walk_local(path: str, above: tuple[str, ...] = ()) -> Iterator[File]:

@@ -17,7 +17,8 @@ from fer_pipeline.sources.reader import RecordReader, blocks
 
 RECORDS_AHEAD = 8
 LOCAL_TIMEOUT_S, STORE_TIMEOUT_S = 40.0, 300.0
-"""Time that reading neighbours may take: from a file system, and from a store with its retries."""
+"""Time that reading may take: a file of a file system; and neighbours in a container, which may have to be unpacked first, or
+whatever a store gives with its retries."""
 
 Fetched = bytes | Frame | RecordError
 
@@ -83,8 +84,9 @@ def _taken(
     block: list[Record | RecordError], read: "Future[list[bytes | RecordError]]", stuck: bool
 ) -> tuple[list[bytes | RecordError], bool]:
     """Return what a block of records came to, and whether any read hangs."""
-    local = isinstance(block[0], Record) and is_local(block[0].uri)
-    limit_s = LOCAL_TIMEOUT_S if local else STORE_TIMEOUT_S
+    first = block[0]
+    plain = isinstance(first, Record) and first.member is None and is_local(first.uri)
+    limit_s = LOCAL_TIMEOUT_S if plain else STORE_TIMEOUT_S
     try:
         return read.result(limit_s), stuck
     except FutureTimeoutError:

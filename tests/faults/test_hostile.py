@@ -54,7 +54,12 @@ def test_an_image_that_kills_costs_its_own_entry_in_predict(poisoned: Path, tmp_
 
 
 MOST_S, MOST_BYTES = 60, 3e9
-"""What no run over hostile files may take at default settings, in its largest process."""
+"""What no run over hostile files may take at default settings, on a machine that does nothing else; in its largest process."""
+
+
+def most_s() -> float:
+    """Return the time that a run may take here, where others may be at work on the same cores."""
+    return MOST_S * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
 
 
 def watched(*arguments: str) -> tuple[int, str, float, float]:
@@ -79,7 +84,7 @@ def require_bounded(*arguments: str, code: int = 0) -> str:
     found, said, seconds, peak = watched(*arguments)
     assert found == code, said[-2000:]
     assert "Traceback" not in said, said[-2000:]
-    assert seconds < MOST_S and peak < MOST_BYTES, (seconds, peak)
+    assert seconds < most_s() and peak < MOST_BYTES, (seconds, peak)
     return said
 
 
@@ -199,4 +204,4 @@ def test_hostile_cards_label_nothing_and_are_not_pushed(shared: Path, tmp_path: 
         ):
             code, said, seconds, peak = watched(*command)
             assert "Traceback" not in said and code in (0, 2), said[-2000:]
-            assert seconds < MOST_S and peak < MOST_BYTES
+            assert seconds < most_s() and peak < MOST_BYTES

@@ -129,6 +129,7 @@ def test_killed_workers_cost_nothing(many: Path, undisturbed: list[Any], tmp_pat
     assert killed and rows(out) == undisturbed
 
 
+@pytest.mark.long
 def test_a_record_that_kills_costs_its_own_row_also_where_gpu_actors_classify(
     archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

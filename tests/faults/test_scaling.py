@@ -143,6 +143,7 @@ class Holder:
         return True
 
 
+@pytest.mark.long
 def test_a_gpu_that_another_job_holds_is_not_waited_for(archive: Path, tmp_path: Path) -> None:
     with cluster_of(num_cpus=1, num_gpus=2) as nodes:
         ray.init(nodes.address, log_to_driver=False)
@@ -152,6 +153,7 @@ def test_a_gpu_that_another_job_holds_is_not_waited_for(archive: Path, tmp_path:
     assert len(rows(tmp_path / "run")) == 36
 
 
+@pytest.mark.long
 def test_gpus_that_are_all_held_are_waited_for_as_long_as_is_said(archive: Path, tmp_path: Path) -> None:
     with cluster_of(num_cpus=1, num_gpus=1) as nodes:
         ray.init(nodes.address, log_to_driver=False)
@@ -161,6 +163,7 @@ def test_gpus_that_are_all_held_are_waited_for_as_long_as_is_said(archive: Path,
             label.run(config(archive, tmp_path / "run", gpus_per_worker=1.0), ClusterConfig(wait_s=3))
 
 
+@pytest.mark.long
 def test_a_cluster_that_never_comes_up_is_one_sentence(archive: Path, tmp_path: Path) -> None:
     with cluster_of(num_cpus=0) as nodes, pytest.raises(UserError, match="No machine could take a task within 3 s"):
         where = ClusterConfig(address=nodes.address, shared_filesystem=True, wait_s=3)

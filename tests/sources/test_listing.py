@@ -12,6 +12,7 @@ import pytest
 from fer_pipeline.core import storage
 from fer_pipeline.core.errors import RecordError, UserError
 from fer_pipeline.core.manifest import Record
+from fer_pipeline.sources import background
 from fer_pipeline.sources.files import Selection
 from fer_pipeline.sources.listing import Listing
 from fer_pipeline.sources.reader import RecordReader, blocks
@@ -299,3 +300,11 @@ def test_a_container_with_a_name_that_is_not_utf_8_is_one_record_that_says_so(tm
     tar_of(tmp_path / name, {"1.jpg": b"x"})
     (record,) = listed(tmp_path)
     assert record.error and "not valid UTF-8" in record.error
+
+
+def test_many_large_containers_do_not_wait_for_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More of them than processes, and each with more entries than may stand in a queue."""
+    monkeypatch.setattr(background, "BATCH", 10)
+    for number in range(40):
+        tar_of(tmp_path / f"{number:02d}.tar", {f"{member}.jpg": b"x" for member in range(200)})
+    assert len(listed(tmp_path)) == 8000

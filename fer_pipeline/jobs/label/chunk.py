@@ -29,6 +29,8 @@ class Chunk:
     """What the probe found, by record id."""
     deaths: int = 0
     """Workers that died with it on a machine that lived on."""
+    actor_deaths: int = 0
+    """Actors of the pool that died with it."""
     memory_kills: int = 0
     """Workers that their machine killed with it, because its memory ran out."""
 

@@ -40,6 +40,7 @@ MISFORTUNES = (
     ActorUnavailableError, LocalRayletDiedError, NodeDiedError, ObjectLostError, OutOfDiskError, RuntimeEnvSetupError
 )  # fmt: skip
 """What befalls a machine, not the records that it was given."""
+ACTOR_LOST = (ActorDiedError, ActorUnavailableError, OutOfMemoryError)
 FULL_DISK = {errno.ENOSPC, errno.EDQUOT}
 SHARDS_PER_TASK = 8
 MOST_DEATHS = 4
@@ -94,7 +95,7 @@ class Dispatcher:
                 self.running -= 1
                 if error is not None:
                     if chunk.step is Step.CLASSIFY and self.pool:
-                        self.pool.free(chunk, lost=isinstance(error, ActorDiedError | ActorUnavailableError))
+                        self.pool.free(chunk, lost=isinstance(error, ACTOR_LOST))
                     dead.append((chunk, error))
                 elif count := self._next_step(chunk, result):
                     self.done += 1
@@ -109,7 +110,7 @@ class Dispatcher:
         """See, from time to time, how large the cluster is and what others have done."""
         now = time.monotonic()
         if now - self._looked > LOOK_AGAIN_S:
-            gpus = self.pool.wanted_gpus() if self.pool else 0.0
+            gpus = self.pool.wanted() if self.pool else []
             self._cores, self._looked = self.tasks.cores(self.left + self.running, gpus), now
             if self.pool:
                 self.pool.grow()
@@ -171,7 +172,7 @@ class Dispatcher:
         if chunk.deaths > MOST_DEATHS:
             chunk.step = Step.SINGLY
         else:
-            chunk.step = Step.EXTRACT if self.pool else Step.LABEL
+            chunk.step = Step.EXTRACT if self.pool and chunk.actor_deaths <= MOST_DEATHS else Step.LABEL
         self.waiting.append(chunk)
 
     def _after_deaths(self, dead: list[tuple[Chunk, BaseException]]) -> Iterator[int]:
@@ -193,6 +194,9 @@ class Dispatcher:
 
     def _whose(self, chunk: Chunk, error: BaseException) -> Callable[[Chunk], None]:
         """Return what follows for a shard that was alone with what happened; raise what is neither its fault nor misfortune."""
+        if chunk.step is Step.CLASSIFY and isinstance(error, ACTOR_LOST):
+            self._count_misfortune(error)
+            return self._after_actors_death
         if isinstance(error, OutOfMemoryError):
             return self._after_memory_kill
         if isinstance(error, WorkerCrashedError):
@@ -200,7 +204,7 @@ class Dispatcher:
         cause = getattr(error, "cause", error)
         if isinstance(error, (*MISFORTUNES, ActorDiedError)) or getattr(cause, "errno", None) in FULL_DISK:
             self._count_misfortune(error)
-            return self._after_actors_death if isinstance(error, ActorDiedError) else self._after_misfortune
+            return self._after_misfortune
         raise error
 
     def _count_misfortune(self, error: BaseException) -> None:
@@ -219,7 +223,7 @@ class Dispatcher:
 
     def _after_actors_death(self, chunk: Chunk) -> None:
         """An actor of the pool died with the shard; after too many of them it is labelled without the pool."""
-        chunk.deaths += 1
+        chunk.actor_deaths += 1
         self._again(chunk)
 
     def _after_death(self, chunk: Chunk) -> None:
@@ -233,8 +237,7 @@ class Dispatcher:
         """Its machine's memory ran out: the shard's fault only where it was alone on it, and happens again."""
         chunk.memory_kills += 1
         if chunk.memory_kills > MOST_MEMORY_KILLS:
-            chunk.deaths += 1
-            self._probe(chunk)
+            self._after_death(chunk)
         else:
             self._again(chunk)
 

@@ -2,6 +2,8 @@
 
 import logging
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +18,7 @@ from fer_pipeline.core.manifest import file_count, shard_sizes, split_into_shard
 from fer_pipeline.core.run import REPORT, Identity, RunFolder, RunRecord, RunResult, new_run_id, now
 from fer_pipeline.core.schemas import RetriedStatus
 from fer_pipeline.jobs.cluster import ClusterConfig, connected
-from fer_pipeline.jobs.demand import asked_of_a_worker, asking, wait_for_gpus
+from fer_pipeline.jobs.demand import Asking, asked_of_a_worker, asking, wait_for_gpus
 from fer_pipeline.jobs.label.dispatch import Dispatcher
 from fer_pipeline.jobs.label.pool import ClassifierPool
 from fer_pipeline.jobs.label.tasks import Tasks
@@ -113,30 +115,30 @@ def run(config: LabelConfig, cluster: ClusterConfig = ClusterConfig()) -> RunRec
             log.info("This run is finished, there is nothing to do: %s", folder.url)
             return record
     log.info("Detector: %s (%s)", detector.name, detector.origin)
-    with connected(cluster, config.source, config.out):
-        _require_gpus(config, cluster)
+    with connected(cluster, config.source, config.out), asking(cluster) as ask:
+        _require_gpus(config, ask, cluster.wait_s)
         if again:
             log.info("%d shards hold records to try again", len(again))
             folder.reopen()
         resumed = record is not None
         if record is None:
-            record = _begin(config, cluster, folder, detector, bundle)
+            record = _begin(config, folder, detector, bundle, partial(asked_of_a_worker, ask=ask, wait_s=cluster.wait_s))
             _require_same(config, record, detector, bundle)  # another driver may have begun it meanwhile
         limits = (config.record_timeout_s, config.record_memory_bytes)
         context = LabelContext(folder, record, detector, bundle, _settings(config, bundle, detector, record), *limits)
-        labelled, lost = _label(config, cluster, context, frozenset(again), resumed)
+        labelled, lost = _label(config, context, ask, cluster.wait_s, frozenset(again), resumed)
         tally = _sum_up(folder, record)
     result = _result(tally, labelled, lost, time.perf_counter() - started)
     return _finish(config, folder, record.model_copy(update={"result": result}), tally)
 
 
-def _require_gpus(config: LabelConfig, cluster: ClusterConfig) -> None:
+def _require_gpus(config: LabelConfig, ask: Asking | None, wait_s: float) -> None:
     """Raise UserError for GPUs that this machine, or any part of one, cannot give; a cluster may bring them."""
     gpus = config.gpus_per_worker
     if gpus > 1 and gpus != int(gpus):
         raise UserError(f"--gpus-per-worker {gpus:g} is neither a share of one GPU nor a whole number of them.")
     if gpus:
-        wait_for_gpus(gpus, cluster)
+        wait_for_gpus(gpus, ask, wait_s)
 
 
 def _check_weights(bundle: Bundle) -> None:
@@ -195,9 +197,12 @@ def _require_same(config: LabelConfig, record: RunRecord, detector: ResolvedDete
 
 
 def _begin(
-    config: LabelConfig, cluster: ClusterConfig, folder: RunFolder, detector: ResolvedDetector, bundle: Bundle
+    config: LabelConfig, folder: RunFolder, detector: ResolvedDetector, bundle: Bundle, of_a_worker: Callable[..., bool]
 ) -> RunRecord:
-    """List the source, freeze the manifest and the run's record; raise UserError where there is nothing to label."""
+    """List the source, freeze the manifest and the run's record; raise UserError where there is nothing to label.
+
+    `of_a_worker` returns what a function says on a worker, where there is work for so many `tasks`.
+    """
     selection = Selection(
         config.include, config.exclude, config.fps, config.image_column, config.record_timeout_s, config.max_members
     )
@@ -206,7 +211,7 @@ def _begin(
     size = write_manifest(folder.manifest_prefix(run_id), shards)
     if not size.records:
         raise UserError(f"The source '{config.source}' holds no images.")
-    has_bf16 = config.precision == "auto" and asked_of_a_worker(_has_native_bf16, cluster, size.shards)
+    has_bf16 = config.precision == "auto" and of_a_worker(_has_native_bf16, tasks=size.shards)
     settings = _settings(config, bundle, detector, None, has_bf16)
     return folder.begin(
         RunRecord(
@@ -224,7 +229,7 @@ def _begin(
 
 
 def _label(
-    config: LabelConfig, cluster: ClusterConfig, context: LabelContext, again: frozenset[int], resumed: bool
+    config: LabelConfig, context: LabelContext, ask: Asking | None, wait_s: float, again: frozenset[int], resumed: bool
 ) -> tuple[int, int]:
     """Label and commit the shards that are not there yet, and those to do again.
 
@@ -241,12 +246,11 @@ def _label(
         if not pending:
             return 0, 0
         shared, pool = share(context), None
-        with asking(cluster) as ask:
-            tasks = Tasks(shared, ask)
-            if config.gpus_per_worker:
-                pool = ClassifierPool(shared, tasks, config.gpus_per_worker, config.num_gpus, cluster.wait_s)
-            dispatcher = Dispatcher(folder, record, tasks, pool, again, resumed)
-            return dispatcher.label(pending, advance), dispatcher.lost_records
+        tasks = Tasks(shared, ask)
+        if config.gpus_per_worker:
+            pool = ClassifierPool(shared, tasks, config.gpus_per_worker, config.num_gpus, wait_s)
+        dispatcher = Dispatcher(folder, record, tasks, pool, again, resumed)
+        return dispatcher.label(pending, advance), dispatcher.lost_records
 
 
 def _sum_up(folder: RunFolder, record: RunRecord) -> Tally:

@@ -1,13 +1,16 @@
 """The pool of GPU actors that classify the crops of CPU tasks and commit their shards."""
 
 import logging
+import math
 import time
 from collections import deque
 from typing import Any
 
 import ray
 
-from fer_pipeline.core.errors import UserError
+from fer_pipeline.core.errors import MisfortuneError, UserError
+from fer_pipeline.core.storage import reason
+from fer_pipeline.jobs.demand import Bundles
 from fer_pipeline.jobs.label.chunk import Chunk
 from fer_pipeline.jobs.label.tasks import Tasks
 from fer_pipeline.jobs.label.worker import LabelContext
@@ -18,6 +21,8 @@ log = logging.getLogger(__name__)
 
 SHARDS_PER_ACTOR = 2
 """One in work and one at hand."""
+MOST_FAILURES = 5
+"""Of actors in a row to come up, before the run ends."""
 
 
 @ray.remote(num_cpus=0, max_restarts=0)
@@ -78,11 +83,14 @@ class ClassifierPool:
         self.given: dict[int, Any] = {}
         """The actor that has a shard."""
         self.gone: set[Any] = set()
+        self.failures = 0
+        """Actors in a row that did not come up."""
         self.grow()
 
-    def wanted_gpus(self) -> float:
-        """Return the GPUs to ask an autoscaler for: all that the pool may take, or else one."""
-        return 1.0 if self.most is None else self.most * self.gpus_per_worker
+    def wanted(self) -> Bundles:
+        """Return what to ask an autoscaler for: all the GPUs that the pool may take, or else one actor's."""
+        together = max(1.0, self.gpus_per_worker)
+        return [({"GPU": together}, math.ceil((self.most or 1) * self.gpus_per_worker / together))]
 
     def grow(self) -> None:
         """Ask for an actor on each GPU that has none; take those that came up. Raise UserError where none ever does."""
@@ -104,10 +112,13 @@ class ClassifierPool:
     def _take_in(self, answer: Any, actor: Any) -> None:
         try:
             device = ray.get(answer)
-        except ray.exceptions.RayActorError as error:
-            log.warning("A classifier did not come up: %s", type(error).__name__)
+        except ray.exceptions.RayError as error:
+            self.failures += 1
+            log.warning("A classifier did not come up: %s", reason(error)[:300])
+            if self.failures > MOST_FAILURES and not self.actors:
+                raise MisfortuneError(f"No classifier comes up, the last for this: {reason(error)[:300]}.") from error
             return
-        self.actors += 1
+        self.actors, self.failures = self.actors + 1, 0
         log.info("%d classifiers, the last on %s", self.actors, device)
         if device == "cpu":
             log.warning("A GPU was reserved but torch sees no CUDA device there: faces are classified on its CPU")
@@ -129,6 +140,7 @@ class ClassifierPool:
             return
         if lost and actor not in self.gone:
             self.gone.add(actor)
+            ray.kill(actor)  # one that lives, and cannot be reached, would keep its GPU
             self.actors -= 1
             self.began = time.monotonic()
         if actor not in self.gone:

@@ -14,6 +14,9 @@ from fer_pipeline.stages.label import Poison
 
 STRIKES = 2
 """Deaths alone, on machines that lived on, that condemn a record."""
+STARTS = 5
+"""Attempts to start a process, each of which may lose its machine."""
+DEATHS = (ActorDiedError, ActorUnavailableError, OutOfMemoryError, WorkerCrashedError)
 
 
 @ray.remote(num_cpus=1, max_restarts=0)
@@ -66,10 +69,12 @@ def _labelled_alone(
             try:
                 yield ray.get(actor.label.remote(one, poison))
                 break
-            except (ActorDiedError, ActorUnavailableError, OutOfMemoryError, WorkerCrashedError):
-                took_s, strikes = time.monotonic() - started, strikes + _is_alive(node)
+            except DEATHS as error:
+                took_s = time.monotonic() - started
+                its_own = _is_alive(node) and not isinstance(error, ActorUnavailableError)
+                strikes += its_own
                 actor, _, node = _new_actor(context, cores)
-                if took_s >= limit_s:
+                if its_own and took_s >= limit_s:
                     poison[record_id] = ("timed_out", f"it took longer than {limit_s:g} s")
                 elif strikes == STRIKES:
                     poison[record_id] = ("crashed", "the process that decodes or labels it dies of it")
@@ -85,9 +90,11 @@ def _is_alive(node: str) -> bool:
 
 
 def _new_actor(context: Shared[LabelContext], cores: int) -> tuple[Any, float, str]:
-    while True:
+    for start in range(STARTS):
         actor = _ProbeActor.options(num_cpus=cores).remote(context)  # type: ignore[attr-defined]
         try:
             return actor, *ray.get(actor.begin.remote())
-        except (ActorDiedError, ActorUnavailableError):  # its node left meanwhile
-            continue
+        except DEATHS:  # its node left meanwhile
+            if start == STARTS - 1:
+                raise
+    raise AssertionError

@@ -1,8 +1,8 @@
 """The Ray tasks that a chunk goes through, and the one place that starts them and hears how they ended."""
 
-import math
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any, cast
 
@@ -27,6 +27,7 @@ class Tasks:
         """`ask`: tells an autoscaler what is needed."""
         self.context, self.ask = context, ask
         self._ended: SimpleQueue[Ended] = SimpleQueue()
+        self._running: dict[Any, tuple[Chunk, Any]] = {}
 
     def start(self, chunk: Chunk) -> None:
         """Start the chunk's step. For `EXTRACT` the result is a reference to the faces, which stay where they are."""
@@ -45,18 +46,22 @@ class Tasks:
 
     def hear(self, chunk: Chunk, done: Any, result: Any = None) -> None:
         """Have `ended` tell when the task behind the reference `done` has ended."""
+        self._running[done] = (chunk, result)
+        done.future().add_done_callback(lambda future: self._end(done, future.exception, future.result))
 
-        def put(future: "Future[Any]") -> None:
-            error = future.exception()
-            self._ended.put((chunk, future.result() if result is None and error is None else result, error))
-
-        done.future().add_done_callback(put)
+    def _end(self, done: Any, exception: Callable[[], BaseException | None], value: Callable[[], Any]) -> None:
+        """Put what a task came to where `ended` takes it; only once."""
+        chunk, result = self._running.pop(done, (None, None))
+        if chunk is not None:
+            error = exception()
+            self._ended.put((chunk, value() if result is None and error is None else result, error))
 
     def ended(self, timeout_s: float) -> list[Ended]:
         """Return the tasks that have ended: as soon as there is one, all that there are; none after the time."""
         try:
             found = [self._ended.get(timeout=timeout_s)]
         except Empty:
+            self._look()
             return []
         try:
             while True:
@@ -64,17 +69,31 @@ class Tasks:
         except Empty:
             return found
 
-    def cores(self, wanted: int, gpus: float) -> int:
+    def _look(self) -> None:
+        """Ask Ray for tasks that have ended and did not say so: called when nothing ends, so that a run cannot hang for it."""
+        running = list(self._running)
+        ready = ray.wait(running, num_returns=len(running), timeout=0, fetch_local=False)[0] if running else []
+        for done in ready:
+            self._end(done, partial(_exception, done), partial(ray.get, done))
+
+    def cores(self, wanted: int, gpus: Bundles) -> int:
         """Return the cores that the cluster has now, and tell its autoscaler how many there is work for, and how many GPUs."""
         if self.ask:
-            self.ask([({"CPU": 1.0}, wanted)] * (wanted > 0) + [({"GPU": 1.0}, math.ceil(gpus))] * (gpus > 0))
+            self.ask([*gpus, *[({"CPU": 1.0}, wanted)] * (wanted > 0)])
         return cluster_cores()
 
 
+def _exception(done: Any) -> BaseException | None:
+    try:
+        ray.get(done)
+    except Exception as error:  # noqa: BLE001 (handed on)
+        return error
+    return None
+
+
 def cores_of_a_node() -> int:
-    """Return the cores of the smallest node that has any."""
-    cores = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
-    return min((count for count in cores if count), default=1)
+    """Return the cores of the largest node: a task that asks for them is alone wherever it runs."""
+    return max(1, *(int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]), 1)
 
 
 @ray.remote(num_cpus=1, max_retries=0)
