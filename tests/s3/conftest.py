@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import subprocess
 import sys
 import urllib.request
@@ -88,7 +89,7 @@ def store(running: Store) -> Iterator[Store]:
 @pytest.fixture
 def bucket(store: Store, request: pytest.FixtureRequest) -> str:
     """An empty bucket of the test's own."""
-    name = request.node.name.replace("_", "-")[:60].strip("-").lower()
+    name = re.sub(r"[^a-z0-9]+", "-", request.node.name.lower())[:60].strip("-")
     fs, path = storage.open_filesystem(f"s3://{name}")
     fs.mkdir(path)
     return f"s3://{name}"
