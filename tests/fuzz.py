@@ -181,9 +181,10 @@ def outcome(kind: str, data: bytes, folder: Path) -> str:
         if not isinstance(entry, str):
             member, offset, stored, time_ms, size = entry
             records.append(Record(str(path), member, offset, stored, time_ms, size))
-    for fetched in fetch(records, 2**28):
-        status = fetched.status if isinstance(fetched, RecordError) else extractor()._extract(fetched)[0].status
-        found = found if status in ("ok", "no_face") else status
+    with fetch(records, 2**28) as fetched:
+        for one in fetched:
+            status = one.status if isinstance(one, RecordError) else extractor()._extract(one)[0].status
+            found = found if status in ("ok", "no_face") else status
     return found
 
 

@@ -81,16 +81,17 @@ def run(image: str, *more: str, config: PredictConfig = PredictConfig()) -> Pred
     rows = labelled.to_pylist()
     out, found = storage.normalize(config.out), []
     spared = (RecordError(*poison[index]) if index in poison else record for index, record in enumerate(records))
-    for number, (row, data) in enumerate(zip(rows, fetch(spared, settings.max_bytes), strict=True)):
-        entry = {key: row[key] for key in ("uri", "member", "time_ms", "status", "error", "faces")}
-        if row["status"] not in FINE:
-            found.append(entry | {"annotated": None})
-        else:
-            picture = annotate(decode(data, config.max_pixels).pixels, row["faces"])
-            path = storage.join(out, f"{number:04d}-{_stem(row)}.jpg")
-            storage.write_bytes(path, cv2.imencode(".jpg", picture)[1].tobytes())
-            found.append(entry | {"annotated": path})
-        log.info("%s: %s", row["member"] or row["uri"], _sentence(row))
+    with fetch(spared, settings.max_bytes) as fetched:
+        for number, (row, data) in enumerate(zip(rows, fetched, strict=True)):
+            entry = {key: row[key] for key in ("uri", "member", "time_ms", "status", "error", "faces")}
+            if row["status"] not in FINE:
+                found.append(entry | {"annotated": None})
+            else:
+                picture = annotate(decode(data, config.max_pixels).pixels, row["faces"])
+                path = storage.join(out, f"{number:04d}-{_stem(row)}.jpg")
+                storage.write_bytes(path, cv2.imencode(".jpg", picture)[1].tobytes())
+                found.append(entry | {"annotated": path})
+            log.info("%s: %s", row["member"] or row["uri"], _sentence(row))
     return PredictResult(images=found)
 
 

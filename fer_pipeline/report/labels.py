@@ -90,15 +90,14 @@ def _pictures(folder: RunFolder, record: RunRecord, faces: Iterable[FaceRow]) ->
     records = find_records(folder.manifest_prefix(record.run_id), list(by_record))
     ids = sorted(records)
     limits = record.settings["max_pixels"], record.settings["max_bytes"]
-    for record_id, data in zip(
-        ids, fetch([records[i] for i in ids], limits[1], record.settings.get("image_column")), strict=True
-    ):
-        try:
-            photo = decode(data, limits[0], ENOUGH_PX)
-        except RecordError:
-            continue
-        for face in by_record[record_id].values():
-            box = np.array([face["x"], face["y"], face["w"], face["h"]]) / photo.reduction
-            picture = warp_crop(photo.pixels, square(box, SURROUNDINGS, PICTURE_PX), PICTURE_PX)
-            encoded = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, 80])[1].tobytes()
-            yield _key(face), data_url(encoded, "jpeg")
+    with fetch([records[i] for i in ids], limits[1], record.settings.get("image_column")) as fetched:
+        for record_id, data in zip(ids, fetched, strict=True):
+            try:
+                photo = decode(data, limits[0], ENOUGH_PX)
+            except RecordError:
+                continue
+            for face in by_record[record_id].values():
+                box = np.array([face["x"], face["y"], face["w"], face["h"]]) / photo.reduction
+                picture = warp_crop(photo.pixels, square(box, SURROUNDINGS, PICTURE_PX), PICTURE_PX)
+                encoded = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, 80])[1].tobytes()
+                yield _key(face), data_url(encoded, "jpeg")

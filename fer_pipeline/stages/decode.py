@@ -138,13 +138,14 @@ def _orientation(image: Image.Image) -> int:
 
 def decodes(record: dict[str, Any], max_pixels: int, max_bytes: int) -> Iterator[bool]:
     """Yield whether a record decodes; for `core/isolated.py`, to find out whether a process dies of it."""
-    for data in fetch([Record(**record)], max_bytes):
-        try:
-            decode(data, max_pixels)
-            yield True
-        except Exception as error:  # noqa: BLE001 (the boundary around one record)
-            as_record_error(error, "undecodable")
-            yield False
+    with fetch([Record(**record)], max_bytes) as fetched:
+        (data,) = fetched
+    try:
+        decode(data, max_pixels)
+        yield True
+    except Exception as error:  # noqa: BLE001 (the boundary around one record)
+        as_record_error(error, "undecodable")
+        yield False
 
 
 def survives(process: IsolatedProcess, record: Record, max_pixels: int, max_bytes: int, timeout_s: float) -> RecordError | None:

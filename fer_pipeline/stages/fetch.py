@@ -4,6 +4,7 @@ from collections import deque
 from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeoutError
+from contextlib import closing, contextmanager
 from functools import partial
 from itertools import groupby
 
@@ -23,11 +24,20 @@ whatever a store gives with its retries."""
 Fetched = bytes | Frame | RecordError
 
 
-def fetch(records: Iterable[Record | RecordError], max_bytes: int, image_column: str | None = None) -> Generator[Fetched]:
-    """Yield, in order, each record's encoded image or frame, or why there is none (a RecordError is passed on).
+@contextmanager
+def fetch(
+    records: Iterable[Record | RecordError], max_bytes: int, image_column: str | None = None
+) -> Iterator[Iterator[Fetched]]:
+    """Give, in order, each record's encoded image or frame, or why there is none (a RecordError is passed on).
 
     Up to `RECORDS_AHEAD` records, or runs of neighbours in a container, are read ahead. Records above `max_bytes` are not read.
+    The threads that read end with the context: the garbage collector may not end them, it can run in one that is being born.
     """
+    with closing(_fetched(records, max_bytes, image_column)) as fetched:
+        yield fetched
+
+
+def _fetched(records: Iterable[Record | RecordError], max_bytes: int, image_column: str | None) -> Generator[Fetched]:
     reader = RecordReader(image_column)
     try:
         for in_sequence, group in groupby(records, key=_in_sequence):

@@ -40,23 +40,24 @@ def validate(
     items = _items(reading)
     if careful:
         items = _survivors(items)
-    images = fetch((item.image for item in items if isinstance(item, Sample) and not isinstance(item.image, bytes)), MAX_BYTES)
+    records = (item.image for item in items if isinstance(item, Sample) and not isinstance(item.image, bytes))
     tables, rows, excluded = [], list[dict[str, Any]](), list[Excluded]()
-    for item in items:
-        if isinstance(item, Excluded):
-            excluded.append(item)
-            continue
-        try:
-            image = item.image if isinstance(item.image, bytes) else next(images)
-            with watch():
-                rows.append(_row(item, image, space, cropper))
-        except NoCrop as none:
-            excluded.append(Excluded(none.kind, item.source, none.reason))
-        except Exception as error:  # noqa: BLE001 (the boundary around one record)
-            excluded.append(Excluded(DAMAGED, item.source, as_record_error(error, "undecodable").reason))
-        if len(rows) == ROWS_PER_TABLE:
-            tables.append(pa.Table.from_pylist(rows, schema=SAMPLES))
-            rows = []
+    with fetch(records, MAX_BYTES) as images:
+        for item in items:
+            if isinstance(item, Excluded):
+                excluded.append(item)
+                continue
+            try:
+                image = item.image if isinstance(item.image, bytes) else next(images)
+                with watch():
+                    rows.append(_row(item, image, space, cropper))
+            except NoCrop as none:
+                excluded.append(Excluded(none.kind, item.source, none.reason))
+            except Exception as error:  # noqa: BLE001 (the boundary around one record)
+                excluded.append(Excluded(DAMAGED, item.source, as_record_error(error, "undecodable").reason))
+            if len(rows) == ROWS_PER_TABLE:
+                tables.append(pa.Table.from_pylist(rows, schema=SAMPLES))
+                rows = []
     return pa.concat_tables([*tables, pa.Table.from_pylist(rows, schema=SAMPLES)]), excluded
 
 

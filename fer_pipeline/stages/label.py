@@ -1,8 +1,8 @@
 """Label: a shard of the manifest in, a shard of `images` out, one row for every record whatever happens."""
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Literal
@@ -82,24 +82,23 @@ class FaceExtractor:
         self.finds_faces = DETECTORS[detector.name].finds_faces
         self.detect = load_detector(detector, settings.detect_px, settings.threshold)
 
-    def __call__(self, manifests: Sequence[pa.Table], poison: Poison | None = None) -> Iterator[ExtractedShard]:
+    def __call__(self, manifests: Sequence[pa.Table], poison: Poison | None = None) -> Generator[ExtractedShard]:
         """Yield the shards of rows of `schemas.MANIFEST`, one by one; bytes are fetched ahead across them.
 
-        A record in `poison` is not touched: it fails as is said there.
+        A record in `poison` is not touched: it fails as is said there. Exhaust or close it: see `fetch`.
         """
         records = (_without_poison(row, record, poison or {}) for table in manifests for row, record in _numbered(table))
-        fetched = fetch(records, self.settings.max_bytes, self.settings.image_column)
-        for manifest in manifests:
-            outcomes, crops = [], [empty_inputs(0, self.card.network)]
-            with self.bounded():
-                for data in islice(fetched, len(manifest)):
-                    outcome, faces = self._extract(data)
-                    if isinstance(data, bytes):
-                        outcome.content_sha256 = hashlib.sha256(data).hexdigest()
-                    outcomes.append(outcome)
-                    crops.append(faces)
-            yield ExtractedShard(manifest, outcomes, np.concatenate(crops))
-        fetched.close()
+        with fetch(records, self.settings.max_bytes, self.settings.image_column) as fetched:
+            for manifest in manifests:
+                outcomes, crops = [], [empty_inputs(0, self.card.network)]
+                with self.bounded():
+                    for data in islice(fetched, len(manifest)):
+                        outcome, faces = self._extract(data)
+                        if isinstance(data, bytes):
+                            outcome.content_sha256 = hashlib.sha256(data).hexdigest()
+                        outcomes.append(outcome)
+                        crops.append(faces)
+                yield ExtractedShard(manifest, outcomes, np.concatenate(crops))
 
     def _extract(self, data: Fetched) -> tuple[Outcome, Pixels]:
         """Decode, detect and align one record: its status is decided here."""
@@ -139,10 +138,14 @@ class Labeller:
         self.extract = FaceExtractor(detector, bundle.card, settings, watch)
         self.classify = Classifier(bundle, settings.precision)
 
-    def __call__(self, manifests: Sequence[pa.Table], poison: Poison | None = None) -> Iterator[pa.Table]:
-        """Yield, shard by shard, rows of `schemas.LABELLED` for rows of `schemas.MANIFEST`, in their order."""
-        for shard in self.extract(manifests, poison):
-            yield label(shard, self.classify(shard.crops), self.card, self.settings.uncertain_below)
+    def __call__(self, manifests: Sequence[pa.Table], poison: Poison | None = None) -> Generator[pa.Table]:
+        """Yield, shard by shard, rows of `schemas.LABELLED` for rows of `schemas.MANIFEST`, in their order.
+
+        Exhaust or close it: see `fetch`.
+        """
+        with closing(self.extract(manifests, poison)) as shards:
+            for shard in shards:
+                yield label(shard, self.classify(shard.crops), self.card, self.settings.uncertain_below)
 
 
 def label(shard: ExtractedShard, probabilities: NDArray[np.float32], card: ModelCard, uncertain_below: float) -> pa.Table:

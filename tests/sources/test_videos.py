@@ -151,7 +151,8 @@ def test_a_video_that_vanishes_after_listing_is_unreadable(video: Path, tmp_path
     copy = Path(shutil.copy(video, tmp_path / video.name))
     records = records_of(copy)
     copy.unlink()
-    frames = list(fetch(records, 10**9))
+    with fetch(records, 10**9) as fetched:
+        frames = list(fetched)
     assert len(frames) == SECONDS and all(isinstance(frame, Frame) for frame in frames)
     with pytest.raises(RecordError, match="No such file") as caught:
         Video(str(copy)).at(0)

@@ -17,12 +17,13 @@ from fer_pipeline.sources.listing import Listing
 from fer_pipeline.stages.decode import decode
 from fer_pipeline.stages.fetch import fetch
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-for data in fetch(list(Listing(sys.argv[1])), 2**28):
-    try:
-        decode(data, 10**8, 640)
-        print("ok")
-    except RecordError as error:
-        print(error.status)
+with fetch(list(Listing(sys.argv[1])), 2**28) as fetched:
+    for data in fetched:
+        try:
+            decode(data, 10**8, 640)
+            print("ok")
+        except RecordError as error:
+            print(error.status)
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
 """
 

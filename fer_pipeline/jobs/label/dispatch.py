@@ -6,12 +6,12 @@ against nobody. A shard that killed its worker while it was alone in the task is
 without the records that kill. Healthy shards pay nothing for it, and no step costs more on a larger cluster.
 """
 
-import errno
 import logging
 import random
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
 
 import pyarrow as pa
 from ray.exceptions import (
@@ -26,6 +26,7 @@ from ray.exceptions import (
     WorkerCrashedError,
 )
 
+from fer_pipeline.core.boundary import FULL_DISK
 from fer_pipeline.core.errors import MisfortuneError
 from fer_pipeline.core.manifest import read_shards, shuffled_files
 from fer_pipeline.core.run import RunFolder, RunRecord
@@ -41,7 +42,6 @@ MISFORTUNES = (
 )  # fmt: skip
 """What befalls a machine, not the records that it was given."""
 ACTOR_LOST = (ActorDiedError, ActorUnavailableError, OutOfMemoryError)
-FULL_DISK = {errno.ENOSPC, errno.EDQUOT}
 SHARDS_PER_TASK = 8
 MOST_DEATHS = 4
 """After more deaths of workers that held one shard alone, its records are labelled one by one."""
@@ -84,27 +84,30 @@ class Dispatcher:
         loses more than it does.
         """
         self.left, labelled = len(pending), 0
-        fresh = self._fresh(pending, advance)
-        while True:
-            self._look()
-            self._fill(fresh)
-            if not self.running:
-                return labelled
-            dead = []
-            for chunk, result, error in self.tasks.ended(LOOK_AGAIN_S):
-                self.running -= 1
-                if error is not None:
-                    if chunk.step is Step.CLASSIFY and self.pool:
-                        self.pool.free(chunk, lost=isinstance(error, ACTOR_LOST))
-                    dead.append((chunk, error))
-                elif count := self._next_step(chunk, result):
-                    self.done += 1
-                    self.again.difference_update(chunk.shards)
+        with closing(self._fresh(pending, advance)) as fresh:
+            while True:
+                self._look()
+                self._fill(fresh)
+                if not self.running:
+                    return labelled
+                for count in self._ended():
                     labelled += count
                     advance(count)
-            for count in self._after_deaths(dead):
-                labelled += count
-                advance(count)
+
+    def _ended(self) -> Iterator[int]:
+        """Wait for tasks to end and see to what follows; yield the numbers of records that are done by them."""
+        dead = []
+        for chunk, result, error in self.tasks.ended(LOOK_AGAIN_S):
+            self.running -= 1
+            if error is not None:
+                if chunk.step is Step.CLASSIFY and self.pool:
+                    self.pool.free(chunk, lost=isinstance(error, ACTOR_LOST))
+                dead.append((chunk, error))
+            elif count := self._next_step(chunk, result):
+                self.done += 1
+                self.again.difference_update(chunk.shards)
+                yield count
+        yield from self._after_deaths(dead)
 
     def _look(self) -> None:
         """See, from time to time, how large the cluster is and what others have done."""
@@ -119,7 +122,7 @@ class Dispatcher:
             self._others_looked = time.monotonic()
             self._others_s = self._others_looked - now
 
-    def _fresh(self, pending: Sequence[int], advance: Callable[[int], None]) -> Iterator[Chunk]:
+    def _fresh(self, pending: Sequence[int], advance: Callable[[int], None]) -> Generator[Chunk]:
         """Yield the pending shards in chunks: smaller ones towards the end, so that all cores finish together."""
         # Drivers that share a run begin at different places.
         order = shuffled_files(pending, random.Random()) if self.resumed else pending
@@ -217,7 +220,7 @@ class Dispatcher:
 
     def _after_misfortune(self, chunk: Chunk) -> None:
         if chunk.step is Step.PROBE:
-            self.waiting.append(chunk)
+            self._probe(chunk)
         else:
             self._again(chunk)
 

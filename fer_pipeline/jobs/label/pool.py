@@ -14,7 +14,7 @@ from fer_pipeline.jobs.demand import Bundles
 from fer_pipeline.jobs.label.chunk import Chunk
 from fer_pipeline.jobs.label.tasks import Tasks
 from fer_pipeline.jobs.label.worker import LabelContext
-from fer_pipeline.jobs.shared import Shared
+from fer_pipeline.jobs.shared import Shared, by_node
 from fer_pipeline.stages.label import ExtractedShard, label
 
 log = logging.getLogger(__name__)
@@ -53,10 +53,9 @@ def count_actors(gpus_per_worker: float) -> int:
 
     Ray places an actor on one node, and a share of a GPU within one GPU.
     """
-    by_node = [node["Resources"].get("GPU", 0) for node in ray.nodes() if node["Alive"]]
     if gpus_per_worker <= 1:
-        return sum(int(gpus) for gpus in by_node) * int(1 / gpus_per_worker + 1e-9)
-    return sum(int(gpus // gpus_per_worker) for gpus in by_node)
+        return sum(map(int, by_node("GPU"))) * int(1 / gpus_per_worker + 1e-9)
+    return sum(int(gpus // gpus_per_worker) for gpus in by_node("GPU"))
 
 
 class ClassifierPool:

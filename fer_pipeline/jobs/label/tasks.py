@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from contextlib import closing
 from queue import Empty, SimpleQueue
 from typing import Any, cast
 
@@ -13,7 +13,7 @@ from fer_pipeline.jobs.demand import Bundles
 from fer_pipeline.jobs.label.chunk import Chunk, Step
 from fer_pipeline.jobs.label.probe import label_singly, probe
 from fer_pipeline.jobs.label.worker import LabelContext, load_context, load_extractor, load_labeller
-from fer_pipeline.jobs.shared import Shared, cluster_cores
+from fer_pipeline.jobs.shared import Shared, by_node, cluster_cores
 from fer_pipeline.stages.label import ExtractedShard, Poison
 
 Ended = tuple[Chunk, Any, BaseException | None]
@@ -47,14 +47,14 @@ class Tasks:
     def hear(self, chunk: Chunk, done: Any, result: Any = None) -> None:
         """Have `ended` tell when the task behind the reference `done` has ended."""
         self._running[done] = (chunk, result)
-        done.future().add_done_callback(lambda future: self._end(done, future.exception, future.result))
+        done.future().add_done_callback(lambda future: self._end(done, future.exception() or future.result()))
 
-    def _end(self, done: Any, exception: Callable[[], BaseException | None], value: Callable[[], Any]) -> None:
-        """Put what a task came to where `ended` takes it; only once."""
+    def _end(self, done: Any, outcome: Any) -> None:
+        """Put what a task came to, or raised, where `ended` takes it; only once."""
         chunk, result = self._running.pop(done, (None, None))
         if chunk is not None:
-            error = exception()
-            self._ended.put((chunk, value() if result is None and error is None else result, error))
+            error = outcome if isinstance(outcome, BaseException) else None
+            self._ended.put((chunk, outcome if result is None and error is None else result, error))
 
     def ended(self, timeout_s: float) -> list[Ended]:
         """Return the tasks that have ended: as soon as there is one, all that there are; none after the time."""
@@ -74,7 +74,7 @@ class Tasks:
         running = list(self._running)
         ready = ray.wait(running, num_returns=len(running), timeout=0, fetch_local=False)[0] if running else []
         for done in ready:
-            self._end(done, partial(_exception, done), partial(ray.get, done))
+            self._end(done, _outcome(done))
 
     def cores(self, wanted: int, gpus: Bundles) -> int:
         """Return the cores that the cluster has now, and tell its autoscaler how many there is work for, and how many GPUs."""
@@ -83,25 +83,25 @@ class Tasks:
         return cluster_cores()
 
 
-def _exception(done: Any) -> BaseException | None:
+def _outcome(done: Any) -> Any:
+    """Return what a task that has ended came to, or what it raised."""
     try:
-        ray.get(done)
+        return ray.get(done)
     except Exception as error:  # noqa: BLE001 (handed on)
         return error
-    return None
 
 
 def cores_of_a_node() -> int:
     """Return the cores of the largest node: a task that asks for them is alone wherever it runs."""
-    return max(1, *(int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]), 1)
+    return max(1, int(max(by_node("CPU"), default=0)))
 
 
 @ray.remote(num_cpus=1, max_retries=0)
 def _label(context: Shared[LabelContext], shards: list[int], manifests: list[pa.Table], poison: Poison) -> None:
     """Label shards and commit them one by one, each while the next is worked on."""
     labeller, run = load_labeller(context), load_context(context)
-    with ThreadPoolExecutor(1, thread_name_prefix="commit") as committer:
-        tables = labeller(manifests, poison)
+    tables = labeller(manifests, poison)
+    with closing(tables), ThreadPoolExecutor(1, thread_name_prefix="commit") as committer:
         commits = [
             committer.submit(run.folder.commit, run.record, shard, table) for shard, table in zip(shards, tables, strict=True)
         ]
@@ -112,4 +112,5 @@ def _label(context: Shared[LabelContext], shards: list[int], manifests: list[pa.
 @ray.remote(num_cpus=1, max_retries=0, num_returns=2)
 def _extract(context: Shared[LabelContext], manifest: pa.Table, poison: Poison) -> tuple[None, ExtractedShard]:
     """Return one shard's faces, not yet labelled: what a GPU actor classifies."""
-    return None, next(load_extractor(context)([manifest], poison))
+    (shard,) = load_extractor(context)([manifest], poison)
+    return None, shard
