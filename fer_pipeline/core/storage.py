@@ -3,9 +3,11 @@
 Every write is atomic: a temporary file and a rename locally, one PUT on an object store.
 """
 
+import errno
 import os
 import posixpath
 import re
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,6 +36,10 @@ UMASK = "FER_PIPELINE_UMASK"
 if UMASK in os.environ:
     os.umask(int(os.environ[UMASK], 8))
 
+NO_HARD_LINKS = {errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK}
+"""What file systems say that have none: FUSE mounts of stores, FAT."""
+RESERVED_S = 2.0
+"""How long a name without hard links may stay reserved before its maker is taken for dead."""
 ATTEMPTS = 8
 CONNECTIONS = 32
 
@@ -257,8 +263,12 @@ def create(url: str, data: bytes) -> bool:
             os.link(temporary, path)
         except FileExistsError:
             return False
+        except OSError as error:
+            if error.errno not in NO_HARD_LINKS:
+                raise
+            return _create_without_links(temporary, path)
         finally:
-            os.unlink(temporary)
+            Path(temporary).unlink(missing_ok=True)
         return True
     if fs.exists(path):
         return False
@@ -273,6 +283,20 @@ def create(url: str, data: bytes) -> bool:
         if status != 501 and not isinstance(error, NotImplementedError):
             raise
         fs.pipe_file(path, data)
+    return True
+
+
+def _create_without_links(temporary: str, path: str) -> bool:
+    """Reserve the name with an empty file and put the temporary one over it; an empty file that stays so has lost its maker."""
+    try:
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        until = time.monotonic() + RESERVED_S
+        while not os.stat(path).st_size and time.monotonic() < until:
+            time.sleep(0.05)
+        if os.stat(path).st_size:
+            return False
+    os.replace(temporary, path)
     return True
 
 

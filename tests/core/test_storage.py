@@ -1,3 +1,6 @@
+import errno
+import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pyarrow as pa
@@ -16,12 +19,27 @@ def test_a_write_replaces_and_leaves_nothing_beside(tmp_path: Path) -> None:
     assert storage.list_names(str(tmp_path / "folder")) == ["file"]
 
 
-def test_only_the_first_creates(tmp_path: Path) -> None:
-    url = str(tmp_path / "run.json")
-    assert storage.create(url, b"first")
-    assert not storage.create(url, b"second")
-    assert storage.read_bytes(url) == b"first"
-    assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
+@pytest.mark.parametrize("links", [True, False])
+def test_only_the_first_creates(links: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not links:
+        monkeypatch.setattr(os, "link", without_links)
+    url = str(tmp_path / "deep" / "file")
+    with ThreadPoolExecutor(8) as pool:
+        made = list(pool.map(lambda number: storage.create(url, b"%d" % number), range(8)))
+    assert sum(made) == 1 and storage.read_bytes(url) == b"%d" % made.index(True)
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["file"]
+
+
+def test_a_name_whose_maker_died_is_taken_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "link", without_links)
+    monkeypatch.setattr(storage, "RESERVED_S", 0.1)
+    (tmp_path / "file").touch()
+    assert storage.create(str(tmp_path / "file"), b"second") and (tmp_path / "file").read_bytes() == b"second"
+
+
+def without_links(source: str, target: str) -> None:
+    """What a FUSE mount of a store says."""
+    raise OSError(errno.ENOTSUP, "Operation not supported")
 
 
 def test_a_half_written_file_is_not_listed(tmp_path: Path) -> None:
