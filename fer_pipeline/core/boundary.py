@@ -5,7 +5,8 @@ import errno
 from fer_pipeline.core import storage
 from fer_pipeline.core.errors import ChangedError, RecordError, UserError
 
-NOT_THE_FILES = {errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE}
+FULL_DISK = {errno.ENOSPC, errno.EDQUOT}
+NOT_THE_FILES = FULL_DISK | {errno.EMFILE, errno.ENFILE}
 """A full disk and too many open files are not the file's fault."""
 OUT_OF_MEMORY = ("insufficient memory", "can't allocate memory", "bad alloc", "bad_alloc", "malloc of size", "realloc of size")
 """How OpenCV, torch, ONNX Runtime and Arrow say it, in lower case."""

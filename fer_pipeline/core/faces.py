@@ -9,12 +9,11 @@ import pyarrow.compute as pc
 
 from fer_pipeline.core import storage
 from fer_pipeline.core.manifest import SHARDS_PER_FILE, read_manifest_file
-from fer_pipeline.core.run import RunFolder, RunRecord
+from fer_pipeline.core.run import READERS, RunFolder, RunRecord
 from fer_pipeline.core.schemas import FACES, FAILED
 
 FAILURES_KEPT = 20
 ROW_GROUP = 65_536
-READERS = 16
 
 
 @dataclass

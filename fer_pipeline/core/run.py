@@ -19,6 +19,7 @@ from fer_pipeline.core.schemas import CATEGORY, IMAGES, LINEAGE
 
 RUN, SUCCESS, REPORT = "run.json", "_SUCCESS", "report.html"
 ASKED_SINGLY, READERS = 256, 16
+"""Shards that are asked for one by one at most, and how many of their files are read or asked for at once."""
 SCHEMA_VERSION = 3
 """Of `run.json`, the manifest and the tables: a run continues under the same one only."""
 

@@ -17,6 +17,7 @@ from ray.autoscaler.sdk import request_resources
 
 from fer_pipeline.core.errors import UserError
 from fer_pipeline.jobs.cluster import ClusterConfig, node_types
+from fer_pipeline.jobs.shared import by_node
 
 log = logging.getLogger(__name__)
 
@@ -139,7 +140,7 @@ def asked_of_a_worker(function: Callable[[], Answer], ask: Asking | None, tasks:
 def wait_for_gpus(gpus: float, ask: Asking | None, wait_s: float) -> None:
     """Wait until a node has so many GPUs, at least one; raise UserError where none can be brought, or none came."""
     needed = max(1.0, gpus)
-    if _most_gpus() >= needed:
+    if max(by_node("GPU"), default=0) >= needed:
         return
     if ask is None or max((group.resources.get("GPU", 0) for group in node_types() if group.max_count), default=0) < needed:
         raise UserError(
@@ -149,12 +150,7 @@ def wait_for_gpus(gpus: float, ask: Asking | None, wait_s: float) -> None:
     log.info("Waiting for a node with %g GPUs, for at most %g s (--wait-s)", needed, wait_s)
     ask([({"GPU": needed}, 1)])
     began = time.monotonic()
-    while _most_gpus() < needed:
+    while max(by_node("GPU"), default=0) < needed:
         if time.monotonic() - began > wait_s:
             raise UserError(f"No node with {needed:g} GPUs came up within {wait_s:g} s: wait longer (--wait-s), or use CPUs.")
         time.sleep(1)
-
-
-def _most_gpus() -> float:
-    """Return the GPUs of the node that has most."""
-    return max((float(node["Resources"].get("GPU", 0)) for node in ray.nodes() if node["Alive"]), default=0.0)

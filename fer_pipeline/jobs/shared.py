@@ -47,6 +47,11 @@ def share(value: Value) -> Shared[Value]:
     return Shared(ray.put(value))
 
 
+def by_node(resource: str) -> list[float]:
+    """Return how much of a resource, such as CPU or GPU, each living node has in all."""
+    return [float(node["Resources"].get(resource, 0)) for node in ray.nodes() if node["Alive"]]
+
+
 def cluster_cores() -> int:
     """Return the cores that the cluster has now; at least 1."""
     return max(1, int(ray.cluster_resources().get("CPU", 1)))

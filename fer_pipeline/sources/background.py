@@ -17,8 +17,7 @@ LOOK_S = 0.2
 class Background(Generic[Item]):
     """What `make()` yields, from a thread of `pool`; an exception is raised where it would have been."""
 
-    def __init__(self, pool: Executor, make: Callable[[], Iterator[Item]], is_container: bool = False) -> None:
-        self.is_container = is_container
+    def __init__(self, pool: Executor, make: Callable[[], Iterator[Item]]) -> None:
         self._items: Queue[tuple[Item, ...] | BaseException | None] = Queue(BATCHES_AHEAD)
         self._unwanted = threading.Event()
         pool.submit(self._work, make)

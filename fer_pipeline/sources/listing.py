@@ -46,9 +46,9 @@ class Listing:
             self._processes.put(process)
         waiting: deque[tuple[Iterator[Record], Background[Any] | None]] = deque()
         try:
-            with ThreadPoolExecutor(SIDE_BY_SIDE, thread_name_prefix="look") as pool:
+            with ThreadPoolExecutor(SIDE_BY_SIDE) as peeks, ThreadPoolExecutor(CONTAINERS_AT_ONCE) as containers:
                 try:
-                    yield from self._records(pool, waiting)
+                    yield from self._records(peeks, containers, waiting)
                 finally:
                     for _, background in waiting:
                         if background:
@@ -57,33 +57,29 @@ class Listing:
             for process in processes:
                 process.close()
 
-    def _records(self, pool: Executor, waiting: "deque[tuple[Iterator[Record], Background[Any] | None]]") -> Iterator[Record]:
+    def _records(
+        self, peeks: Executor, containers: Executor, waiting: "deque[tuple[Iterator[Record], Background[Any] | None]]"
+    ) -> Iterator[Record]:
         """Yield the records in order; what must be looked into is begun some files before it is `waiting` no more.
 
-        No more containers are begun than there are processes: one that waits for a process could be the one that is read next.
+        A pool begins containers in order and has a process for each of its threads: the one that is read next never waits for
+        one behind it.
         """
-        looked_into = containers = 0
+        looked_into = 0
         for file in list_files(self.source):
-            records, background = self._begun(file, pool)
+            records, background = self._begun(file, peeks, containers)
             waiting.append((records, background))
             looked_into += background is not None
-            containers += background is not None and background.is_container
-            while waiting and (
-                waiting[0][1] is None
-                or looked_into > SIDE_BY_SIDE
-                or containers >= CONTAINERS_AT_ONCE
-                or len(waiting) > FILES_AHEAD
-            ):
+            while waiting and (waiting[0][1] is None or looked_into > SIDE_BY_SIDE or len(waiting) > FILES_AHEAD):
                 records, background = waiting[0]
                 yield from records
                 waiting.popleft()
                 looked_into -= background is not None
-                containers -= background is not None and background.is_container
         while waiting:
             yield from waiting[0][0]
             waiting.popleft()
 
-    def _begun(self, file: File, pool: Executor) -> tuple[Iterator[Record], Background[Any] | None]:
+    def _begun(self, file: File, peeks: Executor, containers: Executor) -> tuple[Iterator[Record], Background[Any] | None]:
         """Return the records of a file, and what looks into it in the background, where it must be looked into."""
         name, source_format = self._name(file.uri), format_of(file.uri)
         if self._matches(self._exclude, name):
@@ -91,14 +87,14 @@ class Listing:
         elif source_format and source_format.is_container:
             if file.error or valid_text(file.uri) != file.uri:
                 return self._plain(file), None
-            entries = Background(pool, partial(self._entries, file, source_format), is_container=True)
+            entries = Background(containers, partial(self._entries, file, source_format))
             return self._members(file, name, entries), entries
         elif self._include and not self._matches(self._include, name):
             self.skipped[FILTERED] += 1
         elif source_format is IMAGE or file.error:
             return self._plain(file), None
         elif says_image(file.uri) is None:
-            looked = Background(pool, lambda: iter([peek(file)]))
+            looked = Background(peeks, lambda: iter([peek(file)]))
             return self._if_image(file, looked), looked
         else:
             self._skip(file.uri)

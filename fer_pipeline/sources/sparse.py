@@ -46,7 +46,8 @@ class SparseFile(io.RawIOBase):
                 self.file.uri, self._place, max(wanted, min(left, ONWARD_BYTES if onward else JUMP_BYTES)), self.file.etag
             )
             self._start = self._place
-        found = self._window[self._place - self._start :][:wanted]
+        start = self._place - self._start
+        found = self._window[start : start + wanted]
         self._place += len(found)
         return found
 

@@ -23,7 +23,7 @@ from fer_pipeline.core.framing import Framing
 from fer_pipeline.core.labels import LabelSpace, load_label_space, mapping
 from fer_pipeline.jobs.cluster import ClusterConfig, connected
 from fer_pipeline.jobs.progress import progress
-from fer_pipeline.jobs.shared import share
+from fer_pipeline.jobs.shared import by_node, share
 from fer_pipeline.jobs.train.group import rendezvous
 from fer_pipeline.jobs.train.publish import FILES_BEFORE_CARD, publish, selected_epoch
 from fer_pipeline.jobs.train.rank import DIVERGED, PROGRESS, Plan, pretrained_weights, read_checkpoint, stream, worker
@@ -256,17 +256,17 @@ def _train(plan: Plan, config: TrainConfig, checkpoints: str, digest: str) -> St
 
 def _workers_of_a_node(workers: int) -> int:
     """Return how many workers a node has, where they are spread evenly over those that have cores."""
-    return -(-workers // len(_cores_by_node()))
+    return -(-workers // len(_cores()))
 
 
 def _cores_of_a_node() -> int:
     """Return the cores that Ray has on the smallest node that has any."""
-    return min(_cores_by_node())
+    return min(_cores())
 
 
-def _cores_by_node() -> list[int]:
-    cores = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
-    return [count for count in cores if count] or [1]
+def _cores() -> list[int]:
+    """Return the cores of each node that has any."""
+    return [int(cores) for cores in by_node("CPU") if cores >= 1] or [1]
 
 
 def _require_finite(live: str, checkpoint: Checkpoint | None) -> None:
