@@ -4,8 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 FAULTS ?= faults
+NIGHTS ?= nights and not long
 
-.PHONY: demo test test-slow test-faults test-s3 test-doors test-examples fuzz test-pages check bench clean
+.PHONY: demo test test-slow test-faults test-s3 test-nights test-doors test-examples fuzz test-pages check bench clean
 
 demo: $(INSTALLED)  ## Label a small photo archive, in a few minutes, install included
 	test -f demo/archive/notes.txt || { rm -rf demo/archive && $(BIN)/fer-pipeline sample-archive demo/archive; }
@@ -23,6 +24,9 @@ test-faults: $(INSTALLED)  ## Poison files, killed drivers and workers, lost nod
 
 test-s3: $(INSTALLED)  ## Labelling from S3 to S3 on a real server, with faults injected (installs Swift; needs root)
 	$(BIN)/python -m pytest -m s3 tests/s3
+
+test-nights: $(INSTALLED)  ## Seven nights, kills and publishers in any order; NIGHTS=nights for the long form, with an S3 server
+	$(BIN)/python -m pytest -m "$(NIGHTS)" tests/nights tests/table
 
 test-doors: $(INSTALLED)  ## No command listens to other machines or looks up a name (needs root and iproute2)
 	$(BIN)/python -m pytest -m doors tests/doors

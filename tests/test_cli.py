@@ -35,6 +35,10 @@ def test_help_names_every_command() -> None:
         (["evaluate", "embedded", "/nowhere", "test", "/tmp/never"], "'/nowhere' is not an ingested dataset"),
         (["models", "export", "/nowhere", "/tmp/never"], "no model bundle at '/nowhere'"),
         (["models", "puhs"], "puhs"),
+        (["publish", "/nowhere", "--table", "/tmp/never"], "'/nowhere' holds no finished run"),
+        (["table", "history", "/nowhere"], "There is no table at '/nowhere'"),
+        (["nightly", "--source", "/nowhere", "--table", "/tmp/never"], "The source '/nowhere' does not exist."),
+        (["nightly", "--source", "a", "--table", "b", "--audit.failed", "2"], "less than or equal to 1"),
         (["label", "a", "--out", "s3://KEY:secret@bucket/run"], "credentials by the environment"),
     ],
 )

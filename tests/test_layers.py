@@ -7,17 +7,18 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-LAYERS = ["core", "models", "sources", "stages", "report", "local", "jobs", "cli", "flows"]
+LAYERS = ["core", "models", "sources", "table", "stages", "report", "local", "jobs", "cli", "flows"]
 HOMES = {
     "prefect": {"flows"},
     "ray": {"jobs"},
     "cyclopts": {"cli"},
     "matplotlib": {"report"},
     "jinja2": {"report"},
+    "deltalake": {"table"},
     "onnxruntime": {"models", "stages"},
     "torch": {"models", "stages", "jobs"},
     "torchvision": {"models"},
-    "cv2": {"sources", "stages", "report", "local"},
+    "cv2": {"sources", "table", "stages", "report", "local"},
 }
 
 

@@ -13,8 +13,9 @@ from cyclopts.config import Toml
 from pydantic import BaseModel, ValidationError
 
 from fer_pipeline.core.config import Config, explain
-from fer_pipeline.core.errors import FailureRateExceeded, MisfortuneError, UserError
+from fer_pipeline.core.errors import FailureRateExceeded, HeldError, MisfortuneError, UserError
 from fer_pipeline.core.storage import STORAGE_ERRORS, reason
+from fer_pipeline.table.thresholds import Thresholds
 
 COMMANDS = {
     "ingest": ("jobs.ingest:run", "Bring a labelled dataset into Parquet, with its counts, duplicates and leaks."),
@@ -22,6 +23,14 @@ COMMANDS = {
     "evaluate": ("jobs.evaluate:run", "Evaluate a model on a split of a dataset: figures with intervals, calibration, a page."),
     "sweep": ("jobs.sweep:run", "Try a recipe with other settings on many cores or GPUs; run it again to continue."),
     "label": ("jobs.label.job:run", "Label the apparent expression of every face in an archive; run it again to continue."),
+    "publish": ("jobs.publish:run", "Audit a finished run and publish it in a Delta Lake table, or hold it."),
+    "nightly": ("jobs.nightly:run", "Label what is new or changed, audit and publish it; run it again to continue."),
+    "table history": ("local.table:history", "List a table's versions and the nights that made them."),
+    "table page": ("local.table:page", "Write the page over a table's last nights."),
+    "table restore": ("local.table:restore", "Let a table be as a night left it, as a new version."),
+    "table forget": ("local.table:forget", "Erase rows by uri or content, in all versions of a table."),
+    "table compact": ("local.table:compact", "Put a table's small files together."),
+    "table vacuum": ("local.table:vacuum", "Delete files that no recent version of a table needs."),
     "predict": ("local.predict:run", "Label a few images here and now, and write copies with the faces marked."),
     "report": ("local.report:run", "Write the page of a labelling run again."),
     "models list": ("local.models:list_models", "List a registry's models, versions and aliases."),
@@ -35,17 +44,22 @@ COMMANDS = {
 """Name to the function that does it, which is imported when it is called for, and one line of help."""
 
 Parameter(name="*")(Config)  # the fields of a configuration are options of the command
+Parameter(name="audit")(Thresholds)  # --audit.failed
+
+EXIT_CODES: dict[type[Exception], int] = {MisfortuneError: 1, UserError: 2, FailureRateExceeded: 3, HeldError: 4}
 
 app = App(
     name="fer-pipeline",
     help="Ingest, train and label apparent facial expressions on Ray.",
     result_action="return_value",
 )
-_models = App(name="models", help="Registry, cards and export of models.")
-app.command(_models)
+_groups = {"models": "Registry, cards and export of models.", "table": "The published table: its history and upkeep."}
+_apps = {"": app} | {_name: App(name=_name, help=_help) for _name, _help in _groups.items()}
+for _name in _groups:
+    app.command(_apps[_name])
 for _name, (_function, _help) in COMMANDS.items():
-    *_group, _command = _name.split()
-    (_models if _group else app).command(f"fer_pipeline.{_function}", name=_command, help=_help)
+    _group, _, _command = _name.rpartition(" ")
+    _apps[_group].command(f"fer_pipeline.{_function}", name=_command, help=_help)
 
 
 @app.meta.default
@@ -65,7 +79,7 @@ def _with_config(
 def main(arguments: list[str] | None = None) -> None:
     """Run one command and print its result as one JSON line last.
 
-    Exit with 0, 1 (a bug, a storage or a cluster that fails), 2 (the user's to mend) or 3 (too many records failed).
+    Exit with 0, 1 (a bug, a storage or a cluster that fails), 2 (the user's to mend), 3 (too many records failed) or 4 (held).
     """
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("fer_pipeline").setLevel(logging.INFO)
@@ -75,12 +89,9 @@ def main(arguments: list[str] | None = None) -> None:
 def _exit_code(command: Callable[[], Any]) -> int:
     try:
         result = command()
-    except (UserError, FailureRateExceeded) as error:
+    except tuple(EXIT_CODES) as error:
         print(f"fer-pipeline: {error}", file=sys.stderr)
-        return 3 if isinstance(error, FailureRateExceeded) else 2
-    except MisfortuneError as error:
-        print(f"fer-pipeline: {error}", file=sys.stderr)
-        return 1
+        return EXIT_CODES[type(error)]
     except CycloptsError as error:
         cause = error.__cause__
         print(f"fer-pipeline: {explain(cause) if isinstance(cause, ValidationError) else error}", file=sys.stderr)

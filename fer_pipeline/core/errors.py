@@ -1,4 +1,4 @@
-"""The errors that are not bugs: a cluster's (exit 1), the user's to mend (2), a run that fails too often (3), one bad record."""
+"""The errors that are not bugs: a cluster's (exit 1), the user's (2), too many failures (3), a held run (4), one bad record."""
 
 
 class UserError(Exception):
@@ -7,6 +7,10 @@ class UserError(Exception):
 
 class FailureRateExceeded(Exception):  # noqa: N818 (it names what happened)
     """More records failed than the run allows. Exit code 3; every row is written, `_SUCCESS` is not."""
+
+
+class HeldError(Exception):
+    """A finished run falls short in its audit. Exit code 4; it is not published."""
 
 
 class MisfortuneError(Exception):

@@ -4,15 +4,21 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from fer_pipeline.core import storage
 from fer_pipeline.core.manifest import SHARDS_PER_FILE, read_manifest_file
 from fer_pipeline.core.run import READERS, RunFolder, RunRecord
-from fer_pipeline.core.schemas import FACES, FAILED
+from fer_pipeline.core.schemas import FACES, FAILED, FINE
 
 FAILURES_KEPT = 20
+BINS = 20
+"""Of the histogram of confidences."""
+MOST_FACES = 5
+"""From which on images are counted together by their number of faces."""
 ROW_GROUP = 65_536
 
 
@@ -24,6 +30,10 @@ class Tally:
     expressions: Counter[str] = field(default_factory=Counter)
     faces: int = 0
     uncertain: int = 0
+    confidences: NDArray[np.int64] = field(default_factory=lambda: np.zeros(BINS, np.int64))
+    faces_per_image: NDArray[np.int64] = field(default_factory=lambda: np.zeros(MOST_FACES + 1, np.int64))
+    carried: int = 0
+    failed_again: int = 0
     failures: list[dict[str, str | None]] = field(default_factory=list)
     """The first failed records: uri, member, status, error."""
 
@@ -31,14 +41,20 @@ class Tally:
     def failed(self) -> int:
         return sum(self.statuses[status] for status in FAILED)
 
-    def add(self, images: pa.Table, faces: pa.Table) -> None:
+    def add(self, images: pa.Table, faces: pa.Table, run_id: str) -> None:
         """Count the rows of one shard."""
         self.statuses.update(images["status"].to_pylist())
         self.expressions.update(faces["expression"].to_pylist())
         self.faces += len(faces)
         self.uncertain += pc.sum(faces["uncertain"]).as_py() or 0
+        self.confidences += np.histogram(faces["confidence"].to_numpy(), BINS, (0, 1))[0]
+        looked_at = images.filter(pc.is_in(images["status"].cast(pa.string()), pa.array(FINE)))
+        counts = pc.min_element_wise(pc.list_value_length(looked_at["faces"]), MOST_FACES)
+        self.faces_per_image += np.bincount(counts.to_numpy(), minlength=MOST_FACES + 1)
+        self.carried += pc.sum(pc.not_equal(images["run_id"].cast(pa.string()), run_id)).as_py() or 0
+        failed = images.filter(pc.is_in(images["status"].cast(pa.string()), pa.array(FAILED)))
+        self.failed_again += pc.sum(pc.greater(failed["attempt"], 1)).as_py() or 0
         if len(self.failures) < FAILURES_KEPT:
-            failed = images.filter(pc.is_in(images["status"].cast(pa.string()), pa.array(FAILED)))
             rows = failed.select(["uri", "member", "status", "error"]).to_pylist()
             self.failures += rows[: FAILURES_KEPT - len(self.failures)]
 
@@ -48,6 +64,10 @@ class Tally:
         self.expressions.update(other.expressions)
         self.faces += other.faces
         self.uncertain += other.uncertain
+        self.confidences += other.confidences
+        self.faces_per_image += other.faces_per_image
+        self.carried += other.carried
+        self.failed_again += other.failed_again
         self.failures += other.failures[: FAILURES_KEPT - len(self.failures)]
 
 
@@ -84,6 +104,6 @@ def write_faces(folder: RunFolder, record: RunRecord, number: int) -> Tally:
             if not images["record_id"].equals(rows["record_id"]):
                 raise RuntimeError(f"{path} does not hold the records of its shard: delete it and run again")
             faces.append(flatten(images))
-            tally.add(images, faces[-1])
+            tally.add(images, faces[-1], record.run_id)
     storage.write_table(folder.path("faces", f"{number:05d}.parquet"), pa.concat_tables(faces).unify_dictionaries(), ROW_GROUP)
     return tally

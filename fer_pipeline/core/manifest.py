@@ -35,6 +35,8 @@ class Record:
     """Of the file: the store's, or the mtime in nanoseconds on a local disk."""
     error: str | None = None
     """Why the listing already knows that it cannot be read."""
+    attempt: int = 1
+    """Which night's try this is, of a record that failed before."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,5 +1,6 @@
 """A run folder: its record, its commits, and how one tells that all of it is there."""
 
+import hashlib
 import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,20 +16,45 @@ from fer_pipeline.core import storage
 from fer_pipeline.core.config import Config
 from fer_pipeline.core.errors import UserError
 from fer_pipeline.core.schema_version import require_schema_version
-from fer_pipeline.core.schemas import CATEGORY, IMAGES, LINEAGE
+from fer_pipeline.core.schemas import IMAGES, LINEAGE
 
 RUN, SUCCESS, REPORT = "run.json", "_SUCCESS", "report.html"
 ASKED_SINGLY, READERS = 256, 16
 """Shards that are asked for one by one at most, and how many of their files are read or asked for at once."""
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 """Of `run.json`, the manifest and the tables: a run continues under the same one only."""
+CHOICE = ("include", "exclude", "fps", "table")
+"""Settings that choose the records of a run."""
 
 
 class Identity(Config):
-    """The name and sha256 of a model or detector."""
+    """The name and sha256 of a model or detector; of a registry's model the version, and the alias that was asked for."""
 
     name: str
     digest: str
+    version: str | None = None
+    alias: str | None = None
+
+
+class Increment(Config):
+    """What a listing came to beside a published table: only what the table does not hold is labelled."""
+
+    table: str
+    version: int
+    """Of the table when it was read; -1 where there was none."""
+    listed: int
+    held: int
+    """Listed records whose rows stay as they are."""
+    new: int
+    changed: int
+    outdated: int
+    """Rows of another model, detector or settings, made anew."""
+    retried: int
+    """Records that failed in an earlier night."""
+    vanished: int
+    """Rows of the source that were not listed any more; they leave the table when the run is published."""
+    scope: int
+    """Rows that the table held of this source under these filters."""
 
 
 class RunResult(Config):
@@ -40,6 +66,14 @@ class RunResult(Config):
     faces: int
     uncertain: int
     expressions: dict[str, int]
+    confidences: list[int]
+    """Faces by confidence, in `faces.BINS` equal bins from 0 to 1."""
+    faces_per_image: list[int]
+    """Images that were looked at by their number of faces; the last counts those with so many or more."""
+    carried: int = 0
+    """Records whose bytes the table knew: their rows were carried over, not computed."""
+    failed_again: int = 0
+    """Of those that failed, the ones that had failed in an earlier night."""
     failures: list[dict[str, str | None]]
     """The first failed records; the others stand in `images/`."""
     labelled_now: int
@@ -66,28 +100,55 @@ class RunRecord(Config):
     shards: int = 0
     skipped: dict[str, int] = Field(default_factory=dict)
     """Files of the source that are neither images nor containers, by extension."""
+    increment: Increment | None = None
+    """None: all that was listed is labelled."""
     result: RunResult | None = None
 
     @property
-    def lineage(self) -> dict[str, str]:
-        """What stands in every row of this run, by column (`schemas.LINEAGE`)."""
+    def failure_rate(self) -> float:
+        """The share of records that failed, of those that did not fail in an earlier night; 0 before there is a result."""
+        known = self.increment.retried if self.increment else 0
+        failed = self.result.failed - self.result.failed_again if self.result else 0
+        return failed / max(1, self.records - known)
+
+    @property
+    def lineage(self) -> dict[str, Any]:
+        """What stands in every row that this run computes, by column (`schemas.LINEAGE`)."""
         return {
             "run_id": self.run_id,
+            "labelled_at": datetime.fromisoformat(self.created_at),
             "model": self.model.name,
+            "model_version": self.model.version,
+            "model_alias": self.model.alias,
             "model_digest": self.model.digest,
             "detector": self.detector.name,
             "detector_digest": self.detector.digest,
+            "settings_digest": settings_digest(self.settings),
         }
+
+
+def settings_digest(settings: dict[str, Any]) -> str:
+    """Return a digest of the settings that change the labels of a record, not of those that choose records."""
+    labels = {key: value for key, value in settings.items() if key not in CHOICE}
+    return hashlib.sha256(json.dumps(labels, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def new_run_id() -> str:
     """Return an id that sorts by time and is unique."""
-    return f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid4().hex[:8]}"
+    return f"{datetime.now(UTC):%Y%m%dT%H%M%S%f}-{uuid4().hex[:8]}"
 
 
 def now() -> str:
     """Return the time in UTC, to the second, as ISO 8601."""
     return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def with_lineage(labelled: pa.Table, record: RunRecord) -> pa.Table:
+    """Return rows of `schemas.LABELLED` as rows of `schemas.IMAGES`: as this run computed them."""
+    for field in LINEAGE:
+        value = pa.scalar(record.lineage[field.name], field.type if pa.types.is_timestamp(field.type) else pa.string())
+        labelled = labelled.append_column(field, pa.repeat(value, len(labelled)).cast(field.type))
+    return labelled.cast(IMAGES)
 
 
 class RunFolder:
@@ -103,6 +164,14 @@ class RunFolder:
         """Return what the manifest's file names begin with; the run id keeps two drivers' apart until one is chosen."""
         return self.path("manifest", f"{run_id}-")
 
+    def vanished_path(self, run_id: str) -> str:
+        """Return the file of the keys that leave the table when the run is published."""
+        return self.path("increment", f"{run_id}-vanished.parquet")
+
+    def places_path(self, run_id: str) -> str:
+        """Return the file of the rows of the table whose bytes may turn up in the run."""
+        return self.path("increment", f"{run_id}-places.parquet")
+
     def images_path(self, shard: int) -> str:
         return self.path("images", f"{shard:06d}.parquet")
 
@@ -113,7 +182,7 @@ class RunFolder:
         except NotADirectoryError:
             raise UserError(f"'{self.url}' is a file: choose a new folder for --out.") from None
         except FileNotFoundError:
-            if set(storage.list_names(self.url)) - {"manifest"}:
+            if set(storage.list_names(self.url)) - {"manifest", "increment"}:
                 raise UserError(f"'{self.url}' holds files but no {RUN}: choose an empty folder for --out.") from None
             return None
         remedy = "finish it with that version, or choose another folder for --out."
@@ -132,9 +201,10 @@ class RunFolder:
         holds = self.load()
         if holds is None:
             raise FileNotFoundError(self.path(RUN))
-        for name in storage.list_names(self.path("manifest")):
-            if not name.startswith(holds.run_id):
-                storage.remove(self.path("manifest", name))
+        for folder in ("manifest", "increment"):
+            for name in storage.list_names(self.path(folder)):
+                if not name.startswith(holds.run_id):
+                    storage.remove(self.path(folder, name))
         return holds
 
     def committed(self) -> set[int]:
@@ -150,11 +220,9 @@ class RunFolder:
             found = pool.map(lambda shard: storage.exists(self.images_path(shard)), shards)
             return {shard for shard, exists in zip(shards, found, strict=True) if exists}
 
-    def commit(self, record: RunRecord, shard: int, labelled: pa.Table) -> None:
-        """Write a shard's rows, with their lineage, under its one name."""
-        for field in LINEAGE:
-            labelled = labelled.append_column(field, pa.repeat(record.lineage[field.name], len(labelled)).cast(CATEGORY))
-        storage.write_table(self.images_path(shard), labelled.cast(IMAGES))
+    def commit(self, shard: int, images: pa.Table) -> None:
+        """Write a shard's rows of `schemas.IMAGES` under its one name."""
+        storage.write_table(self.images_path(shard), images)
 
     def is_finished(self) -> bool:
         return storage.exists(self.path(SUCCESS))

@@ -36,6 +36,7 @@ MANIFEST = pa.schema(
         pa.field("size_bytes", pa.int64()),
         pa.field("etag", pa.string()),  # of the file; its mtime in nanoseconds on a local disk
         pa.field("error", pa.string()),  # why the listing already knows that it cannot be read
+        pa.field("attempt", pa.int32(), nullable=False),  # which night's try this is, of a record that failed before
     ]
 )
 
@@ -74,12 +75,16 @@ CATEGORY = pa.dictionary(pa.int32(), pa.string())
 
 LINEAGE = [
     pa.field("run_id", CATEGORY, nullable=False),
+    pa.field("labelled_at", pa.timestamp("us", "UTC"), nullable=False),  # when that run began
     pa.field("model", CATEGORY, nullable=False),
+    pa.field("model_version", CATEGORY),  # of a registry, and the alias that was asked for
+    pa.field("model_alias", CATEGORY),
     pa.field("model_digest", CATEGORY, nullable=False),
     pa.field("detector", CATEGORY, nullable=False),
     pa.field("detector_digest", CATEGORY, nullable=False),
+    pa.field("settings_digest", CATEGORY, nullable=False),  # of what else changes a label
 ]
-"""What made a row; with `etag`, from what."""
+"""What made a row; with `etag`, from what. A row that was carried over from the published table keeps its own."""
 
 LABELLED = pa.schema(
     [
@@ -95,6 +100,7 @@ LABELLED = pa.schema(
         pa.field("height", pa.int32()),
         pa.field("status", CATEGORY, nullable=False),
         pa.field("error", pa.string()),
+        pa.field("attempt", pa.int32(), nullable=False),
         pa.field("faces", pa.list_(FACE), nullable=False),
     ]
 )

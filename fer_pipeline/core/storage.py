@@ -286,6 +286,26 @@ def create(url: str, data: bytes) -> bool:
     return True
 
 
+def require_exclusive_writes(url: str) -> None:
+    """Raise UserError for a store without conditional writes: two writers could not be kept apart there."""
+    if is_local(url):
+        return
+    fs, path = open_filesystem(join(url, f"_probe-{uuid.uuid4().hex}"))
+    try:
+        fs.pipe_file(path, b"first", mode="create")
+        fs.pipe_file(path, b"second", mode="create")
+    except FileExistsError:
+        return
+    except (NotImplementedError, *STORAGE_ERRORS) as error:
+        if _http_status(error) in (409, 412):
+            return
+        if _http_status(error) != 501 and not isinstance(error, NotImplementedError):
+            raise
+    finally:
+        remove(join(url, posixpath.basename(path)))
+    raise UserError(f"The store of '{url}' has no conditional writes, which a table needs: put it on another store, or locally.")
+
+
 def _create_without_links(temporary: str, path: str) -> bool:
     """Reserve the name with an empty file and put the temporary one over it; an empty file that stays so has lost its maker."""
     try:
@@ -325,11 +345,13 @@ def _temporary(path: str, data: bytes) -> str:
     return temporary
 
 
-def write_table(url: str, table: pa.Table, row_group_size: int | None = None) -> None:
-    """Write one Parquet file atomically (zstd, with statistics)."""
+def write_table(url: str, table: pa.Table, row_group_size: int | None = None) -> int:
+    """Write one Parquet file atomically (zstd, with statistics); return its size in bytes."""
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd", row_group_size=row_group_size)
-    write_bytes(url, sink.getvalue().to_pybytes())
+    data = sink.getvalue().to_pybytes()
+    write_bytes(url, data)
+    return len(data)
 
 
 def open_parquet(url: str) -> pq.ParquetFile:

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 
@@ -36,6 +36,9 @@ class Bundle:
     card: ModelCard
     weights: bytes
     digest: str
+    version: str | None = field(default=None, compare=False)
+    """In a registry, and the alias by which it was asked for."""
+    alias: str | None = field(default=None, compare=False)
 
 
 def read_bundle(url: str) -> Bundle:
@@ -56,7 +59,10 @@ def read_bundle(url: str) -> Bundle:
         ) from error
     except ValidationError as error:
         raise UserError(f"The card {MODEL_FILE} of the model at '{url}' cannot be used: {explain(error)}.") from error
-    return Bundle(card, weights, hashlib.sha256(text + weights).hexdigest())
+    digest = hashlib.sha256(text + weights).hexdigest()
+    if isinstance(files, registry.Pushed):
+        return Bundle(card, weights, digest, files.version.version, files.alias)
+    return Bundle(card, weights, digest)
 
 
 def bundle_of(card: ModelCard, weights: bytes) -> Bundle:

@@ -165,10 +165,11 @@ def open_registry(url: str | None) -> Registry:
 
 @dataclass(frozen=True)
 class Pushed:
-    """The files of a version in a registry."""
+    """The files of a version in a registry, and the alias by which it was asked for."""
 
     registry: Registry
     version: Version
+    alias: str | None = None
 
     def names(self) -> list[str]:
         return sorted(self.version.files)
@@ -189,4 +190,5 @@ def find(reference: str) -> Pushed:
         raise UserError(f"'{reference}' is no NAME@ALIAS of a registry.")
     registry = open_registry(match["registry"])
     storage.require_access(registry.url)
-    return Pushed(registry, registry.resolve(match["name"], match["version"]))
+    asked = match["version"]
+    return Pushed(registry, registry.resolve(match["name"], asked), None if _VERSION.fullmatch(asked) else asked)

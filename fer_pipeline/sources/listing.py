@@ -156,6 +156,15 @@ class Listing:
         finally:
             self._processes.put(process)
 
+    def covers(self, uri: str, member: str | None, time_ms: int | None) -> bool:
+        """Tell whether a record is one that this listing would yield, were it still in the source, which it must be below."""
+        name = self._name(uri)
+        if self._matches(self._exclude, name):
+            return False
+        if member is None and time_ms is None and (source_format := format_of(uri)) and source_format.is_container:
+            return True  # it stands for a container that cannot be read
+        return self._chosen(f"{name}/{member}" if member else name)
+
     def _chosen(self, name: str) -> bool:
         return not self._matches(self._exclude, name) and (not self._include or self._matches(self._include, name))
 

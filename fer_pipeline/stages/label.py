@@ -1,7 +1,7 @@
 """Label: a shard of the manifest in, a shard of `images` out, one row for every record whatever happens."""
 
 import hashlib
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Container, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
 from itertools import islice
@@ -23,6 +23,7 @@ from fer_pipeline.stages.detectors import DETECTORS, load_detector
 from fer_pipeline.stages.detectors.detections import Detections
 from fer_pipeline.stages.detectors.spec import ResolvedDetector
 from fer_pipeline.stages.fetch import Fetched, fetch
+from fer_pipeline.table.reuse import CARRIED
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,8 @@ class FaceExtractor:
     ) -> None:
         self.card, self.settings, self.watch = card, settings, watch
         self.bounded: Watch = _unwatched
+        self.known: Container[str] = ()
+        """Digests of bytes whose labels stand in the published table: they are not looked at (`CARRIED`)."""
         self.finds_faces = DETECTORS[detector.name].finds_faces
         self.detect = load_detector(detector, settings.detect_px, settings.threshold)
 
@@ -93,9 +96,12 @@ class FaceExtractor:
                 outcomes, crops = [], [empty_inputs(0, self.card.network)]
                 with self.bounded():
                     for data in islice(fetched, len(manifest)):
-                        outcome, faces = self._extract(data)
-                        if isinstance(data, bytes):
-                            outcome.content_sha256 = hashlib.sha256(data).hexdigest()
+                        digest = hashlib.sha256(data).hexdigest() if isinstance(data, bytes) else None
+                        if digest and digest in self.known:
+                            outcome, faces = Outcome(CARRIED), empty_inputs(0, self.card.network)
+                        else:
+                            outcome, faces = self._extract(data)
+                        outcome.content_sha256 = digest
                         outcomes.append(outcome)
                         crops.append(faces)
                 yield ExtractedShard(manifest, outcomes, np.concatenate(crops))
@@ -215,4 +221,5 @@ def _row(record: Record, outcome: Outcome) -> dict[str, Any]:
         "height": outcome.height,
         "status": outcome.status,
         "error": outcome.error,
+        "attempt": record.attempt,
     }

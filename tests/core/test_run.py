@@ -7,7 +7,7 @@ import pytest
 from fer_pipeline.core.errors import UserError
 from fer_pipeline.core.faces import write_faces
 from fer_pipeline.core.manifest import Record, split_into_shards, write_manifest
-from fer_pipeline.core.run import Identity, RunFolder, RunRecord, new_run_id, now
+from fer_pipeline.core.run import Identity, RunFolder, RunRecord, new_run_id, now, with_lineage
 from fer_pipeline.core.schemas import IMAGES, LABELLED
 
 
@@ -21,8 +21,8 @@ def begun(folder: RunFolder, count: int = 4) -> RunRecord:
 
 
 def commit(folder: RunFolder, record: RunRecord, shard: int, ids: list[int]) -> None:
-    rows = [{"record_id": i, "shard": shard, "uri": f"/{i}.jpg", "status": "no_face", "faces": []} for i in ids]
-    folder.commit(record, shard, pa.Table.from_pylist(rows, schema=LABELLED))
+    rows = [{"record_id": i, "shard": shard, "uri": f"/{i}.jpg", "status": "no_face", "attempt": 1, "faces": []} for i in ids]
+    folder.commit(shard, with_lineage(pa.Table.from_pylist(rows, schema=LABELLED), record))
 
 
 def test_of_two_drivers_one_begins_and_both_go_on_with_its_record(tmp_path: Path) -> None:

@@ -58,7 +58,7 @@ def config(source: Path, out: Path, **options: Any) -> LabelConfig:
 
 
 def rows(out: Path) -> list[dict[str, Any]]:
-    return pq.read_table(out / "images").sort_by("record_id").drop_columns(["run_id"]).to_pylist()  # type: ignore[no-any-return]
+    return pq.read_table(out / "images").sort_by("record_id").drop_columns(["run_id", "labelled_at"]).to_pylist()  # type: ignore[no-any-return]
 
 
 def workers_named(name: str) -> list[psutil.Process]:

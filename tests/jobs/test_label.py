@@ -29,7 +29,7 @@ def config(source: Path, out: Path, **options: Any) -> LabelConfig:
 
 
 def rows(out: Path, table: str = "images") -> Rows:
-    found = pq.read_table(out / table).sort_by("record_id").drop_columns(["run_id"])
+    found = pq.read_table(out / table).sort_by("record_id").drop_columns(["run_id", "labelled_at"])
     return found.to_pylist()  # type: ignore[no-any-return]
 
 

@@ -12,15 +12,21 @@ import cv2
 import numpy as np
 import pytest
 
+from fer_pipeline.core.errors import HeldError
 from fer_pipeline.core.figures import EvaluatedData, EvaluatedModel, Evaluation
 from fer_pipeline.core.labels import FER7
+from fer_pipeline.core.run import Identity
+from fer_pipeline.jobs import publish
 from fer_pipeline.jobs.label import job as label
 from fer_pipeline.jobs.label.job import LabelConfig
+from fer_pipeline.jobs.publish import PublishConfig
 from fer_pipeline.local import models
+from fer_pipeline.local import table as upkeep
 from fer_pipeline.local.models import CardConfig
 from fer_pipeline.models.bundle import EMBEDDED, read_bundle
 from fer_pipeline.models.evaluation import Predictions, evaluate
 from fer_pipeline.report.evaluation import evaluation_page
+from tests.table.runs import finished_run, record_of
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FLAGS = "--headless --no-sandbox --disable-gpu --disable-background-networking --disable-component-update --disable-sync"
@@ -130,3 +136,18 @@ def test_the_page_of_a_labelling_run(tmp_path: Path, local_ray: None) -> None:
     run = tmp_path / "run"
     label.run(LabelConfig(source=str(tmp_path / "archive"), out=str(run), detector="none", precision="fp32"))
     require_sound(run / "report.html", 6, "Apparent expressions", "3 images", "AI Act")
+
+
+def test_the_pages_of_a_night(tmp_path: Path, local_ray: None) -> None:
+    table, mix = str(tmp_path / "table"), {"happy": 4_000, "sad": 1_000}
+    for number in range(4):
+        other = Identity(name="other", digest="m2", version="2", alias="production")
+        options = {"model": other} if number == 3 else {}
+        finished_run(str(tmp_path / f"run-{number}"), [record_of(f"/source/{number}.jpg")], expressions=mix, **options)  # type: ignore[arg-type]
+        publish.run(PublishConfig(run=str(tmp_path / f"run-{number}"), table=table))
+    finished_run(str(tmp_path / "run"), [record_of("/source/5.jpg")], expressions={"happy": 1_000, "sad": 4_000}, model=other)
+    with pytest.raises(HeldError):
+        publish.run(PublishConfig(run=str(tmp_path / "run"), table=table))
+    require_sound(tmp_path / "run" / "audit.html", 0, "Held", "divergence of the mix", "--accept expressions")
+    upkeep.page(upkeep.PageConfig(table=table, out=str(tmp_path / "nights.html")))
+    require_sound(tmp_path / "nights.html", 3, "Last night is held", "other@2", "new", "4 rows in the table", "AI Act")

@@ -15,11 +15,12 @@ import pytest
 from fer_pipeline.core import storage
 from fer_pipeline.core.errors import RecordError, UserError
 from fer_pipeline.core.run import RunRecord
-from fer_pipeline.jobs import evaluate, ingest
+from fer_pipeline.jobs import evaluate, ingest, publish
 from fer_pipeline.jobs.evaluate import EvaluateConfig
 from fer_pipeline.jobs.ingest import IngestConfig
 from fer_pipeline.jobs.label import job as label
 from fer_pipeline.jobs.label.job import LabelConfig
+from fer_pipeline.jobs.publish import PublishConfig
 from fer_pipeline.jobs.train import job as train
 from fer_pipeline.jobs.train.job import TrainConfig
 from fer_pipeline.local import models
@@ -34,6 +35,7 @@ from tests.conftest import RECIPE
 from tests.s3.conftest import Store, upload
 from tests.s3.swift import SECRET_KEY
 from tests.sources.test_changes import KINDS, listed, outcomes, write
+from tests.table.runs import finished_run, record_of
 
 pytestmark = pytest.mark.s3
 
@@ -52,7 +54,7 @@ def config(source: str, out: str, **options: Any) -> LabelConfig:
 
 def rows(out: str) -> Rows:
     tables = [storage.read_table(storage.join(out, "images", name)) for name in storage.list_names(storage.join(out, "images"))]
-    return [row for table in tables for row in table.drop_columns(["run_id", "etag", "uri"]).to_pylist()]
+    return [row for table in tables for row in table.drop_columns(["run_id", "labelled_at", "etag", "uri"]).to_pylist()]
 
 
 @pytest.fixture(scope="module")
@@ -270,3 +272,10 @@ def test_an_object_that_was_rewritten_is_changed(kind: str, bucket: str, extract
     storage.write_bytes(uri, path.read_bytes())
     assert set(outcomes(extract, records)) == {("changed", None)}
     assert {status for status, _ in outcomes(extract, listed(f"{bucket}/changes-{kind}"))} == {"ok"}
+
+
+def test_a_store_without_conditional_writes_holds_no_table(bucket: str, tmp_path: Path) -> None:
+    finished_run(str(tmp_path / "run"), [record_of("/source/1.jpg")])
+    with pytest.raises(UserError, match="has no conditional writes"):
+        publish.run(PublishConfig(run=str(tmp_path / "run"), table=f"{bucket}/table"))
+    assert storage.list_names(f"{bucket}/table") == []

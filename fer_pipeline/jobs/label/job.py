@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -15,7 +16,7 @@ from fer_pipeline.core.errors import FailureRateExceeded, UserError
 from fer_pipeline.core.faces import Tally, shards_with, write_faces
 from fer_pipeline.core.isolated import MEMORY_BYTES
 from fer_pipeline.core.manifest import file_count, shard_sizes, split_into_shards, write_manifest
-from fer_pipeline.core.run import REPORT, Identity, RunFolder, RunRecord, RunResult, new_run_id, now
+from fer_pipeline.core.run import REPORT, Identity, RunFolder, RunRecord, RunResult, new_run_id, now, settings_digest
 from fer_pipeline.core.schemas import RetriedStatus
 from fer_pipeline.jobs.cluster import ClusterConfig, connected
 from fer_pipeline.jobs.demand import Asking, asked_of_a_worker, asking, wait_for_gpus
@@ -32,8 +33,14 @@ from fer_pipeline.sources.listing import Listing
 from fer_pipeline.stages.detectors import DETECTOR_HELP, DETECTORS, DetectorName, require_first_choice, resolve_detector
 from fer_pipeline.stages.detectors.spec import ResolvedDetector
 from fer_pipeline.stages.label import LabelSettings
+from fer_pipeline.table.compare import Comparison
+from fer_pipeline.table.delta import LabelTable
+from fer_pipeline.table.reuse import read_reusable
 
 log = logging.getLogger(__name__)
+
+DOUBLED = "(doubled)"
+"""Under which members are counted that bear the name of another one of their container, of which a table holds the first."""
 
 
 class LabelConfig(Config):
@@ -88,6 +95,14 @@ class LabelConfig(Config):
     """Most GPUs to take, and to ask an autoscaler for; by default all that the cluster has, and one is asked for."""
     thumbnails: bool = True
     """Put pictures of faces into the report."""
+    table: str | None = None
+    """Published table: only what it does not hold is labelled, and rows whose bytes it knows are carried over."""
+    max_vanished: float = Field(0.2, ge=0, le=1)
+    """Share of the source's rows in the table that may be gone from the source before the run is refused."""
+    max_attempts: int = Field(3, ge=1, le=100)
+    """Runs in which a failed record is tried, while its file stays the same."""
+    relabel: int | None = Field(None, ge=0)
+    """Most rows of another model, detector or settings to make anew; by default all of them."""
 
 
 def run(config: LabelConfig, cluster: ClusterConfig = ClusterConfig()) -> RunRecord:
@@ -96,7 +111,8 @@ def run(config: LabelConfig, cluster: ClusterConfig = ClusterConfig()) -> RunRec
     Raise UserError for what the user must mend, before any work; FailureRateExceeded after all of it.
     """
     started = time.perf_counter()
-    config = config.model_copy(update={"source": storage.normalize(config.source), "out": storage.normalize(config.out)})
+    paths = {name: storage.normalize(url) for name in ("source", "out", "table") if (url := getattr(config, name))}
+    config = config.model_copy(update=paths)
     folder = RunFolder(config.out)
     storage.require_access(config.source, config.out)
     bundle = read_bundle(config.model)
@@ -115,7 +131,7 @@ def run(config: LabelConfig, cluster: ClusterConfig = ClusterConfig()) -> RunRec
             log.info("This run is finished, there is nothing to do: %s", folder.url)
             return record
     log.info("Detector: %s (%s)", detector.name, detector.origin)
-    with connected(cluster, config.source, config.out), asking(cluster) as ask:
+    with connected(cluster, *paths.values()), asking(cluster) as ask:
         _require_gpus(config, ask, cluster.wait_s)
         if again:
             log.info("%d shards hold records to try again", len(again))
@@ -125,7 +141,8 @@ def run(config: LabelConfig, cluster: ClusterConfig = ClusterConfig()) -> RunRec
             record = _begin(config, folder, detector, bundle, partial(asked_of_a_worker, ask=ask, wait_s=cluster.wait_s))
             _require_same(config, record, detector, bundle)  # another driver may have begun it meanwhile
         limits = (config.record_timeout_s, config.record_memory_bytes)
-        context = LabelContext(folder, record, detector, bundle, _settings(config, bundle, detector, record), *limits)
+        reusable = read_reusable(record.increment.table, folder.places_path(record.run_id)) if record.increment else None
+        context = LabelContext(folder, record, detector, bundle, _settings(config, bundle, detector, record), *limits, reusable)
         labelled, lost = _label(config, context, ask, cluster.wait_s, frozenset(again), resumed)
         tally = _sum_up(folder, record)
     result = _result(tally, labelled, lost, time.perf_counter() - started)
@@ -178,7 +195,8 @@ def _has_native_bf16() -> bool:
 
 def _frozen(config: LabelConfig, settings: LabelSettings) -> dict[str, Any]:
     """Return what must stay the same while a run is continued: the choice of records and what changes their labels."""
-    return vars(settings) | {"include": list(config.include), "exclude": list(config.exclude), "fps": config.fps}
+    choice = {"include": list(config.include), "exclude": list(config.exclude), "fps": config.fps, "table": config.table}
+    return vars(settings) | choice
 
 
 def _require_same(config: LabelConfig, record: RunRecord, detector: ResolvedDetector, bundle: Bundle) -> None:
@@ -206,26 +224,69 @@ def _begin(
     selection = Selection(
         config.include, config.exclude, config.fps, config.image_column, config.record_timeout_s, config.max_members
     )
-    run_id, listing = new_run_id(), Listing(config.source, selection)
-    shards = split_into_shards(listing, config.shard_records, config.shard_bytes)
-    size = write_manifest(folder.manifest_prefix(run_id), shards)
-    if not size.records:
+    run_id, created_at, listing = new_run_id(), now(), Listing(config.source, selection)
+
+    def settled(tasks: int) -> dict[str, Any]:
+        has_bf16 = config.precision == "auto" and of_a_worker(_has_native_bf16, tasks=tasks)
+        return _frozen(config, _settings(config, bundle, detector, None, has_bf16))
+
+    records, comparison, settings = iter(listing), None, None
+    if config.table:
+        settings = settled(1)
+        comparison = _comparison(config, listing, settings, detector, bundle)
+        records = comparison.to_label(records)
+    size = write_manifest(folder.manifest_prefix(run_id), split_into_shards(records, config.shard_records, config.shard_bytes))
+    if comparison:
+        _require_plausible(config, comparison)
+        comparison.write_vanished(folder.vanished_path(run_id))
+        comparison.write_places(folder.places_path(run_id))
+        listing.skipped += Counter({DOUBLED: comparison.doubled})
+    if not size.records and not (comparison and comparison.listed):
         raise UserError(f"The source '{config.source}' holds no images.")
-    has_bf16 = config.precision == "auto" and of_a_worker(_has_native_bf16, tasks=size.shards)
-    settings = _settings(config, bundle, detector, None, has_bf16)
     return folder.begin(
         RunRecord(
             run_id=run_id,
-            created_at=now(),
+            created_at=created_at,
             source=config.source,
-            settings=_frozen(config, settings),
-            model=Identity(name=bundle.card.name, digest=bundle.digest),
+            settings=settings or settled(size.shards),
+            model=Identity(name=bundle.card.name, digest=bundle.digest, version=bundle.version, alias=bundle.alias),
             detector=Identity(name=detector.name, digest=detector.digest),
             records=size.records,
             shards=size.shards,
             skipped=dict(sorted(listing.skipped.items())),
+            increment=comparison.increment() if comparison else None,
         )
     )
+
+
+def _comparison(
+    config: LabelConfig, listing: Listing, settings: dict[str, Any], detector: ResolvedDetector, bundle: Bundle
+) -> Comparison:
+    """Return how the listing is compared with the published table."""
+    assert config.table
+    identity = {
+        "model_digest": bundle.digest,
+        "detector_digest": detector.digest,
+        "settings_digest": settings_digest(settings),
+    }
+    table = LabelTable(config.table)
+    found = Comparison(table, listing.covers, config.source, identity, config.max_attempts, config.relabel)
+    log.info("The table holds %d rows, %d of them of this source", table.rows, len(found.seen))
+    return found
+
+
+def _require_plausible(config: LabelConfig, comparison: Comparison) -> None:
+    """Log what the listing came to; raise UserError where more of the source has vanished than a night can explain."""
+    found = comparison.increment()
+    log.info(
+        "%d records listed: %d held, %d new, %d changed, %d outdated, %d to try again; %d rows vanished",
+        found.listed, found.held, found.new, found.changed, found.outdated, found.retried, found.vanished,
+    )  # fmt: skip
+    if found.scope and found.vanished > config.max_vanished * found.scope:
+        raise UserError(
+            f"{found.vanished} of the {found.scope} rows that the table holds of '{config.source}' are not there any more, more "
+            f"than --max-vanished {config.max_vanished:g} allows: is all of the source there? If so, allow it."
+        )
 
 
 def _label(
@@ -264,9 +325,8 @@ def _sum_up(folder: RunFolder, record: RunRecord) -> Tally:
 def _finish(config: LabelConfig, folder: RunFolder, record: RunRecord, tally: Tally) -> RunRecord:
     """Write the record with its result, the report and, if all is well, `_SUCCESS`."""
     storage.write_bytes(folder.path(REPORT), label_report(folder, record, config.thumbnails).encode())
-    rate = tally.failed / record.records
-    folder.finish(record, success=rate <= config.max_failure_rate)
-    if rate > config.max_failure_rate:
+    folder.finish(record, success=record.failure_rate <= config.max_failure_rate)
+    if record.failure_rate > config.max_failure_rate:
         raise FailureRateExceeded(
             f"{tally.failed} of {record.records} records failed, more than --max-failure-rate {config.max_failure_rate:g} "
             f"allows; {folder.path(REPORT)} says why."
@@ -280,6 +340,10 @@ def _result(tally: Tally, labelled: int, lost: int, seconds: float) -> RunResult
         failed=tally.failed,
         faces=tally.faces,
         uncertain=tally.uncertain,
+        confidences=tally.confidences.tolist(),
+        faces_per_image=tally.faces_per_image.tolist(),
+        carried=tally.carried,
+        failed_again=tally.failed_again,
         expressions=dict(tally.expressions.most_common()),
         failures=tally.failures,
         labelled_now=labelled,

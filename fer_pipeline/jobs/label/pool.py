@@ -45,7 +45,7 @@ class _ClassifierActor:
         """Label one shard and commit it."""
         settings, card = self.context.settings, self.context.bundle.card
         table = label(shard, self.classify(shard.crops), card, settings.uncertain_below)
-        self.context.folder.commit(self.context.record, shard.manifest["shard"][0].as_py(), table)
+        self.context.commit(shard.manifest["shard"][0].as_py(), table)
 
 
 def count_actors(gpus_per_worker: float) -> int:

@@ -53,8 +53,7 @@ def label_singly(context: Shared[LabelContext], shard: int, manifest: pa.Table, 
     """Label and commit a shard whose records kill together, though none does alone: each in a process of its own."""
     found = dict(poison)
     tables = list(_labelled_alone(context, manifest, found, 1, processes_of_their_own=True))
-    run = context.get()
-    run.folder.commit(run.record, shard, pa.concat_tables(tables).unify_dictionaries())
+    load_context(context).commit(shard, pa.concat_tables(tables).unify_dictionaries())
 
 
 def _labelled_alone(

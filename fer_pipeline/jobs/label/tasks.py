@@ -102,9 +102,7 @@ def _label(context: Shared[LabelContext], shards: list[int], manifests: list[pa.
     labeller, run = load_labeller(context), load_context(context)
     tables = labeller(manifests, poison)
     with closing(tables), ThreadPoolExecutor(1, thread_name_prefix="commit") as committer:
-        commits = [
-            committer.submit(run.folder.commit, run.record, shard, table) for shard, table in zip(shards, tables, strict=True)
-        ]
+        commits = [committer.submit(run.commit, shard, table) for shard, table in zip(shards, tables, strict=True)]
         for commit in commits:
             commit.result()
 

@@ -1,13 +1,17 @@
 """What a labelling worker keeps between tasks, and the limits that it works under."""
 
+from collections.abc import Container
 from dataclasses import dataclass
 
+import pyarrow as pa
+
 from fer_pipeline.core.isolated import alarm, bounded_memory
-from fer_pipeline.core.run import RunFolder, RunRecord
+from fer_pipeline.core.run import RunFolder, RunRecord, with_lineage
 from fer_pipeline.jobs.shared import Shared
 from fer_pipeline.models.bundle import Bundle
 from fer_pipeline.stages.detectors.spec import ResolvedDetector
 from fer_pipeline.stages.label import FaceExtractor, Labeller, LabelSettings
+from fer_pipeline.table.reuse import Reusable
 
 
 @dataclass(frozen=True)
@@ -21,6 +25,17 @@ class LabelContext:
     settings: LabelSettings
     record_timeout_s: float
     record_memory_bytes: int
+    reusable: Reusable | None = None
+    """Labels that the published table has, by the bytes that they are of."""
+
+    @property
+    def known(self) -> Container[str]:
+        return () if self.reusable is None else self.reusable
+
+    def commit(self, shard: int, labelled: pa.Table) -> None:
+        """Commit a shard's rows of `schemas.LABELLED`."""
+        images = with_lineage(labelled, self.record)
+        self.folder.commit(shard, self.reusable.carry_over(images) if self.reusable else images)
 
 
 def load_context(context: Shared[LabelContext]) -> LabelContext:
@@ -45,10 +60,12 @@ def _itself(context: LabelContext) -> LabelContext:
 def _make_labeller(context: LabelContext) -> Labeller:
     labeller = Labeller(context.detector, context.bundle, context.settings, alarm(context.record_timeout_s))
     labeller.extract.bounded = bounded_memory(context.record_memory_bytes)  # measured now that all is loaded
+    labeller.extract.known = context.known
     return labeller
 
 
 def _make_extractor(context: LabelContext) -> FaceExtractor:
     extractor = FaceExtractor(context.detector, context.bundle.card, context.settings, alarm(context.record_timeout_s))
     extractor.bounded = bounded_memory(context.record_memory_bytes)
+    extractor.known = context.known
     return extractor

@@ -1,0 +1,126 @@
+"""Publish a finished run: audit it, write the table's new files on the cluster, commit them all at once."""
+
+import logging
+from typing import Literal
+
+from fer_pipeline.core import storage
+from fer_pipeline.core.config import Config
+from fer_pipeline.core.errors import HeldError, UserError
+from fer_pipeline.core.run import RunFolder, RunRecord
+from fer_pipeline.jobs.cluster import ClusterConfig, connected
+from fer_pipeline.jobs.shared import Shared, fan_out, share
+from fer_pipeline.report.nights import audit_page
+from fer_pipeline.table.audit import AUDIT, PAGE, audit
+from fer_pipeline.table.delta import Changes, CommitRefused, LabelTable, TableFile
+from fer_pipeline.table.nights import Night, State, keep_night, night_of
+from fer_pipeline.table.publish import Rewritten, Stale, files_of_new, rewrite, stale_keys, write_new
+from fer_pipeline.table.rows import Digests, concatenated
+from fer_pipeline.table.thresholds import Thresholds
+
+log = logging.getLogger(__name__)
+
+MOST_REFUSALS = 20
+"""Commits that may be refused, because others came first, before publishing is given up."""
+Accepted = Literal[
+    "failed", "vanished", "without_faces", "faces_per_image", "uncertain", "expressions", "confidence", "churn", "drift"
+]  # fmt: skip
+DRIFTS = ("without_faces", "faces_per_image", "uncertain", "expressions", "confidence")
+
+
+class PublishConfig(Config):
+    """Publish a finished labelling run in a Delta Lake table, unless its audit holds it."""
+
+    run: str
+    """Run folder."""
+    table: str
+    """Folder or s3:// URL of the table; made where there is none."""
+    accept: tuple[Accepted, ...] = ()
+    """Checks of the audit that the run may fall short of; `drift` stands for all that compare with other nights."""
+    audit: Thresholds = Thresholds()
+
+
+def run(config: PublishConfig, cluster: ClusterConfig = ClusterConfig()) -> Night:
+    """Publish the run and return what is kept of it; nothing is done twice. Raise HeldError where its audit holds it."""
+    folder, table = RunFolder(storage.normalize(config.run)), LabelTable(config.table)
+    record = _finished(folder, table)
+    if table.holds_run(record.run_id):
+        log.info("This run is published, there is nothing to do: %s", table.url)
+        return _keep(table, record, "published", [], _accepted(table, record.run_id))
+    found = audit(folder, record, table, config.audit)
+    storage.write_bytes(folder.path(AUDIT), found.model_dump_json(indent=1).encode())
+    storage.write_bytes(folder.path(PAGE), audit_page(record, found).encode())
+    accepted = {*config.accept, *(DRIFTS if "drift" in config.accept else ())}
+    if held := [name for name in found.failing if name not in accepted]:
+        _keep(table, record, "held", found.failing, [])
+        raise HeldError(
+            f"The run is held, for {', '.join(held)}: nothing was published. {folder.path(PAGE)} says why; "
+            f"--accept {' --accept '.join(held)} publishes it knowingly."
+        )
+    if not record.records and not (record.increment and record.increment.vanished):
+        log.info("Nothing has changed, there is nothing to publish")
+        return _keep(table, record, "unchanged", [], [])
+    table = table.make()
+    night = night_of(record, "published", found.failing, found.failing)
+    with connected(cluster, folder.url, table.url):
+        table = _publish(folder, record, table, night)
+    log.info("Published: the table has %d rows in version %d", table.rows, table.version)
+    return _keep(table, record, "published", found.failing, found.failing)
+
+
+def _finished(folder: RunFolder, table: LabelTable) -> RunRecord:
+    """Return the record of a run that may be published in the table; raise UserError for any other."""
+    record = folder.load()
+    if record is None or record.result is None or not folder.is_finished():
+        raise UserError(f"'{folder.url}' holds no finished run: finish it first, by the same `fer-pipeline label` again.")
+    if record.increment and record.increment.table != table.url:
+        raise UserError(f"The run in '{folder.url}' was labelled for the table '{record.increment.table}': publish it there.")
+    return record
+
+
+def _accepted(table: LabelTable, run_id: str) -> list[str]:
+    nights = (entry["night"] for entry in table.history() if entry["night"])
+    return next((night["accepted"] for night in nights if night.get("run_id") == run_id), [])
+
+
+def _keep(table: LabelTable, record: RunRecord, state: State, failing: list[str], accepted: list[str]) -> Night:
+    night = night_of(record, state, failing or accepted, accepted)
+    night = night.model_copy(update={"table_rows": table.rows})
+    keep_night(table.url, night)
+    return night
+
+
+def _publish(folder: RunFolder, record: RunRecord, table: LabelTable, night: Night) -> LabelTable:
+    """Bring new rows in and stale ones out by one commit; where another came first, see what it changed and try again."""
+    stale = share(stale_keys(folder, record))
+    looked_at: dict[TableFile, Rewritten] = {}
+    new, newer = list[TableFile](), None
+    for _ in range(MOST_REFUSALS):
+        files = [file for file in table.files if file not in looked_at]
+        looked_at |= {found.file: found for found in fan_out(_rewrite, files, table.url, stale)}
+        now = [looked_at[file] for file in table.files]
+        found_newer = concatenated(found.newer for found in now)
+        if newer is None or len(found_newer) != len(newer):
+            newer = found_newer
+            written = fan_out(_write_new, files_of_new(record), table.url, folder, record, share(newer))
+            new = [file for file in written if file]
+        rest, gone = [found.rest for found in now if found.rest], [found.file for found in now if found.touched]
+        try:
+            table.commit(Changes(added=new + rest, removed=gone), record.run_id, night.model_dump(mode="json"))
+        except CommitRefused:
+            version, table = table.version, table.refreshed()
+            if table.version == version:
+                raise
+            log.info("Another commit came first: joining again")
+        else:
+            table = table.refreshed()
+        if table.holds_run(record.run_id):
+            return table
+    raise UserError(f"The table '{table.url}' was changed by others {MOST_REFUSALS} times meanwhile: run the same command again.")
+
+
+def _rewrite(table: str, stale: Shared[Stale], file: TableFile) -> Rewritten:
+    return rewrite(table, file, stale.get())
+
+
+def _write_new(table: str, folder: RunFolder, record: RunRecord, newer: Shared[Digests], numbers: list[int]) -> TableFile | None:
+    return write_new(table, folder, record, numbers, newer.get())

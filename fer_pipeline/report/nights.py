@@ -1,0 +1,107 @@
+"""The page of the last nights, for someone who looks for ten seconds each morning, and the page of one night's audit."""
+
+from collections import Counter
+
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from fer_pipeline.core import storage
+from fer_pipeline.core.run import RunRecord
+from fer_pipeline.report.page import BLUE, GREY, RED, data_url, png, render, tidy
+from fer_pipeline.table.audit import Audit
+from fer_pipeline.table.nights import Night, last_nights
+
+COLORS = ("#2f62c9", "#e08f2c", "#3a9a5c", "#c4453c", "#7d5bbe", "#8a94a6", "#c65a9c", "#3aa0a8", "#a08a3c", "#555f6e")
+
+
+def audit_page(record: RunRecord, audit: Audit) -> str:
+    """Return the page of an audit: what fell short first."""
+    labels = sorted({*(audit.churn or {}), *(label for row in (audit.churn or {}).values() for label in row)})
+    checks = sorted(audit.checks, key=lambda check: check.passed)
+    return render("audit.html", run=record, audit=audit, checks=checks, labels=labels)
+
+
+def write_nights_page(table: str, page: str, count: int) -> None:
+    """Write the page over the last `count` nights of a table; nothing, where there was none yet."""
+    if nights := last_nights(table, count):
+        storage.write_bytes(page, nights_page(table, nights).encode())
+
+
+def nights_page(table: str, nights: list[Night]) -> str:
+    """Return the page over these nights, the latest last."""
+    published = [night for night in nights if night.state == "published"]
+    facts = [
+        (night, night.model.digest != before.model.digest, night.detector.digest != before.detector.digest)
+        for night, before in zip(nights, [nights[0], *nights], strict=False)
+    ]
+    pictures = {
+        "records and failures": _records(published),
+        "mix of expressions": _mix(published),
+        "uncertain labels": _shares(published),
+    }
+    return render(
+        "nights.html",
+        table=table,
+        last=nights[-1],
+        facts=facts[::-1],
+        held=[night for night in nights if night.state == "held"],
+        table_rows=next((night.table_rows for night in reversed(published)), 0) or 0,
+        pictures={name: data_url(picture) for name, picture in pictures.items()} if len(published) > 1 else {},
+    )
+
+
+def _figure() -> Figure:
+    return Figure(figsize=(7, 2.6), layout="constrained")
+
+
+def _dates(nights: list[Night]) -> list[str]:
+    return [night.begun_at[5:10] for night in nights]
+
+
+def _records(nights: list[Night]) -> bytes:
+    figure = _figure()
+    axes, places = figure.subplots(), range(len(nights))
+    axes.bar(places, [night.records - night.failed for night in nights], color=BLUE, label="looked at")
+    axes.bar(
+        places,
+        [night.failed for night in nights],
+        bottom=[night.records - night.failed for night in nights],
+        color=RED,
+        label="failed",
+    )
+    axes.set(ylabel="records")
+    return _finished(figure, nights)
+
+
+def _mix(nights: list[Night]) -> bytes:
+    figure = _figure()
+    axes, places = figure.subplots(), range(len(nights))
+    totals = sum((Counter(night.expressions) for night in nights), Counter[str]())
+    for (name, _), color in zip(totals.most_common(), COLORS * 3, strict=False):
+        axes.plot(places, [night.expressions.get(name, 0) / max(1, night.faces) for night in nights], label=name, color=color)
+    axes.set(ylabel="share of faces", ylim=(0, None))
+    return _finished(figure, nights)
+
+
+def _shares(nights: list[Night]) -> bytes:
+    figure = _figure()
+    axes, places = figure.subplots(), range(len(nights))
+    axes.plot(places, [night.uncertain / max(1, night.faces) for night in nights], color=BLUE, label="uncertain")
+    empty = [night.faces_per_image[0] / max(1, sum(night.faces_per_image)) for night in nights]
+    axes.plot(places, empty, color=GREY, label="images without faces")
+    axes.set(ylabel="share", ylim=(0, None))
+    return _finished(figure, nights)
+
+
+def _finished(figure: Figure, nights: list[Night]) -> bytes:
+    """Return a picture whose horizontal axis is the nights; a night with a new model is marked."""
+    axes = figure.axes[0]
+    for place in range(1, len(nights)):
+        if nights[place].model.digest != nights[place - 1].model.digest:
+            axes.axvline(place - 0.5, color=GREY, linewidth=0.8, linestyle=":")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=10))
+    dates = _dates(nights)
+    axes.xaxis.set_major_formatter(lambda place, _: dates[round(place)] if 0 <= round(place) < len(dates) else "")
+    tidy(axes)
+    axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    return png(figure)

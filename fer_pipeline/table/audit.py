@@ -1,0 +1,171 @@
+"""The audit of a finished run before it is published: about ten checks, against what is asked and against the last nights."""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from fer_pipeline.core import storage
+from fer_pipeline.core.config import Config
+from fer_pipeline.core.manifest import SHARDS_PER_FILE, read_manifest_file
+from fer_pipeline.core.run import RunFolder, RunRecord, settings_digest
+from fer_pipeline.table.delta import LabelTable, TableFile
+from fer_pipeline.table.drift import jensen_shannon, population_stability, share_difference
+from fer_pipeline.table.nights import Night, last_nights
+from fer_pipeline.table.rows import KEY, Digests, DigestSet, concatenated, digests_of
+from fer_pipeline.table.thresholds import Thresholds
+
+AUDIT, PAGE = "audit.json", "audit.html"
+REFERENCE_NIGHTS = 7
+"""Published nights that a night is compared with, together."""
+CHURN_SAMPLE = 50_000
+"""Rows on whose unchanged bytes two models are compared at most."""
+
+Matrix = dict[str, dict[str, int]]
+
+
+class Check(Config):
+    """One check: what was found, and up to what it passes; None where there was nothing to compare with."""
+
+    name: str
+    says: str
+    value: float | None
+    limit: float
+    passed: bool
+
+
+class Audit(Config):
+    """`audit.json`."""
+
+    run_id: str
+    table: str
+    reference: list[str]
+    """The nights, by run id, that this one was compared with."""
+    checks: list[Check]
+    churn: Matrix | None
+    """Faces by old and new label, where the model changed and the bytes did not."""
+
+    @property
+    def failing(self) -> list[str]:
+        return [check.name for check in self.checks if not check.passed]
+
+
+def audit(folder: RunFolder, record: RunRecord, table: LabelTable, thresholds: Thresholds) -> Audit:
+    """Return what a finished run comes to beside its manifest and the last nights of the table."""
+    churn = _churn(folder, record, table)
+    nights = last_nights(table.url, 10 * REFERENCE_NIGHTS, before=record.run_id)
+    nights = [night for night in nights if night.state == "published" and night.faces and night.source == record.source]
+    faces = [night for night in nights if night.detector.digest == record.detector.digest][-REFERENCE_NIGHTS:]
+    digest = settings_digest(record.settings)
+    labels = [night for night in faces if night.model.digest == record.model.digest and night.settings_digest == digest]
+    return Audit(
+        run_id=record.run_id,
+        table=table.url,
+        reference=[night.run_id for night in faces],
+        checks=list(_checks(folder, record, thresholds, faces, labels, churn)),
+        churn=churn,
+    )
+
+
+def _checks(
+    folder: RunFolder, record: RunRecord, thresholds: Thresholds, faces: list[Night], labels: list[Night], churn: Matrix | None
+) -> Iterator[Check]:
+    result = record.result
+    assert result
+    doubled = record.records - len(_distinct(folder, record))
+    yield _check("keys", "records that share their key with another", doubled, 0)
+    missing = abs(record.records - sum(result.counts.values()))
+    yield _check("rows", "records without exactly one row", missing, 0)
+    yield _check("failed", "share of records that failed for the first time", record.failure_rate, thresholds.failed)
+    increment = record.increment
+    vanished = increment.vanished / max(1, increment.scope) if increment else 0.0
+    yield _check("vanished", "share of the source's rows that vanished", vanished, thresholds.vanished)
+    yield from drifts(record, thresholds, faces, labels)
+    moved = None
+    if churn is not None:
+        total = sum(sum(row.values()) for row in churn.values())
+        moved = 1 - sum(row.get(old, 0) for old, row in churn.items()) / max(1, total)
+    yield _check("churn", "share of labels that the new model changed on the same bytes", moved, thresholds.churn)
+
+
+def drifts(record: RunRecord, thresholds: Thresholds, faces: list[Night], labels: list[Night]) -> Iterator[Check]:
+    result = record.result
+    assert result
+    per_image, usual = result.faces_per_image, _summed(night.faces_per_image for night in faces)
+    empty = share_difference(per_image[0], sum(per_image), usual[0], sum(usual)) if usual else None
+    yield _check("without_faces", "difference of the share of images without faces", empty, thresholds.without_faces)
+    number = population_stability(per_image, usual) if usual else None
+    yield _check("faces_per_image", "stability index of the number of faces in an image", number, thresholds.faces_per_image)
+    unsure = None
+    if labels:
+        of = sum(night.faces for night in labels)
+        unsure = share_difference(result.uncertain, result.faces, sum(night.uncertain for night in labels), of)
+    yield _check("uncertain", "difference of the share of uncertain labels", unsure, thresholds.uncertain)
+    mix: Counter[str] = sum((Counter(night.expressions) for night in labels), Counter())
+    classes = sorted({*mix, *result.expressions})
+    found, before = [result.expressions.get(name, 0) for name in classes], [mix[name] for name in classes]
+    divergence = jensen_shannon(found, before) if labels else None
+    yield _check("expressions", "divergence of the mix of expressions, in bits", divergence, thresholds.expressions)
+    usual = _summed(night.confidences for night in labels)
+    stability = population_stability(result.confidences, usual) if labels else None
+    yield _check("confidence", "stability index of confidences", stability, thresholds.confidence)
+
+
+def _check(name: str, says: str, value: float | None, limit: float) -> Check:
+    return Check(name=name, says=says, value=value, limit=limit, passed=value is None or value <= limit)
+
+
+def _summed(histograms: Iterable[list[int]]) -> list[int]:
+    return [sum(bin_) for bin_ in zip(*histograms, strict=True)]
+
+
+def _distinct(folder: RunFolder, record: RunRecord) -> Digests:
+    digests = concatenated(digests_of(keys) for keys in _keys(folder, record))
+    return np.unique(digests, axis=0)
+
+
+def _keys(folder: RunFolder, record: RunRecord) -> Iterator[pa.Table]:
+    for number in range(-(-record.shards // SHARDS_PER_FILE)):
+        yield pa.concat_tables(read_manifest_file(folder.manifest_prefix(record.run_id), number)).select(KEY)
+
+
+def _churn(folder: RunFolder, record: RunRecord, table: LabelTable) -> Matrix | None:
+    """Return old and new labels of faces in unchanged images, where rows of another model were made anew."""
+    if not (record.increment and record.increment.outdated):
+        return None
+    matrix: dict[str, Counter[str]] = {}
+    new = _labels_of_run(folder, record)
+    for file in table.files:
+        for old_labels, new_labels in _both(table, file, new, record.model.digest):
+            for old, label in zip(old_labels, new_labels, strict=True):
+                matrix.setdefault(old, Counter())[label] += 1
+    return {old: dict(row) for old, row in sorted(matrix.items())}
+
+
+def _labels_of_run(folder: RunFolder, record: RunRecord) -> tuple[DigestSet, pa.Table]:
+    """Return the rows of the run's first shards that were looked at, as many as the sample has, found by their keys."""
+    rows: list[pa.Table] = []
+    for shard in range(record.shards):
+        if sum(map(len, rows)) >= CHURN_SAMPLE:
+            break
+        images = storage.read_table(folder.images_path(shard), [*KEY, "content_sha256", "faces"])
+        rows.append(images.filter(pc.is_valid(images["content_sha256"])))
+    sample = pa.concat_tables(rows)
+    return DigestSet(digests_of(sample)), sample
+
+
+def _both(
+    table: LabelTable, file: TableFile, new: tuple[DigestSet, pa.Table], model_digest: str
+) -> Iterator[tuple[list[str], list[str]]]:
+    """Yield the labels of the faces of images whose bytes and number of faces are the same: by another model, and now."""
+    keys, sample = new
+    old = storage.read_table(table.path(file.path), [*KEY, "content_sha256", "model_digest", "faces"])
+    place = keys.find(digests_of(old))
+    other = pc.not_equal(old["model_digest"], model_digest).to_numpy()
+    rows = np.flatnonzero((place >= 0) & other)
+    pairs = zip(old.take(rows).to_pylist(), sample.take(place[rows]).to_pylist(), strict=True)
+    for before, now in pairs:
+        if before["content_sha256"] == now["content_sha256"] and len(before["faces"]) == len(now["faces"]):
+            yield [face["expression"] for face in before["faces"]], [face["expression"] for face in now["faces"]]

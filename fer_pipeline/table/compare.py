@@ -1,0 +1,190 @@
+"""What a listing has that the table does not hold, and what the table holds that is not listed any more: a streaming join.
+
+The table's rows of one source are kept as numbers, some fifty bytes each; the listing passes by.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from hashlib import blake2b
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from fer_pipeline.core import storage
+from fer_pipeline.core.manifest import Record
+from fer_pipeline.core.run import Increment
+from fer_pipeline.core.schemas import FAILED, FINE
+from fer_pipeline.table.delta import LabelTable, TableFile
+from fer_pipeline.table.reuse import PLACES
+from fer_pipeline.table.rows import KEY, DigestSet, digests_of, digests_of_records
+
+BATCH = 10_000
+HELD, RETRY, OUTDATED = range(3)
+IDENTITY = ("model_digest", "detector_digest", "settings_digest")
+"""What made a row, besides the bytes: a row of another identity is outdated."""
+FACTS = [*KEY, "size_bytes", "etag", "status", "attempt", "content_sha256", *IDENTITY]
+
+
+@dataclass
+class _Rows:
+    """Columns (n,) over the table's rows in scope."""
+
+    digests: NDArray[np.uint64]
+    version: NDArray[np.uint64]
+    """A hash of size and etag."""
+    kind: NDArray[np.uint8]
+    attempt: NDArray[np.uint8]
+    reusable: NDArray[np.bool_]
+    """Whether equal bytes would get the same labels today."""
+    file: NDArray[np.int32]
+    row: NDArray[np.int64]
+
+
+class Comparison:
+    """Compares one listing of a source with the table."""
+
+    def __init__(
+        self,
+        table: LabelTable,
+        covers: Callable[[str, str | None, int | None], bool],
+        prefix: str,
+        identity: dict[str, str],
+        max_attempts: int,
+        relabel: int | None = None,
+    ) -> None:
+        """`covers`: whether a row below `prefix` is one that the listing could list. `identity`: what would label now.
+
+        At most `relabel` rows of another identity are made anew.
+        """
+        self.table, self.covers, self.prefix, self.relabel = table, covers, prefix, relabel
+        self.identity, self.max_attempts = identity, max_attempts
+        self.files = table.files
+        parts = [self._read(number, file) for number, file in enumerate(self.files)]
+        columns = {name: [getattr(part, name) for part in parts] for name in _Rows.__dataclass_fields__}
+        empty = _Rows(*(np.empty((0, 2) if name == "digests" else 0, kind) for name, kind in _KINDS.items()))
+        self.rows = _Rows(*(np.concatenate([getattr(empty, name), *found]) for name, found in columns.items()))
+        self._find = DigestSet(self.rows.digests).find
+        self.seen = np.zeros(len(self.rows.kind), bool)
+        self.changed = np.zeros(len(self.rows.kind), bool)
+        self.listed = self.held = self.new = self.outdated = self.retried = self.doubled = 0
+
+    def _read(self, number: int, file: TableFile) -> _Rows:
+        rows = storage.read_table(self.table.path(file.path), FACTS)
+        below = pc.or_(pc.equal(rows["uri"], self.prefix), pc.starts_with(rows["uri"], self.prefix.rstrip("/") + "/"))
+        place = np.flatnonzero(below.to_numpy())
+        rows = rows.take(place)
+        covered = np.fromiter(map(self.covers, *(rows[name].to_pylist() for name in KEY)), bool, len(rows))
+        rows, place = rows.filter(pa.array(covered)), place[covered]
+        ours = _all([pc.equal(rows[name], self.identity[name]) for name in IDENTITY]).to_numpy()
+        attempt = np.minimum(rows["attempt"].to_numpy(), 255).astype(np.uint8)
+        failed = pc.is_in(rows["status"], pa.array(FAILED)).to_numpy() & (attempt < self.max_attempts)
+        kind = np.where(failed, RETRY, np.where(ours, HELD, OUTDATED)).astype(np.uint8)
+        fine = _all([pc.is_in(rows["status"], pa.array(FINE)), pc.is_valid(rows["content_sha256"])]).to_numpy()
+        version = _versions(rows["size_bytes"].to_pylist(), rows["etag"].to_pylist())
+        return _Rows(digests_of(rows), version, kind, attempt, ours & fine, np.full(len(rows), number, np.int32), place)
+
+    def to_label(self, records: Iterable[Record]) -> Iterator[Record]:
+        """Yield the records that must be labelled: new, changed, outdated, or failed before and to be tried again."""
+        rest, container, members = iter(records), "", set[str | None]()
+        while batch := list(islice(rest, BATCH)):
+            found = self._find(digests_of_records(batch))
+            versions = _versions([one.size_bytes for one in batch], [one.etag for one in batch])
+            for record, place, version in zip(batch, found.tolist(), versions, strict=True):
+                if record.uri != container:
+                    container, members = record.uri, set()
+                if record.time_ms is None:
+                    if record.member in members:
+                        self.doubled += 1
+                        continue
+                    members.add(record.member)
+                self.listed += 1
+                if (again := self._judge(place, version)) is not None:
+                    yield replace(record, attempt=again) if again > 1 else record
+
+    def _judge(self, place: int, version: np.uint64) -> int | None:
+        """Return which attempt labelling a record would be; None where its row is held."""
+        if place < 0:
+            self.new += 1
+            return 1
+        self.seen[place] = True
+        if self.rows.version[place] != version:
+            self.changed[place] = True
+            return 1
+        kind = self.rows.kind[place]
+        if kind == HELD or (kind == OUTDATED and self.outdated == self.relabel):
+            self.held += 1
+            return None
+        if kind == OUTDATED:
+            self.outdated += 1
+            return 1
+        self.retried += 1
+        return int(self.rows.attempt[place]) + 1
+
+    @property
+    def vanished(self) -> int:
+        """Rows of the source that were not listed, once all of the listing has passed."""
+        return int((~self.seen).sum())
+
+    def increment(self) -> Increment:
+        """Return what it came to, in numbers."""
+        return Increment(
+            table=self.table.url,
+            version=self.table.version,
+            listed=self.listed,
+            held=self.held,
+            new=self.new,
+            changed=int(self.changed.sum()),
+            outdated=self.outdated,
+            retried=self.retried,
+            vanished=self.vanished,
+            scope=len(self.seen),
+        )
+
+    def write_vanished(self, url: str) -> None:
+        """Write the keys of the rows that vanished, as a Parquet file of the columns `KEY`."""
+        found = [rows.select(KEY).cast(_KEYS) for _, rows in self._facts(~self.seen)]
+        storage.write_table(url, pa.concat_tables([_KEYS.empty_table(), *found]))
+
+    def write_places(self, url: str) -> None:
+        """Write where the rows stand whose bytes may turn up again: those that changed or vanished, by digest of the bytes."""
+        parts = []
+        for file, rows in self._facts((~self.seen | self.changed) & self.rows.reusable):
+            paths = pa.repeat(pa.scalar(file.path), len(rows))
+            parts.append(pa.table([rows["content_sha256"], paths, rows["row"]], schema=PLACES))
+        storage.write_table(url, pa.concat_tables([PLACES.empty_table(), *parts]).sort_by("content_sha256"))
+
+    def _facts(self, chosen: NDArray[np.bool_]) -> Iterator[tuple[TableFile, pa.Table]]:
+        """Yield, file by file, key and digest of chosen rows, and `row`, their place in the file."""
+        for number in np.unique(self.rows.file[chosen]).tolist():
+            rows = self.rows.row[chosen & (self.rows.file == number)]
+            facts = storage.read_table(self.table.path(self.files[number].path), [*KEY, "content_sha256"]).take(rows)
+            yield self.files[number], facts.append_column("row", pa.array(rows))
+
+
+_KINDS: dict[str, Any] = {
+    "digests": np.uint64,
+    "version": np.uint64,
+    "kind": np.uint8,
+    "attempt": np.uint8,
+    "reusable": bool,
+    "file": np.int32,
+    "row": np.int64,
+}
+_KEYS = pa.schema([("uri", pa.string()), ("member", pa.string()), ("time_ms", pa.int64())])
+
+
+def _all(conditions: list[Any]) -> Any:
+    whole = conditions[0]
+    for one in conditions[1:]:
+        whole = pc.and_(whole, one)
+    return pc.fill_null(whole, False)
+
+
+def _versions(sizes: list[int | None], etags: list[str | None]) -> NDArray[np.uint64]:
+    """Return a hash (n,) of each size and etag."""
+    texts = (f"{size}\0{etag}" for size, etag in zip(sizes, etags, strict=True))
+    return np.frombuffer(b"".join([blake2b(text.encode(), digest_size=8).digest() for text in texts]), np.uint64)

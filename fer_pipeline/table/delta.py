@@ -1,0 +1,225 @@
+"""One Delta Lake table of labels, local or on S3: opening, making, reading what it holds, and committing to it.
+
+The library keeps the log; files are read and written as all of the project's are (`core/storage.py`).
+"""
+
+import json
+import time
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import pyarrow as pa
+from botocore.session import Session
+from deltalake import CommitProperties, DeltaTable, Transaction
+from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
+from deltalake.transaction import AddAction, RemoveAction
+
+from fer_pipeline.core import storage
+from fer_pipeline.core.errors import UserError
+from fer_pipeline.table.rows import ROWS, SCHEMA_VERSION
+
+MAKER, NIGHT, COUNTER = "fer-pipeline.schema_version", "fer-pipeline.night", "fer-pipeline.commits"
+"""What the table's configuration says of its schema, a commit's metadata of the night, and the log of commits by this project."""
+NO_TABLE = -1
+"""The version of a table that is not there."""
+
+CommitRefused = CommitFailedError
+"""Another commit came first: nothing was written, look at the table as it is now and try again."""
+
+
+@dataclass(frozen=True)
+class TableFile:
+    """A file that the table consists of."""
+
+    path: str
+    """Below the table."""
+    size_bytes: int
+    rows: int
+    first_uri: str | None
+    last_uri: str | None
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What one commit does."""
+
+    added: list[TableFile] = field(default_factory=list)
+    removed: list[TableFile] = field(default_factory=list)
+
+
+class LabelTable:
+    """The table at `url` as it was when this object was made; `refreshed` looks again. It may not exist yet."""
+
+    def __init__(self, url: str) -> None:
+        """Raise UserError for a table of another maker, or of a later version of this project."""
+        self.url = storage.normalize(url)
+        storage.require_access(self.url)
+        try:
+            self._delta: DeltaTable | None = self._open()
+        except TableNotFoundError:
+            self._delta = None
+            if [name for name in storage.list_names(self.url) if not name.startswith(("_", "."))]:
+                raise UserError(f"'{self.url}' holds files but no table: choose an empty folder for --table.") from None
+        except (DeltaError, OSError) as error:
+            raise UserError(f"The table '{self.url}' cannot be read: {storage.reason(error)[:300]}.") from error
+        if self._delta is not None:
+            self._require_ours(self._delta)
+
+    def _open(self, version: int | None = None) -> DeltaTable:
+        return DeltaTable(self.url, version, storage_options(self.url))
+
+    def _require_ours(self, delta: DeltaTable) -> None:
+        schema_version = delta.metadata().configuration.get(MAKER)
+        if schema_version is None:
+            raise UserError(f"The table '{self.url}' was not made by fer-pipeline: choose another --table.")
+        if int(schema_version) > SCHEMA_VERSION:
+            raise UserError(f"The table '{self.url}' was made by a later version of fer-pipeline: use that one.")
+
+    def refreshed(self) -> "LabelTable":
+        """Return the table as it is now."""
+        return LabelTable(self.url)
+
+    @property
+    def version(self) -> int:
+        return NO_TABLE if self._delta is None else self._delta.version()
+
+    @cached_property
+    def files(self) -> list[TableFile]:
+        """The files of this version."""
+        if self._delta is None:
+            return []
+        found = []
+        for one in pa.table(self._delta.get_add_actions()).to_pylist():
+            first, last = ((one[limit] or {}).get("uri") for limit in ("min", "max"))
+            found.append(TableFile(one["path"], one["size_bytes"], one["num_records"], first, last))
+        return sorted(found, key=lambda file: (file.first_uri or "", file.path))
+
+    @property
+    def rows(self) -> int:
+        return sum(file.rows for file in self.files)
+
+    def path(self, *parts: str) -> str:
+        """Return where something below the table stands."""
+        return storage.join(self.url, *parts)
+
+    def holds_run(self, run_id: str) -> bool:
+        """Tell whether a run was published: the library accepts the same one twice."""
+        return self._delta is not None and self._delta.transaction_version(run_id) is not None
+
+    def make(self) -> "LabelTable":
+        """Return the table, made where there is none; raise UserError on a store that cannot keep two writers apart."""
+        if self._delta is not None:
+            return self._with_all_columns()
+        storage.require_exclusive_writes(self.url)
+        configuration = {MAKER: str(SCHEMA_VERSION), "delta.dataSkippingNumIndexedCols": "3"}
+        try:
+            DeltaTable.create(
+                self.url,
+                ROWS,
+                name="apparent expressions",
+                configuration=configuration,
+                storage_options=storage_options(self.url),
+                raise_if_key_not_exists=False,
+            )
+        except DeltaError:
+            if self.refreshed()._delta is None:  # not made by another publisher meanwhile either
+                raise
+        return self.refreshed()
+
+    def _with_all_columns(self) -> "LabelTable":
+        """Add the columns that an older version did not have: null in its rows."""
+        assert self._delta is not None
+        has = {one.name for one in self._delta.schema().fields}
+        missing = [one.with_nullable(True) for one in ROWS if one.name not in has]
+        if not missing:
+            return self
+        fields = type(self._delta.schema()).from_arrow(pa.schema(missing)).fields
+        self._delta.alter.add_columns(fields)
+        return self.refreshed()
+
+    def commit(self, changes: Changes, run_id: str | None, metadata: dict[str, Any]) -> None:
+        """Make all changes at once; raise CommitRefused where the table is not any more as it was for this object.
+
+        `run_id` is the run that is published by it; `metadata` stands in the table's history.
+        """
+        assert self._delta is not None
+        now_ms = int(time.time() * 1000)
+        actions: list[AddAction | RemoveAction] = [
+            AddAction(file.path, file.size_bytes, {}, now_ms, True, _statistics(file)) for file in changes.added
+        ]
+        actions += [RemoveAction(file.path, True, now_ms, file.size_bytes) for file in changes.removed]
+        commits = (self._delta.transaction_version(COUNTER) or 0) + 1
+        transactions = [Transaction(COUNTER, commits)] + ([Transaction(run_id, 1)] if run_id else [])
+        properties = CommitProperties({NIGHT: json.dumps(metadata)}, max_commit_retries=0, app_transactions=transactions)
+        try:
+            self._delta.create_write_transaction(actions, "append", ROWS, commit_properties=properties)
+        except CommitFailedError:
+            raise
+        except DeltaError as error:
+            raise OSError(f"the commit to '{self.url}' failed: {storage.reason(error)[:300]}") from error
+
+    def history(self) -> list[dict[str, Any]]:
+        """Return the commits, the latest first: version, time in ms and operation; `night` of those by this project."""
+        if self._delta is None:
+            return []
+        return [
+            {
+                "version": self._delta.version() - age,
+                "timestamp": entry["timestamp"],
+                "operation": entry["operation"],
+                "night": json.loads(entry[NIGHT]) if NIGHT in entry else None,
+            }
+            for age, entry in enumerate(self._delta.history())
+        ]
+
+    def restore(self, version: int) -> None:
+        """Let the table be as it was, by a new commit."""
+        assert self._delta is not None
+        try:
+            self._delta.restore(version)
+        except (DeltaError, OSError) as error:
+            raise UserError(
+                f"Version {version} of '{self.url}' cannot be had any more: {storage.reason(error)[:300]}."
+            ) from error
+
+    def compact(self) -> dict[str, Any]:
+        """Put small files together, ordered by uri; return the library's figures."""
+        assert self._delta is not None
+        return dict(self._delta.optimize.z_order(["uri"]))
+
+    def vacuum(self, retention_hours: int) -> list[str]:
+        """Delete files that no version of the last hours needs; return them."""
+        assert self._delta is not None
+        return self._delta.vacuum(retention_hours, dry_run=False, enforce_retention_duration=False)
+
+
+def _statistics(file: TableFile) -> str:
+    limits = {"minValues": {"uri": file.first_uri}, "maxValues": {"uri": file.last_uri}, "nullCount": {"uri": 0}}
+    return json.dumps({"numRecords": file.rows, **limits})
+
+
+def storage_options(url: str) -> dict[str, str]:
+    """Return what the library must be told to reach a store: endpoint and credentials are taken from where s3fs takes them."""
+    if storage.is_local(url):
+        return {}
+    session = Session()
+    client, credentials = session.create_client("s3", region_name=_region(session)), session.get_credentials()
+    endpoint = client.meta.endpoint_url
+    found = {"aws_region": _region(session), "aws_endpoint": endpoint, "aws_conditional_put": "etag"}
+    if endpoint.startswith("http://"):
+        found["aws_allow_http"] = "true"
+    if credentials:
+        frozen = credentials.get_frozen_credentials()
+        found |= {"aws_access_key_id": frozen.access_key, "aws_secret_access_key": frozen.secret_key}
+        found |= {"aws_session_token": frozen.token} if frozen.token else {}
+    return found
+
+
+def _region(session: Session) -> str:
+    return str(session.get_config_variable("region") or "us-east-1")
+
+
+def file_of(path: str, size_bytes: int, rows: pa.Table) -> TableFile:
+    """Return the description of a file with these rows, which are ordered by uri."""
+    return TableFile(path, size_bytes, len(rows), rows["uri"][0].as_py(), rows["uri"][-1].as_py())

@@ -1,0 +1,63 @@
+"""How far one histogram is from another, less what chance alone gives between samples of their sizes."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+NORMAL_QUANTILE = 3.3
+"""Of the normal distribution at 0.9995: what chance exceeds once in two thousand nights, for each check."""
+SMOOTHING = 0.5
+"""Added to each count, so that an empty bin is not infinitely far (Krichevsky-Trofimov)."""
+
+
+def population_stability(found: Sequence[float], reference: Sequence[float]) -> float:
+    """Return the population stability index of two histograms (bins,), less what chance gives; 0 for an empty one.
+
+    Between samples of one distribution it is (1/n + 1/m) times a chi-square of bins - 1 degrees of freedom (Yurdakul, 2018).
+    """
+    p, q, n, m = _shares(found, reference)
+    if not min(n, m):
+        return 0.0
+    index = float(((p - q) * np.log(p / q)).sum())
+    return max(0.0, index - _chi_square(len(p) - 1) * (1 / n + 1 / m))
+
+
+def jensen_shannon(found: Sequence[float], reference: Sequence[float]) -> float:
+    """Return the Jensen-Shannon divergence in bits (0 to 1) of two histograms (bins,), less what chance gives.
+
+    Between samples of one distribution it is (1/n + 1/m) / (8 ln 2) times a chi-square of bins - 1 degrees of freedom.
+    """
+    p, q, n, m = _shares(found, reference)
+    if not min(n, m):
+        return 0.0
+    mean = (p + q) / 2
+    divergence = float((p * np.log2(p / mean) + q * np.log2(q / mean)).sum()) / 2
+    return max(0.0, divergence - _chi_square(len(p) - 1) * (1 / n + 1 / m) / (8 * math.log(2)))
+
+
+def share_difference(found: int, of: int, reference: int, of_reference: int) -> float:
+    """Return by how much two shares differ, less what chance gives; 0 where one is of nothing."""
+    if not min(of, of_reference):
+        return 0.0
+    pooled = (found + reference) / (of + of_reference)
+    chance = NORMAL_QUANTILE * math.sqrt(pooled * (1 - pooled) * (1 / of + 1 / of_reference))
+    return max(0.0, abs(found / of - reference / of_reference) - chance)
+
+
+def _shares(found: Sequence[float], reference: Sequence[float]) -> tuple[NDArray[np.float64], NDArray[np.float64], float, float]:
+    """Return both as smoothed shares of the bins that either fills, and their sizes."""
+    p, q = np.asarray(found, np.float64), np.asarray(reference, np.float64)
+    filled = (p + q) > 0
+    p, q = p[filled], q[filled]
+    smooth = [(one + SMOOTHING) / (one + SMOOTHING).sum() if len(one) else one for one in (p, q)]
+    return smooth[0], smooth[1], float(p.sum()), float(q.sum())
+
+
+def _chi_square(degrees: int) -> float:
+    """Return the 0.9995 quantile of a chi-square distribution (Wilson and Hilferty, 1931)."""
+    if degrees < 1:
+        return 0.0
+    part = 2 / (9 * degrees)
+    return degrees * (1 - part + NORMAL_QUANTILE * math.sqrt(part)) ** 3

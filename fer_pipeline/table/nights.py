@@ -1,0 +1,81 @@
+"""What is kept of every night beside the table: figures of its run, how its audit ended, whether it was published."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from fer_pipeline.core import storage
+from fer_pipeline.core.config import Config
+from fer_pipeline.core.run import Identity, RunRecord, settings_digest
+
+FOLDER = "_nights"
+"""Below the table; readers and vacuuming pass over names that begin so."""
+State = Literal["published", "unchanged", "held"]
+
+
+class Night(Config):
+    """One run and what came of it: `_nights/<run id>.json`, and the metadata of its commit."""
+
+    run_id: str
+    begun_at: str
+    source: str
+    state: State
+    failing: list[str] = Field(default_factory=list)
+    """Checks of the audit that it fell short of."""
+    accepted: list[str] = Field(default_factory=list)
+    """Those that were accepted when it was published."""
+    model: Identity
+    detector: Identity
+    settings_digest: str
+    records: int
+    """Labelled or carried over."""
+    carried: int
+    failed: int
+    vanished: int
+    faces: int
+    uncertain: int
+    expressions: dict[str, int]
+    confidences: list[int]
+    faces_per_image: list[int]
+    images_per_s: float
+    table_rows: int | None = None
+    """After it was published."""
+
+
+def night_of(record: RunRecord, state: State, failing: list[str], accepted: list[str]) -> Night:
+    """Return what is kept of a finished run."""
+    result = record.result
+    assert result
+    return Night(
+        run_id=record.run_id,
+        begun_at=record.created_at,
+        source=record.source,
+        state=state,
+        failing=failing,
+        accepted=accepted,
+        model=record.model,
+        detector=record.detector,
+        settings_digest=settings_digest(record.settings),
+        records=record.records,
+        carried=result.carried,
+        failed=result.failed,
+        vanished=record.increment.vanished if record.increment else 0,
+        faces=result.faces,
+        uncertain=result.uncertain,
+        expressions=result.expressions,
+        confidences=result.confidences,
+        faces_per_image=result.faces_per_image,
+        images_per_s=result.images_per_s,
+    )
+
+
+def keep_night(table: str, night: Night) -> None:
+    """Write what is kept of a night, over what was kept of it before."""
+    storage.write_bytes(storage.join(table, FOLDER, f"{night.run_id}.json"), night.model_dump_json(indent=1).encode())
+
+
+def last_nights(table: str, count: int, before: str | None = None) -> list[Night]:
+    """Return the last nights, the latest last; only those whose run id is less than `before`, where it is given."""
+    names = storage.list_names(storage.join(table, FOLDER))
+    names = [name for name in names if before is None or name.removesuffix(".json") < before]
+    return [Night.model_validate_json(storage.read_bytes(storage.join(table, FOLDER, name))) for name in names[-count:]]

@@ -1,0 +1,87 @@
+"""The rows of the published table, and keys as numbers."""
+
+from collections.abc import Iterable, Sequence
+from hashlib import blake2b
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from fer_pipeline.core.manifest import Record
+from fer_pipeline.core.schemas import IMAGES
+
+SCHEMA_VERSION = 1
+KEY = ["uri", "member", "time_ms"]
+"""What tells rows apart: each stands in the table once."""
+
+
+def _plain(kind: pa.DataType) -> pa.DataType:
+    """Return a type without dictionaries and fixed sizes, which Delta Lake does not know."""
+    if pa.types.is_dictionary(kind):
+        return kind.value_type
+    if pa.types.is_struct(kind):
+        return pa.struct([one.with_type(_plain(one.type)) for one in kind])
+    if pa.types.is_list(kind) or pa.types.is_fixed_size_list(kind):
+        return pa.list_(_plain(kind.value_type))
+    return kind
+
+
+ROWS = pa.schema(
+    [field.with_type(_plain(field.type)) for field in IMAGES if field.name not in ("record_id", "shard")]
+    + [
+        pa.field("source", pa.string(), nullable=False),  # what was listed
+        pa.field("published_by", pa.string(), nullable=False),  # the run that put the row here; `run_id` computed it
+    ]
+)
+
+Digests = NDArray[np.uint64]
+"""(n, 2): 128 bits of a hash of each key."""
+
+
+def rows_of(images: pa.Table, source: str, run_id: str) -> pa.Table:
+    """Return rows of `schemas.IMAGES` as rows of the table, ordered by key."""
+    for name, value in (("source", source), ("published_by", run_id)):
+        images = images.append_column(name, pa.repeat(pa.scalar(value), len(images)))
+    return images.select(ROWS.names).cast(ROWS).sort_by([(name, "ascending") for name in KEY])
+
+
+def key_digests(uris: Sequence[str], members: Sequence[str | None], times_ms: Sequence[int | None]) -> Digests:
+    """Return the digests (n, 2) of keys; two different ones are equal in one of 10^24 tables of ten million rows."""
+    texts = (f"{uri}\0{member}\0{time_ms}" for uri, member, time_ms in zip(uris, members, times_ms, strict=True))
+    joined = b"".join([blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest() for text in texts])
+    return np.frombuffer(joined, np.uint64).reshape(-1, 2)
+
+
+def digests_of(table: pa.Table) -> Digests:
+    """Return the digests of the keys of rows."""
+    uris, members, times_ms = (table[name].to_pylist() for name in KEY)
+    return key_digests(uris, members, times_ms)
+
+
+def digests_of_records(records: Sequence[Record]) -> Digests:
+    """Return the digests of the keys of records."""
+    return key_digests([one.uri for one in records], [one.member for one in records], [one.time_ms for one in records])
+
+
+class DigestSet:
+    """Digests that are asked for many at once; 24 bytes each."""
+
+    def __init__(self, digests: Digests) -> None:
+        self._order = np.argsort(digests[:, 0], kind="stable")
+        self._high, self._low = digests[self._order, 0], digests[self._order, 1]
+
+    def __len__(self) -> int:
+        return len(self._high)
+
+    def find(self, digests: Digests) -> NDArray[np.int64]:
+        """Return the place (n,) of each among the digests that this was made of, -1 where it is none of them."""
+        if not len(self._high):
+            return np.full(len(digests), -1, np.int64)
+        place = np.minimum(np.searchsorted(self._high, digests[:, 0]), len(self._high) - 1)
+        same = (self._high[place] == digests[:, 0]) & (self._low[place] == digests[:, 1])
+        return np.where(same, self._order[place], -1)
+
+
+def concatenated(parts: Iterable[Digests]) -> Digests:
+    """Return digests one after the other; (0, 2) for none."""
+    return np.concatenate([np.empty((0, 2), np.uint64), *parts])

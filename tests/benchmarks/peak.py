@@ -1,0 +1,36 @@
+"""The memory that this process and its children take at most."""
+
+import threading
+from types import TracebackType
+
+import psutil
+
+MEGABYTE = 1024**2
+
+
+class Peak:
+    """A context that looks ten times a second; USS, so that memory that processes share counts once for none of them."""
+
+    def __init__(self) -> None:
+        self.largest_mb = self.all_mb = 0.0
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> "Peak":
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        me = psutil.Process()
+        while not self._ended.wait(0.1):
+            found = []
+            for process in [me, *me.children(recursive=True)]:
+                try:
+                    found.append(process.memory_full_info().uss / MEGABYTE)
+                except psutil.Error:
+                    continue
+            self.largest_mb, self.all_mb = max(self.largest_mb, *found), max(self.all_mb, sum(found))

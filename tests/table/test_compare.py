@@ -1,0 +1,78 @@
+"""What is new against the table: by key, size and etag, within a source and its filters."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fer_pipeline.core.manifest import Record
+from fer_pipeline.core.run import settings_digest
+from fer_pipeline.jobs import publish
+from fer_pipeline.jobs.publish import PublishConfig
+from fer_pipeline.sources.files import Selection
+from fer_pipeline.sources.listing import Listing
+from fer_pipeline.table.compare import Comparison
+from fer_pipeline.table.delta import LabelTable
+from fer_pipeline.table.rows import DigestSet, key_digests
+from tests.table.runs import DETECTOR, MODEL, finished_run, record_of
+
+IDENTITY = {"model_digest": MODEL.digest, "detector_digest": DETECTOR.digest, "settings_digest": settings_digest({})}
+URIS = [f"/source/{number}.jpg" for number in range(8)]
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory: pytest.TempPathFactory, local_ray: None) -> LabelTable:
+    folder = tmp_path_factory.mktemp("table")
+    finished_run(str(folder / "run"), [record_of(uri) for uri in [*URIS, "/elsewhere/1.jpg"]])
+    publish.run(PublishConfig(run=str(folder / "run"), table=str(folder / "table")))
+    return LabelTable(str(folder / "table"))
+
+
+def compared(table: LabelTable, listed: Iterable[Record], **options: Any) -> tuple[list[str], Comparison]:
+    selection = options.pop("selection", Selection())
+    found = Comparison(table, Listing("/source", selection).covers, "/source", options.pop("identity", IDENTITY), 3, **options)
+    return [record.uri for record in found.to_label(listed)], found
+
+
+def test_an_unchanged_source_leaves_nothing_to_label(table: LabelTable) -> None:
+    labelled, found = compared(table, map(record_of, URIS))
+    assert labelled == [] and found.vanished == 0 and found.held == 8
+
+
+def test_what_is_new_or_changed_is_labelled_and_what_is_gone_is_known(table: LabelTable) -> None:
+    listed = [*map(record_of, URIS[2:]), record_of(URIS[1], etag="2"), record_of("/source/new.jpg")]
+    labelled, found = compared(table, listed)
+    assert labelled == [URIS[1], "/source/new.jpg"]
+    assert (found.new, found.increment().changed, found.vanished, found.held) == (1, 1, 1, 6)
+
+
+def test_a_row_outside_the_filters_has_not_vanished(table: LabelTable) -> None:
+    _, found = compared(table, map(record_of, URIS[:4]), selection=Selection(exclude=tuple(f"{n}.jpg" for n in range(4, 8))))
+    assert found.vanished == 0 and len(found.seen) == 4
+
+
+def test_rows_of_another_model_are_made_anew_as_many_as_are_allowed(table: LabelTable) -> None:
+    other = IDENTITY | {"model_digest": "m2"}
+    assert len(compared(table, map(record_of, URIS), identity=other)[0]) == 8
+    labelled, found = compared(table, map(record_of, URIS), identity=other, relabel=3)
+    assert len(labelled) == found.outdated == 3 and found.vanished == 0
+
+
+def test_of_two_members_of_one_name_the_first_is_taken(table: LabelTable) -> None:
+    doubled = [Record("/source/a.tar", "x.jpg", 512), Record("/source/a.tar", "x.jpg", 4096)]
+    labelled, found = compared(table, [*map(record_of, URIS), *doubled])
+    assert labelled == ["/source/a.tar"] and found.doubled == 1
+
+
+def test_a_table_that_is_not_there_holds_nothing(tmp_path: Path) -> None:
+    labelled, found = compared(LabelTable(str(tmp_path / "none")), map(record_of, URIS))
+    assert labelled == URIS and found.increment().version == -1
+
+
+def test_digests_are_found_by_both_halves() -> None:
+    digests = key_digests(["a", "b", "c"], [None, "m", None], [None, None, 7])
+    found = DigestSet(digests)
+    other = digests.copy()
+    other[1, 1] += 1
+    assert found.find(digests).tolist() == [0, 1, 2] and found.find(other).tolist() == [0, -1, 2]

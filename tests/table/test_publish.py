@@ -1,0 +1,271 @@
+"""Publishing: new rows in and stale ones out by one commit, once, whatever else is published meanwhile."""
+
+import json
+import os
+import random
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import polars
+import pytest
+from deltalake import DeltaTable, write_deltalake
+
+from fer_pipeline.core.errors import HeldError, UserError
+from fer_pipeline.jobs import publish
+from fer_pipeline.jobs.publish import PublishConfig
+from fer_pipeline.local import table as upkeep
+from fer_pipeline.local.table import ForgetConfig, RestoreConfig, TableConfig, VacuumConfig
+from fer_pipeline.table import delta
+from fer_pipeline.table.delta import LabelTable
+from fer_pipeline.table.nights import last_nights
+from fer_pipeline.table.rows import ROWS
+from tests.table.runs import finished_run, keys_of, record_of
+
+pytestmark = pytest.mark.usefixtures("local_ray")
+OLD = [record_of(f"/source/{number:02d}.jpg") for number in range(20)]
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    """A table of twenty rows."""
+    finished_run(str(tmp_path / "first"), OLD)
+    published(tmp_path / "first", tmp_path / "table")
+    return tmp_path / "table"
+
+
+def published(run: Path, table: Path, **options: Any) -> Any:
+    return publish.run(PublishConfig(run=str(run), table=str(table), **options))
+
+
+def test_new_rows_come_stale_ones_go_and_the_rest_stays(table: Path, tmp_path: Path) -> None:
+    changed, new = record_of(OLD[3].uri, etag="2"), record_of("/source/new.jpg")
+    finished_run(str(tmp_path / "run"), [changed, new], LabelTable(str(table)), vanished=[OLD[5].uri])
+    published(tmp_path / "run", table)
+    wanted = {one.uri: "1" for one in OLD} | {changed.uri: "2", new.uri: "1"}
+    del wanted[OLD[5].uri]
+    assert keys_of(table) == wanted
+
+
+def test_a_run_is_published_once(table: Path, tmp_path: Path) -> None:
+    version = LabelTable(str(table)).version
+    night = published(tmp_path / "first", table)
+    assert night.state == "published" and LabelTable(str(table)).version == version
+
+
+def test_a_run_that_follows_a_later_one_does_not_undo_it(table: Path, tmp_path: Path) -> None:
+    uri = OLD[0].uri
+    early = finished_run(str(tmp_path / "early"), [record_of(uri, etag="early"), record_of("/source/only-early.jpg")])
+    late = finished_run(str(tmp_path / "late"), [record_of(uri, etag="late")])
+    assert early.run_id < late.run_id
+    published(tmp_path / "late", table)
+    published(tmp_path / "early", table)
+    assert keys_of(table)[uri] == "late" and "/source/only-early.jpg" in keys_of(table)
+
+
+def test_a_drifted_run_is_held_and_published_knowingly(table: Path, tmp_path: Path) -> None:
+    drifted = {"sad": 5_000}
+    finished_run(str(tmp_path / "usual"), [record_of("/source/u.jpg")], expressions={"happy": 5_000})
+    published(tmp_path / "usual", table)
+    finished_run(str(tmp_path / "run"), [record_of("/source/d.jpg")], expressions=drifted)
+    before = keys_of(table)
+    with pytest.raises(HeldError, match="held, for expressions: nothing was published"):
+        published(tmp_path / "run", table)
+    assert keys_of(table) == before
+    assert last_nights(str(table), 1)[0].state == "held" and (tmp_path / "run" / "audit.html").exists()
+    night = published(tmp_path / "run", table, accept=("drift",))
+    assert night.accepted == ["expressions"] and "/source/d.jpg" in keys_of(table)
+    assert upkeep.history(TableConfig(table=str(table))).versions[0]["night"]["accepted"] == ["expressions"]
+
+
+def test_two_members_of_one_key_are_held(table: Path, tmp_path: Path) -> None:
+    finished_run(str(tmp_path / "run"), [record_of("/source/x.jpg"), record_of("/source/x.jpg")])
+    with pytest.raises(HeldError, match="keys"):
+        published(tmp_path / "run", table)
+
+
+def test_a_table_of_another_maker_is_refused(tmp_path: Path) -> None:
+    write_deltalake(str(tmp_path / "theirs"), polars.DataFrame({"a": [1]}).to_arrow())
+    finished_run(str(tmp_path / "run"), [record_of("/source/x.jpg")])
+    with pytest.raises(UserError, match="not made by fer-pipeline"):
+        published(tmp_path / "run", tmp_path / "theirs")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "notes.txt").touch()
+    with pytest.raises(UserError, match="holds files but no table"):
+        published(tmp_path / "run", tmp_path / "folder")
+
+
+def test_a_run_that_is_not_finished_is_refused(tmp_path: Path) -> None:
+    finished_run(str(tmp_path / "run"), [record_of("/source/x.jpg")])
+    (tmp_path / "run" / "_SUCCESS").unlink()
+    with pytest.raises(UserError, match="no finished run"):
+        published(tmp_path / "run", tmp_path / "table")
+
+
+def test_every_reader_sees_the_same(table: Path) -> None:
+    delta = DeltaTable(str(table))
+    rows = sorted((row["uri"], row["faces"][0]["expression"]) for row in delta.to_pyarrow_table().to_pylist())
+    by_polars = polars.scan_delta(str(table)).explode("faces").select("uri", polars.col("faces").struct.field("expression"))
+    dataset = delta.to_pyarrow_dataset()  # noqa: F841 (named in the query)
+    by_duckdb = duckdb.connect().execute("select uri, face.expression from (select uri, unnest(faces) as face from dataset)")
+    assert rows == sorted(by_polars.collect().rows()) == sorted(by_duckdb.fetchall()) and len(rows) == 20
+
+
+def test_a_table_goes_back_to_a_night(table: Path, tmp_path: Path) -> None:
+    finished_run(str(tmp_path / "run"), [record_of("/source/new.jpg")])
+    night = published(tmp_path / "run", table)
+    first = last_nights(str(table), 2)[0].run_id
+    upkeep.restore(RestoreConfig(table=str(table), night=first))
+    assert len(keys_of(table)) == 20
+    upkeep.restore(RestoreConfig(table=str(table), night=night.run_id))
+    assert len(keys_of(table)) == 21
+    with pytest.raises(UserError, match="knows no night 'x'"):
+        upkeep.restore(RestoreConfig(table=str(table), night="x"))
+
+
+def test_small_files_are_put_together_and_old_ones_deleted(table: Path, tmp_path: Path) -> None:
+    for number in range(3):
+        finished_run(str(tmp_path / f"{number}"), [record_of(f"/source/new-{number}.jpg")])
+        published(tmp_path / f"{number}", table)
+    before = keys_of(table)
+    assert upkeep.compact(TableConfig(table=str(table))).files == 1
+    assert keys_of(table) == before
+    LabelTable(str(table)).vacuum(0)
+    assert keys_of(table) == before and len(last_nights(str(table), 9)) == 4
+    assert upkeep.vacuum(VacuumConfig(table=str(table))).deleted == 0
+
+
+def test_a_person_is_forgotten_in_all_versions(table: Path) -> None:
+    uri = OLD[4].uri
+    found = upkeep.forget(ForgetConfig(table=str(table), uri=(uri,)))
+    assert found.rows == 1 and found.files_deleted == 1 and "fails from now on" in found.says
+    assert uri not in keys_of(table) and len(keys_of(table)) == 19
+    assert not [path for path in table.glob("*.parquet") if uri.encode() in path.read_bytes()]
+    with pytest.raises(UserError, match="Whose rows"):
+        upkeep.forget(ForgetConfig(table=str(table)))
+
+
+class Turns:
+    """Lets one of several threads go on at a time, from one named point to the next."""
+
+    def __init__(self, seed: int) -> None:
+        self.rng, self.waiting, self.changed = random.Random(seed), dict[str, threading.Event](), threading.Condition()
+        self.alive: set[str] = set()
+
+    def point(self) -> None:
+        """Wait here until it is this thread's turn."""
+        name = threading.current_thread().name
+        if name not in self.alive:
+            return
+        event = threading.Event()
+        with self.changed:
+            self.waiting[name] = event
+            self.changed.notify_all()
+        assert event.wait(60)
+
+    def run(self, *works: Callable[[], object]) -> Iterator[None]:
+        """Yield whenever all threads stand at a point, then let one of them go on."""
+        threads = [threading.Thread(target=self._work, args=(work,), name=f"publisher-{n}") for n, work in enumerate(works)]
+        self.alive = {thread.name for thread in threads}
+        for thread in threads:
+            thread.start()
+        while True:
+            with self.changed:
+                assert self.changed.wait_for(lambda: set(self.waiting) == self.alive, 60)
+                if not self.alive:
+                    return
+            yield
+            with self.changed:
+                self.waiting.pop(self.rng.choice(sorted(self.waiting))).set()
+
+    def _work(self, work: Callable[[], object]) -> None:
+        try:
+            self.point()
+            work()
+        finally:
+            with self.changed:
+                self.alive.discard(threading.current_thread().name)
+                self.changed.notify_all()
+
+
+@pytest.mark.parametrize(
+    "count", [20, pytest.param(300, marks=[pytest.mark.nights, pytest.mark.long, pytest.mark.timeout(1800)])]
+)
+def test_two_publishers_and_a_reader_in_any_order(count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    interleave(count, str(tmp_path), str(tmp_path), monkeypatch)
+
+
+def interleave(count: int, runs: str, tables: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Publish two runs that overlap, in many orders of their steps, and read the table between any two of them."""
+    turns: list[Turns] = []
+    for owner, name in ((publish, "stale_keys"), (LabelTable, "commit"), (LabelTable, "refreshed"), (publish, "_keep")):
+        monkeypatch.setattr(owner, name, paused(getattr(owner, name), turns))
+    finished_run(f"{runs}/base", OLD[:8])
+    first = finished_run(f"{runs}/a", [record_of(OLD[0].uri, "a"), record_of("/source/a.jpg")])
+    finished_run(f"{runs}/b", [record_of(OLD[0].uri, "b"), record_of(OLD[1].uri, "b"), record_of("/source/b.jpg")])
+    base = {one.uri: "1" for one in OLD[:8]}
+    with_a, with_b = {OLD[0].uri: "a", "/source/a.jpg": "1"}, {OLD[0].uri: "b", OLD[1].uri: "b", "/source/b.jpg": "1"}
+    allowed = [{}, base, base | with_a, base | with_b, base | with_a | with_b]
+    assert first.run_id < json.loads((Path(f"{runs}/b/run.json")).read_text())["run_id"]
+    seen = set()
+    for seed in range(count):
+        table = f"{tables}/table-{seed}"
+        publish.run(PublishConfig(run=f"{runs}/base", table=table))
+        turns[:] = [Turns(seed)]
+        works = [lambda table=table, run=run: publish.run(PublishConfig(run=f"{runs}/{run}", table=table)) for run in "ab"]
+        for _ in turns[0].run(*works):
+            seen.add(allowed.index(keys_of(table)))
+        turns.clear()
+        assert keys_of(table) == allowed[-1], f"seed {seed}"
+        assert all(LabelTable(table).holds_run(night.run_id) for night in last_nights(table, 9))
+    assert {2, 3} <= seen, "some order must have been of either kind"
+
+
+def paused(function: Any, turns: list[Turns]) -> Any:
+    def pausing(*arguments: Any, **options: Any) -> Any:
+        if turns:
+            turns[0].point()
+        found = function(*arguments, **options)
+        if turns:
+            turns[0].point()
+        return found
+
+    return pausing
+
+
+def test_a_table_of_fewer_columns_gets_the_new_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as older:
+        fewer = ROWS.remove(ROWS.get_field_index("model_alias"))
+        older.setattr(delta, "ROWS", fewer)
+        LabelTable(str(tmp_path / "table")).make()
+    finished_run(str(tmp_path / "run"), OLD[:3])
+    published(tmp_path / "run", tmp_path / "table")
+    rows = DeltaTable(str(tmp_path / "table")).to_pyarrow_table()
+    assert rows["model_alias"].to_pylist() == [None] * 3
+
+
+def test_a_table_of_a_later_version_is_refused(table: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(delta, "SCHEMA_VERSION", 0)
+    with pytest.raises(UserError, match="later version"):
+        LabelTable(str(table))
+
+
+def test_a_store_is_reached_as_aws_users_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The library does not read an endpoint of the AWS configuration: it is told."""
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    (tmp_path / "config").write_text("[profile night]\nendpoint_url = http://store:9000\nregion = eu-north-1\n")
+    (tmp_path / "credentials").write_text("[night]\naws_access_key_id = key\naws_secret_access_key = word\n")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
+    monkeypatch.setenv("AWS_PROFILE", "night")
+    options = delta.storage_options("s3://bucket/table")
+    assert (options["aws_endpoint"], options["aws_region"], options["aws_allow_http"]) == (
+        "http://store:9000",
+        "eu-north-1",
+        "true",
+    )
+    assert (options["aws_access_key_id"], options["aws_secret_access_key"]) == ("key", "word")
+    assert delta.storage_options(str(tmp_path)) == {}
