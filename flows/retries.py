@@ -4,10 +4,10 @@ from typing import Any
 
 from prefect.client.schemas.objects import State
 
-from fer_pipeline.core.errors import FailureRateExceeded, UserError
+from fer_pipeline.core.errors import FailureRateExceeded, HeldError, UserError
 
 
 def may_pass(task: Any, run: Any, state: State[Any]) -> bool:
-    """Return whether a retry makes sense: not for what the user must mend, nor for records that will fail again."""
+    """Return whether a retry makes sense: not for what the user must mend, records that fail again, or a held night."""
     error = state.data if isinstance(state.data, BaseException) else getattr(state.data, "result", None)
-    return not isinstance(error, UserError | FailureRateExceeded)
+    return not isinstance(error, UserError | FailureRateExceeded | HeldError)

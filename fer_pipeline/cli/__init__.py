@@ -91,7 +91,7 @@ def _exit_code(command: Callable[[], Any]) -> int:
         result = command()
     except tuple(EXIT_CODES) as error:
         print(f"fer-pipeline: {error}", file=sys.stderr)
-        return EXIT_CODES[type(error)]
+        return next(code for kind, code in EXIT_CODES.items() if isinstance(error, kind))
     except CycloptsError as error:
         cause = error.__cause__
         print(f"fer-pipeline: {explain(cause) if isinstance(cause, ValidationError) else error}", file=sys.stderr)

@@ -23,8 +23,8 @@ ASKED_SINGLY, READERS = 256, 16
 """Shards that are asked for one by one at most, and how many of their files are read or asked for at once."""
 SCHEMA_VERSION = 4
 """Of `run.json`, the manifest and the tables: a run continues under the same one only."""
-CHOICE = ("include", "exclude", "fps", "table")
-"""Settings that choose the records of a run."""
+NO_LABELS = ("include", "exclude", "fps", "table", "precision")
+"""Settings that choose the records of a run, and the arithmetic, which machines may differ in: no reason to label anew."""
 
 
 class Identity(Config):
@@ -106,10 +106,9 @@ class RunRecord(Config):
 
     @property
     def failure_rate(self) -> float:
-        """The share of records that failed, of those that did not fail in an earlier night; 0 before there is a result."""
-        known = self.increment.retried if self.increment else 0
+        """The share of the listed records that failed, and did not in an earlier night; 0 before there is a result."""
         failed = self.result.failed - self.result.failed_again if self.result else 0
-        return failed / max(1, self.records - known)
+        return failed / max(1, self.increment.listed if self.increment else self.records)
 
     @property
     def lineage(self) -> dict[str, Any]:
@@ -128,8 +127,8 @@ class RunRecord(Config):
 
 
 def settings_digest(settings: dict[str, Any]) -> str:
-    """Return a digest of the settings that change the labels of a record, not of those that choose records."""
-    labels = {key: value for key, value in settings.items() if key not in CHOICE}
+    """Return a digest of the settings that change the labels of a record."""
+    labels = {key: value for key, value in settings.items() if key not in NO_LABELS}
     return hashlib.sha256(json.dumps(labels, sort_keys=True).encode()).hexdigest()[:16]
 
 

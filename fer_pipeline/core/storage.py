@@ -367,6 +367,15 @@ def opened_parquet(url: str) -> Iterator[pq.ParquetFile]:
         yield pq.ParquetFile(opened)
 
 
+def read_columns(url: str, columns: list[str]) -> pa.Table:
+    """Return some columns of a Parquet file; of a file on a store only they are read."""
+    fs, path = open_filesystem(url)
+    if isinstance(fs, LocalFileSystem):
+        return pq.ParquetFile(path).read(columns=columns)
+    with fs.open(path, "rb", cache_type="none") as opened:  # s3fs reads far ahead, pyarrow knows what it needs
+        return pq.ParquetFile(opened, pre_buffer=True).read(columns=columns)
+
+
 def read_table(url: str, columns: list[str] | None = None) -> pa.Table:
     """Return one Parquet file as a table."""
     return open_parquet(url).read(columns=columns)

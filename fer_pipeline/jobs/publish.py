@@ -1,7 +1,9 @@
 """Publish a finished run: audit it, write the table's new files on the cluster, commit them all at once."""
 
 import logging
-from typing import Literal
+from typing import Literal, get_args
+
+import numpy as np
 
 from fer_pipeline.core import storage
 from fer_pipeline.core.config import Config
@@ -12,7 +14,7 @@ from fer_pipeline.jobs.shared import Shared, fan_out, share
 from fer_pipeline.report.nights import audit_page
 from fer_pipeline.table.audit import AUDIT, PAGE, audit
 from fer_pipeline.table.delta import Changes, CommitRefused, LabelTable, TableFile
-from fer_pipeline.table.nights import Night, State, keep_night, night_of
+from fer_pipeline.table.nights import Night, State, keep_night, kept_night, night_of
 from fer_pipeline.table.publish import Rewritten, Stale, files_of_new, rewrite, stale_keys, write_new
 from fer_pipeline.table.rows import Digests, concatenated
 from fer_pipeline.table.thresholds import Thresholds
@@ -44,18 +46,17 @@ def run(config: PublishConfig, cluster: ClusterConfig = ClusterConfig()) -> Nigh
     folder, table = RunFolder(storage.normalize(config.run)), LabelTable(config.table)
     record = _finished(folder, table)
     if table.holds_run(record.run_id):
-        log.info("This run is published, there is nothing to do: %s", table.url)
-        return _keep(table, record, "published", [], _accepted(table, record.run_id))
+        return _published_before(table, record)
+    _require_latest(table, record)
     found = audit(folder, record, table, config.audit)
     storage.write_bytes(folder.path(AUDIT), found.model_dump_json(indent=1).encode())
     storage.write_bytes(folder.path(PAGE), audit_page(record, found).encode())
     accepted = {*config.accept, *(DRIFTS if "drift" in config.accept else ())}
     if held := [name for name in found.failing if name not in accepted]:
         _keep(table, record, "held", found.failing, [])
-        raise HeldError(
-            f"The run is held, for {', '.join(held)}: nothing was published. {folder.path(PAGE)} says why; "
-            f"--accept {' --accept '.join(held)} publishes it knowingly."
-        )
+        may = [name for name in held if name in get_args(Accepted)]
+        remedy = f"; --accept {' --accept '.join(may)} publishes it knowingly" if may == held else ""
+        raise HeldError(f"The run is held, for {', '.join(held)}: nothing was published. {folder.path(PAGE)} says why{remedy}.")
     if not record.records and not (record.increment and record.increment.vanished):
         log.info("Nothing has changed, there is nothing to publish")
         return _keep(table, record, "unchanged", [], [])
@@ -77,13 +78,33 @@ def _finished(folder: RunFolder, table: LabelTable) -> RunRecord:
     return record
 
 
-def _accepted(table: LabelTable, run_id: str) -> list[str]:
-    nights = (entry["night"] for entry in table.history() if entry["night"])
-    return next((night["accepted"] for night in nights if night.get("run_id") == run_id), [])
+def _published_before(table: LabelTable, record: RunRecord) -> Night:
+    """Return what is kept of a run whose rows are published; what a kill kept from being written is written now."""
+    night = kept_night(table.url, record.run_id)
+    if night and night.state == "undone":
+        raise UserError(f"The run '{record.run_id}' was published and undone by `table restore`: begin a new run.")
+    log.info("This run is published, there is nothing to do: %s", table.url)
+    if night and night.state == "published":
+        return night
+    entries = (entry["night"] or {} for entry in table.history())
+    accepted: list[str] = next((entry["accepted"] for entry in entries if entry.get("run_id") == record.run_id), [])
+    return _keep(table, record, "published", accepted, accepted)
+
+
+def _require_latest(table: LabelTable, record: RunRecord) -> None:
+    """Raise UserError where a later run of the source was published since this one was compared with the table."""
+    if record.increment:
+        nights = (entry["night"] or {} for entry in table.history(since=record.increment.version))
+        later = [night["run_id"] for night in nights if night.get("source") == record.source and night["run_id"] > record.run_id]
+        if later:
+            raise UserError(
+                f"The run '{record.run_id}' would undo '{later[0]}', a later one of the same source that is published: leave it, "
+                "the next night labels what is missing."
+            )
 
 
 def _keep(table: LabelTable, record: RunRecord, state: State, failing: list[str], accepted: list[str]) -> Night:
-    night = night_of(record, state, failing or accepted, accepted)
+    night = night_of(record, state, failing, accepted)
     night = night.model_copy(update={"table_rows": table.rows})
     keep_night(table.url, night)
     return night
@@ -93,13 +114,17 @@ def _publish(folder: RunFolder, record: RunRecord, table: LabelTable, night: Nig
     """Bring new rows in and stale ones out by one commit; where another came first, see what it changed and try again."""
     stale = share(stale_keys(folder, record))
     looked_at: dict[TableFile, Rewritten] = {}
-    new, newer = list[TableFile](), None
+    new: list[TableFile] | None = None
+    newer = concatenated([])
     for _ in range(MOST_REFUSALS):
+        if table.holds_run(record.run_id):
+            return table
+        _require_latest(table, record)
         files = [file for file in table.files if file not in looked_at]
         looked_at |= {found.file: found for found in fan_out(_rewrite, files, table.url, stale)}
         now = [looked_at[file] for file in table.files]
         found_newer = concatenated(found.newer for found in now)
-        if newer is None or len(found_newer) != len(newer):
+        if new is None or not np.array_equal(found_newer, newer):
             newer = found_newer
             written = fan_out(_write_new, files_of_new(record), table.url, folder, record, share(newer))
             new = [file for file in written if file]
@@ -111,10 +136,10 @@ def _publish(folder: RunFolder, record: RunRecord, table: LabelTable, night: Nig
             if table.version == version:
                 raise
             log.info("Another commit came first: joining again")
+            if any((entry["night"] or {}).get("forgot") is not None for entry in table.history(since=version)):
+                new, looked_at = None, {}  # what was forgotten may stand in them, and they may be deleted
         else:
-            table = table.refreshed()
-        if table.holds_run(record.run_id):
-            return table
+            return table.refreshed()
     raise UserError(f"The table '{table.url}' was changed by others {MOST_REFUSALS} times meanwhile: run the same command again.")
 
 

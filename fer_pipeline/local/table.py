@@ -1,5 +1,7 @@
 """Upkeep of the published table: its history, its page, going back, erasing, and putting small files together."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from pydantic import Field
@@ -8,9 +10,11 @@ from fer_pipeline.core import storage
 from fer_pipeline.core.config import Config
 from fer_pipeline.core.errors import UserError
 from fer_pipeline.report.nights import write_nights_page
-from fer_pipeline.table.delta import LabelTable
+from fer_pipeline.table.compact import compact as compact_files
+from fer_pipeline.table.delta import CommitRefused, LabelTable
 from fer_pipeline.table.forget import Forgotten
 from fer_pipeline.table.forget import forget as forget_rows
+from fer_pipeline.table.nights import mark_undone
 
 
 class TableConfig(Config):
@@ -84,25 +88,34 @@ def restore(config: RestoreConfig) -> TableResult:
     """Go back. Raise UserError for a night that the history does not know, or whose files were vacuumed."""
     table = _opened(config.table)
     nights = {str(entry["version"]): entry["version"] for entry in table.history()}
-    nights |= {entry["night"]["run_id"]: entry["version"] for entry in table.history() if (entry["night"] or {}).get("run_id")}
+    nights |= {run_id: entry["version"] for entry in table.history() if (run_id := _run_id(entry))}
     if config.night not in nights:
         raise UserError(f"The history of '{table.url}' knows no night '{config.night}': `fer-pipeline table history` lists them.")
     table.restore(nights[config.night])
-    return _result(table.refreshed())
+    restored = table.refreshed()
+    mark_undone(
+        table.url, {*filter(None, (_run_id(entry) for entry in restored.history()))}, restored.nights_in(restored.version)
+    )
+    return _result(restored)
+
+
+def _run_id(entry: dict[str, Any]) -> str | None:
+    return (entry["night"] or {}).get("run_id")
 
 
 def forget(config: ForgetConfig) -> Forgotten:
     """Erase the rows; say what readers of older versions will see."""
     if not (config.uri or config.content):
         raise UserError("Whose rows? Name files by --uri, or images by --content.")
-    return forget_rows(_opened(config.table), config.uri, config.content)
+    with _alone(config.table):
+        return forget_rows(_opened(config.table), tuple(map(storage.normalize, config.uri)), config.content)
 
 
 def compact(config: TableConfig) -> TableResult:
     """Put small files together, ordered by uri."""
-    table = _opened(config.table)
-    table.compact()
-    return _result(table.refreshed())
+    with _alone(config.table):
+        compact_files(_opened(config.table))
+    return _result(_opened(config.table))
 
 
 def vacuum(config: VacuumConfig) -> TableResult:
@@ -110,6 +123,15 @@ def vacuum(config: VacuumConfig) -> TableResult:
     table = _opened(config.table)
     deleted = table.vacuum(config.retention_hours)
     return _result(table, len(deleted))
+
+
+@contextmanager
+def _alone(table: str) -> Iterator[None]:
+    """Raise UserError where another commit came first."""
+    try:
+        yield
+    except CommitRefused as error:
+        raise UserError(f"The table '{table}' was changed by another meanwhile: run the same command again.") from error
 
 
 def _opened(url: str) -> LabelTable:

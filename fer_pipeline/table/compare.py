@@ -3,7 +3,7 @@
 The table's rows of one source are kept as numbers, some fifty bytes each; the listing passes by.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from itertools import islice
@@ -40,6 +40,8 @@ class _Rows:
     attempt: NDArray[np.uint8]
     reusable: NDArray[np.bool_]
     """Whether equal bytes would get the same labels today."""
+    container: NDArray[np.uint64]
+    """A hash of uri and etag."""
     file: NDArray[np.int32]
     row: NDArray[np.int64]
 
@@ -73,7 +75,7 @@ class Comparison:
         self.listed = self.held = self.new = self.outdated = self.retried = self.doubled = 0
 
     def _read(self, number: int, file: TableFile) -> _Rows:
-        rows = storage.read_table(self.table.path(file.path), FACTS)
+        rows = storage.read_columns(self.table.path(file.path), FACTS)
         below = pc.or_(pc.equal(rows["uri"], self.prefix), pc.starts_with(rows["uri"], self.prefix.rstrip("/") + "/"))
         place = np.flatnonzero(below.to_numpy())
         rows = rows.take(place)
@@ -84,15 +86,17 @@ class Comparison:
         failed = pc.is_in(rows["status"], pa.array(FAILED)).to_numpy() & (attempt < self.max_attempts)
         kind = np.where(failed, RETRY, np.where(ours, HELD, OUTDATED)).astype(np.uint8)
         fine = _all([pc.is_in(rows["status"], pa.array(FINE)), pc.is_valid(rows["content_sha256"])]).to_numpy()
-        version = _versions(rows["size_bytes"].to_pylist(), rows["etag"].to_pylist())
-        return _Rows(digests_of(rows), version, kind, attempt, ours & fine, np.full(len(rows), number, np.int32), place)
+        etags = rows["etag"].to_pylist()
+        version, container = _hashes(rows["size_bytes"].to_pylist(), etags), _hashes(rows["uri"].to_pylist(), etags)
+        file_number = np.full(len(rows), number, np.int32)
+        return _Rows(digests_of(rows), version, kind, attempt, ours & fine, container, file_number, place)
 
     def to_label(self, records: Iterable[Record]) -> Iterator[Record]:
         """Yield the records that must be labelled: new, changed, outdated, or failed before and to be tried again."""
         rest, container, members = iter(records), "", set[str | None]()
         while batch := list(islice(rest, BATCH)):
             found = self._find(digests_of_records(batch))
-            versions = _versions([one.size_bytes for one in batch], [one.etag for one in batch])
+            versions = _hashes([one.size_bytes for one in batch], [one.etag for one in batch])
             for record, place, version in zip(batch, found.tolist(), versions, strict=True):
                 if record.uri != container:
                     container, members = record.uri, set()
@@ -102,6 +106,8 @@ class Comparison:
                         continue
                     members.add(record.member)
                 self.listed += 1
+                if record.error and record.member is None:  # what it holds is not known: it has not vanished
+                    self.seen |= self.rows.container == _hashes([record.uri], [record.etag])
                 if (again := self._judge(place, version)) is not None:
                     yield replace(record, attempt=again) if again > 1 else record
 
@@ -161,7 +167,7 @@ class Comparison:
         """Yield, file by file, key and digest of chosen rows, and `row`, their place in the file."""
         for number in np.unique(self.rows.file[chosen]).tolist():
             rows = self.rows.row[chosen & (self.rows.file == number)]
-            facts = storage.read_table(self.table.path(self.files[number].path), [*KEY, "content_sha256"]).take(rows)
+            facts = storage.read_columns(self.table.path(self.files[number].path), [*KEY, "content_sha256"]).take(rows)
             yield self.files[number], facts.append_column("row", pa.array(rows))
 
 
@@ -171,6 +177,7 @@ _KINDS: dict[str, Any] = {
     "kind": np.uint8,
     "attempt": np.uint8,
     "reusable": bool,
+    "container": np.uint64,
     "file": np.int32,
     "row": np.int64,
 }
@@ -184,7 +191,8 @@ def _all(conditions: list[Any]) -> Any:
     return pc.fill_null(whole, False)
 
 
-def _versions(sizes: list[int | None], etags: list[str | None]) -> NDArray[np.uint64]:
-    """Return a hash (n,) of each size and etag."""
-    texts = (f"{size}\0{etag}" for size, etag in zip(sizes, etags, strict=True))
-    return np.frombuffer(b"".join([blake2b(text.encode(), digest_size=8).digest() for text in texts]), np.uint64)
+def _hashes(firsts: Sequence[object], etags: Sequence[str | None]) -> NDArray[np.uint64]:
+    """Return a hash (n,) of each size, or uri, with its etag."""
+    texts = (f"{first}\0{etag}" for first, etag in zip(firsts, etags, strict=True))
+    digests = [blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest() for text in texts]
+    return np.frombuffer(b"".join(digests), np.uint64)

@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 from botocore.session import Session
 from deltalake import CommitProperties, DeltaTable, Transaction
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
@@ -61,8 +62,8 @@ class LabelTable:
             self._delta = None
             if [name for name in storage.list_names(self.url) if not name.startswith(("_", "."))]:
                 raise UserError(f"'{self.url}' holds files but no table: choose an empty folder for --table.") from None
-        except (DeltaError, OSError) as error:
-            raise UserError(f"The table '{self.url}' cannot be read: {storage.reason(error)[:300]}.") from error
+        except DeltaError as error:
+            raise OSError(f"the table '{self.url}' cannot be read: {storage.reason(error)[:300]}") from error
         if self._delta is not None:
             self._require_ours(self._delta)
 
@@ -159,19 +160,33 @@ class LabelTable:
         except DeltaError as error:
             raise OSError(f"the commit to '{self.url}' failed: {storage.reason(error)[:300]}") from error
 
-    def history(self) -> list[dict[str, Any]]:
-        """Return the commits, the latest first: version, time in ms and operation; `night` of those by this project."""
-        if self._delta is None:
+    def history(self, since: int = NO_TABLE) -> list[dict[str, Any]]:
+        """Return the commits after the version `since`, the latest first: version, time in ms and operation.
+
+        `night` is what a commit of this project says of itself; `restored` the version that one went back to.
+        """
+        if self._delta is None or self.version <= since:
             return []
         return [
             {
-                "version": self._delta.version() - age,
+                "version": self.version - age,
                 "timestamp": entry["timestamp"],
                 "operation": entry["operation"],
                 "night": json.loads(entry[NIGHT]) if NIGHT in entry else None,
+                "restored": entry.get("operationParameters", {}).get("version") if entry["operation"] == "RESTORE" else None,
             }
-            for age, entry in enumerate(self._delta.history())
+            for age, entry in enumerate(self._delta.history(self.version - since))
         ]
+
+    def nights_in(self, version: int) -> set[str]:
+        """Return the run ids of the nights that a version holds: restoring undoes those that came after."""
+        held: dict[int, set[str]] = {NO_TABLE: set()}
+        for entry in reversed(self.history()):
+            night, restored, before = entry["night"] or {}, entry["restored"], held.get(entry["version"] - 1, set())
+            held[entry["version"]] = (
+                held.get(int(restored), set()) if restored is not None else before | {*filter(None, [night.get("run_id")])}
+            )
+        return held.get(version, set())
 
     def restore(self, version: int) -> None:
         """Let the table be as it was, by a new commit."""
@@ -183,15 +198,10 @@ class LabelTable:
                 f"Version {version} of '{self.url}' cannot be had any more: {storage.reason(error)[:300]}."
             ) from error
 
-    def compact(self) -> dict[str, Any]:
-        """Put small files together, ordered by uri; return the library's figures."""
-        assert self._delta is not None
-        return dict(self._delta.optimize.z_order(["uri"]))
-
     def vacuum(self, retention_hours: int) -> list[str]:
-        """Delete files that no version of the last hours needs; return them."""
+        """Delete files that no version of the last hours needs, and those as old that never came into one; return them."""
         assert self._delta is not None
-        return self._delta.vacuum(retention_hours, dry_run=False, enforce_retention_duration=False)
+        return self._delta.vacuum(retention_hours, dry_run=False, enforce_retention_duration=False, full=True)
 
 
 def _statistics(file: TableFile) -> str:
@@ -221,5 +231,6 @@ def _region(session: Session) -> str:
 
 
 def file_of(path: str, size_bytes: int, rows: pa.Table) -> TableFile:
-    """Return the description of a file with these rows, which are ordered by uri."""
-    return TableFile(path, size_bytes, len(rows), rows["uri"][0].as_py(), rows["uri"][-1].as_py())
+    """Return the description of a file with these rows."""
+    limits = pc.min_max(rows["uri"]).as_py()
+    return TableFile(path, size_bytes, len(rows), limits["min"], limits["max"])

@@ -46,6 +46,11 @@ def share_difference(found: int, of: int, reference: int, of_reference: int) -> 
     return max(0.0, abs(found / of - reference / of_reference) - chance)
 
 
+def excess(found: int, of: int, limit: float) -> float:
+    """Return a share, less what chance adds to one of `limit`: one failure of one record says little."""
+    return max(0.0, found / of - NORMAL_QUANTILE * math.sqrt(limit * (1 - limit) / of)) if of else 0.0
+
+
 def _shares(found: Sequence[float], reference: Sequence[float]) -> tuple[NDArray[np.float64], NDArray[np.float64], float, float]:
     """Return both as smoothed shares of the bins that either fills, and their sizes."""
     p, q = np.asarray(found, np.float64), np.asarray(reference, np.float64)

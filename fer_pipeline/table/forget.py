@@ -5,7 +5,8 @@ import pyarrow.compute as pc
 
 from fer_pipeline.core import storage
 from fer_pipeline.core.config import Config
-from fer_pipeline.table.delta import Changes, LabelTable, TableFile
+from fer_pipeline.core.errors import UserError
+from fer_pipeline.table.delta import Changes, LabelTable
 from fer_pipeline.table.publish import write_file
 
 FORGET = "forget"
@@ -16,47 +17,40 @@ class Forgotten(Config):
 
     rows: int
     files_deleted: int
-    """Files of older versions that held the rows: those versions cannot be read any more."""
+    """Files that held the rows: versions that consisted of them cannot be read any more."""
     says: str
 
 
 def forget(table: LabelTable, uris: tuple[str, ...], contents: tuple[str, ...]) -> Forgotten:
-    """Write the table without these rows, then delete every file below it that still holds one."""
+    """Write the table without these rows, then delete every file that holds one. Raise UserError where there is none.
+
+    The commit comes first, and comes always: whoever is publishing files that are about to be deleted is refused by it, and
+    writes them again.
+    """
+    holding = [name for name in _files_below(table) if pc.any(_meant(table.path(name), uris, contents)).as_py()]
+    if not holding:
+        raise UserError(f"The table '{table.url}' holds no such row in any version: uris are absolute paths or s3:// URLs.")
     changes, rows = Changes(), 0
     for file in table.files:
-        path = table.path(file.path)
-        meant = _meant(path, uris, contents)
-        if count := pc.sum(meant).as_py() or 0:
-            rows += count
+        if file.path in holding:
+            meant = _meant(table.path(file.path), uris, contents)
+            rows += pc.sum(meant).as_py()
             changes.removed.append(file)
-            rest = write_file(table.url, FORGET, storage.read_table(path).filter(pc.invert(meant)))
+            rest = write_file(table.url, FORGET, storage.read_table(table.path(file.path)).filter(pc.invert(meant)))
             changes.added.extend([rest] if rest else [])
-    if rows:
-        table.commit(changes, None, {"forgot": rows})
-    table = table.refreshed()
-    deleted = [name for name in _files_below(table) if not _is_active(table.files, name) and _holds(table, name, uris, contents)]
-    for name in deleted:
+    table.commit(changes, None, {"forgot": rows})
+    for name in holding:
         storage.remove(table.path(name))
-    says = (
-        f"{len(deleted)} files of older versions are deleted: reading one of those versions fails from now on" if deleted else ""
-    )
-    return Forgotten(rows=rows, files_deleted=len(deleted), says=says or "no older version held such a row")
+    says = f"{len(holding)} files are deleted: reading an older version that consisted of one of them fails from now on"
+    return Forgotten(rows=rows, files_deleted=len(holding), says=says)
 
 
 def _meant(path: str, uris: tuple[str, ...], contents: tuple[str, ...]) -> pa.ChunkedArray:
     """Return which rows of a file (n,) are meant."""
-    rows = storage.read_table(path, ["uri", "content_sha256"])
+    rows = storage.read_columns(path, ["uri", "content_sha256"])
     by_uri = pc.is_in(rows["uri"], pa.array(uris, pa.string()))
     return pc.or_(by_uri, pc.is_in(rows["content_sha256"], pa.array(contents, pa.string())))
 
 
 def _files_below(table: LabelTable) -> list[str]:
     return [name for name in storage.list_names(table.url) if name.endswith(".parquet")]
-
-
-def _is_active(files: list[TableFile], name: str) -> bool:
-    return any(file.path == name for file in files)
-
-
-def _holds(table: LabelTable, name: str, uris: tuple[str, ...], contents: tuple[str, ...]) -> bool:
-    return bool(pc.any(_meant(table.path(name), uris, contents)).as_py())

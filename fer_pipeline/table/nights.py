@@ -10,7 +10,8 @@ from fer_pipeline.core.run import Identity, RunRecord, settings_digest
 
 FOLDER = "_nights"
 """Below the table; readers and vacuuming pass over names that begin so."""
-State = Literal["published", "unchanged", "held"]
+State = Literal["published", "unchanged", "held", "undone"]
+"""`undone`: published once, and not in the table any more since it was restored to an earlier night."""
 
 
 class Night(Config):
@@ -79,3 +80,18 @@ def last_nights(table: str, count: int, before: str | None = None) -> list[Night
     names = storage.list_names(storage.join(table, FOLDER))
     names = [name for name in names if before is None or name.removesuffix(".json") < before]
     return [Night.model_validate_json(storage.read_bytes(storage.join(table, FOLDER, name))) for name in names[-count:]]
+
+
+def kept_night(table: str, run_id: str) -> Night | None:
+    """Return what is kept of a run; None where nothing is."""
+    path = storage.join(table, FOLDER, f"{run_id}.json")
+    return Night.model_validate_json(storage.read_bytes(path)) if storage.exists(path) else None
+
+
+def mark_undone(table: str, published: set[str], held: set[str]) -> None:
+    """Say of the nights that were ever published which ones the table holds now."""
+    for run_id in sorted(published):
+        state: State = "published" if run_id in held else "undone"
+        night = kept_night(table, run_id)
+        if night and night.state != state:
+            keep_night(table, night.model_copy(update={"state": state}))

@@ -64,7 +64,7 @@ def stale_keys(folder: RunFolder, record: RunRecord) -> Stale:
 def rewrite(table: str, file: TableFile, stale: Stale) -> Rewritten:
     """Write what is left of a file without the stale rows."""
     path = storage.join(table, file.path)
-    keys = storage.read_table(path, [*KEY, "published_by"])
+    keys = storage.read_columns(path, [*KEY, "published_by"])
     candidates = np.arange(len(keys))
     if stale.uris is not None:
         candidates = np.flatnonzero(pc.is_in(keys["uri"], stale.uris).to_numpy())
@@ -104,7 +104,7 @@ def files_of_new(record: RunRecord) -> list[list[int]]:
 
 
 def write_file(table: str, run_id: str, rows: pa.Table) -> TableFile | None:
-    """Write rows, which are in order, as a new file that is no part of the table yet; None for none."""
+    """Write rows as a new file that is no part of the table yet; None for none."""
     if not len(rows):
         return None
     path = f"part-{run_id}-{uuid4().hex[:12]}.parquet"

@@ -10,7 +10,9 @@ from prefect.testing.utilities import prefect_test_harness
 
 from fer_pipeline.core.errors import FailureRateExceeded, UserError
 from fer_pipeline.jobs.label.job import LabelConfig
+from fer_pipeline.jobs.nightly import NightlyConfig
 from flows.label import label_archive
+from flows.nightly import nightly
 from flows.train import train_model
 
 
@@ -27,6 +29,16 @@ def test_the_label_flow_runs_the_job_and_publishes_its_counts(archive: Path, tmp
     with get_client(sync_client=True) as client:
         artifact = client.read_artifacts()[0]
     assert artifact.key == "label-archive" and "| undecodable | 2 |" in str(artifact.data)
+
+
+def test_the_nightly_flow_publishes_and_shows_its_audit(archive: Path, tmp_path: Path, local_ray: None) -> None:
+    paths = {"out": f"{tmp_path}/{{date}}", "table": f"{tmp_path}/table", "page": f"{tmp_path}/nights.html"}
+    config = NightlyConfig.model_validate({"source": str(archive), "detector": "none", "date": "2026-01-01"} | paths)
+    assert (nightly(config).state, nightly(config).state) == ("published", "published")
+    assert nightly(config.model_copy(update={"date": "2026-01-02"})).records == 2  # those that failed
+    with get_client(sync_client=True) as client:
+        artifact = next(one for one in client.read_artifacts() if one.key == "nightly")
+    assert "| expressions |" in str(artifact.data) and (tmp_path / "2026-01-02" / "_SUCCESS").exists()
 
 
 def test_what_a_retry_cannot_mend_is_not_tried_again(archive: Path, tmp_path: Path, local_ray: None) -> None:

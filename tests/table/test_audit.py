@@ -10,6 +10,7 @@ from fer_pipeline.core.faces import BINS
 from fer_pipeline.core.run import Identity, RunFolder, RunRecord, RunResult
 from fer_pipeline.table.audit import audit, drifts
 from fer_pipeline.table.delta import LabelTable
+from fer_pipeline.table.drift import excess
 from fer_pipeline.table.nights import Night, keep_night, night_of
 from fer_pipeline.table.thresholds import Thresholds
 from tests.table.runs import finished_run, multinomial, record_of
@@ -82,9 +83,17 @@ def test_a_night_is_compared_with_published_nights_of_its_own_source(tmp_path: P
     run = finished_run(str(tmp_path / "run"), [record_of("/source/1.jpg")], expressions={"sad": 5_000})
     table = LabelTable(str(tmp_path / "table"))
     usual = night_of(finished_run(str(tmp_path / "a"), [], expressions={"happy": 5_000}), "published", [], [])
-    for number, change in enumerate([{"source": "/other"}, {"state": "held"}]):
-        keep_night(table.url, usual.model_copy(update={"run_id": f"0{number}", **change}))
     folder = RunFolder(str(tmp_path / "run"))
-    assert audit(folder, run, table, Thresholds()).failing == []
-    keep_night(table.url, usual.model_copy(update={"run_id": "03"}))
-    assert audit(folder, run, table, Thresholds()).failing == ["expressions"]
+
+    def failing_after(run_id: str, **change: Any) -> list[str]:
+        keep_night(table.url, usual.model_copy(update={"run_id": run_id, **change}))
+        return audit(folder, run, table, Thresholds()).failing
+
+    assert failing_after("00", state="held") == failing_after("01", state="undone") == []
+    assert failing_after("02", source="/other") == ["expressions"], "other sources serve where there is nothing better"
+    assert failing_after("03", expressions={"sad": 5_000}) == []
+    assert failing_after("04", expressions={"sad": 5_000}, confidences=[5_000] + [0] * (BINS - 1)) == ["confidence"]
+
+
+def test_one_failure_of_one_record_says_little() -> None:
+    assert excess(1, 1, 0.2) <= 0.2 and excess(1, 4, 0.2) <= 0.2 and excess(20, 20, 0.2) > 0.2 and excess(300, 1000, 0.2) > 0.2

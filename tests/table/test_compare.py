@@ -65,6 +65,16 @@ def test_of_two_members_of_one_name_the_first_is_taken(table: LabelTable) -> Non
     assert labelled == ["/source/a.tar"] and found.doubled == 1
 
 
+def test_what_a_container_held_that_cannot_be_read_tonight_has_not_vanished(tmp_path: Path, local_ray: None) -> None:
+    members = [Record("/source/a.tar", f"{number}.jpg", 512, size_bytes=9, etag="1") for number in range(3)]
+    finished_run(str(tmp_path / "run"), members)
+    publish.run(PublishConfig(run=str(tmp_path / "run"), table=str(tmp_path / "table")))
+    table = LabelTable(str(tmp_path / "table"))
+    late, other = (Record("/source/a.tar", size_bytes=99, etag=etag, error="it took longer than 60 s") for etag in "12")
+    assert compared(table, [late])[1].vanished == 0
+    assert compared(table, [other])[1].vanished == 3
+
+
 def test_a_table_that_is_not_there_holds_nothing(tmp_path: Path) -> None:
     labelled, found = compared(LabelTable(str(tmp_path / "none")), map(record_of, URIS))
     assert labelled == URIS and found.increment().version == -1

@@ -113,14 +113,36 @@ def test_every_reader_sees_the_same(table: Path) -> None:
     assert rows == sorted(by_polars.collect().rows()) == sorted(by_duckdb.fetchall()) and len(rows) == 20
 
 
+def test_a_run_that_was_compared_before_a_later_one_was_published_is_refused(table: Path, tmp_path: Path) -> None:
+    compared = LabelTable(str(table))
+    finished_run(str(tmp_path / "early"), [record_of("/source/early.jpg")], compared, vanished=[OLD[0].uri])
+    finished_run(str(tmp_path / "late"), [record_of("/source/late.jpg")], compared)
+    published(tmp_path / "late", table)
+    with pytest.raises(UserError, match="would undo"):
+        published(tmp_path / "early", table)
+    assert OLD[0].uri in keys_of(table)
+
+
+def test_the_statistics_of_a_file_are_true_after_all_that_writes_one(table: Path, tmp_path: Path) -> None:
+    finished_run(str(tmp_path / "run"), [record_of("/source/99.jpg")], LabelTable(str(table)), vanished=[OLD[0].uri, OLD[-1].uri])
+    published(tmp_path / "run", table)
+    upkeep.compact(TableConfig(table=str(table)))
+    (file,) = LabelTable(str(table)).files
+    assert (file.rows, file.first_uri, file.last_uri) == (19, OLD[1].uri, "/source/99.jpg")
+    for uri in keys_of(table):
+        assert len(polars.scan_delta(str(table)).filter(polars.col("uri") == uri).collect()) == 1
+
+
 def test_a_table_goes_back_to_a_night(table: Path, tmp_path: Path) -> None:
     finished_run(str(tmp_path / "run"), [record_of("/source/new.jpg")])
     night = published(tmp_path / "run", table)
     first = last_nights(str(table), 2)[0].run_id
     upkeep.restore(RestoreConfig(table=str(table), night=first))
-    assert len(keys_of(table)) == 20
+    assert len(keys_of(table)) == 20 and last_nights(str(table), 1)[0].state == "undone"
+    with pytest.raises(UserError, match="undone by `table restore`"):
+        published(tmp_path / "run", table)
     upkeep.restore(RestoreConfig(table=str(table), night=night.run_id))
-    assert len(keys_of(table)) == 21
+    assert len(keys_of(table)) == 21 and last_nights(str(table), 1)[0].state == "published"
     with pytest.raises(UserError, match="knows no night 'x'"):
         upkeep.restore(RestoreConfig(table=str(table), night="x"))
 
@@ -143,6 +165,8 @@ def test_a_person_is_forgotten_in_all_versions(table: Path) -> None:
     assert found.rows == 1 and found.files_deleted == 1 and "fails from now on" in found.says
     assert uri not in keys_of(table) and len(keys_of(table)) == 19
     assert not [path for path in table.glob("*.parquet") if uri.encode() in path.read_bytes()]
+    with pytest.raises(UserError, match="no such row in any version"):
+        upkeep.forget(ForgetConfig(table=str(table), uri=(uri,)))
     with pytest.raises(UserError, match="Whose rows"):
         upkeep.forget(ForgetConfig(table=str(table)))
 

@@ -134,6 +134,7 @@ def run(config: LabelConfig, cluster: ClusterConfig = ClusterConfig()) -> RunRec
     with connected(cluster, *paths.values()), asking(cluster) as ask:
         _require_gpus(config, ask, cluster.wait_s)
         if again:
+            _require_unpublished(config, record)
             log.info("%d shards hold records to try again", len(again))
             folder.reopen()
         resumed = record is not None
@@ -226,14 +227,9 @@ def _begin(
     )
     run_id, created_at, listing = new_run_id(), now(), Listing(config.source, selection)
 
-    def settled(tasks: int) -> dict[str, Any]:
-        has_bf16 = config.precision == "auto" and of_a_worker(_has_native_bf16, tasks=tasks)
-        return _frozen(config, _settings(config, bundle, detector, None, has_bf16))
-
-    records, comparison, settings = iter(listing), None, None
+    records, comparison = iter(listing), None
     if config.table:
-        settings = settled(1)
-        comparison = _comparison(config, listing, settings, detector, bundle)
+        comparison = _comparison(config, listing, detector, bundle)
         records = comparison.to_label(records)
     size = write_manifest(folder.manifest_prefix(run_id), split_into_shards(records, config.shard_records, config.shard_bytes))
     if comparison:
@@ -241,14 +237,15 @@ def _begin(
         comparison.write_vanished(folder.vanished_path(run_id))
         comparison.write_places(folder.places_path(run_id))
         listing.skipped += Counter({DOUBLED: comparison.doubled})
-    if not size.records and not (comparison and comparison.listed):
+    if not size.records and not (comparison and (comparison.listed or comparison.vanished)):
         raise UserError(f"The source '{config.source}' holds no images.")
+    has_bf16 = config.precision == "auto" and size.shards > 0 and of_a_worker(_has_native_bf16, tasks=size.shards)
     return folder.begin(
         RunRecord(
             run_id=run_id,
             created_at=created_at,
             source=config.source,
-            settings=settings or settled(size.shards),
+            settings=_frozen(config, _settings(config, bundle, detector, None, has_bf16)),
             model=Identity(name=bundle.card.name, digest=bundle.digest, version=bundle.version, alias=bundle.alias),
             detector=Identity(name=detector.name, digest=detector.digest),
             records=size.records,
@@ -259,11 +256,10 @@ def _begin(
     )
 
 
-def _comparison(
-    config: LabelConfig, listing: Listing, settings: dict[str, Any], detector: ResolvedDetector, bundle: Bundle
-) -> Comparison:
+def _comparison(config: LabelConfig, listing: Listing, detector: ResolvedDetector, bundle: Bundle) -> Comparison:
     """Return how the listing is compared with the published table."""
     assert config.table
+    settings = _frozen(config, _settings(config, bundle, detector, None))
     identity = {
         "model_digest": bundle.digest,
         "detector_digest": detector.digest,
@@ -273,6 +269,12 @@ def _comparison(
     found = Comparison(table, listing.covers, config.source, identity, config.max_attempts, config.relabel)
     log.info("The table holds %d rows, %d of them of this source", table.rows, len(found.seen))
     return found
+
+
+def _require_unpublished(config: LabelConfig, record: RunRecord | None) -> None:
+    """Raise UserError for a run whose rows stand in the table already: its next night tries them again."""
+    if config.table and record and LabelTable(config.table).holds_run(record.run_id):
+        raise UserError(f"The run in '{config.out}' is published: its failed records are tried again by the next night.")
 
 
 def _require_plausible(config: LabelConfig, comparison: Comparison) -> None:
