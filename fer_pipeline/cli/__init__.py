@@ -15,6 +15,7 @@ from pydantic import BaseModel, ValidationError
 from fer_pipeline.core.config import Config, explain
 from fer_pipeline.core.errors import FailureRateExceeded, HeldError, MisfortuneError, UserError
 from fer_pipeline.core.storage import STORAGE_ERRORS, reason
+from fer_pipeline.models.comparison import Rule
 from fer_pipeline.table.thresholds import Thresholds
 
 COMMANDS = {
@@ -36,6 +37,7 @@ COMMANDS = {
     "models list": ("local.models:list_models", "List a registry's models, versions and aliases."),
     "models push": ("local.models:push", "Keep a model bundle as a new, immutable version of a registry."),
     "models alias": ("local.models:alias", "Move an alias, such as production, onto a version."),
+    "models promote": ("jobs.promote:run", "Move an alias onto a version that is better beyond chance, and keep the verdict."),
     "models pull": ("local.models:pull", "Copy a model out of a registry."),
     "models card": ("local.models:card", "Write a model's card as Markdown and as a page."),
     "models export": ("local.export:run", "Export a model to ONNX, in fp32 or int8; the result labels archives itself."),
@@ -45,6 +47,7 @@ COMMANDS = {
 
 Parameter(name="*")(Config)  # the fields of a configuration are options of the command
 Parameter(name="audit")(Thresholds)  # --audit.failed
+Parameter(name="rule")(Rule)
 
 EXIT_CODES: dict[type[Exception], int] = {MisfortuneError: 1, UserError: 2, FailureRateExceeded: 3, HeldError: 4}
 

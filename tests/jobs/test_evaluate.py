@@ -9,12 +9,14 @@ import pytest
 from fer_pipeline.core.dataset import read_dataset
 from fer_pipeline.core.errors import UserError
 from fer_pipeline.core.labels import LabelSpace
-from fer_pipeline.jobs import evaluate, ingest
+from fer_pipeline.jobs import evaluate, ingest, promote
 from fer_pipeline.jobs.evaluate import EvaluateConfig
 from fer_pipeline.jobs.ingest import IngestConfig
+from fer_pipeline.jobs.promote import PromoteConfig, Verdict
 from fer_pipeline.jobs.train import job as train
 from fer_pipeline.jobs.train.job import TrainConfig
-from fer_pipeline.models.bundle import EMBEDDED, bundle_of, read_bundle, save_bundle
+from fer_pipeline.models.bundle import EMBEDDED, bundle_of, read_bundle, read_files, save_bundle
+from fer_pipeline.models.registry import Registry
 from tests.conftest import RECIPE
 
 
@@ -142,3 +144,46 @@ def test_a_folder_with_other_files_is_left_alone(dataset: Path, tmp_path: Path) 
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(UserError, match=r"holds other files \(notes.txt\)"):
         evaluate.run(EvaluateConfig(model=EMBEDDED, data=str(dataset), split="validation", out=str(tmp_path)))
+
+
+@pytest.fixture
+def registry(model: str, tmp_path: Path) -> Registry:
+    """The embedded model as version 1 and in production, one that learned the stripes as version 2."""
+    found = Registry(str(tmp_path / "registry"))
+    for source in (EMBEDDED, model):
+        found.push("face", read_files(source))
+    found.point("face", "production", "1")
+    return found
+
+
+def candidate(registry: Registry, version: str, dataset: Path) -> PromoteConfig:
+    return PromoteConfig(name="face", version=version, data=str(dataset), split="validation", registry=registry.url)
+
+
+def test_a_better_version_is_promoted_and_the_former_one_is_not(dataset: Path, registry: Registry) -> None:
+    better = promote.run(candidate(registry, "2", dataset))
+    assert better.promoted and registry.resolve("face", "production").version == "2"
+    worse = promote.run(candidate(registry, "1", dataset))
+    assert not worse.promoted and registry.resolve("face", "production").version == "2"
+    assert (better.number, worse.number) == (1, 2) and better.comparison.left_out == 1
+    kept = Path(registry.url) / "face" / "verdicts" / "production"
+    assert Verdict.model_validate_json((kept / "000002.json").read_text()) == worse
+    with pytest.raises(UserError, match="is version 2 already"):
+        promote.run(candidate(registry, "2", dataset))
+
+
+def test_of_two_promotions_at_once_one_decides(dataset: Path, registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    compared = promote._compared
+
+    def overtaken(*arguments: Any) -> Any:
+        with monkeypatch.context() as alone:
+            alone.setattr(promote, "_compared", compared)
+            promote.run(candidate(registry, "2", dataset))
+        return compared(*arguments)
+
+    registry.push("face", read_files(EMBEDDED))
+    monkeypatch.setattr(promote, "_compared", overtaken)
+    with pytest.raises(UserError, match="another promotion"):
+        promote.run(candidate(registry, "3", dataset))
+    assert registry.resolve("face", "production").version == "2"
+    assert len(list((Path(registry.url) / "face" / "verdicts" / "production").glob("*.json"))) == 1
