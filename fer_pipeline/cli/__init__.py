@@ -2,10 +2,13 @@
 
 import json
 import logging
+import os
+import signal
 import sys
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 from typing import Annotated, Any
 
 from cyclopts import App, CycloptsError, Parameter
@@ -13,7 +16,7 @@ from cyclopts.config import Toml
 from pydantic import BaseModel, ValidationError
 
 from fer_pipeline.core.config import Config, explain
-from fer_pipeline.core.errors import FailureRateExceeded, HeldError, MisfortuneError, UserError
+from fer_pipeline.core.errors import FailureRateExceeded, HeldError, MisfortuneError, Stopped, UserError
 from fer_pipeline.core.storage import STORAGE_ERRORS, reason
 from fer_pipeline.models.comparison import Rule
 from fer_pipeline.table.thresholds import Thresholds
@@ -82,16 +85,29 @@ def _with_config(
 def main(arguments: list[str] | None = None) -> None:
     """Run one command and print its result as one JSON line last.
 
-    Exit with 0, 1 (a bug, a storage or a cluster that fails), 2 (the user's to mend), 3 (too many records failed) or 4 (held).
+    Exit with 0, 1 (a bug, a storage or a cluster that fails), 2 (the user's to mend), 3 (too many records failed), 4 (held), or
+    143 and 130 (stopped by SIGTERM or SIGINT).
     """
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _stop)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("fer_pipeline").setLevel(logging.INFO)
     sys.exit(_exit_code(lambda: app.meta(arguments, exit_on_error=False, print_error=False)))
 
 
+def _stop(number: int, frame: FrameType | None) -> None:
+    """End the command in order; a second signal ends it at once."""
+    for one in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(one, signal.SIG_DFL)
+    raise Stopped(number)
+
+
 def _exit_code(command: Callable[[], Any]) -> int:
     try:
         result = command()
+    except Stopped as stopped:
+        print("fer-pipeline: stopped. What is done is kept; run the same command to continue.", file=sys.stderr, flush=True)
+        os._exit(128 + stopped.signal_number)  # threads of Ray may live on, and crash while Python ends
     except tuple(EXIT_CODES) as error:
         print(f"fer-pipeline: {error}", file=sys.stderr)
         return next(code for kind, code in EXIT_CODES.items() if isinstance(error, kind))

@@ -4,7 +4,9 @@ import fcntl
 import logging
 import os
 import shutil
+import signal
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -14,6 +16,7 @@ from typing import Any
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # before Ray is imported: nothing is sent home
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
+import psutil
 import ray
 from pydantic import Field
 from ray._private import ray_constants, services
@@ -22,7 +25,7 @@ from ray._private.state import state
 import fer_pipeline
 from fer_pipeline.core import storage
 from fer_pipeline.core.config import Config
-from fer_pipeline.core.errors import UserError
+from fer_pipeline.core.errors import Stopped, UserError
 
 LOCAL_OBJECT_STORE_BYTES = 512 * 1024**2
 LOOPBACK, NO_CLUSTER = "127.0.0.1", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
@@ -30,6 +33,7 @@ IN_A_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Environment variable that the entry point of a Ray job has."""
 PREFIX, LOCK, LONGEST_PATH = "fer-ray-", "lock", 12
 """Of the folder of Ray's files, of the file that its process keeps locked, the longest path below which sockets find room."""
+RAYS_PROCESSES = ("ray", "gcs_server")
 SETTLED_S = 60
 """Age from which a folder whose lock is free is nobody's."""
 
@@ -68,12 +72,15 @@ def connected(config: ClusterConfig, *urls: str) -> Iterator[None]:
     with ExitStack() as stack:
         try:
             if config.cluster:
+                stack.callback(ray.shutdown)  # also of a start that a signal breaks off
                 # A Ray job has brought its code; any other driver's travels with it.
                 environment = None if IN_A_JOB in os.environ else {"py_modules": [str(Path(fer_pipeline.__file__).parent)]}
-                ray.init(config.cluster, runtime_env=environment, logging_level=logging.ERROR, log_to_driver=False)
+                with _own_signals():
+                    ray.init(config.cluster, runtime_env=environment, logging_level=logging.ERROR, log_to_driver=False)
             else:
                 folder = stack.enter_context(_private_folder())
-                with _closed_doors():
+                stack.callback(_end_local_ray)
+                with _closed_doors(), _own_signals():
                     ray.init(
                         address="local",
                         num_cpus=config.num_cpus,
@@ -86,9 +93,30 @@ def connected(config: ClusterConfig, *urls: str) -> Iterator[None]:
                     )
         except (ConnectionError, TimeoutError, ValueError) as error:
             raise UserError(f"The Ray cluster at '{config.cluster}' cannot be reached: {error}") from error
-        stack.callback(ray.shutdown)
         _refuse_local_paths(config, *urls)
         yield
+
+
+def _end_local_ray() -> None:
+    """Shut Ray down and end what it leaves: its agents live on for a minute, and all of it where its start was broken off."""
+    started = [process for process in psutil.Process().children(recursive=True) if process.name().startswith(RAYS_PROCESSES)]
+    ray.shutdown()
+    for process in started:
+        with suppress(psutil.Error):  # told by its time of start, too
+            process.kill()
+
+
+@contextmanager
+def _own_signals() -> Iterator[None]:
+    """Keep this process's way to end by SIGTERM: Ray puts its own in its place, which prints a stack and exits with 15."""
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    except SystemExit as ended:
+        raise (Stopped(signal.SIGTERM) if ended.code == signal.SIGTERM else ended) from None
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)
 
 
 @contextmanager

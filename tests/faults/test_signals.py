@@ -1,0 +1,47 @@
+"""Stopped at random moments: the right exit code, one line, nothing left behind, and the next run continues."""
+
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from fer_pipeline.jobs.label import job as label
+from tests.conftest import copies
+from tests.faults.test_nodes import config, rows
+
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
+EXIT_CODES = {signal.SIGTERM: 143, signal.SIGINT: 130}
+WITHIN_S = 10
+
+
+@pytest.mark.parametrize("signals", [4, pytest.param(20, marks=pytest.mark.long)])
+def test_a_stopped_run_says_so_and_is_continued(signals: int, archive: Path, tmp_path: Path) -> None:
+    source, plain, out = copies(archive, tmp_path / "source", 40), tmp_path / "plain", tmp_path / "run"
+    command = [sys.executable, "-m", "fer_pipeline.cli", "label", str(source), "--out", str(out), "--detector", "none"]
+    rng = random.Random(0)
+    for number in range(signals):
+        asked = (signal.SIGTERM, signal.SIGINT)[number % 2]
+        driver = subprocess.Popen([*command, "--shard-records", "4"], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        while not driver.stderr.readline().startswith("Detector"):  # type: ignore[union-attr]
+            assert driver.poll() is None
+        time.sleep(rng.uniform(0, 8))
+        started = psutil.Process(driver.pid).children(recursive=True)
+        if driver.poll() is not None:
+            break  # it was quicker
+        driver.send_signal(asked)
+        began = time.monotonic()
+        _, said = driver.communicate(timeout=60)
+        assert driver.returncode == EXIT_CODES[asked], said
+        assert time.monotonic() - began < WITHIN_S
+        assert said.splitlines()[-1].startswith("fer-pipeline: stopped.") and "Traceback" not in said
+        assert "***" not in said or "records in" not in said, "only while Ray starts does it print a stack of its own"
+        _, left = psutil.wait_procs(started, timeout=WITHIN_S)
+        assert not left
+    assert subprocess.run([*command, "--shard-records", "4"], capture_output=True).returncode == 0
+    label.run(config(source, plain))
+    assert rows(out) == rows(plain)
