@@ -92,7 +92,8 @@ def test_seven_nights(place: str, archive: Path) -> None:
     for number in range(21, len(photos)):
         nights.put(f"{number:02d}.jpg", photos[number].read_bytes())
     second = nights.run("2")
-    assert (second.carried, second.vanished) == (2, 2) and nights.rows() == nights.rows_from_scratch()
+    carried = 1 if place.startswith("s3") else 2  # on a store the same bytes have the same etag
+    assert (second.carried, second.vanished) == (carried, 2) and nights.rows() == nights.rows_from_scratch()
 
     for name, data in {
         "cut.jpg": nights.read("05.jpg")[:900],
