@@ -16,7 +16,7 @@ from cyclopts.config import Toml
 from pydantic import BaseModel, ValidationError
 
 from fer_pipeline.core.config import Config, explain
-from fer_pipeline.core.errors import FailureRateExceeded, HeldError, MisfortuneError, Stopped, UserError
+from fer_pipeline.core.errors import FailureRateExceeded, HeldError, MisfortuneError, UserError
 from fer_pipeline.core.storage import STORAGE_ERRORS, reason
 from fer_pipeline.models.comparison import Rule
 from fer_pipeline.table.thresholds import Thresholds
@@ -52,6 +52,8 @@ Parameter(name="*")(Config)  # the fields of a configuration are options of the 
 Parameter(name="audit")(Thresholds)  # --audit.failed
 Parameter(name="rule")(Rule)
 
+_received: list[int] = []
+"""Signals that this process was sent."""
 EXIT_CODES: dict[type[Exception], int] = {MisfortuneError: 1, UserError: 2, FailureRateExceeded: 3, HeldError: 4}
 
 app = App(
@@ -63,6 +65,8 @@ _groups = {"models": "Registry, cards and export of models.", "table": "The publ
 _apps = {"": app} | {_name: App(name=_name, help=_help) for _name, _help in _groups.items()}
 for _name in _groups:
     app.command(_apps[_name])
+for _app in (app.meta, *_apps.values()):
+    _app.suppress_keyboard_interrupt = False  # `_exit_code` says what happened
 for _name, (_function, _help) in COMMANDS.items():
     _group, _, _command = _name.rpartition(" ")
     _apps[_group].command(f"fer_pipeline.{_function}", name=_command, help=_help)
@@ -89,25 +93,27 @@ def main(arguments: list[str] | None = None) -> None:
     143 and 130 (stopped by SIGTERM or SIGINT).
     """
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, _stop)
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as a shell has it for what runs in its background
+            signal.signal(number, _stop)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("fer_pipeline").setLevel(logging.INFO)
     sys.exit(_exit_code(lambda: app.meta(arguments, exit_on_error=False, print_error=False)))
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
-    """End the command in order; a second signal ends it at once."""
+    """End the command in order; a second signal ends it at once. Ray lets no other exception than this one through."""
     for one in (signal.SIGTERM, signal.SIGINT):
         signal.signal(one, signal.SIG_DFL)
-    raise Stopped(number)
+    _received.append(number)
+    raise KeyboardInterrupt
 
 
 def _exit_code(command: Callable[[], Any]) -> int:
     try:
         result = command()
-    except Stopped as stopped:
+    except KeyboardInterrupt:
         print("fer-pipeline: stopped. What is done is kept; run the same command to continue.", file=sys.stderr, flush=True)
-        os._exit(128 + stopped.signal_number)  # threads of Ray may live on, and crash while Python ends
+        os._exit(128 + next(iter(_received), signal.SIGINT))  # threads of Ray may live on, and crash while Python ends
     except tuple(EXIT_CODES) as error:
         print(f"fer-pipeline: {error}", file=sys.stderr)
         return next(code for kind, code in EXIT_CODES.items() if isinstance(error, kind))

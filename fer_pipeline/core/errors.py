@@ -17,14 +17,6 @@ class MisfortuneError(Exception):
     """The cluster loses more than it does. Exit code 1; what is done is committed, and the same command continues."""
 
 
-class Stopped(BaseException):
-    """SIGTERM or SIGINT ends the command: exit code 143 or 130. What is done is kept, and the same command continues."""
-
-    def __init__(self, signal_number: int) -> None:
-        super().__init__(signal_number)
-        self.signal_number = signal_number
-
-
 class RecordError(Exception):
     """One record that cannot be labelled."""
 

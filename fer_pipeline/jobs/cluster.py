@@ -8,9 +8,10 @@ import signal
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # before Ray is imported: nothing is sent home
@@ -25,7 +26,7 @@ from ray._private.state import state
 import fer_pipeline
 from fer_pipeline.core import storage
 from fer_pipeline.core.config import Config
-from fer_pipeline.core.errors import Stopped, UserError
+from fer_pipeline.core.errors import UserError
 
 LOCAL_OBJECT_STORE_BYTES = 512 * 1024**2
 LOOPBACK, NO_CLUSTER = "127.0.0.1", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
@@ -70,17 +71,17 @@ def connected(config: ClusterConfig, *urls: str) -> Iterator[None]:
         yield
         return
     with ExitStack() as stack:
+        ray_has_started = stack.enter_context(_ending_in_order())
         try:
             if config.cluster:
                 stack.callback(ray.shutdown)  # also of a start that a signal breaks off
                 # A Ray job has brought its code; any other driver's travels with it.
                 environment = None if IN_A_JOB in os.environ else {"py_modules": [str(Path(fer_pipeline.__file__).parent)]}
-                with _own_signals():
-                    ray.init(config.cluster, runtime_env=environment, logging_level=logging.ERROR, log_to_driver=False)
+                ray.init(config.cluster, runtime_env=environment, logging_level=logging.ERROR, log_to_driver=False)
             else:
                 folder = stack.enter_context(_private_folder())
                 stack.callback(_end_local_ray)
-                with _closed_doors(), _own_signals():
+                with _closed_doors():
                     ray.init(
                         address="local",
                         num_cpus=config.num_cpus,
@@ -93,30 +94,57 @@ def connected(config: ClusterConfig, *urls: str) -> Iterator[None]:
                     )
         except (ConnectionError, TimeoutError, ValueError) as error:
             raise UserError(f"The Ray cluster at '{config.cluster}' cannot be reached: {error}") from error
+        ray_has_started()
         _refuse_local_paths(config, *urls)
         yield
 
 
 def _end_local_ray() -> None:
     """Shut Ray down and end what it leaves: its agents live on for a minute, and all of it where its start was broken off."""
-    started = [process for process in psutil.Process().children(recursive=True) if process.name().startswith(RAYS_PROCESSES)]
+    started = psutil.Process().children(recursive=True)
+    rays = [process for process in started if _name(process).startswith(RAYS_PROCESSES)]
     ray.shutdown()
-    for process in started:
+    for process in rays:
         with suppress(psutil.Error):  # told by its time of start, too
             process.kill()
 
 
+def _name(process: psutil.Process) -> str:
+    with suppress(psutil.Error):
+        return process.name()
+    return ""
+
+
 @contextmanager
-def _own_signals() -> Iterator[None]:
-    """Keep this process's way to end by SIGTERM: Ray puts its own in its place, which prints a stack and exits with 15."""
-    handler = signal.getsignal(signal.SIGTERM)
+def _ending_in_order() -> Iterator[Callable[[], None]]:
+    """Have SIGTERM raise KeyboardInterrupt, the one exception that Ray lets through; then end as the process ends otherwise.
+
+    Yield what puts Ray's own way off, which prints a stack and exits with 15: to be called when Ray has started.
+    """
+    outer, received = signal.getsignal(signal.SIGTERM), list[int]()
+    if threading.current_thread() is not threading.main_thread() or outer in (None, signal.SIG_IGN):
+        yield lambda: None
+        return
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        raise KeyboardInterrupt
+
+    def install() -> None:
+        signal.signal(signal.SIGTERM, interrupt)
+
+    install()
     try:
-        yield
+        yield install
     except SystemExit as ended:
-        raise (Stopped(signal.SIGTERM) if ended.code == signal.SIGTERM else ended) from None
+        if ended.code != signal.SIGTERM:
+            raise
+        received.append(signal.SIGTERM)
+        raise KeyboardInterrupt from None
     finally:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, handler)
+        signal.signal(signal.SIGTERM, outer)
+        if received:
+            signal.raise_signal(signal.SIGTERM)  # what the command line, Prefect or the system makes of it
 
 
 @contextmanager

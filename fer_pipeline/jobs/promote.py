@@ -1,6 +1,7 @@
 """Promote a version of a registered model: an alias moves onto it only where it is better, beyond chance, on the same images."""
 
 import logging
+from uuid import uuid4
 
 from fer_pipeline.core import storage
 from fer_pipeline.core.config import Config
@@ -46,6 +47,8 @@ class Verdict(Config):
     data: str
     split: str
     rule: Rule
+    evidence: str
+    """What the folders of both evaluations begin with."""
     comparison: Comparison
 
 
@@ -60,7 +63,8 @@ def run(config: PromoteConfig, cluster: ClusterConfig = ClusterConfig()) -> Verd
     verdicts = storage.join(registry.url, config.name, "verdicts", config.alias)
     number = 1 + len([name for name in storage.list_names(verdicts) if name.endswith(".json")])
     with connected(cluster, storage.normalize(config.data), registry.url):
-        comparison = _compared(config, registry, candidate, incumbent, f"{verdicts}/{number:06d}", cluster)
+        evidence = f"{verdicts}/{number:06d}-{uuid4().hex[:8]}"
+        comparison = _compared(config, registry, candidate, incumbent, evidence, cluster)
     verdict = Verdict(
         name=config.name,
         alias=config.alias,
@@ -72,6 +76,7 @@ def run(config: PromoteConfig, cluster: ClusterConfig = ClusterConfig()) -> Verd
         data=config.data,
         split=config.split,
         rule=config.rule,
+        evidence=evidence,
         comparison=comparison,
     )
     still = registry.resolve(config.name, config.alias).version

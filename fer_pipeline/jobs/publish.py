@@ -94,8 +94,10 @@ def _published_before(table: LabelTable, record: RunRecord) -> Night:
 def _require_latest(table: LabelTable, record: RunRecord) -> None:
     """Raise UserError where a later run of the source was published since this one was compared with the table."""
     if record.increment:
-        nights = (entry["night"] or {} for entry in table.history(since=record.increment.version))
-        later = [night["run_id"] for night in nights if night.get("source") == record.source and night["run_id"] > record.run_id]
+        held, ours = table.nights_in(table.version), night_of(record, "published", [], [])
+        nights = [entry["night"] or {} for entry in table.history(since=record.increment.version)]
+        nights = [night for night in nights if night.get("run_id") in held and night["run_id"] > record.run_id]
+        later = [one["run_id"] for one in nights if (one["source"], one["filters"]) == (ours.source, ours.filters)]
         if later:
             raise UserError(
                 f"The run '{record.run_id}' would undo '{later[0]}', a later one of the same source that is published: leave it, "
@@ -137,7 +139,9 @@ def _publish(folder: RunFolder, record: RunRecord, table: LabelTable, night: Nig
                 raise
             log.info("Another commit came first: joining again")
             if any((entry["night"] or {}).get("forgot") is not None for entry in table.history(since=version)):
-                new, looked_at = None, {}  # what was forgotten may stand in them, and they may be deleted
+                for file in [*new, *rest]:  # what was forgotten may stand in them
+                    storage.remove(table.path(file.path))
+                new, looked_at = None, {}
         else:
             return table.refreshed()
     raise UserError(f"The table '{table.url}' was changed by others {MOST_REFUSALS} times meanwhile: run the same command again.")

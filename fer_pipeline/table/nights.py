@@ -20,6 +20,8 @@ class Night(Config):
     run_id: str
     begun_at: str
     source: str
+    filters: list[list[str]]
+    """Globs that chose records, and those that left some out."""
     state: State
     failing: list[str] = Field(default_factory=list)
     """Checks of the audit that it fell short of."""
@@ -51,6 +53,7 @@ def night_of(record: RunRecord, state: State, failing: list[str], accepted: list
         run_id=record.run_id,
         begun_at=record.created_at,
         source=record.source,
+        filters=[record.settings.get("include", []), record.settings.get("exclude", [])],
         state=state,
         failing=failing,
         accepted=accepted,

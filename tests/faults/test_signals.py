@@ -45,3 +45,26 @@ def test_a_stopped_run_says_so_and_is_continued(signals: int, archive: Path, tmp
     assert subprocess.run([*command, "--shard-records", "4"], capture_output=True).returncode == 0
     label.run(config(source, plain))
     assert rows(out) == rows(plain)
+
+
+WAITING = """
+import time
+from fer_pipeline.jobs.cluster import ClusterConfig, connected
+from fer_pipeline.jobs.shared import fan_out
+def slow(item):
+    time.sleep(60)
+with connected(ClusterConfig(num_cpus=1)):
+    print("up", flush=True)
+    list(fan_out(slow, range(2)))
+"""
+
+
+def test_a_job_that_waits_for_ray_ends_at_once_as_its_process_would() -> None:
+    job = subprocess.Popen([sys.executable, "-c", WAITING], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert job.stdout and job.stdout.readline() == "up\n"
+    time.sleep(2)
+    started, began = psutil.Process(job.pid).children(recursive=True), time.monotonic()
+    job.send_signal(signal.SIGTERM)
+    _, said = job.communicate(timeout=60)
+    assert job.returncode == -signal.SIGTERM and "SystemError" not in said, said
+    assert time.monotonic() - began < WITHIN_S and not psutil.wait_procs(started, timeout=WITHIN_S)[1]
