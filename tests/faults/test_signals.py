@@ -1,5 +1,6 @@
 """Stopped at random moments: the right exit code, one line, nothing left behind, and the next run continues."""
 
+import os
 import random
 import signal
 import subprocess
@@ -17,6 +18,11 @@ from tests.faults.test_nodes import config, rows
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
 EXIT_CODES = {signal.SIGTERM: 143, signal.SIGINT: 130}
 WITHIN_S = 10
+
+
+def limit_s() -> float:
+    """Return the time that an end may take, longer where other work keeps the cores."""
+    return WITHIN_S * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
 
 
 @pytest.mark.parametrize("signals", [4, pytest.param(20, marks=pytest.mark.long)])
@@ -37,10 +43,10 @@ def test_a_stopped_run_says_so_and_is_continued(signals: int, archive: Path, tmp
         began = time.monotonic()
         _, said = driver.communicate(timeout=60)
         assert driver.returncode == EXIT_CODES[asked], said
-        assert time.monotonic() - began < WITHIN_S
+        assert time.monotonic() - began < limit_s()
         assert said.splitlines()[-1].startswith("fer-pipeline: stopped.") and "Traceback" not in said
         assert "***" not in said or "records in" not in said, "only while Ray starts does it print a stack of its own"
-        _, left = psutil.wait_procs(started, timeout=WITHIN_S)
+        _, left = psutil.wait_procs(started, timeout=limit_s())
         assert not left
     assert subprocess.run([*command, "--shard-records", "4"], capture_output=True).returncode == 0
     label.run(config(source, plain))
@@ -67,4 +73,4 @@ def test_a_job_that_waits_for_ray_ends_at_once_as_its_process_would() -> None:
     job.send_signal(signal.SIGTERM)
     _, said = job.communicate(timeout=60)
     assert job.returncode == -signal.SIGTERM and "SystemError" not in said, said
-    assert time.monotonic() - began < WITHIN_S and not psutil.wait_procs(started, timeout=WITHIN_S)[1]
+    assert time.monotonic() - began < limit_s() and not psutil.wait_procs(started, timeout=limit_s())[1]
