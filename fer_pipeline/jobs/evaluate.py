@@ -1,10 +1,8 @@
 """Evaluate a model on a split of an ingested dataset: predictions file by file on Ray, then figures, a page and a table."""
 
 import logging
-from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
 import pyarrow as pa
 import ray
 from pydantic import Field
@@ -12,18 +10,17 @@ from pydantic import Field
 import fer_pipeline
 from fer_pipeline.core import duplicates, storage
 from fer_pipeline.core.config import Config
-from fer_pipeline.core.dataset import read_dataset, read_flagged, read_samples, sample_files
+from fer_pipeline.core.dataset import read_dataset, read_flagged, read_samples
 from fer_pipeline.core.duplicates import Copies, find_copies, split_digest
 from fer_pipeline.core.errors import UserError
 from fer_pipeline.core.figures import EvaluatedData, EvaluatedModel, Evaluation
 from fer_pipeline.core.run import now
 from fer_pipeline.jobs.cluster import ClusterConfig, connected
-from fer_pipeline.jobs.progress import progress
-from fer_pipeline.jobs.shared import Shared, fan_out, share
-from fer_pipeline.models.bundle import Bundle, read_bundle
+from fer_pipeline.jobs.scoring import ScoringContext, predict_split
+from fer_pipeline.models.bundle import read_bundle
 from fer_pipeline.models.calibration import scaled
 from fer_pipeline.models.card import ModelCard
-from fer_pipeline.models.evaluation import Predictions, evaluate, joined
+from fer_pipeline.models.evaluation import Predictions, evaluate
 from fer_pipeline.report.evaluation import evaluation_page
 from fer_pipeline.stages.classify import Classifier
 from fer_pipeline.stages.training_data import SplitReader, class_indices, left_out_by_class
@@ -70,16 +67,6 @@ class EvaluateResult(Config):
     selected_on_this_split: bool
 
 
-@dataclass(frozen=True)
-class ScoringContext:
-    """What every task needs."""
-
-    bundle: Bundle
-    reader: SplitReader
-    precision: Literal["fp32", "bf16"]
-    device: str
-
-
 def run(config: EvaluateConfig, cluster: ClusterConfig = ClusterConfig()) -> EvaluateResult:
     """Write `evaluation.json`, its page and the table of predictions into the folder `out`. Raise UserError before any work."""
     data, out = storage.normalize(config.data), storage.normalize(config.out)
@@ -100,7 +87,7 @@ def run(config: EvaluateConfig, cluster: ClusterConfig = ClusterConfig()) -> Eva
         if config.use_gpu and not ray.cluster_resources().get("GPU"):
             raise UserError("This cluster has no GPU: leave out --use-gpu.")
         context = ScoringContext(bundle, reader, config.precision, "cuda" if config.use_gpu else "cpu")
-        predictions = _predict(context, sample_files(data))
+        predictions = predict_split(context)
     votes = tuple(config.map.get(name, name) for name in dataset.vote_classes)
     fresh = predictions.without(copies.learned)
     evaluation = Evaluation(
@@ -162,30 +149,6 @@ def _left_out(card: ModelCard, data: str, learned_split: str | None) -> frozense
     """Return the ids of the learned split's flagged samples, where the training left them out."""
     flagged = read_flagged(data).to_pylist() if card.data.left_out else []
     return frozenset(row["sample_id"] for row in flagged if row["split"] == learned_split)
-
-
-def _predict(context: ScoringContext, files: list[str]) -> Predictions:
-    """Return the predictions for the split, which is predicted file by file; the images stay in the tasks."""
-    batches: list[Predictions] = []
-    gpus = 1.0 if context.device == "cuda" else 0.0
-    with progress("evaluating files", len(files)) as advance:
-        for found in fan_out(_predict_file, files, share(context), num_gpus=gpus):
-            batches += found
-            advance(1)
-    return joined(batches)
-
-
-def _predict_file(shared: Shared[ScoringContext], uri: str) -> list[Predictions]:
-    """Return the predictions for one file's samples of the split."""
-    classifier = shared.load(_make_classifier)
-    return [
-        Predictions(np.array(chunk.ids, object), classifier.logits(chunk.images), chunk.labels, chunk.votes)
-        for chunk in shared.get().reader.chunks_of(uri, ROWS_PER_BATCH)
-    ]
-
-
-def _make_classifier(context: ScoringContext) -> Classifier:
-    return Classifier(context.bundle, context.precision, context.device)
 
 
 def _table(predictions: Predictions, card: ModelCard, copies: Copies) -> pa.Table:

@@ -1,16 +1,18 @@
-"""Augmentation of a whole batch on its own device: every sample gets its own flip, shift, rotation, scale and erasing."""
+"""Augmentation of a whole batch on its own device: every sample is moved, then spoiled, in its own way."""
 
 import math
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Generator, Tensor
 
 from fer_pipeline.core.config import Config
+from fer_pipeline.models.corruption import corrupt
 
 
 class AugmentationConfig(Config):
-    """How far each training image may be moved; 0 turns a transformation off."""
+    """How far each training image may be moved and spoiled; 0 turns a transformation off."""
 
     flip: float = 0.5
     """Probability of a horizontal flip."""
@@ -24,11 +26,18 @@ class AugmentationConfig(Config):
     """Largest relative change of contrast and brightness."""
     erase: float = 0.4
     """Probability that a rectangle is blanked (Zhong et al., 2020)."""
+    corruption: float = Field(0.0, ge=0, le=1)
+    """Probability that an image is blurred, shrunk, made noisy, lit from one side, or cut into JPEG's blocks."""
 
 
 def augment(images: Tensor, config: AugmentationConfig, generator: Generator) -> Tensor:
-    """Return uint8 images (n, c, h, w) transformed one by one; `generator` lives on the CPU and makes it repeatable."""
-    if not any(config.model_dump().values()):
+    """Return uint8 images (n, c, h, w) moved and spoiled one by one; `generator` lives on the CPU and makes it repeatable."""
+    return spoil(move(images, config, generator), config, generator)
+
+
+def move(images: Tensor, config: AugmentationConfig, generator: Generator) -> Tensor:
+    """Return uint8 images (n, c, h, w), each mirrored, shifted, turned and scaled, its contrast and brightness changed."""
+    if not any(config.model_dump(exclude={"erase", "corruption"}).values()):
         return images
 
     def uniform(*shape: int) -> Tensor:
@@ -45,7 +54,14 @@ def augment(images: Tensor, config: AugmentationConfig, generator: Generator) ->
     moved = F.grid_sample(images.float(), grid, padding_mode="border", align_corners=False)
     gain, offset = 1 + uniform(count, 1, 1, 1) * config.contrast, uniform(count, 1, 1, 1) * config.contrast * 64
     moved = (moved - 128) * gain.to(images.device) + 128 + offset.to(images.device)
-    return _erase(moved.clamp_(0, 255), config.erase, generator).to(torch.uint8)
+    return moved.clamp_(0, 255).to(torch.uint8)
+
+
+def spoil(images: Tensor, config: AugmentationConfig, generator: Generator) -> Tensor:
+    """Return uint8 images (n, c, h, w), each corrupted and blanked in part with the probabilities of `config`."""
+    if config.corruption:
+        images = corrupt(images, config.corruption, generator)
+    return _erase(images.clone(), config.erase, generator) if config.erase else images
 
 
 def _erase(images: Tensor, probability: float, generator: Generator) -> Tensor:
@@ -61,4 +77,4 @@ def _erase(images: Tensor, probability: float, generator: Generator) -> Tensor:
     inside = (y >= top[:, None, None]) & (y < (top + tall)[:, None, None])
     inside = inside & (x >= left[:, None, None]) & (x < (left + wide)[:, None, None])
     hole = (inside & chosen[:, None, None])[:, None].to(images.device)
-    return images.masked_fill_(hole, 128.0)
+    return images.masked_fill_(hole, 128)

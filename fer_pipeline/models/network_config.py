@@ -20,6 +20,8 @@ class NetworkConfig(Config):
     """Make the histogram of the crop's brightness flat, in training and labelling alike."""
     width: int = Field(32, ge=1, le=512)
     """Channels of the first layer of our own networks; every stage doubles them."""
+    blocks: tuple[int, int, int] = (1, 1, 1)
+    """Residual blocks in each stage of `residual_cnn`."""
     dropout: float = Field(0.3, ge=0, lt=1)
     """Dropout before the last layer of our own networks."""
     flip_averaging: bool = False

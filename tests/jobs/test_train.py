@@ -101,6 +101,8 @@ def test_what_the_user_must_mend_writes_nothing(dataset: Path, tmp_path: Path) -
     (tmp_path / "split.toml").write_text('validation_split = "test"')
     (tmp_path / "votes.toml").write_text('[training]\nvotes = "target"')
     (tmp_path / "sampling.toml").write_text('[training]\nclass_balance = "sampling"')
+    (tmp_path / "taught.toml").write_text("[network]\nimage_px = 40\n[training]\nteacher_weight = 0.5")
+    (tmp_path / "others.toml").write_text('label_space = "ferplus8"\n[training]\nteacher_weight = 0.5')
     good = TrainConfig(recipe="fer2013-small", data=str(dataset), out=str(tmp_path / "m"), allow_missing_classes=True)
     faults: list[tuple[dict[str, Any], str]] = [
         ({"data": str(tmp_path)}, "not an ingested dataset"),
@@ -109,6 +111,10 @@ def test_what_the_user_must_mend_writes_nothing(dataset: Path, tmp_path: Path) -
         ({"recipe": str(tmp_path / "votes.toml")}, "ingest it with --votes"),
         ({"recipe": str(tmp_path / "sampling.toml"), "data_from": "stream"}, "cannot be sampled by class"),
         ({"out": str(tmp_path)}, "not empty"),
+        ({"teachers": ("embedded",)}, "names no teacher_weight: leave out --teachers"),
+        ({"recipe": str(tmp_path / "taught.toml")}, "learns from teachers: name them by --teachers"),
+        ({"recipe": str(tmp_path / "taught.toml"), "teachers": ("embedded",)}, "does not see what"),
+        ({"recipe": str(tmp_path / "others.toml"), "teachers": ("embedded",)}, "'fer2013-small-balanced' has other classes"),
         ({"num_workers": 99}, "fewer than 99 cores"),
         ({"data_from": "stream", "num_workers": 2}, "one for each worker and one for the data"),
         ({"use_gpu": True}, "GPUs were asked for"),
@@ -134,9 +140,12 @@ def test_flagged_samples_are_left_out_when_leaks_are_to_be_dropped(dataset: Path
     flagged = read_flagged(str(dataset))
     assert set(flagged["reason"].to_pylist()) == {"leak", "copy"}
     config = TrainConfig(recipe=str(tmp_path / "stripes.toml"), data=str(dataset), out=str(tmp_path / "m"), drop_leaks=True)
-    train.run(config.model_copy(update={"allow_missing_classes": True}))
+    config = config.model_copy(update={"allow_missing_classes": True})
+    train.run(config)
     card = read_bundle(str(tmp_path / "m")).card
     assert (card.data.train_images, card.data.left_out) == (190, 2)
+    plan = train.make_plan(config, load_recipe(config.recipe), read_dataset(str(dataset)), str(dataset), None)
+    assert sorted(plan.class_counts) == [0, 0, 0, 0, 0, 95, 95]  # weights of the classes know what is left out
     without = card.metrics.validation_without_training_images
     assert without is not None and without.images == 64  # the copy that it has in train was not learned
 

@@ -41,6 +41,14 @@ def test_outputs_can_be_cut_off_and_grown_again(config: NetworkConfig) -> None:
     assert torch.allclose(predict(wider, images)[:, :17], predict(wide, images), atol=1e-5)
 
 
+def test_a_deeper_network_begins_as_the_one_whose_weights_it_takes_over() -> None:
+    shallow = build(NetworkConfig(width=4), 7).eval()
+    deep = build(NetworkConfig(width=4, blocks=(1, 2, 3)), 9)
+    take_over(deep, shallow.state_dict())
+    assert torch.allclose(predict(deep, GREY)[:, :7], predict(shallow, GREY), atol=1e-6)
+    assert sum(value.numel() for value in deep.parameters()) > 2 * sum(value.numel() for value in shallow.parameters())
+
+
 @pytest.mark.parametrize("name", ["weights.pth", "weights.safetensors"])
 def test_a_file_gives_all_but_the_last_layer(tmp_path: Path, name: str) -> None:
     given = torchvision.models.resnet18(num_classes=1000).state_dict()

@@ -6,12 +6,15 @@ import pytest
 import torch
 
 from fer_pipeline.models.augmentation import AugmentationConfig, augment
+from fer_pipeline.models.bundle import EMBEDDED, read_bundle
 from fer_pipeline.models.labelled_images import LabelledImages
 from fer_pipeline.models.network_config import NetworkConfig
 from fer_pipeline.models.networks import build
 from fer_pipeline.models.training.config import TrainingConfig
 from fer_pipeline.models.training.feed import Resident
+from fer_pipeline.models.training.teachers import Teachers
 from fer_pipeline.models.training.trainer import DivergedError, Epoch, Trainer, predict
+from fer_pipeline.models.weights import load_network
 
 PLAIN = AugmentationConfig(flip=0, shift=0, rotation_deg=0, scale=0, contrast=0, erase=0)
 CPU = torch.device("cpu")
@@ -171,6 +174,29 @@ def test_votes_stand_in_for_the_label_or_are_learnt_beside_it() -> None:
 def test_images_without_votes_keep_their_label() -> None:
     data = stripes(256)
     assert last(trainer(LabelledImages(data.images, data.labels, torch.zeros(256, 2)), votes="target")).validation_accuracy > 0.9
+
+
+def test_what_teachers_say_takes_its_share_of_the_target() -> None:
+    class TheOpposite:
+        def __call__(self, images: torch.Tensor) -> torch.Tensor:
+            rows = (images.float().diff(dim=2).abs().mean((1, 2, 3)) > images.float().diff(dim=3).abs().mean((1, 2, 3))).long()
+            return torch.eye(2)[rows]  # stripes along the rows are class 0: this says 1 for them
+
+    def taught(weight: float) -> float:
+        learner = trainer(stripes(256), teacher_weight=weight)
+        learner.teachers = TheOpposite()  # type: ignore[assignment]
+        return last(learner).validation_accuracy
+
+    assert taught(0.1) > 0.9
+    assert taught(1.0) < 0.1
+
+
+def test_teachers_answer_with_the_mean_of_their_probabilities_over_both_views() -> None:
+    bundle, images = read_bundle(EMBEDDED), stripes(6).images
+    network, temperature = load_network(bundle), bundle.card.calibration.temperature
+    views = [torch.softmax(predict(network, view) / temperature, 1) for view in (images, images.flip(3))]
+    answers = Teachers((bundle, bundle), CPU, "fp32")(images)
+    assert torch.allclose(answers, (views[0] + views[1]) / 2, atol=1e-5)
 
 
 def test_augmentation_moves_every_image_in_its_own_way_and_repeats_with_its_seed() -> None:

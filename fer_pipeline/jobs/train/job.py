@@ -4,12 +4,15 @@ import hashlib
 import json
 import logging
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from statistics import median
 from typing import Any, Literal
 
+import pyarrow as pa
+import pyarrow.compute as pc
 import ray
 from pydantic import Field
 from ray.train import Checkpoint, CheckpointConfig, DataConfig, FailureConfig, RunConfig, ScalingConfig
@@ -17,7 +20,7 @@ from ray.train.torch import TorchTrainer
 
 from fer_pipeline.core import storage
 from fer_pipeline.core.config import Config
-from fer_pipeline.core.dataset import DatasetInfo, read_dataset, read_flagged
+from fer_pipeline.core.dataset import DatasetInfo, read_dataset, read_flagged, read_samples
 from fer_pipeline.core.errors import UserError
 from fer_pipeline.core.framing import Framing
 from fer_pipeline.core.labels import LabelSpace, load_label_space, mapping
@@ -48,6 +51,8 @@ class TrainConfig(Config):
     """Folder of the model bundle: new or empty."""
     initial: str | None = None
     """Model bundle whose weights to start from; by default the recipe's seed decides them."""
+    teachers: tuple[str, ...] = ()
+    """Model bundles whose probabilities are learned beside the labels, by the recipe's `teacher_weight`."""
     from_scratch: bool = False
     """Let the seed decide the weights although the recipe names pretrained ones, where those cannot be had."""
     drop_leaks: bool = False
@@ -67,7 +72,7 @@ class TrainConfig(Config):
     resident_gb: float = Field(4.0, ge=0)
     """Largest training split, as the network's input, that every worker holds on its device."""
     max_failures: int = Field(3, ge=0)
-    """How often lost workers are replaced; training goes on from the last epoch's checkpoint."""
+    """How often failed workers are replaced, announced preemptions aside; training goes on from the last epoch's checkpoint."""
     checkpoints: str | None = None
     """Folder in which checkpoints are kept and looked for, so that a killed run continues; by default `OUT.checkpoints`."""
 
@@ -91,14 +96,15 @@ def run(config: TrainConfig, cluster: ClusterConfig = ClusterConfig()) -> TrainR
     storage.require_access(data, out)
     recipe, dataset = load_recipe(config.recipe), read_dataset(data)
     initial = read_bundle(config.initial) if config.initial else None
+    teachers = tuple(read_bundle(url) for url in config.teachers)
     checkpoints = storage.normalize(config.checkpoints or f"{out}.checkpoints")
-    plan = make_plan(config, recipe, dataset, data, initial)
+    plan = make_plan(config, recipe, dataset, data, initial, teachers)
     if set(storage.list_names(out)) - set(FILES_BEFORE_CARD):
         raise UserError(f"'{out}' is not empty: choose a new folder for --out.")
     with connected(cluster, data, out, checkpoints):
         _require_resources(config, plan, cluster)
         state = _train(plan, config, checkpoints, dataset.digest)
-    validation, epochs = publish(plan, dataset, out, state), state["history"]
+        validation, epochs = publish(plan, dataset, out, state), state["history"]
     return TrainResult(
         out=out,
         name=recipe.name,
@@ -111,8 +117,15 @@ def run(config: TrainConfig, cluster: ClusterConfig = ClusterConfig()) -> TrainR
     )
 
 
-def make_plan(config: TrainConfig, recipe: Recipe, dataset: DatasetInfo, data: str, initial: Bundle | None) -> Plan:
-    """Return what the ranks must know; raise UserError where recipe, data and initial model do not go together."""
+def make_plan(
+    config: TrainConfig,
+    recipe: Recipe,
+    dataset: DatasetInfo,
+    data: str,
+    initial: Bundle | None,
+    teachers: tuple[Bundle, ...] = (),
+) -> Plan:
+    """Return what the ranks must know; raise UserError where recipe, data, initial model and teachers do not go together."""
     if config.batch_size:
         training = recipe.training.model_copy(update={"batch_size": config.batch_size})
         recipe = recipe.model_copy(update={"training": training})
@@ -125,18 +138,19 @@ def make_plan(config: TrainConfig, recipe: Recipe, dataset: DatasetInfo, data: s
         if split not in dataset.counts:
             raise UserError(f"The dataset has no split '{split}'; it has {', '.join(dataset.counts)}.")
     build(recipe.network, len(space.classes))
-    if initial and (initial.card.label_space, _shape(initial.card.network)) != (space, _shape(recipe.network)):
+    if initial and not (initial.card.label_space == space and _may_begin_as(recipe.network, initial.card.network)):
         raise UserError(
             f"The initial model '{initial.card.name}' has another network or other classes than the recipe and its data."
         )
     if initial and initial.card.format == "onnx":
         raise UserError(f"The initial model '{initial.card.name}' is an ONNX network, which is not trained on.")
+    _require_teachers(recipe, teachers, space)
     framing = _framing(recipe, dataset, initial)
     labels = mapping(dataset.label_space.classes, space)
     flagged = read_flagged(data).to_pylist() if config.drop_leaks else []
     leave_out = frozenset(row["sample_id"] for row in flagged if row["split"] == recipe.train_split)
     train = SplitReader(data, recipe.train_split, recipe.network, labels, _votes(recipe, dataset, space), leave_out)
-    counts = [dataset.counts[recipe.train_split].get(name, 0) for name in space.classes]
+    counts = _class_counts(dataset, data, recipe.train_split, space, leave_out)
     missing = [name for name, count in zip(space.classes, counts, strict=True) if not count]
     if missing and not config.allow_missing_classes:
         raise UserError(
@@ -158,12 +172,27 @@ def make_plan(config: TrainConfig, recipe: Recipe, dataset: DatasetInfo, data: s
         validation=SplitReader(data, recipe.validation_split, recipe.network, labels, tuple(range(len(dataset.vote_classes)))),
         class_counts=tuple(counts),
         initial=initial,
+        teachers=teachers,
         pretrained=None,
         streamed=streamed,
         use_gpu=config.use_gpu,
         threads=1,
         live="",
     )
+
+
+def _class_counts(dataset: DatasetInfo, data: str, split: str, space: LabelSpace, leave_out: frozenset[str]) -> list[int]:
+    """Return how many images of each class are learned: those of the split that are not left out."""
+    counts = Counter(dataset.counts[split])
+    if leave_out:
+        samples = read_samples(data, ["sample_id", "label"])
+        left_out = samples["label"].filter(pc.is_in(samples["sample_id"], pa.array(leave_out, pa.string())))
+        counts.subtract(dataset.label_space.classes[label] for label in left_out.to_pylist())
+    found = [0] * len(space.classes)
+    for name, index in zip(dataset.label_space.classes, mapping(dataset.label_space.classes, space), strict=True):
+        if index is not None:
+            found[index] += counts[name]
+    return found
 
 
 def _framing(recipe: Recipe, dataset: DatasetInfo, initial: Bundle | None) -> Framing:
@@ -199,9 +228,29 @@ def _votes(recipe: Recipe, dataset: DatasetInfo, space: LabelSpace) -> tuple[int
     return tuple(range(len(dataset.vote_classes)))
 
 
-def _shape(network: NetworkConfig) -> NetworkConfig:
-    """Return what two networks must share for the weights of one to serve the other."""
-    return network.model_copy(update={"dropout": 0.0, "flip_averaging": False})
+def _may_begin_as(network: NetworkConfig, initial: NetworkConfig) -> bool:
+    """Tell whether a network can start from the weights of another one: one like it, or one with fewer blocks."""
+    free = {"dropout": 0.0, "flip_averaging": False, "blocks": (1, 1, 1)}
+    deeper = all(own >= begun for own, begun in zip(network.blocks, initial.blocks, strict=True))
+    return deeper and network.model_copy(update=free) == initial.model_copy(update=free)
+
+
+def _require_teachers(recipe: Recipe, teachers: tuple[Bundle, ...], space: LabelSpace) -> None:
+    """Raise UserError for teachers that the recipe does not ask for or cannot learn from, or for none where it needs some."""
+    if bool(teachers) != bool(recipe.training.teacher_weight):
+        wanted = "names no teacher_weight" if teachers else "learns from teachers"
+        raise UserError(f"The recipe '{recipe.name}' {wanted}: {'leave out' if teachers else 'name them by'} --teachers.")
+    network = recipe.network
+    for teacher in teachers:
+        card = teacher.card
+        if card.format == "onnx" or (card.network.channels, card.network.image_px) != (network.channels, network.image_px):
+            raise UserError(
+                f"The teacher '{card.name}' does not see what the recipe's network sees: name a torch network of its input."
+            )
+        if card.label_space != space:
+            raise UserError(
+                f"The teacher '{card.name}' has other classes than the recipe: its {space.name} has {', '.join(space.classes)}."
+            )
 
 
 def _require_resources(config: TrainConfig, plan: Plan, cluster: ClusterConfig) -> None:
@@ -218,6 +267,7 @@ def _train(plan: Plan, config: TrainConfig, checkpoints: str, digest: str) -> St
     """Run the loop on the workers and return the last checkpoint's state."""
     recipe, initial = plan.recipe, plan.initial
     parts = [recipe.model_dump_json(), digest, initial.digest if initial else "", "drop" * config.drop_leaks]
+    parts += [teacher.digest for teacher in plan.teachers]
     name = hashlib.sha256("|".join(parts).encode()).hexdigest()[:16]
     live = storage.join(checkpoints, name)
     cores = 1 if config.use_gpu else max(1, _cores_of_a_node() // _workers_of_a_node(config.num_workers))

@@ -5,25 +5,24 @@ import logging
 import posixpath
 from typing import Any
 
-import numpy as np
 import torch
 
 from fer_pipeline.core import duplicates, storage
 from fer_pipeline.core.dataset import DatasetInfo, read_samples
 from fer_pipeline.core.duplicates import find_copies, split_digest
 from fer_pipeline.core.figures import SplitFigures
+from fer_pipeline.jobs.scoring import ScoringContext, predict_split
 from fer_pipeline.jobs.train.rank import Plan
 from fer_pipeline.models.bundle import CARD_MARKDOWN, CARD_PAGE, CONFUSION, CURVES, HISTORY, MODEL_FILE, WEIGHTS_FILE, save_bundle
 from fer_pipeline.models.calibration import calibrate
 from fer_pipeline.models.card import ModelCard, ModelMetrics, TrainingData
-from fer_pipeline.models.evaluation import Predictions, evaluate, joined
+from fer_pipeline.models.evaluation import evaluate
 from fer_pipeline.models.networks import build
 from fer_pipeline.models.recipe import Recipe
-from fer_pipeline.models.training.trainer import State, predict
+from fer_pipeline.models.training.trainer import State
 from fer_pipeline.models.weights import keep_outputs, pack
 from fer_pipeline.report.card import card_markdown, card_page
 from fer_pipeline.report.training import confusion_png, curves_png
-from fer_pipeline.stages.training_data import SplitReader
 
 log = logging.getLogger(__name__)
 
@@ -38,8 +37,11 @@ def publish(plan: Plan, dataset: DatasetInfo, out: str, state: State) -> SplitFi
     network.load_state_dict(keep_outputs(state["best"], len(classes)))
     samples = read_samples(plan.train.dataset, duplicates.DUPLICATE_COLUMNS)
     copies = find_copies(samples, recipe.validation_split, recipe.train_split, plan.train.leave_out)
-    predictions = _predicted(network, plan.validation)
-    logits, labels = torch.from_numpy(predictions.logits), torch.from_numpy(predictions.labels)
+    unjudged = pack(network, ModelCard(name=recipe.name, network=recipe.network, label_space=plan.space))
+    predictions = predict_split(ScoringContext(unjudged, plan.validation, "fp32", "cuda" if plan.use_gpu else "cpu"))
+    fresh = predictions.without(copies.learned)
+    fitted = fresh if len(fresh) else predictions  # a copy of what was learned would make the model seem surer than it is
+    logits, labels = torch.from_numpy(fitted.logits), torch.from_numpy(fitted.labels)
     calibration = calibrate(logits, labels, recipe.calibration.certain_accuracy)
     selected = selected_epoch(state["history"])
     validation, without_training_images = (
@@ -50,7 +52,7 @@ def publish(plan: Plan, dataset: DatasetInfo, out: str, state: State) -> SplitFi
             views=2 if recipe.network.flip_averaging else 1,
             precision="fp32",
         )
-        for some in (predictions, predictions.without(copies.learned))
+        for some in (predictions, fresh)
     )
     initial = plan.initial
     card = ModelCard(
@@ -65,7 +67,7 @@ def publish(plan: Plan, dataset: DatasetInfo, out: str, state: State) -> SplitFi
             digest=dataset.digest,
             train_split=recipe.train_split,
             train_digest=split_digest(samples, recipe.train_split),
-            train_images=sum(plan.class_counts) - len(plan.train.leave_out),
+            train_images=sum(plan.class_counts),
             left_out=len(plan.train.leave_out),
             validation_split=recipe.validation_split,
             validation_digest=split_digest(samples, recipe.validation_split),
@@ -100,12 +102,3 @@ def _described(recipe: Recipe) -> dict[str, Any]:
     """Return the recipe for the card; of a file with pretrained weights its name alone, for bundles travel."""
     facts = recipe.model_dump(mode="json")
     return facts | {"pretrained": recipe.pretrained and posixpath.basename(recipe.pretrained)}
-
-
-def _predicted(network: torch.nn.Module, reader: SplitReader) -> Predictions:
-    """Return the predictions for a split, of which only a stretch is held as images."""
-    batches = []
-    for chunk in reader.chunks():
-        logits = predict(network, torch.from_numpy(chunk.images)).numpy()
-        batches.append(Predictions(np.array(chunk.ids, object), logits, chunk.labels, chunk.votes))
-    return joined(batches)

@@ -27,6 +27,7 @@ from fer_pipeline.models.pretrained import load_pretrained
 from fer_pipeline.models.recipe import Recipe
 from fer_pipeline.models.training.feed import Feed, Resident
 from fer_pipeline.models.training.ranks import rank_and_world
+from fer_pipeline.models.training.teachers import Teachers
 from fer_pipeline.models.training.trainer import DivergedError, Epoch, State, Trainer
 from fer_pipeline.models.weights import Weights, load_network, take_over
 from fer_pipeline.stages.training_data import TRAINING_COLUMNS, SplitReader
@@ -50,8 +51,9 @@ class Plan:
     train: SplitReader
     validation: SplitReader
     class_counts: tuple[int, ...]
-    """Of the training split, by the recipe's classes."""
+    """Of the images that are learned, by the recipe's classes."""
     initial: Bundle | None
+    teachers: tuple[Bundle, ...]
     pretrained: Shared[Weights] | None
     """The whole network's weights where the recipe names pretrained ones and the driver has read them for all ranks."""
     streamed: bool
@@ -145,12 +147,13 @@ def make_trainer(plan: Plan, device: torch.device, shard: Any = None) -> Trainer
         take_over(network, load_network(plan.initial).state_dict())
     batch, side = recipe.training.batch_size, recipe.network.image_px
     if shard is not None:
-        images = sum(plan.class_counts) - len(plan.train.leave_out)
-        feed: Feed = Streamed(shard, images, batch, recipe.network.channels * side * side)
+        feed: Feed = Streamed(shard, sum(plan.class_counts), batch, recipe.network.channels * side * side)
     else:
         balance = recipe.training.balance_power if recipe.training.class_balance == "sampling" else 0.0
         feed = Resident(plan.train.load().to(device), batch, balance)
-    return Trainer(network.to(device), list(plan.class_counts), recipe.training, recipe.augmentation, feed, device)
+    teachers = Teachers(plan.teachers, device, recipe.training.precision) if plan.teachers else None
+    counts = list(plan.class_counts)
+    return Trainer(network.to(device), counts, recipe.training, recipe.augmentation, feed, device, teachers)
 
 
 def worker(arguments: dict[str, Any]) -> None:

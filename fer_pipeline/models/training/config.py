@@ -37,6 +37,8 @@ class TrainingConfig(Config):
     that are cut off after training. Images without votes keep their label alone."""
     votes_weight: float = Field(1.0, ge=0)
     """Share of the target that the votes take (`target`), or weight of their loss beside the labels' (`auxiliary`)."""
+    teacher_weight: float = Field(0.0, ge=0, le=1)
+    """Share of the target that the teachers' mean probabilities take from the label (Hinton et al., 2015)."""
     mixup: float = Field(0.0, ge=0)
     """Alpha of mixup (Zhang et al., 2018), drawn for each image; 0 turns it off."""
     ema_decay: float = Field(0.0, ge=0, lt=1)

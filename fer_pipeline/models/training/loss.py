@@ -9,13 +9,18 @@ from fer_pipeline.models.labelled_images import LabelledImages
 from fer_pipeline.models.training.config import TrainingConfig
 
 
-def soft_targets(batch: LabelledImages, classes: int, config: TrainingConfig) -> Tensor:
-    """Return what the outputs shall become, float32 (n, classes), and the votes (n, k) behind it where they are auxiliary."""
+def soft_targets(batch: LabelledImages, classes: int, config: TrainingConfig, taught: Tensor | None = None) -> Tensor:
+    """Return what the outputs shall become, float32 (n, classes), and the votes (n, k) behind it where they are auxiliary.
+
+    `taught`: teachers' probabilities (n, classes), which take their share of the target.
+    """
     targets = F.one_hot(batch.labels, classes).float()
     if config.votes == "target":
         share = config.votes_weight * (batch.votes.sum(1, keepdim=True) > 0)
         targets = (1 - share) * targets + share * batch.votes
     targets = (1 - config.label_smoothing) * targets + config.label_smoothing / classes
+    if taught is not None:
+        targets = torch.lerp(targets, taught, config.teacher_weight)
     return torch.cat([targets, batch.votes], 1) if config.votes == "auxiliary" else targets
 
 

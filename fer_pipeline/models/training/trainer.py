@@ -15,13 +15,14 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from fer_pipeline.models.augmentation import AugmentationConfig, augment
+from fer_pipeline.models.augmentation import AugmentationConfig, move, spoil
 from fer_pipeline.models.labelled_images import LabelledImages
 from fer_pipeline.models.training.config import TrainingConfig
 from fer_pipeline.models.training.feed import Feed
 from fer_pipeline.models.training.loss import Draws, soft_targets
 from fer_pipeline.models.training.optimizer import make_optimizer, make_schedule
 from fer_pipeline.models.training.ranks import rank_and_world, reduce_over_ranks, share_buffers, sum_over_ranks
+from fer_pipeline.models.training.teachers import Teachers
 
 State = dict[str, Any]
 
@@ -94,12 +95,13 @@ class Trainer:
         augmentation: AugmentationConfig,
         train: Feed,
         device: torch.device,
+        teachers: Teachers | None = None,
     ) -> None:
         if config.sync_batch_norm and dist.is_initialized() and device.type == "cuda":
             network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
         self.network = network.to(memory_format=torch.channels_last)
         self.classes, self.config, self.augmentation = len(class_counts), config, augmentation
-        self.train, self.device = train, device
+        self.train, self.device, self.teachers = train, device, teachers
         self.replica: nn.Module = DistributedDataParallel(network) if dist.is_initialized() else network
         self.steps = max(1, len(train) // config.batch_size)
         self.optimizer = make_optimizer(network, config)
@@ -194,8 +196,9 @@ class Trainer:
         return exchange
 
     def _loss(self, batch: LabelledImages, draws: "Draws") -> tuple[Tensor, Tensor]:
-        targets = soft_targets(batch, self.classes, self.config)
-        inputs = augment(batch.images, self.augmentation, draws.generator)
+        moved = move(batch.images, self.augmentation, draws.generator)
+        targets = soft_targets(batch, self.classes, self.config, self.teachers(moved) if self.teachers else None)
+        inputs = spoil(moved, self.augmentation, draws.generator)
         if self.config.mixup:
             share = draws.beta(self.config.mixup, len(batch)).to(self.device)[:, None]
             inputs = torch.lerp(inputs.flip(0).float(), inputs.float(), share[:, :, None, None])

@@ -1,0 +1,50 @@
+"""A model's answers on a split of a dataset, predicted file by file in tasks: what evaluation and training publish figures of."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from fer_pipeline.core.dataset import sample_files
+from fer_pipeline.jobs.progress import progress
+from fer_pipeline.jobs.shared import Shared, fan_out, share
+from fer_pipeline.models.bundle import Bundle
+from fer_pipeline.models.evaluation import Predictions, joined
+from fer_pipeline.stages.classify import Classifier
+from fer_pipeline.stages.training_data import SplitReader
+
+ROWS_PER_BATCH = 512
+
+
+@dataclass(frozen=True)
+class ScoringContext:
+    """What every task needs."""
+
+    bundle: Bundle
+    reader: SplitReader
+    precision: Literal["fp32", "bf16"]
+    device: str
+
+
+def predict_split(context: ScoringContext) -> Predictions:
+    """Return the predictions for the reader's split; the images stay in the tasks."""
+    files, batches = sample_files(context.reader.dataset), list[Predictions]()
+    gpus = 1.0 if context.device == "cuda" else 0.0
+    with progress("evaluating files", len(files)) as advance:
+        for found in fan_out(_predict_file, files, share(context), num_gpus=gpus):
+            batches += found
+            advance(1)
+    return joined(batches)
+
+
+def _predict_file(shared: Shared[ScoringContext], uri: str) -> list[Predictions]:
+    """Return the predictions for one file's samples of the split."""
+    classifier = shared.load(_make_classifier)
+    return [
+        Predictions(np.array(chunk.ids, object), classifier.logits(chunk.images), chunk.labels, chunk.votes)
+        for chunk in shared.get().reader.chunks_of(uri, ROWS_PER_BATCH)
+    ]
+
+
+def _make_classifier(context: ScoringContext) -> Classifier:
+    return Classifier(context.bundle, context.precision, context.device)

@@ -1,0 +1,26 @@
+"""Teachers: trained networks whose probabilities a network learns beside the labels (Hinton et al., 2015)."""
+
+import torch
+from torch import Tensor
+
+from fer_pipeline.models.bundle import Bundle
+from fer_pipeline.models.weights import load_network
+
+
+class Teachers:
+    """The mean of several bundles' calibrated probabilities, over each image and its mirror image."""
+
+    def __init__(self, bundles: tuple[Bundle, ...], device: torch.device, precision: str) -> None:
+        self.networks = [(load_network(bundle).to(device), bundle.card.calibration.temperature) for bundle in bundles]
+        for network, _ in self.networks:
+            network.to(memory_format=torch.channels_last)
+        self.device, self.precision = device, precision
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> Tensor:
+        """Return float32 probabilities (n, classes) for uint8 images (n, c, h, w), before any spoiling."""
+        views = torch.cat([images, images.flip(3)])
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
+            answers = [torch.softmax(network(views).float() / temperature, 1) for network, temperature in self.networks]
+        mean = torch.stack(answers).mean(0)
+        return (mean[: len(images)] + mean[len(images) :]) / 2
