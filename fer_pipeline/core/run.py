@@ -19,6 +19,8 @@ from fer_pipeline.core.schema_version import require_schema_version
 from fer_pipeline.core.schemas import IMAGES, LINEAGE
 
 RUN, SUCCESS, REPORT = "run.json", "_SUCCESS", "report.html"
+INDEXES = "indexes"
+"""Folder of a run on a store: what the source's containers hold."""
 ASKED_SINGLY, READERS = 256, 16
 """Shards that are asked for one by one at most, and how many of their files are read or asked for at once."""
 SCHEMA_VERSION = 4
@@ -181,7 +183,7 @@ class RunFolder:
         except NotADirectoryError:
             raise UserError(f"'{self.url}' is a file: choose a new folder for --out.") from None
         except FileNotFoundError:
-            if set(storage.list_names(self.url)) - {"manifest", "increment"}:
+            if set(storage.list_names(self.url)) - {"manifest", "increment", INDEXES}:
                 raise UserError(f"'{self.url}' holds files but no {RUN}: choose an empty folder for --out.") from None
             return None
         remedy = "finish it with that version, or choose another folder for --out."

@@ -1,8 +1,12 @@
-"""The index of a container: what it holds, listed once and remembered while the container is the same."""
+"""The index of a container: what it holds, listed once and remembered while the container is the same.
+
+It is kept in this user's cache and, where one is named, in a folder that outlives this machine: beside a run or a table.
+"""
 
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from uuid import uuid4
@@ -24,56 +28,100 @@ INDEX = pa.schema(
         pa.field("time_ms", pa.int64()),
     ]
 )
-INDEX_VERSION = 1
+INDEX_VERSION = 2
+STATE = b"container"
+"""Key of an index's metadata: size and etag of the container that it is of."""
 BATCH = 10_000
+FORGOTTEN_S = 3600.0
+"""Age from which an index in the making is one that a killed listing left."""
 
 
-def remembered(file: File, how: str, entries: Iterator[Record | str]) -> Iterator[Record | str]:
+def remembered(
+    file: File,
+    how: str,
+    entries: Iterator[Record | str],
+    beside: str | None = None,
+    elsewhere: Callable[[File], None] | None = None,
+) -> Iterator[Record | str]:
     """Yield the entries of a container from its index, where there is one, or make it on the way.
 
-    `how` says what the listing depends on besides the file.
+    `how` says what the listing depends on besides the file; `beside` is the folder that outlives this machine, into which
+    `elsewhere` puts the index from another one, if it can.
     """
-    key = f"{INDEX_VERSION}|{file.uri}|{file.size_bytes}|{file.etag}|{how}"
-    folder = storage.cache_folder() / "indexes"
-    path = folder / f"{hashlib.sha256(key.encode('utf-8', 'surrogateescape')).hexdigest()}.parquet"
-    if _is_whole(path):
-        yield from _read(path, file)
-        return
     if not file.etag:  # a store that does not say when a file changes
         yield from entries
         return
-    index = _NewIndex(path)
+    path = _path(file, how)
+    if _is_whole(path, file) or (beside and _fetched(path, beside, file)):
+        yield from _read(path, file)
+        return
+    if beside and elsewhere:
+        elsewhere(file)
+        if _fetched(path, beside, file):
+            yield from _read(path, file)
+            return
+    index = _NewIndex(path, file)
     try:
         for entry in entries:
             index.add(entry)
             yield entry
-        index.finish()
+        index.finish(beside)
     finally:
         index.discard()
 
 
-def _is_whole(path: Path) -> bool:
-    """Tell whether there is an index; one that a failing machine left torn is removed."""
+def remove_forgotten() -> None:
+    """Remove what listings that were killed have left in the cache."""
+    for left in _folder().glob(".*.tmp"):
+        with suppress(OSError):
+            if time.time() - left.stat().st_mtime > FORGOTTEN_S:
+                left.unlink()
+
+
+def _folder() -> Path:
+    return storage.cache_folder() / "indexes"
+
+
+def _path(file: File, how: str) -> Path:
+    """Return where the index of a file is kept: one name for all its versions, so that they do not pile up."""
+    key = f"{INDEX_VERSION}|{file.uri}|{how}"
+    return _folder() / f"{hashlib.sha256(key.encode('utf-8', 'surrogateescape')).hexdigest()}.parquet"
+
+
+def _state(file: File) -> bytes:
+    return f"{file.size_bytes}|{file.etag}".encode("utf-8", "surrogateescape")
+
+
+def _is_whole(path: Path, file: File) -> bool:
+    """Tell whether there is an index of this version of the file; one that a failing machine left torn is removed."""
     try:
-        pq.read_metadata(path)
+        return bool((pq.read_metadata(path).metadata or {}).get(STATE) == _state(file))
     except FileNotFoundError:
         return False
     except (pa.ArrowException, OSError):
         path.unlink(missing_ok=True)
         return False
-    return True
+
+
+def _fetched(path: Path, beside: str, file: File) -> bool:
+    """Copy an index from the folder that outlives this machine, if it has it; tell whether it is there now."""
+    with suppress(*storage.STORAGE_ERRORS):
+        storage.write_bytes(str(path), storage.read_bytes(storage.join(beside, path.name)))
+        return _is_whole(path, file)
+    return False
 
 
 class _NewIndex:
     """An index in the making. Where it cannot be written there will be none, and the next run lists the container again."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, file: File) -> None:
         self.path, self.temporary = path, path.with_name(f".{uuid4().hex}.tmp")
         self.rows: list[tuple[object, ...]] = []
         self.writer: pq.ParquetWriter | None = None
         with suppress(OSError):
             path.parent.mkdir(parents=True, exist_ok=True)
-            self.writer = pq.ParquetWriter(str(self.temporary), INDEX, compression="zstd")
+            schema = INDEX.with_metadata({STATE: _state(file)})
+            self.writer = pq.ParquetWriter(str(self.temporary), schema, compression="zstd")
 
     def add(self, entry: Record | str) -> None:
         if isinstance(entry, Record):
@@ -91,13 +139,16 @@ class _NewIndex:
             self.discard()
         self.rows = []
 
-    def finish(self) -> None:
-        """Put the index in its place."""
+    def finish(self, beside: str | None) -> None:
+        """Put the index in its place, and beside the run or table."""
         self._flush()
-        if self.writer:
-            with suppress(OSError):
-                self.writer.close()
-                os.replace(self.temporary, self.path)
+        if not self.writer:
+            return
+        with suppress(*storage.STORAGE_ERRORS):
+            self.writer.close()
+            os.replace(self.temporary, self.path)
+            if beside:
+                storage.write_bytes(storage.join(beside, self.path.name), self.path.read_bytes())
 
     def discard(self) -> None:
         """Remove what is left of an index that was not finished."""

@@ -4,7 +4,7 @@ import os
 import posixpath
 import re
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import asdict
 from fnmatch import translate
@@ -20,7 +20,7 @@ from fer_pipeline.sources.files import File, Selection, valid_text
 from fer_pipeline.sources.formats import format_of, list_container
 from fer_pipeline.sources.formats.images import IMAGE, list_image, peek, says_image
 from fer_pipeline.sources.formats.spec import SourceFormat
-from fer_pipeline.sources.index import remembered
+from fer_pipeline.sources.index import remembered, remove_forgotten
 from fer_pipeline.sources.walk import list_files
 
 FILTERED = "(filtered)"
@@ -32,8 +32,20 @@ SIDE_BY_SIDE, FILES_AHEAD = 32, 10_000
 class Listing:
     """The records below a source; `skipped` counts, by extension, the files that are none."""
 
-    def __init__(self, source: str, selection: Selection = Selection()) -> None:  # noqa: B008 (frozen)
-        self.source, self.selection = source, selection
+    def __init__(
+        self,
+        source: str,
+        selection: Selection = Selection(),  # noqa: B008 (frozen)
+        indexes: str | None = None,
+        index_elsewhere: Callable[[File], None] | None = None,
+        at_once: int = CONTAINERS_AT_ONCE,
+    ) -> None:
+        """`indexes` is the folder, beside a run or a table, that keeps what containers hold.
+
+        `index_elsewhere` puts a container's index there from another machine, if it can; `at_once` containers are listed.
+        """
+        self.source, self.selection, self.indexes = source, selection, indexes
+        self.index_elsewhere, self.at_once = index_elsewhere, at_once
         self.skipped: Counter[str] = Counter()
         self._processes: SimpleQueue[IsolatedProcess] = SimpleQueue()
         """Those that list a container at the time are not here."""
@@ -41,12 +53,13 @@ class Listing:
         self._exclude = [re.compile(translate(glob)) for glob in selection.exclude]
 
     def __iter__(self) -> Iterator[Record]:
-        processes = [IsolatedProcess() for _ in range(CONTAINERS_AT_ONCE)]
+        remove_forgotten()
+        processes = [IsolatedProcess() for _ in range(self.at_once)]
         for process in processes:
             self._processes.put(process)
         waiting: deque[tuple[Iterator[Record], Background[Any] | None]] = deque()
         try:
-            with ThreadPoolExecutor(SIDE_BY_SIDE) as peeks, ThreadPoolExecutor(CONTAINERS_AT_ONCE) as containers:
+            with ThreadPoolExecutor(SIDE_BY_SIDE) as peeks, ThreadPoolExecutor(self.at_once) as containers:
                 try:
                     yield from self._records(peeks, containers, waiting)
                 finally:
@@ -65,12 +78,12 @@ class Listing:
         A pool begins containers in order and has a process for each of its threads: the one that is read next never waits for
         one behind it.
         """
-        looked_into = 0
+        looked_into, most = 0, max(SIDE_BY_SIDE, 2 * self.at_once)
         for file in list_files(self.source):
             records, background = self._begun(file, peeks, containers)
             waiting.append((records, background))
             looked_into += background is not None
-            while waiting and (waiting[0][1] is None or looked_into > SIDE_BY_SIDE or len(waiting) > FILES_AHEAD):
+            while waiting and (waiting[0][1] is None or looked_into > most or len(waiting) > FILES_AHEAD):
                 records, background = waiting[0]
                 yield from records
                 waiting.popleft()
@@ -131,7 +144,7 @@ class Listing:
         entries = self._listed(file, source_format)
         key = source_format.index_key(self.selection) if source_format.index_key else None
         try:
-            yield from entries if key is None else remembered(file, key, entries)
+            yield from entries if key is None else remembered(file, key, entries, self.indexes, self.index_elsewhere)
         except OutageError:
             raise
         except Exception as error:  # noqa: BLE001 (the boundary around one container)
@@ -155,6 +168,17 @@ class Listing:
                     yield Record(file.uri, member, offset, stored_bytes, time_ms, size_bytes, file.etag)
         finally:
             self._processes.put(process)
+
+    def index(self, file: File) -> None:
+        """Put the index of a container into the folder `indexes`; raise what the listing of a damaged one raises."""
+        source_format = format_of(file.uri)
+        assert source_format and source_format.index_key
+        self._processes.put(process := IsolatedProcess())
+        try:
+            for _ in remembered(file, source_format.index_key(self.selection), self._listed(file, source_format), self.indexes):
+                pass
+        finally:
+            process.close()
 
     def covers(self, uri: str, member: str | None, time_ms: int | None) -> bool:
         """Tell whether a record is one that this listing would yield, were it still in the source, which it must be below."""

@@ -23,6 +23,8 @@ from fer_pipeline.table.rows import ROWS, SCHEMA_VERSION
 
 MAKER, NIGHT, COUNTER = "fer-pipeline.schema_version", "fer-pipeline.night", "fer-pipeline.commits"
 """What the table's configuration says of its schema, a commit's metadata of the night, and the log of commits by this project."""
+TABLE_INDEXES = "_indexes"
+"""Folder below the table, which its readers and `vacuum` pass over: what the containers of its sources hold."""
 NO_TABLE = -1
 """The version of a table that is not there."""
 

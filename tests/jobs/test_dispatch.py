@@ -3,6 +3,7 @@
 import errno
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from fer_pipeline.core.run import Identity, RunFolder, RunRecord
 from fer_pipeline.jobs.label.chunk import Chunk, Step
 from fer_pipeline.jobs.label.dispatch import Dispatcher
 from fer_pipeline.jobs.label.tasks import Ended
+from fer_pipeline.jobs.label.worker import has_native_bf16, slow_machine
+from fer_pipeline.stages.label import LabelSettings
 
 RECORDS = 2
 """In a shard."""
@@ -185,3 +188,27 @@ def test_two_drivers_of_a_run_share_its_work(tmp_path: Path, monkeypatch: pytest
         drivers = [driver for driver in drivers if next(driver, "ended") != "ended"]
     assert set(labels) == set(range(shards))
     assert sum(labels.values()) < 1.5 * shards
+
+
+def test_a_machine_that_emulates_the_runs_arithmetic_is_named_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    class OldMachines(InProcess):
+        def ended(self, timeout_s: float) -> list[Ended]:
+            return [(chunk, "node-7", error) for chunk, _, error in super().ended(timeout_s)]
+
+    folder, record = run_of(tmp_path, 40)
+    dispatcher = Dispatcher(folder, record, OldMachines(folder, 2))  # type: ignore[arg-type]
+    assert dispatcher.label(range(40), lambda count: None) == 80
+    assert [entry.message for entry in caplog.records if "node-7" in entry.message] == [
+        "node-7 emulates bf16, in which this run computes: same labels, but slower"
+    ]
+
+
+def test_bf16_is_emulated_by_a_processor_that_does_not_say_otherwise(tmp_path: Path) -> None:
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text("flags : fpu avx2 avx512f\n")
+    assert not has_native_bf16(cpuinfo) and not has_native_bf16(tmp_path / "none")
+    cpuinfo.write_text("flags : fpu avx512_bf16\n")
+    assert has_native_bf16(cpuinfo)
+    settings = LabelSettings(640, 0.5, 10**8, 10**9, "bf16", 0.5)
+    assert slow_machine(settings, False) and slow_machine(settings, True) is None
+    assert slow_machine(replace(settings, precision="fp32"), False) is None

@@ -3,6 +3,7 @@ import os
 import tarfile
 import warnings
 import zipfile
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from fer_pipeline.core import storage
 from fer_pipeline.core.errors import RecordError, UserError
 from fer_pipeline.core.manifest import Record
 from fer_pipeline.sources import background
-from fer_pipeline.sources.files import Selection
+from fer_pipeline.sources.files import File, Selection
 from fer_pipeline.sources.listing import Listing
 from fer_pipeline.sources.reader import RecordReader, blocks
 
@@ -213,6 +214,56 @@ def test_a_container_is_indexed_once_while_it_stays_the_same(tmp_path: Path, kin
     assert list(again) == records and again.skipped == first.skipped == {".txt": 1}
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
     assert [record.member for record in listed(tmp_path)] != ["1.jpg"]
+
+
+def test_another_machine_takes_the_index_from_beside_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, indexes = tmp_path / "source" / "a.tar", str(tmp_path / "indexes")
+    path.parent.mkdir()
+    tar_of(path, {"1.jpg": b"one", "1.txt": b"x"})
+    stat, records = path.stat(), list(Listing(str(path.parent), indexes=indexes))
+    path.write_bytes(bytes(stat.st_size))
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "elsewhere"))
+    assert list(Listing(str(path.parent), indexes=indexes)) == records
+    assert list(Listing(str(path.parent))) == records  # and keeps it
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
+    assert list(Listing(str(path.parent), indexes=indexes)) != records
+    assert len(list((tmp_path / "indexes").iterdir())) == 1  # one name for all versions
+
+
+def test_a_listing_removes_what_killed_ones_left(tmp_path: Path) -> None:
+    folder = storage.cache_folder() / "indexes"
+    folder.mkdir(parents=True, exist_ok=True)
+    old, young = folder / ".old.tmp", folder / ".young.tmp"
+    for left in (old, young):
+        left.touch()
+    os.utime(old, (0, 0))
+    (tmp_path / "1.jpg").touch()
+    listed(tmp_path)
+    assert young.exists() and not old.exists()
+    young.unlink()
+
+
+@pytest.mark.parametrize("able", [True, False])
+def test_an_index_that_is_made_elsewhere_gives_the_same_records_and_so_does_none(tmp_path: Path, able: bool) -> None:
+    source, indexes = tmp_path / "source", str(tmp_path / "indexes")
+    source.mkdir()
+    for number in range(12):
+        tar_of(source / f"{number:02d}.tar", {f"{one}.jpg": bytes(one) for one in range(3)})
+    whole = (source / "05.tar").read_bytes()
+    (source / "05.tar").write_bytes(whole[:1500])  # a damaged one has no index
+    asked: list[str] = []
+
+    def elsewhere(file: File) -> None:
+        asked.append(file.uri)
+        with suppress(ValueError):
+            if able:
+                Listing(file.uri, indexes=indexes).index(file)
+
+    records = list(Listing(str(source), indexes=indexes, index_elsewhere=elsewhere, at_once=3))
+    assert sorted(asked) == sorted(map(str, source.iterdir()))
+    assert records == list(Listing(str(source))) and sum(record.error is not None for record in records) == 1
+    assert len(list(Path(indexes).iterdir())) == 11
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])

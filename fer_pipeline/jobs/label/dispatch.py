@@ -75,6 +75,8 @@ class Dispatcher:
         self.lost_records = 0
         self.committed: set[int] = set()
         """Also by other drivers, as far as is known."""
+        self.slow: set[str] = set()
+        """Machines that emulate the run's arithmetic."""
         self._cores, self._looked, self._others_looked, self._others_s = 0, 0.0, time.monotonic(), 0.0
 
     def label(self, pending: Sequence[int], advance: Callable[[int], None]) -> int:
@@ -168,6 +170,9 @@ class Dispatcher:
             return 0
         if chunk.step is Step.CLASSIFY and self.pool:
             self.pool.free(chunk)
+        if isinstance(result, str) and result not in self.slow:
+            self.slow.add(result)
+            log.warning("%s emulates bf16, in which this run computes: same labels, but slower", result)
         return chunk.records
 
     def _again(self, chunk: Chunk) -> None:

@@ -3,9 +3,6 @@
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable
-from functools import partial
-from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
@@ -16,14 +13,15 @@ from fer_pipeline.core.errors import FailureRateExceeded, UserError
 from fer_pipeline.core.faces import Tally, shards_with, write_faces
 from fer_pipeline.core.isolated import MEMORY_BYTES
 from fer_pipeline.core.manifest import file_count, shard_sizes, split_into_shards, write_manifest
-from fer_pipeline.core.run import REPORT, Identity, RunFolder, RunRecord, RunResult, new_run_id, now, settings_digest
+from fer_pipeline.core.run import INDEXES, REPORT, Identity, RunFolder, RunRecord, RunResult, new_run_id, now, settings_digest
 from fer_pipeline.core.schemas import RetriedStatus
 from fer_pipeline.jobs.cluster import ClusterConfig, connected
 from fer_pipeline.jobs.demand import Asking, asked_of_a_worker, asking, wait_for_gpus
 from fer_pipeline.jobs.label.dispatch import Dispatcher
+from fer_pipeline.jobs.label.indexing import IndexingTasks
 from fer_pipeline.jobs.label.pool import ClassifierPool
 from fer_pipeline.jobs.label.tasks import Tasks
-from fer_pipeline.jobs.label.worker import LabelContext
+from fer_pipeline.jobs.label.worker import LabelContext, has_native_bf16
 from fer_pipeline.jobs.progress import progress
 from fer_pipeline.jobs.shared import fan_out, share
 from fer_pipeline.models.bundle import EMBEDDED, Bundle, read_bundle
@@ -34,7 +32,7 @@ from fer_pipeline.stages.detectors import DETECTOR_HELP, DETECTORS, DetectorName
 from fer_pipeline.stages.detectors.spec import ResolvedDetector
 from fer_pipeline.stages.label import LabelSettings
 from fer_pipeline.table.compare import Comparison
-from fer_pipeline.table.delta import LabelTable
+from fer_pipeline.table.delta import TABLE_INDEXES, LabelTable
 from fer_pipeline.table.reuse import read_reusable
 
 log = logging.getLogger(__name__)
@@ -139,7 +137,7 @@ def run(config: LabelConfig, cluster: ClusterConfig = ClusterConfig()) -> RunRec
             folder.reopen()
         resumed = record is not None
         if record is None:
-            record = _begin(config, folder, detector, bundle, partial(asked_of_a_worker, ask=ask, wait_s=cluster.wait_s))
+            record = _begin(config, folder, detector, bundle, ask, cluster.wait_s)
             _require_same(config, record, detector, bundle)  # another driver may have begun it meanwhile
         limits = (config.record_timeout_s, config.record_memory_bytes)
         reusable = read_reusable(record.increment.table, folder.places_path(record.run_id)) if record.increment else None
@@ -188,12 +186,6 @@ def _settings(
     )
 
 
-def _has_native_bf16() -> bool:
-    """Tell whether this processor multiplies bf16 natively; emulated, it is slower than fp32."""
-    cpuinfo = Path("/proc/cpuinfo")
-    return cpuinfo.exists() and any(flag in cpuinfo.read_text() for flag in ("avx512_bf16", "amx_bf16"))
-
-
 def _frozen(config: LabelConfig, settings: LabelSettings) -> dict[str, Any]:
     """Return what must stay the same while a run is continued: the choice of records and what changes their labels."""
     choice = {"include": list(config.include), "exclude": list(config.exclude), "fps": config.fps, "table": config.table}
@@ -216,16 +208,10 @@ def _require_same(config: LabelConfig, record: RunRecord, detector: ResolvedDete
 
 
 def _begin(
-    config: LabelConfig, folder: RunFolder, detector: ResolvedDetector, bundle: Bundle, of_a_worker: Callable[..., bool]
+    config: LabelConfig, folder: RunFolder, detector: ResolvedDetector, bundle: Bundle, ask: Asking | None, wait_s: float
 ) -> RunRecord:
-    """List the source, freeze the manifest and the run's record; raise UserError where there is nothing to label.
-
-    `of_a_worker` returns what a function says on a worker, where there is work for so many `tasks`.
-    """
-    selection = Selection(
-        config.include, config.exclude, config.fps, config.image_column, config.record_timeout_s, config.max_members
-    )
-    run_id, created_at, listing = new_run_id(), now(), Listing(config.source, selection)
+    """List the source, freeze the manifest and the run's record; raise UserError where there is nothing to label."""
+    run_id, created_at, listing = new_run_id(), now(), _listing(config, ask, wait_s)
 
     records, comparison = iter(listing), None
     if config.table:
@@ -239,7 +225,7 @@ def _begin(
         listing.skipped += Counter({DOUBLED: comparison.doubled})
     if not size.records and not (comparison and (comparison.listed or comparison.vanished)):
         raise UserError(f"The source '{config.source}' holds no images.")
-    has_bf16 = config.precision == "auto" and size.shards > 0 and of_a_worker(_has_native_bf16, tasks=size.shards)
+    has_bf16 = config.precision == "auto" and size.shards > 0 and asked_of_a_worker(has_native_bf16, ask, size.shards, wait_s)
     return folder.begin(
         RunRecord(
             run_id=run_id,
@@ -254,6 +240,18 @@ def _begin(
             increment=comparison.increment() if comparison else None,
         )
     )
+
+
+def _listing(config: LabelConfig, ask: Asking | None, wait_s: float) -> Listing:
+    """Return the source's listing. What containers hold is remembered beside the table, or the run, where that is on a store."""
+    selection = Selection(
+        config.include, config.exclude, config.fps, config.image_column, config.record_timeout_s, config.max_members
+    )
+    indexes = storage.join(config.table, TABLE_INDEXES) if config.table else storage.join(config.out, INDEXES)
+    if ask is None or storage.is_local(config.source):
+        return Listing(config.source, selection, None if storage.is_local(indexes) else indexes)
+    tasks = IndexingTasks(selection, indexes, ask, wait_s)
+    return Listing(config.source, selection, indexes, tasks, tasks.at_once)
 
 
 def _comparison(config: LabelConfig, listing: Listing, detector: ResolvedDetector, bundle: Bundle) -> Comparison:

@@ -12,7 +12,14 @@ import ray
 from fer_pipeline.jobs.demand import Bundles
 from fer_pipeline.jobs.label.chunk import Chunk, Step
 from fer_pipeline.jobs.label.probe import label_singly, probe
-from fer_pipeline.jobs.label.worker import LabelContext, load_context, load_extractor, load_labeller
+from fer_pipeline.jobs.label.worker import (
+    LabelContext,
+    has_native_bf16,
+    load_context,
+    load_extractor,
+    load_labeller,
+    slow_machine,
+)
 from fer_pipeline.jobs.shared import Shared, by_node, cluster_cores
 from fer_pipeline.stages.label import ExtractedShard, Poison
 
@@ -97,14 +104,15 @@ def cores_of_a_node() -> int:
 
 
 @ray.remote(num_cpus=1, max_retries=0)
-def _label(context: Shared[LabelContext], shards: list[int], manifests: list[pa.Table], poison: Poison) -> None:
-    """Label shards and commit them one by one, each while the next is worked on."""
+def _label(context: Shared[LabelContext], shards: list[int], manifests: list[pa.Table], poison: Poison) -> str | None:
+    """Label shards and commit them one by one, each while the next is worked on; return this machine's name where it is slow."""
     labeller, run = load_labeller(context), load_context(context)
     tables = labeller(manifests, poison)
     with closing(tables), ThreadPoolExecutor(1, thread_name_prefix="commit") as committer:
         commits = [committer.submit(run.commit, shard, table) for shard, table in zip(shards, tables, strict=True)]
         for commit in commits:
             commit.result()
+    return slow_machine(run.settings, has_native_bf16())
 
 
 @ray.remote(num_cpus=1, max_retries=0, num_returns=2)

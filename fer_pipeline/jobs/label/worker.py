@@ -1,7 +1,9 @@
 """What a labelling worker keeps between tasks, and the limits that it works under."""
 
+import platform
 from collections.abc import Container
 from dataclasses import dataclass
+from pathlib import Path
 
 import pyarrow as pa
 
@@ -36,6 +38,16 @@ class LabelContext:
         """Commit a shard's rows of `schemas.LABELLED`."""
         images = with_lineage(labelled, self.record)
         self.folder.commit(shard, self.reusable.carry_over(images) if self.reusable else images)
+
+
+def has_native_bf16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+    """Tell whether this processor multiplies bf16 natively; emulated, it is slower than fp32."""
+    return cpuinfo.exists() and any(flag in cpuinfo.read_text() for flag in ("avx512_bf16", "amx_bf16"))
+
+
+def slow_machine(settings: LabelSettings, has_bf16: bool) -> str | None:
+    """Return this machine's name where it must emulate the arithmetic that the run has frozen."""
+    return platform.node() if settings.precision == "bf16" and not has_bf16 else None
 
 
 def load_context(context: Shared[LabelContext]) -> LabelContext:
