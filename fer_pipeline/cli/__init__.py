@@ -43,6 +43,7 @@ COMMANDS = {
     "models promote": ("jobs.promote:run", "Move an alias onto a version that is better beyond chance, and keep the verdict."),
     "models pull": ("local.models:pull", "Copy a model out of a registry."),
     "models card": ("local.models:card", "Write a model's card as Markdown and as a page."),
+    "models quantize": ("local.quantize:run", "Give a model its int8 form, which labelling on CPUs takes."),
     "models export": ("local.export:run", "Export a model to ONNX, in fp32 or int8; the result labels archives itself."),
     "sample-archive": ("local.sample_archive:run", "Write a small photo archive to try the pipeline on, without network."),
 }

@@ -18,6 +18,14 @@ CALIBRATION_BINS = 15
 """Equal-width bins of confidence, for reliability and ECE."""
 
 
+def softmax(logits: Floats, temperature: float = 1.0) -> NDArray[np.float32]:
+    """Return probabilities (n, classes) for logits (n, classes) under a temperature."""
+    shifted = (logits - logits.max(1, keepdims=True, initial=-np.inf)) / np.float32(temperature)
+    exponentials = np.exp(shifted)
+    probabilities: NDArray[np.float32] = exponentials / exponentials.sum(1, keepdims=True)
+    return probabilities
+
+
 def confusion_matrix(truth: Ints, predicted: Ints, classes: int) -> NDArray[np.int64]:
     """Return counts (classes, classes); rows are the truth, columns the prediction."""
     counts = np.bincount(truth.astype(np.int64) * classes + predicted, minlength=classes * classes)

@@ -25,8 +25,9 @@ ASKED_SINGLY, READERS = 256, 16
 """Shards that are asked for one by one at most, and how many of their files are read or asked for at once."""
 SCHEMA_VERSION = 4
 """Of `run.json`, the manifest and the tables: a run continues under the same one only."""
-NO_LABELS = ("include", "exclude", "fps", "table", "precision")
-"""Settings that choose the records of a run, and the arithmetic, which machines may differ in: no reason to label anew."""
+NO_LABELS = ("include", "exclude", "fps", "table", "precision", "uncertain_below")
+"""Settings that choose the records of a run, and the arithmetic, which machines may differ in, with its threshold of uncertain
+labels, unless one was asked for: no reason to label anew."""
 
 
 class Identity(Config):

@@ -10,9 +10,10 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, cast
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # before Ray is imported: nothing is sent home
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -20,7 +21,7 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 import psutil
 import ray
 from pydantic import Field
-from ray._private import ray_constants, services
+from ray._private import parameter, ray_constants, services
 from ray._private.state import state
 
 import fer_pipeline
@@ -172,9 +173,11 @@ def _closed_doors() -> Iterator[None]:
     it asks no cloud whose machine this is, which its dashboard does even when it is to report nothing.
 
     Ray binds to loopback where it is told that machines do not form clusters, as on Windows and macOS. What workers write for
-    the user has the user's umask (`storage.UMASK`).
+    the user has the user's umask (`storage.UMASK`). The agent of a second Ray would wait 3 s for the port of the first one's.
     """
-    umask, start_dashboard = os.umask(0o077), services.start_api_server
+    umask, start_dashboard, of_ray = os.umask(0o077), services.start_api_server, cast("Any", parameter)
+    parameters = of_ray.RayParams
+    of_ray.RayParams = partial(parameters, dashboard_agent_listen_port=0)
     os.environ |= {storage.UMASK: f"{umask:o}", NO_CLUSTER: "0"}
     ray_constants.ENABLE_RAY_CLUSTER = False
     services.start_api_server = lambda *_, **__: (None, None)
@@ -185,7 +188,7 @@ def _closed_doors() -> Iterator[None]:
     finally:
         os.umask(umask)
         ray_constants.ENABLE_RAY_CLUSTER = True
-        services.start_api_server = start_dashboard
+        services.start_api_server, of_ray.RayParams = start_dashboard, parameters
         for name in (storage.UMASK, NO_CLUSTER):
             os.environ.pop(name, None)
 

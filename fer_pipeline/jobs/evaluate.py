@@ -11,16 +11,16 @@ import fer_pipeline
 from fer_pipeline.core import duplicates, storage
 from fer_pipeline.core.config import Config
 from fer_pipeline.core.dataset import read_dataset, read_flagged, read_samples
-from fer_pipeline.core.duplicates import Copies, find_copies, split_digest
+from fer_pipeline.core.duplicates import Copies, split_digest
 from fer_pipeline.core.errors import UserError
 from fer_pipeline.core.figures import EvaluatedData, EvaluatedModel, Evaluation
+from fer_pipeline.core.metrics import softmax
 from fer_pipeline.core.run import now
 from fer_pipeline.jobs.cluster import ClusterConfig, connected
 from fer_pipeline.jobs.scoring import ScoringContext, predict_split
 from fer_pipeline.models.bundle import read_bundle
-from fer_pipeline.models.calibration import scaled
 from fer_pipeline.models.card import ModelCard
-from fer_pipeline.models.evaluation import Predictions, evaluate
+from fer_pipeline.models.evaluation import Predictions, evaluate, learned_copies
 from fer_pipeline.report.evaluation import evaluation_page
 from fer_pipeline.stages.classify import Classifier
 from fer_pipeline.stages.training_data import SplitReader, class_indices, left_out_by_class
@@ -45,7 +45,7 @@ class EvaluateConfig(Config):
     """Folder of the results; those of an earlier evaluation there are replaced."""
     map: dict[str, str] = Field(default_factory=dict)
     """Classes of the dataset that stand for a class of the model of another name, such as `--map.contempt disgust`."""
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["fp32", "bf16", "int8"] = "fp32"
     """Arithmetic of the classifier."""
     use_gpu: bool = False
     """A GPU for each task."""
@@ -71,7 +71,7 @@ def run(config: EvaluateConfig, cluster: ClusterConfig = ClusterConfig()) -> Eva
     """Write `evaluation.json`, its page and the table of predictions into the folder `out`. Raise UserError before any work."""
     data, out = storage.normalize(config.data), storage.normalize(config.out)
     storage.require_access(data, out)
-    bundle, dataset = read_bundle(config.model), read_dataset(data)
+    bundle, dataset = read_bundle(config.model).computing_in(config.precision), read_dataset(data)
     card = bundle.card
     left_out = left_out_by_class(dataset, config.split, card.label_space, config.map)
     others = set(storage.list_names(out)) - {EVALUATION, PAGE, PREDICTIONS}
@@ -81,8 +81,7 @@ def run(config: EvaluateConfig, cluster: ClusterConfig = ClusterConfig()) -> Eva
     classes = class_indices(dataset.label_space.classes, card.label_space, config.map)
     reader = SplitReader(data, config.split, card.network, classes, tuple(range(len(dataset.vote_classes))))
     samples = read_samples(data, duplicates.DUPLICATE_COLUMNS)
-    learned_split = _learned_split(card, samples)
-    copies = find_copies(samples, config.split, learned_split, _left_out(card, data, learned_split))
+    learned_split, copies = learned_copies(card, samples, config.split, read_flagged(data))
     with connected(cluster, data, out):
         if config.use_gpu and not ray.cluster_resources().get("GPU"):
             raise UserError("This cluster has no GPU: leave out --use-gpu.")
@@ -104,7 +103,7 @@ def run(config: EvaluateConfig, cluster: ClusterConfig = ClusterConfig()) -> Eva
         ),
         selected_on_this_split=split_digest(samples, config.split) == card.data.validation_digest,
         views=2 if card.network.flip_averaging else 1,
-        precision=config.precision if card.format == "safetensors" else "as exported",
+        precision=config.precision if card.format == "safetensors" or config.precision == "int8" else "as exported",
         version=fer_pipeline.__version__,
         evaluated_at=now(),
         all=evaluate(predictions, card.label_space, card.calibration, votes, copies.groups),
@@ -138,23 +137,10 @@ def _result(out: str, evaluation: Evaluation) -> EvaluateResult:
     )
 
 
-def _learned_split(card: ModelCard, samples: pa.Table) -> str | None:
-    """Return the dataset's split that the model learned from, told by the digest of its images; None where it is none."""
-    wanted = card.data.train_digest
-    names: list[str] = samples["split"].unique().to_pylist() if wanted else []
-    return next((name for name in names if split_digest(samples, name) == wanted), None)
-
-
-def _left_out(card: ModelCard, data: str, learned_split: str | None) -> frozenset[str]:
-    """Return the ids of the learned split's flagged samples, where the training left them out."""
-    flagged = read_flagged(data).to_pylist() if card.data.left_out else []
-    return frozenset(row["sample_id"] for row in flagged if row["split"] == learned_split)
-
-
 def _table(predictions: Predictions, card: ModelCard, copies: Copies) -> pa.Table:
     """Return one row per image: what it was labelled and predicted as, and whether the model had learned from a copy of it."""
     classes = pa.array(card.label_space.classes)
-    probabilities = scaled(predictions.logits, card.calibration.temperature)
+    probabilities = softmax(predictions.logits, card.calibration.temperature)
     ids = predictions.ids.tolist()
     return pa.table(
         {

@@ -1,7 +1,6 @@
 """A model's answers on a split of a dataset, predicted file by file in tasks: what evaluation and training publish figures of."""
 
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
@@ -10,7 +9,7 @@ from fer_pipeline.jobs.progress import progress
 from fer_pipeline.jobs.shared import Shared, fan_out, share
 from fer_pipeline.models.bundle import Bundle
 from fer_pipeline.models.evaluation import Predictions, joined
-from fer_pipeline.stages.classify import Classifier
+from fer_pipeline.stages.classify import Classifier, Precision
 from fer_pipeline.stages.training_data import SplitReader
 
 ROWS_PER_BATCH = 512
@@ -22,7 +21,7 @@ class ScoringContext:
 
     bundle: Bundle
     reader: SplitReader
-    precision: Literal["fp32", "bf16"]
+    precision: Precision
     device: str
 
 

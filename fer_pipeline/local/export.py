@@ -10,9 +10,9 @@ from fer_pipeline.core.config import Config
 from fer_pipeline.core.dataset import read_dataset
 from fer_pipeline.core.errors import UserError
 from fer_pipeline.core.figures import ExportFigures
+from fer_pipeline.core.metrics import softmax
 from fer_pipeline.local.models import require_empty, write_card
 from fer_pipeline.models.bundle import Bundle, bundle_of, read_bundle, save_bundle
-from fer_pipeline.models.calibration import scaled
 from fer_pipeline.models.card import ModelCard, ModelMetrics
 from fer_pipeline.models.export import to_int8, to_onnx
 from fer_pipeline.stages.classify import Classifier
@@ -60,7 +60,7 @@ def run(config: ExportConfig) -> Exported:
     exported = _as_onnx(bundle, model)
     logits = {"bundle": Classifier(bundle, "fp32").logits(images), "fp32": Classifier(exported, "fp32").logits(images)}
     temperature = bundle.card.calibration.temperature
-    difference = float(np.abs(scaled(logits["bundle"], temperature) - scaled(logits["fp32"], temperature)).max())
+    difference = float(np.abs(softmax(logits["bundle"], temperature) - softmax(logits["fp32"], temperature)).max())
     if not difference < PARITY:
         raise UserError(f"The export is of no use: it differs from the bundle by {difference:.1e} in a probability.")
     if ranges is not None:
@@ -105,7 +105,7 @@ def _images(config: ExportConfig, card: ModelCard, split: str, limit: int | None
 
 
 def _as_onnx(bundle: Bundle, model: bytes) -> Bundle:
-    return bundle_of(bundle.card.model_copy(update={"format": "onnx"}), model)
+    return bundle_of(bundle.card.model_copy(update={"format": "onnx", "int8": None}), model)
 
 
 def _accuracy(logits: Any, labels: Any) -> float:

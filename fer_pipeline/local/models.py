@@ -8,6 +8,7 @@ from fer_pipeline.core.errors import UserError
 from fer_pipeline.models.bundle import CARD_MARKDOWN, CARD_PAGE, HISTORY, MODEL_FILE, Bundle, read_bundle, read_files
 from fer_pipeline.models.registry import Registry, Version, open_registry, require_alias
 from fer_pipeline.report.card import card_markdown, card_page
+from fer_pipeline.stages.classify import Classifier
 
 log = logging.getLogger(__name__)
 
@@ -151,9 +152,9 @@ def write_card(out: str, bundle: Bundle, history: bytes | None) -> None:
 
 def check(bundle: Bundle) -> None:
     """Raise UserError where a bundle's weights do not fit its card."""
-    from fer_pipeline.stages.classify import Classifier  # torch takes seconds to import
-
     Classifier(bundle, "fp32")
+    if bundle.int8 is not None:
+        Classifier(bundle, "int8")
 
 
 def require_empty(url: str) -> str:

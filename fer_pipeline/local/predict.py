@@ -18,6 +18,7 @@ from fer_pipeline.models.bundle import EMBEDDED, read_bundle
 from fer_pipeline.report.annotate import annotate
 from fer_pipeline.sources.files import Selection
 from fer_pipeline.sources.listing import Listing
+from fer_pipeline.stages.classify import Precision
 from fer_pipeline.stages.decode import decode, survives
 from fer_pipeline.stages.detectors import DETECTOR_HELP, DETECTORS, DetectorName, resolve_detector
 from fer_pipeline.stages.fetch import fetch
@@ -63,13 +64,14 @@ def run(image: str, *more: str, config: PredictConfig = PredictConfig()) -> Pred
     selection = Selection(fps=config.fps)
     records = [record for source in (image, *more) for record in _records(storage.normalize(source), selection)]
     bundle, detector = read_bundle(config.model), resolve_detector(config.detector, config.detector_weights)
+    precision: Precision = "int8" if bundle.int8 is not None else "fp32"
     settings = LabelSettings(
         detect_px=config.detect_px,
         threshold=DETECTORS[detector.name].threshold,
         max_pixels=config.max_pixels,
         max_bytes=2**31,
-        precision="fp32",
-        uncertain_below=bundle.card.calibration.uncertain_below,
+        precision=precision,
+        uncertain_below=bundle.computing_in(precision).card.calibration.uncertain_below,
     )
     poison = _poison(records, settings)
     labeller = Labeller(detector, bundle, settings)

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from fer_pipeline.core.schema_version import require_schema_version
 from fer_pipeline.models import registry
 from fer_pipeline.models.card import SCHEMA_VERSION, ModelCard
 
-MODEL_FILE, WEIGHTS_FILE, ONNX_FILE = "model.json", "model.safetensors", "model.onnx"
+MODEL_FILE, WEIGHTS_FILE, ONNX_FILE, INT8_FILE = "model.json", "model.safetensors", "model.onnx", "model.int8.onnx"
 CARD_MARKDOWN, CARD_PAGE, HISTORY, CURVES, CONFUSION = (
     "MODEL_CARD.md",
     "model_card.html",
@@ -23,7 +23,7 @@ CARD_MARKDOWN, CARD_PAGE, HISTORY, CURVES, CONFUSION = (
     "curves.png",
     "confusion.png",
 )
-BUNDLE_FILES = (MODEL_FILE, WEIGHTS_FILE, ONNX_FILE, CARD_MARKDOWN, CARD_PAGE, HISTORY, CURVES, CONFUSION)
+BUNDLE_FILES = (MODEL_FILE, WEIGHTS_FILE, ONNX_FILE, INT8_FILE, CARD_MARKDOWN, CARD_PAGE, HISTORY, CURVES, CONFUSION)
 """All files that a bundle may have."""
 EMBEDDED = "embedded"
 """The name of the model that comes with the package."""
@@ -31,7 +31,7 @@ EMBEDDED = "embedded"
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle's card and the bytes of its weights; `digest` is the sha256 over both files."""
+    """A bundle's card and the bytes of its weights; `digest` is the sha256 over both: the card names that of the int8 form."""
 
     card: ModelCard
     weights: bytes
@@ -39,6 +39,20 @@ class Bundle:
     version: str | None = field(default=None, compare=False)
     """In a registry, and the alias by which it was asked for."""
     alias: str | None = field(default=None, compare=False)
+    int8: bytes | None = field(default=None, compare=False)
+    """The network in 8 bits, where the bundle has it."""
+
+    def computing_in(self, precision: str) -> "Bundle":
+        """Return the bundle that computes in a precision: for `int8` its form in 8 bits, an ONNX network calibrated on its own.
+
+        Raise UserError where it has none.
+        """
+        if precision != "int8":
+            return self
+        if self.int8 is None or self.card.int8 is None:
+            raise UserError(f"The model '{self.card.name}' has no int8 form: give it one by 'fer-pipeline models quantize'.")
+        changes = {"format": "onnx", "calibration": self.card.int8.calibration}
+        return replace(self, card=self.card.model_copy(update=changes), weights=self.int8)
 
 
 def read_bundle(url: str) -> Bundle:
@@ -53,21 +67,24 @@ def read_bundle(url: str) -> Bundle:
         require_schema_version(text, range(1, SCHEMA_VERSION + 1), f"The model '{url}'", remedy)
         card = ModelCard.model_validate_json(text)
         weights = files.read(weights_file(card))
+        int8 = files.read(INT8_FILE) if card.int8 else None
     except storage.STORAGE_ERRORS as error:
         raise UserError(
             f"There is no model bundle at '{url}': it needs {MODEL_FILE}, and {WEIGHTS_FILE} or {ONNX_FILE}."
         ) from error
     except ValidationError as error:
         raise UserError(f"The card {MODEL_FILE} of the model at '{url}' cannot be used: {explain(error)}.") from error
+    if card.int8 and int8 is not None and hashlib.sha256(int8).hexdigest() != card.int8.sha256:
+        raise UserError(f"The {INT8_FILE} of the model at '{url}' is not the one that its card names: export it again.")
     digest = hashlib.sha256(text + weights).hexdigest()
     if isinstance(files, registry.Pushed):
-        return Bundle(card, weights, digest, files.version.version, files.alias)
-    return Bundle(card, weights, digest)
+        return Bundle(card, weights, digest, files.version.version, files.alias, int8)
+    return Bundle(card, weights, digest, int8=int8)
 
 
-def bundle_of(card: ModelCard, weights: bytes) -> Bundle:
+def bundle_of(card: ModelCard, weights: bytes, int8: bytes | None = None) -> Bundle:
     """Return a bundle that stands in no folder yet."""
-    return Bundle(card, weights, hashlib.sha256(card_json(card) + weights).hexdigest())
+    return Bundle(card, weights, hashlib.sha256(card_json(card) + weights).hexdigest(), int8=int8)
 
 
 def read_files(url: str) -> dict[str, bytes]:
@@ -111,4 +128,6 @@ def card_json(card: ModelCard) -> bytes:
 def save_bundle(url: str, bundle: Bundle) -> None:
     """Write a bundle into the folder `url`; the card, which makes it a bundle, comes last."""
     storage.write_bytes(storage.join(url, weights_file(bundle.card)), bundle.weights)
+    if bundle.int8 is not None:
+        storage.write_bytes(storage.join(url, INT8_FILE), bundle.int8)
     storage.write_bytes(storage.join(url, MODEL_FILE), card_json(bundle.card))

@@ -11,12 +11,6 @@ from torch import Tensor
 from fer_pipeline.models.card import Calibration
 
 
-def scaled(logits: NDArray[np.float32], temperature: float) -> NDArray[np.float32]:
-    """Return probabilities (n, classes) for logits (n, classes) under a temperature."""
-    probabilities: NDArray[np.float32] = torch.softmax(torch.from_numpy(logits) / temperature, 1).numpy()
-    return probabilities
-
-
 def fit_temperature(logits: Tensor, labels: Tensor) -> float:
     """Return the temperature that minimises the cross-entropy of logits (n, classes) (Guo et al., 2017)."""
     log_temperature = torch.zeros(1, dtype=torch.float64, requires_grad=True)

@@ -66,6 +66,17 @@ class ModelMetrics(Config):
     export: Annotated[ExportFigures | None, WrapValidator(_ours)] = None
 
 
+class Int8Form(Config):
+    """`model.int8.onnx`: the same network with weights and activations in 8 bits, which labelling on CPUs takes."""
+
+    sha256: str
+    """Of the file."""
+    calibration: Calibration
+    """Of its own: fitted on the answers of this form."""
+    validation: Measured = None
+    validation_without_training_images: Measured = None
+
+
 class ModelCard(Config):
     """`model.json` of a bundle."""
 
@@ -85,6 +96,7 @@ class ModelCard(Config):
     calibration: Calibration = Field(default_factory=Calibration)
     data: TrainingData = Field(default_factory=TrainingData)
     metrics: ModelMetrics = Field(default_factory=ModelMetrics)
+    int8: Int8Form | None = None
     recipe: dict[str, Any] = Field(default_factory=dict)
     intended_use: str = (
         "Labels the apparent expression of faces in pictures, not what a person feels. Inferring emotions at work or in "

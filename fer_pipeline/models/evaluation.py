@@ -2,16 +2,26 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
-from fer_pipeline.core.figures import CalibrationComparison, CalibrationFigures, CertainFigures, Figures, VoteFigures
+from fer_pipeline.core.duplicates import Copies, find_copies, split_digest
+from fer_pipeline.core.figures import (
+    CalibrationComparison,
+    CalibrationFigures,
+    CertainFigures,
+    Figures,
+    SplitFigures,
+    VoteFigures,
+)
 from fer_pipeline.core.labels import LabelSpace, mapping
-from fer_pipeline.core.metrics import expected_calibration_error, log_loss, reliability, risk_coverage, summarize
-from fer_pipeline.models.calibration import cross_fitted, scaled
-from fer_pipeline.models.card import Calibration
+from fer_pipeline.core.metrics import expected_calibration_error, log_loss, reliability, risk_coverage, softmax, summarize
+from fer_pipeline.models.calibration import calibrate, cross_fitted
+from fer_pipeline.models.card import Calibration, ModelCard
 
 FEWEST = 50
 """Images under which calibration is not scored: neither half would say anything."""
@@ -59,7 +69,7 @@ def evaluate(
     `groups` gives a number to each sample id that copies share (`duplicates.Copies`); without it every image is one of its own.
     Calibration is not scored for fewer than 50 images.
     """
-    labels, probabilities = predictions.labels, scaled(predictions.logits, calibration.temperature)
+    labels, probabilities = predictions.labels, softmax(predictions.logits, calibration.temperature)
     figures = summarize(probabilities, labels, space.classes)
     if not len(predictions):
         return figures
@@ -82,6 +92,50 @@ def evaluate(
     )
 
 
+def learned_copies(card: ModelCard, samples: pa.Table, split: str, flagged: pa.Table) -> tuple[str | None, Copies]:
+    """Return the dataset's split that the model learned from, None where it is none, and the copies that `split` has of it.
+
+    It is told by the digest of its images; `flagged` are the dataset's, which the training may have left out.
+    """
+    names: list[str] = samples["split"].unique().to_pylist() if card.data.train_digest else []
+    learned = next((name for name in names if split_digest(samples, name) == card.data.train_digest), None)
+    rows = flagged.to_pylist() if card.data.left_out else []
+    left_out = frozenset(row["sample_id"] for row in rows if row["split"] == learned)
+    return learned, find_copies(samples, split, learned, left_out)
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A model's calibration on the split that selected it, and its figures there, with and without copies of what it learned."""
+
+    calibration: Calibration
+    validation: SplitFigures
+    without_training_images: SplitFigures
+
+
+def judge(
+    predictions: Predictions,
+    copies: Copies,
+    space: LabelSpace,
+    certain_accuracy: float,
+    vote_classes: tuple[str, ...],
+    **how: Any,
+) -> Judged:
+    """Calibrate a model on the split that selected it and return its figures there; `how` are those of `SplitFigures`.
+
+    Copies of learned images are left out of the fit, if that leaves any: they would make the model seem surer than it is.
+    """
+    fresh = predictions.without(copies.learned)
+    fitted = fresh if len(fresh) else predictions
+    logits, labels = torch.from_numpy(fitted.logits), torch.from_numpy(fitted.labels)
+    calibration = calibrate(logits, labels, certain_accuracy)
+    both = (
+        SplitFigures(**dict(evaluate(some, space, calibration, vote_classes, copies.groups)), selected_on_this_split=True, **how)
+        for some in (predictions, fresh)
+    )
+    return Judged(calibration, *both)
+
+
 def _calibration(
     predictions: Predictions, shipped: NDArray[np.float32], groups: Mapping[str, int] | None
 ) -> CalibrationComparison | None:
@@ -97,7 +151,7 @@ def _calibration(
             log_loss=log_loss(probabilities, labels),
             reliability=reliability(probabilities.max(1), probabilities.argmax(1) == labels),
         )
-        for probabilities in (scaled(predictions.logits, 1.0), shipped, fitted.numpy())
+        for probabilities in (softmax(predictions.logits, 1.0), shipped, fitted.numpy())
     )
     return CalibrationComparison(
         before=before, as_shipped=as_shipped, cross_fitted=after, temperatures_of_the_halves=temperatures

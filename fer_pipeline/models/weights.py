@@ -30,9 +30,9 @@ def load_network(bundle: Bundle) -> nn.Module:
 
 
 def pack(network: nn.Module, card: ModelCard) -> Bundle:
-    """Return a network and its card as a bundle."""
+    """Return a network and its card as a bundle, without the int8 form that the card may have of other weights."""
     tensors = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
-    return bundle_of(card, safetensors.torch.save(tensors))
+    return bundle_of(card.model_copy(update={"int8": None}), safetensors.torch.save(tensors))
 
 
 def last_layer(state: Weights) -> list[str]:

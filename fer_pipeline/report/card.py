@@ -46,6 +46,9 @@ def _facts(card: ModelCard, digest: str) -> dict[str, Any]:
     """Return what the templates show. A card written by hand may hold anything in `recipe`: ours are recognised."""
     metrics = card.metrics
     views = {"all images": metrics.validation, "without copies of training images": metrics.validation_without_training_images}
+    if card.int8:
+        views["int8, all images"] = card.int8.validation
+        views["int8, without copies"] = card.int8.validation_without_training_images
     chain = [card.recipe] if _has(card.recipe, "training") else []
     while chain and _has(chain[-1].get("initial"), "training"):
         chain.append(chain[-1]["initial"])

@@ -1,5 +1,7 @@
 """Align: every face is cut the way the model's training crops are framed."""
 
+import math
+
 import cv2
 import numpy as np
 from numpy.typing import NDArray
@@ -14,14 +16,16 @@ Matrix = NDArray[np.float64]
 
 def similarity(source: NDArray[np.floating], target: NDArray[np.floating]) -> Matrix:
     """Return the 2 x 3 similarity transform that brings points (n, 2) closest to others (Umeyama, 1991, in the plane)."""
-    source, target = np.asarray(source, np.float64), np.asarray(target, np.float64)
-    from_mean, to_mean = source.mean(0), target.mean(0)
-    a, b = (source - from_mean), (target - to_mean)
-    spread = max(float((a**2).sum()), 1e-9)
-    cos = float((a * b).sum()) / spread
-    sin = float((a[:, 0] * b[:, 1] - a[:, 1] * b[:, 0]).sum()) / spread
-    turn = np.array([[cos, -sin], [sin, cos]])
-    return np.concatenate([turn, (to_mean - turn @ from_mean)[:, None]], 1)
+    points = list(zip(np.asarray(source, np.float64).tolist(), np.asarray(target, np.float64).tolist(), strict=True))
+    count = len(points)
+    from_x, from_y = (sum(one[axis] for one, _ in points) / count for axis in (0, 1))
+    to_x, to_y = (sum(one[axis] for _, one in points) / count for axis in (0, 1))
+    spread = along = across = 0.0
+    for (x, y), (u, v) in points:
+        x, y, u, v = x - from_x, y - from_y, u - to_x, v - to_y
+        spread, along, across = spread + x * x + y * y, along + x * u + y * v, across + x * v - y * u
+    cos, sin = along / max(spread, 1e-9), across / max(spread, 1e-9)
+    return np.array([[cos, -sin, to_x - cos * from_x + sin * from_y], [sin, cos, to_y - sin * from_x - cos * from_y]])
 
 
 def square(box_xywh: NDArray[np.floating], box_scale: float, side_px: int) -> Matrix:
@@ -37,22 +41,32 @@ def warp_crop(pixels: Pixels, matrix: Matrix, side_px: int) -> Pixels:
     Where the face is far larger than the crop its region is shrunk by area first, since a warp alone would alias.
     """
     height, width = pixels.shape[:2]
-    corners = np.array([[0, 0], [side_px, 0], [0, side_px], [side_px, side_px]], np.float64)
-    inside = (corners - matrix[:, 2]) @ np.linalg.inv(matrix[:, :2]).T
-    left, top = np.clip(np.floor(inside.min(0)).astype(int) - 2, 0, [width - 1, height - 1])
-    right, bottom = np.clip(np.ceil(inside.max(0)).astype(int) + 3, [left + 1, top + 1], [width, height])
+    (a, b, x), (c, d, y) = matrix.tolist()  # plain numbers: a face costs tens of these lines, and arrays of two are slow
+    determinant = a * d - b * c
+    corners = [(u - x, v - y) for u in (0, side_px) for v in (0, side_px)]
+    xs = [(d * u - b * v) / determinant for u, v in corners]
+    ys = [(a * v - c * u) / determinant for u, v in corners]
+    left, top = _clamp(math.floor(min(xs)) - 2, 0, width - 1), _clamp(math.floor(min(ys)) - 2, 0, height - 1)
+    right, bottom = _clamp(math.ceil(max(xs)) + 3, left + 1, width), _clamp(math.ceil(max(ys)) + 3, top + 1, height)
     region = pixels[top:bottom, left:right]
-    scale = float(np.sqrt(abs(np.linalg.det(matrix[:, :2]))))
-    full = np.array([region.shape[1], region.shape[0]])
-    shrunk = np.maximum(1, np.round(full * 1.5 * scale)).astype(int) if scale < 0.5 else full
+    scale = math.sqrt(abs(determinant))
+    zoom_x = zoom_y = 1.0
     if scale < 0.5:
-        region = np.asarray(cv2.resize(region, shrunk.tolist(), interpolation=cv2.INTER_AREA), np.uint8)
-    zoom = shrunk / full
-    turn = matrix[:, :2] / zoom
-    shift = matrix[:, 2] + matrix[:, :2] @ np.array([left, top]) - turn @ ((zoom - 1) / 2)  # pixel centres, not corners
-    affine = np.concatenate([turn, shift[:, None]], 1)
+        full_x, full_y = right - left, bottom - top
+        shrunk = max(1, round(full_x * 1.5 * scale)), max(1, round(full_y * 1.5 * scale))
+        region = np.asarray(cv2.resize(region, shrunk, interpolation=cv2.INTER_AREA), np.uint8)
+        zoom_x, zoom_y = shrunk[0] / full_x, shrunk[1] / full_y
+    turn = ((a / zoom_x, b / zoom_y), (c / zoom_x, d / zoom_y))
+    half_x, half_y = (zoom_x - 1) / 2, (zoom_y - 1) / 2  # pixel centres, not corners
+    shift_x = x + a * left + b * top - turn[0][0] * half_x - turn[0][1] * half_y
+    shift_y = y + c * left + d * top - turn[1][0] * half_x - turn[1][1] * half_y
+    affine = np.array([[*turn[0], shift_x], [*turn[1], shift_y]])
     crop = cv2.warpAffine(region, affine, (side_px, side_px), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
     return np.asarray(crop, np.uint8)
+
+
+def _clamp(value: int, least: int, most: int) -> int:
+    return max(least, min(value, most))
 
 
 def crop_transform(faces: Detections, index: int, framing: Framing, side_px: int) -> Matrix:
@@ -62,7 +76,7 @@ def crop_transform(faces: Detections, index: int, framing: Framing, side_px: int
     """
     if framing.cut == "landmarks" and faces.landmarks is not None:
         matrix = similarity(faces.landmarks[index], np.array(framing.landmarks) * side_px)
-        if np.linalg.det(matrix[:, :2]) > 1e-9:
+        if matrix[0, 0] ** 2 + matrix[1, 0] ** 2 > 1e-9:  # its determinant: the points do not fall together
             return matrix
     return square(faces.boxes_xywh[index], framing.box_scale, side_px)
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Container, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +18,7 @@ from fer_pipeline.core.schemas import FACE_ATTRIBUTES, LABELLED
 from fer_pipeline.models.bundle import Bundle
 from fer_pipeline.models.card import ModelCard
 from fer_pipeline.stages.align import align, empty_inputs, resize_whole
+from fer_pipeline.stages.classify import Classifier, Precision
 from fer_pipeline.stages.decode import Pixels, decode
 from fer_pipeline.stages.detectors import DETECTORS, load_detector
 from fer_pipeline.stages.detectors.detections import Detections
@@ -34,7 +35,7 @@ class LabelSettings:
     threshold: float
     max_pixels: int
     max_bytes: int
-    precision: Literal["fp32", "bf16"]
+    precision: Precision
     uncertain_below: float
     image_column: str | None = None
 
@@ -138,8 +139,6 @@ class Labeller:
         settings: LabelSettings,
         watch: Watch = _unwatched,
     ) -> None:
-        from fer_pipeline.stages.classify import Classifier  # imports torch, which takes seconds: only where faces are labelled
-
         self.card, self.settings = bundle.card, settings
         self.extract = FaceExtractor(detector, bundle.card, settings, watch)
         self.classify = Classifier(bundle, settings.precision)

@@ -26,7 +26,7 @@ BATCH = 10_000
 HELD, RETRY, OUTDATED = range(3)
 IDENTITY = ("model_digest", "detector_digest", "settings_digest")
 """What made a row, besides the bytes: a row of another identity is outdated."""
-FACTS = [*KEY, "size_bytes", "etag", "status", "attempt", "content_sha256", *IDENTITY]
+FACTS = [*KEY, "size_bytes", "etag", "status", "attempt", "content_sha256", "labelled_at", *IDENTITY]
 
 
 @dataclass
@@ -44,6 +44,8 @@ class _Rows:
     """A hash of uri and etag."""
     file: NDArray[np.int32]
     row: NDArray[np.int64]
+    labelled_us: NDArray[np.int64]
+    """When its row was computed, in microseconds."""
 
 
 class Comparison:
@@ -56,19 +58,23 @@ class Comparison:
         prefix: str,
         identity: dict[str, str],
         max_attempts: int,
-        relabel: int | None = None,
+        relabel_budget: int | None = None,
     ) -> None:
         """`covers`: whether a row below `prefix` is one that the listing could list. `identity`: what would label now.
 
-        At most `relabel` rows of another identity are made anew.
+        At most `relabel_budget` rows of another identity are made anew, the oldest first.
         """
-        self.table, self.covers, self.prefix, self.relabel = table, covers, prefix, relabel
+        self.table, self.covers, self.prefix = table, covers, prefix
         self.identity, self.max_attempts = identity, max_attempts
         self.files = table.files
         parts = [self._read(number, file) for number, file in enumerate(self.files)]
         columns = {name: [getattr(part, name) for part in parts] for name in _Rows.__dataclass_fields__}
         empty = _Rows(*(np.empty((0, 2) if name == "digests" else 0, kind) for name, kind in _KINDS.items()))
         self.rows = _Rows(*(np.concatenate([getattr(empty, name), *found]) for name, found in columns.items()))
+        if relabel_budget is not None:
+            outdated = np.flatnonzero(self.rows.kind == OUTDATED)
+            by_age = outdated[np.argsort(self.rows.labelled_us[outdated], kind="stable")]
+            self.rows.kind[by_age[relabel_budget:]] = HELD
         self._find = DigestSet(self.rows.digests).find
         self.seen = np.zeros(len(self.rows.kind), bool)
         self.changed = np.zeros(len(self.rows.kind), bool)
@@ -89,7 +95,8 @@ class Comparison:
         etags = rows["etag"].to_pylist()
         version, container = _hashes(rows["size_bytes"].to_pylist(), etags), _hashes(rows["uri"].to_pylist(), etags)
         file_number = np.full(len(rows), number, np.int32)
-        return _Rows(digests_of(rows), version, kind, attempt, ours & fine, container, file_number, place)
+        labelled_us = rows["labelled_at"].cast(pa.timestamp("us", "UTC")).cast(pa.int64()).to_numpy()
+        return _Rows(digests_of(rows), version, kind, attempt, ours & fine, container, file_number, place, labelled_us)
 
     def to_label(self, records: Iterable[Record]) -> Iterator[Record]:
         """Yield the records that must be labelled: new, changed, outdated, or failed before and to be tried again."""
@@ -121,7 +128,7 @@ class Comparison:
             self.changed[place] = True
             return 1
         kind = self.rows.kind[place]
-        if kind == HELD or (kind == OUTDATED and self.outdated == self.relabel):
+        if kind == HELD:
             self.held += 1
             return None
         if kind == OUTDATED:
@@ -180,6 +187,7 @@ _KINDS: dict[str, Any] = {
     "container": np.uint64,
     "file": np.int32,
     "row": np.int64,
+    "labelled_us": np.int64,
 }
 _KEYS = pa.schema([("uri", pa.string()), ("member", pa.string()), ("time_ms", pa.int64())])
 

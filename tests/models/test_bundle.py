@@ -1,5 +1,7 @@
 import json
 import shutil
+import subprocess
+import sys
 from importlib import resources
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from fer_pipeline.models.networks import build
 from fer_pipeline.models.training.trainer import predict
 from fer_pipeline.models.weights import load_network, pack
 from fer_pipeline.report.card import card_markdown
+from fer_pipeline.stages.classify import Classifier
 
 HOME = Path(str(resources.files("fer_pipeline"))) / "models" / "embedded"
 
@@ -105,6 +108,30 @@ def test_the_embedded_model_is_as_accurate_as_its_card_says(public_test_accuracy
 
 def test_the_embedded_model_reaches_the_floor_that_was_asked_for(public_test_accuracy: float) -> None:
     assert public_test_accuracy >= 0.69
+
+
+def test_its_form_in_8_bits_is_as_accurate_as_its_card_says(shared: Path) -> None:
+    import cv2
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(shared / "data" / "fer2013" / "public_test.parquet", columns=["emotion", "png"])
+    images = [cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_GRAYSCALE) for png in table["png"].to_pylist()]
+    crops = np.stack([np.asarray(image, np.uint8) for image in images])[:, None]
+    found = Classifier(read_bundle(EMBEDDED), "int8").logits(crops).argmax(1)
+    accuracy = float((found == table["emotion"].to_numpy()).mean())
+    form = read_bundle(EMBEDDED).card.int8
+    assert form is not None and form.validation is not None and accuracy == pytest.approx(form.validation.accuracy, abs=0.002)
+    assert accuracy >= published().accuracy - 0.003
+
+
+def test_labelling_on_cpus_does_not_import_torch() -> None:
+    code = (
+        "import sys, numpy as np, fer_pipeline.cli, fer_pipeline.jobs.label.job; from fer_pipeline.models.bundle import *;"
+        "from fer_pipeline.stages.classify import Classifier; from fer_pipeline.stages.label import Labeller;"
+        "Classifier(read_bundle('embedded'), 'int8')(np.zeros((1, 1, 48, 48), np.uint8)); print('torch' in sys.modules)"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert out.strip() == "False"
 
 
 def test_the_card_of_the_embedded_model_is_that_of_its_files() -> None:

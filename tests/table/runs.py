@@ -32,6 +32,7 @@ def finished_run(
     confidences: Sequence[int] | None = None,
     shard_records: int = 4,
     scope: int = 1000,
+    created_at: str | None = None,
 ) -> RunRecord:
     """Write a finished run of these records, each with one face; `expressions` and so on are what its record says of them."""
     folder, run_id = RunFolder(url), new_run_id()
@@ -48,7 +49,7 @@ def finished_run(
     record = folder.begin(
         RunRecord(
             run_id=run_id,
-            created_at=now(),
+            created_at=created_at or now(),
             source="/source",
             settings={},
             model=model,

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from fer_pipeline.core.manifest import Record
-from fer_pipeline.core.run import settings_digest
+from fer_pipeline.core.run import Identity, settings_digest
 from fer_pipeline.jobs import publish
 from fer_pipeline.jobs.publish import PublishConfig
 from fer_pipeline.sources.files import Selection
@@ -55,8 +55,28 @@ def test_a_row_outside_the_filters_has_not_vanished(table: LabelTable) -> None:
 def test_rows_of_another_model_are_made_anew_as_many_as_are_allowed(table: LabelTable) -> None:
     other = IDENTITY | {"model_digest": "m2"}
     assert len(compared(table, map(record_of, URIS), identity=other)[0]) == 8
-    labelled, found = compared(table, map(record_of, URIS), identity=other, relabel=3)
+    labelled, found = compared(table, map(record_of, URIS), identity=other, relabel_budget=3)
     assert len(labelled) == found.outdated == 3 and found.vanished == 0
+
+
+def test_the_oldest_rows_are_made_anew_first(tmp_path: Path, local_ray: None) -> None:
+    """Three nights relabel six rows of a former model, two a night, in the order in which they were labelled."""
+    url, other = str(tmp_path / "table"), Identity(name="model", digest="m2")
+    ages = {4: "2026-01-03", 1: "2026-01-01", 5: "2026-01-04", 0: "2026-01-02", 3: "2026-01-06", 2: "2026-01-05"}
+    for number, (name, day) in enumerate(ages.items()):
+        run = str(tmp_path / f"run-{number}")
+        finished_run(run, [record_of(URIS[name])], created_at=f"{day}T00:00:00+00:00")
+        publish.run(PublishConfig(run=run, table=url, accept=("drift",)))
+    by_age = [URIS[name] for name in sorted(ages, key=lambda name: ages[name])]
+    identity = IDENTITY | {"model_digest": "m2"}
+    for night in range(3):
+        listed = [record_of(uri) for uri in URIS[:6]]
+        labelled, found = compared(LabelTable(url), listed, identity=identity, relabel_budget=2)
+        assert sorted(labelled) == sorted(by_age[2 * night : 2 * night + 2]) and found.held == 4
+        run = str(tmp_path / f"night-{night}")
+        finished_run(run, [record_of(uri) for uri in labelled], LabelTable(url), model=other)
+        publish.run(PublishConfig(run=run, table=url, accept=("drift",)))
+    assert compared(LabelTable(url), [record_of(uri) for uri in URIS[:6]], identity=identity)[0] == []
 
 
 def test_of_two_members_of_one_name_the_first_is_taken(table: LabelTable) -> None:

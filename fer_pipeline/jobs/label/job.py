@@ -28,6 +28,7 @@ from fer_pipeline.models.bundle import EMBEDDED, Bundle, read_bundle
 from fer_pipeline.report.labels import label_report
 from fer_pipeline.sources.files import Selection
 from fer_pipeline.sources.listing import Listing
+from fer_pipeline.stages.classify import Classifier, Precision
 from fer_pipeline.stages.detectors import DETECTOR_HELP, DETECTORS, DetectorName, require_first_choice, resolve_detector
 from fer_pipeline.stages.detectors.spec import ResolvedDetector
 from fer_pipeline.stages.label import LabelSettings
@@ -67,8 +68,8 @@ class LabelConfig(Config):
     """Least detection score of a face: by default the detector's own."""
     uncertain_below: float | None = Field(None, ge=0, le=1)
     """Confidence under which a label is marked uncertain; by default the model's own."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Arithmetic of the classifier; `auto` takes bf16 where the processor of the first worker has it."""
+    precision: Literal["auto", "fp32", "bf16", "int8"] = "auto"
+    """Arithmetic of the classifier; `auto` takes int8 on CPUs if the model has it, else what the first worker's processor has."""
     max_pixels: int = Field(100_000_000, ge=1)
     """Larger images are not decoded (`too_large`)."""
     max_bytes: int = Field(256 * 1024**2, ge=1)
@@ -99,8 +100,8 @@ class LabelConfig(Config):
     """Share of the source's rows in the table that may be gone from the source before the run is refused."""
     max_attempts: int = Field(3, ge=1, le=100)
     """Runs in which a failed record is tried, while its file stays the same."""
-    relabel: int | None = Field(None, ge=0)
-    """Most rows of another model, detector or settings to make anew; by default all of them."""
+    relabel_budget: int | None = Field(None, ge=0)
+    """Most rows of another model, detector or settings to make anew, the oldest first; by default all of them."""
 
 
 def run(config: LabelConfig, cluster: ClusterConfig = ClusterConfig()) -> RunRecord:
@@ -115,7 +116,7 @@ def run(config: LabelConfig, cluster: ClusterConfig = ClusterConfig()) -> RunRec
     storage.require_access(config.source, config.out)
     bundle = read_bundle(config.model)
     if config.model != EMBEDDED:
-        _check_weights(bundle)
+        Classifier(bundle, "int8" if bundle.int8 is not None and not config.gpus_per_worker else "fp32")
     record = folder.load()
     if record is None and not storage.exists(config.source):
         raise UserError(f"The source '{config.source}' does not exist.")
@@ -157,12 +158,6 @@ def _require_gpus(config: LabelConfig, ask: Asking | None, wait_s: float) -> Non
         wait_for_gpus(gpus, ask, wait_s)
 
 
-def _check_weights(bundle: Bundle) -> None:
-    from fer_pipeline.stages.classify import Classifier  # torch takes seconds to import: only where it must be asked
-
-    Classifier(bundle, "fp32")
-
-
 def _settings(
     config: LabelConfig, bundle: Bundle, detector: ResolvedDetector, record: RunRecord | None, has_bf16: bool = False
 ) -> LabelSettings:
@@ -170,26 +165,32 @@ def _settings(
 
     `has_bf16`: whether the processors that label multiply bf16 natively.
     """
-    threshold, uncertain, precision = config.detection_threshold, config.uncertain_below, config.precision
-    if precision == "auto":
-        frozen = record.settings.get("precision") if record else None
-        own = bundle.card.format == "safetensors"  # an ONNX network computes as it was exported
-        precision = frozen or ("bf16" if own and has_bf16 else "fp32")
+    threshold, uncertain = config.detection_threshold, config.uncertain_below
+    frozen: Precision | None = record.settings.get("precision") if record else None
+    precision = config.precision if config.precision != "auto" else frozen or _auto_precision(config, bundle, has_bf16)
+    calibration = bundle.computing_in(precision).card.calibration
     return LabelSettings(
         detect_px=config.detect_px,
         threshold=DETECTORS[detector.name].threshold if threshold is None else threshold,
         max_pixels=config.max_pixels,
         max_bytes=config.max_bytes,
-        precision="bf16" if precision == "bf16" else "fp32",
-        uncertain_below=bundle.card.calibration.uncertain_below if uncertain is None else uncertain,
+        precision=precision,
+        uncertain_below=calibration.uncertain_below if uncertain is None else uncertain,
         image_column=config.image_column,
     )
+
+
+def _auto_precision(config: LabelConfig, bundle: Bundle, has_bf16: bool) -> Precision:
+    if bundle.int8 is not None and not config.gpus_per_worker:
+        return "int8"
+    own = bundle.card.format == "safetensors"  # an ONNX network computes as it was exported
+    return "bf16" if own and has_bf16 else "fp32"
 
 
 def _frozen(config: LabelConfig, settings: LabelSettings) -> dict[str, Any]:
     """Return what must stay the same while a run is continued: the choice of records and what changes their labels."""
     choice = {"include": list(config.include), "exclude": list(config.exclude), "fps": config.fps, "table": config.table}
-    return vars(settings) | choice
+    return vars(settings) | choice | {"asked_uncertain_below": config.uncertain_below}
 
 
 def _require_same(config: LabelConfig, record: RunRecord, detector: ResolvedDetector, bundle: Bundle) -> None:
@@ -225,7 +226,8 @@ def _begin(
         listing.skipped += Counter({DOUBLED: comparison.doubled})
     if not size.records and not (comparison and (comparison.listed or comparison.vanished)):
         raise UserError(f"The source '{config.source}' holds no images.")
-    has_bf16 = config.precision == "auto" and size.shards > 0 and asked_of_a_worker(has_native_bf16, ask, size.shards, wait_s)
+    open_question = config.precision == "auto" and _auto_precision(config, bundle, True) == "bf16" and size.shards > 0
+    has_bf16 = open_question and asked_of_a_worker(has_native_bf16, ask, size.shards, wait_s)
     return folder.begin(
         RunRecord(
             run_id=run_id,
@@ -264,7 +266,7 @@ def _comparison(config: LabelConfig, listing: Listing, detector: ResolvedDetecto
         "settings_digest": settings_digest(settings),
     }
     table = LabelTable(config.table)
-    found = Comparison(table, listing.covers, config.source, identity, config.max_attempts, config.relabel)
+    found = Comparison(table, listing.covers, config.source, identity, config.max_attempts, config.relabel_budget)
     log.info("The table holds %d rows, %d of them of this source", table.rows, len(found.seen))
     return found
 

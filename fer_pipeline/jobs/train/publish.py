@@ -5,8 +5,6 @@ import logging
 import posixpath
 from typing import Any
 
-import torch
-
 from fer_pipeline.core import duplicates, storage
 from fer_pipeline.core.dataset import DatasetInfo, read_samples
 from fer_pipeline.core.duplicates import find_copies, split_digest
@@ -14,9 +12,8 @@ from fer_pipeline.core.figures import SplitFigures
 from fer_pipeline.jobs.scoring import ScoringContext, predict_split
 from fer_pipeline.jobs.train.rank import Plan
 from fer_pipeline.models.bundle import CARD_MARKDOWN, CARD_PAGE, CONFUSION, CURVES, HISTORY, MODEL_FILE, WEIGHTS_FILE, save_bundle
-from fer_pipeline.models.calibration import calibrate
 from fer_pipeline.models.card import ModelCard, ModelMetrics, TrainingData
-from fer_pipeline.models.evaluation import evaluate
+from fer_pipeline.models.evaluation import judge
 from fer_pipeline.models.networks import build
 from fer_pipeline.models.recipe import Recipe
 from fer_pipeline.models.training.trainer import State
@@ -39,28 +36,17 @@ def publish(plan: Plan, dataset: DatasetInfo, out: str, state: State) -> SplitFi
     copies = find_copies(samples, recipe.validation_split, recipe.train_split, plan.train.leave_out)
     unjudged = pack(network, ModelCard(name=recipe.name, network=recipe.network, label_space=plan.space))
     predictions = predict_split(ScoringContext(unjudged, plan.validation, "fp32", "cuda" if plan.use_gpu else "cpu"))
-    fresh = predictions.without(copies.learned)
-    fitted = fresh if len(fresh) else predictions  # a copy of what was learned would make the model seem surer than it is
-    logits, labels = torch.from_numpy(fitted.logits), torch.from_numpy(fitted.labels)
-    calibration = calibrate(logits, labels, recipe.calibration.certain_accuracy)
-    selected = selected_epoch(state["history"])
-    validation, without_training_images = (
-        SplitFigures(
-            **dict(evaluate(some, plan.space, calibration, dataset.vote_classes, copies.groups)),
-            split=recipe.validation_split,
-            selected_on_this_split=True,
-            views=2 if recipe.network.flip_averaging else 1,
-            precision="fp32",
-        )
-        for some in (predictions, fresh)
-    )
+    views = 2 if recipe.network.flip_averaging else 1
+    how = {"split": recipe.validation_split, "views": views, "precision": "fp32"}
+    judged = judge(predictions, copies, plan.space, recipe.calibration.certain_accuracy, dataset.vote_classes, **how)
+    validation, selected = judged.validation, selected_epoch(state["history"])
     initial = plan.initial
     card = ModelCard(
         name=recipe.name,
         network=recipe.network,
         label_space=plan.space,
         framing=plan.framing,
-        calibration=calibration,
+        calibration=judged.calibration,
         data=TrainingData(
             layout=dataset.layout,
             terms=dataset.terms,
@@ -74,7 +60,7 @@ def publish(plan: Plan, dataset: DatasetInfo, out: str, state: State) -> SplitFi
         ),
         metrics=ModelMetrics(
             validation=validation,
-            validation_without_training_images=without_training_images,
+            validation_without_training_images=judged.without_training_images,
             selected_epoch=selected,
             epochs=len(state["history"]),
         ),

@@ -64,14 +64,15 @@ class YuNet:
         self, out: dict[str, NDArray[np.float32]], stride: int, columns: int
     ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
         """Return the boxes (n, 4), scores (n,) and landmarks (n, 5, 2) of one stride's anchors that pass the threshold."""
-        scores = np.sqrt(np.clip(out[f"cls_{stride}"], 0, 1) * np.clip(out[f"obj_{stride}"], 0, 1)).ravel()
-        chosen = np.nonzero(scores > self.threshold)[0]
+        products = (out[f"cls_{stride}"] * out[f"obj_{stride}"]).ravel()  # of two sigmoids, so within 0 and 1
+        chosen = np.flatnonzero(products > self.threshold**2)
+        scores = np.sqrt(products[chosen])
         anchors = np.stack([chosen % columns, chosen // columns], 1).astype(np.float32)
         box = out[f"bbox_{stride}"].reshape(-1, 4)[chosen]
         size = np.exp(box[:, 2:]) * stride
         corner = (anchors + box[:, :2]) * stride - size / 2
         points = out[f"kps_{stride}"].reshape(-1, 5, 2)[chosen]
-        return np.concatenate([corner, size], 1), scores[chosen], (points + anchors[:, None]) * stride
+        return np.concatenate([corner, size], 1), scores, (points + anchors[:, None]) * stride
 
 
 YUNET = DetectorSpec(

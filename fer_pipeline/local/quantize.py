@@ -1,0 +1,111 @@
+"""Give a bundle its form in 8 bits, which labelling on CPUs takes. On this machine, without Ray."""
+
+import hashlib
+
+import numpy as np
+from pydantic import Field
+
+from fer_pipeline.core import duplicates, storage
+from fer_pipeline.core.config import Config
+from fer_pipeline.core.dataset import DatasetInfo, read_dataset, read_flagged, read_samples
+from fer_pipeline.core.errors import UserError
+from fer_pipeline.local.models import write_card
+from fer_pipeline.models.bundle import EMBEDDED, HISTORY, Bundle, bundle_of, read_bundle, read_files, save_bundle
+from fer_pipeline.models.card import Calibration, Int8Form, ModelCard
+from fer_pipeline.models.evaluation import Judged, Predictions, judge, learned_copies
+from fer_pipeline.models.export import to_int8, to_onnx
+from fer_pipeline.models.labelled_images import LabelledImages
+from fer_pipeline.models.registry import is_reference
+from fer_pipeline.stages.classify import Classifier, Precision
+from fer_pipeline.stages.training_data import SplitReader, class_indices, left_out_by_class
+
+PRECISIONS: tuple[Precision, Precision] = ("fp32", "int8")
+
+
+class QuantizeConfig(Config):
+    """Add int8 weights and activations to a model bundle, calibrated and measured on their own."""
+
+    model: str
+    """Folder of a model bundle; its files are written there."""
+    data: str
+    """The ingested dataset that it learned from, or another one."""
+    split: str = "validation"
+    """The split on which it is calibrated and measured."""
+    ranges_split: str = "train"
+    """The split on whose images the ranges of activations are taken."""
+    ranges_images: int = Field(512, ge=1)
+    """How many of them, drawn at random."""
+    certain_accuracy: float = Field(0.8, gt=0, lt=1)
+    """Share of the labels not marked `uncertain` that shall be right."""
+
+
+class Quantized(Config):
+    """What the form in 8 bits came to, beside fp32."""
+
+    model: str
+    digest: str
+    """Of the bundle, which has another card now."""
+    bytes: int
+    images: int
+    accuracy: float
+    accuracy_fp32: float
+    same_label: float
+    """Share of the images that both label alike."""
+    ece_cross_fitted: float | None
+
+
+def run(config: QuantizeConfig) -> Quantized:
+    """Write `model.int8.onnx` and the cards anew. Raise UserError before anything is written."""
+    if config.model == EMBEDDED or is_reference(config.model):
+        raise UserError("Versions of a registry and the embedded model do not change: name the folder of a bundle, then push it.")
+    bundle, data = read_bundle(config.model), storage.normalize(config.data)
+    dataset = read_dataset(data)
+    images = _read(bundle, dataset, data, config.ranges_split).images
+    chosen = np.random.default_rng(0).permutation(len(images))[: config.ranges_images]
+    int8 = to_int8(to_onnx(bundle), images[np.sort(chosen)])
+    split = _read(bundle, dataset, data, config.split)
+    unjudged = _with(bundle, Int8Form(sha256="", calibration=Calibration()), int8)
+    fp32, logits = (Classifier(unjudged, precision).logits(split.images) for precision in PRECISIONS)
+    predictions = Predictions(np.array(split.ids, object), logits, split.labels, split.votes)
+    judged = _judged(config, bundle.card, data, predictions, dataset.vote_classes)
+    form = Int8Form(
+        sha256=hashlib.sha256(int8).hexdigest(),
+        calibration=judged.calibration,
+        validation=judged.validation,
+        validation_without_training_images=judged.without_training_images,
+    )
+    quantized, out = _with(bundle, form, int8), storage.normalize(config.model)
+    write_card(out, quantized, read_files(config.model).get(HISTORY))
+    save_bundle(out, quantized)
+    calibration = judged.validation.calibration
+    return Quantized(
+        model=out,
+        digest=quantized.digest,
+        bytes=len(int8),
+        images=len(split),
+        accuracy=judged.validation.accuracy,
+        accuracy_fp32=float((fp32.argmax(1) == split.labels).mean()),
+        same_label=float((fp32.argmax(1) == logits.argmax(1)).mean()),
+        ece_cross_fitted=calibration.cross_fitted.ece if calibration else None,
+    )
+
+
+def _read(bundle: Bundle, dataset: DatasetInfo, data: str, split: str) -> LabelledImages:
+    """Return a split of the dataset as the model's input and classes; raise UserError where it has none of them."""
+    left_out_by_class(dataset, split, bundle.card.label_space)
+    classes = class_indices(dataset.label_space.classes, bundle.card.label_space)
+    return SplitReader(data, split, bundle.card.network, classes, tuple(range(len(dataset.vote_classes)))).load()
+
+
+def _judged(
+    config: QuantizeConfig, card: ModelCard, data: str, predictions: Predictions, vote_classes: tuple[str, ...]
+) -> Judged:
+    samples = read_samples(data, duplicates.DUPLICATE_COLUMNS)
+    _, copies = learned_copies(card, samples, config.split, read_flagged(data))
+    views = 2 if card.network.flip_averaging else 1
+    how = {"split": config.split, "views": views, "precision": "int8"}
+    return judge(predictions, copies, card.label_space, config.certain_accuracy, vote_classes, **how)
+
+
+def _with(bundle: Bundle, form: Int8Form, int8: bytes) -> Bundle:
+    return bundle_of(bundle.card.model_copy(update={"int8": form}), bundle.weights, int8)
