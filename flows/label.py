@@ -1,52 +1,55 @@
 """Label an archive as a Prefect flow: the job with retries, and its counts as an artifact.
 
 Run it once:     python -m flows.label '{"source": "photos", "out": "runs/2026-11-20"}'
-Every night:     prefect deploy flows/label.py:label_archive --cron "0 2 * * *"
 """
 
-import sys
-
-from prefect import flow, task
-from prefect.artifacts import create_markdown_artifact
-
-from fer_pipeline.core.run import RunFolder, RunRecord
-from fer_pipeline.core.storage import normalize
+from fer_pipeline.core.errors import JobError
+from fer_pipeline.core.run import REPORT, RunFolder, RunRecord
+from fer_pipeline.core.storage import join, normalize
 from fer_pipeline.jobs.cluster import ClusterConfig
 from fer_pipeline.jobs.label import job as label
 from fer_pipeline.jobs.label.job import LabelConfig
-from flows.retries import may_pass
+from flows.shell import main
+from flows.steps import failed, job_flow, publish, run_job, tag
+
+ALONE = ClusterConfig()
 
 
-@task(retries=2, retry_delay_seconds=30, retry_condition_fn=may_pass)
-def run_label_job(config: LabelConfig, cluster: ClusterConfig) -> RunRecord:
-    """Run the job; a retry continues from the shards that are committed."""
-    return label.run(config, cluster)
+@job_flow("label-archive")
+def label_archive(config: LabelConfig, cluster: ClusterConfig = ALONE, notify: str | None = None) -> RunRecord:
+    """Label the apparent expressions in an archive and show the counts, also of a run with too many failures.
 
-
-@flow(name="label-archive")
-def label_archive(config: LabelConfig, cluster: ClusterConfig | None = None) -> RunRecord:
-    """Label the apparent expressions in an archive and publish the counts, also of a run with too many failures."""
+    `notify` names a Webhook block that hears of bad ends.
+    """
+    tag(model=config.model, table=config.table)
     try:
-        return run_label_job(config, cluster or ClusterConfig())
+        return run_job("label", label.run, RunRecord, config, cluster)
+    except JobError as error:
+        return failed(error)  # type: ignore[no-any-return]
     finally:
-        record = RunFolder(normalize(config.out)).load()
+        out = normalize(config.out)
+        record = RunFolder(out).load()
         if record and record.result:
-            create_markdown_artifact(key="label-archive", markdown=summary(record), description=f"Run {record.run_id}")
+            publish("label-archive", summary(record, join(out, REPORT)), f"Run {record.run_id}")
 
 
-def summary(record: RunRecord) -> str:
+def summary(record: RunRecord, page: str = "") -> str:
     """Return the run's counts as Markdown."""
     result = record.result
     if result is None:
         return f"Run {record.run_id} has no result yet."
-    counts = [f"| {status} | {count:,} |" for status, count in result.counts.items()]
-    expressions = [f"| {expression} | {count:,} |" for expression, count in result.expressions.items()]
-    title = f"# Labels of {record.source}"
-    whole = f"{record.records:,} images, {result.faces:,} faces, {result.images_per_s} images/s"
-    by_status = ["| status | images |", "|---|--:|", *counts]
-    by_expression = ["| apparent expression | faces |", "|---|--:|", *expressions]
-    return "\n".join([title, "", whole, "", *by_status, "", *by_expression])
+    model = f"{record.model.name} {record.model.version or ''}".strip()
+    whole = f"{record.records:,} images, {result.faces:,} faces, {result.images_per_s} images/s, model `{model}`"
+    uncertain = f"{result.uncertain / max(1, result.faces):.0%} of the labels are uncertain." if result.faces else ""
+    by_status = ["| status | images |", "|---|--:|", *(f"| {name} | {count:,} |" for name, count in result.counts.items())]
+    rows = (f"| {name} | {count:,} |" for name, count in result.expressions.items())
+    by_expression = ["| apparent expression | faces |", "|---|--:|", *rows]
+    failures = [f"| {one['status']} | {one['uri']} | {one['error']} |" for one in result.failures[:20]]
+    first = ["", "| failed | file | why |", "|---|---|---|", *failures] if failures else []
+    where = ["", f"Page: `{page}`"] if page else []
+    lines = [f"# Labels of {record.source}", "", whole, uncertain, "", *by_status, "", *by_expression, *first, *where]
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":
-    label_archive(LabelConfig.model_validate_json(sys.argv[1]))
+    main(label_archive, LabelConfig)

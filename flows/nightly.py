@@ -1,44 +1,46 @@
 """A night as a Prefect flow: the job with retries, and its figures and audit as an artifact.
 
 Run it once:     python -m flows.nightly '{"source": "photos", "table": "labels"}'
-Every night:     the same parameters on a schedule; `{date}` in a path stands for the night's date
+Every night:     docs/flows.md; `{date}` in a path stands for the night's date
 """
 
-import sys
-
-from prefect import flow, task
-from prefect.artifacts import create_markdown_artifact
-
+from fer_pipeline.core.errors import JobError
+from fer_pipeline.core.run import REPORT
 from fer_pipeline.core.storage import exists, join, normalize, read_bytes
 from fer_pipeline.jobs import nightly as job
 from fer_pipeline.jobs.cluster import ClusterConfig
 from fer_pipeline.jobs.nightly import NightlyConfig, dated
-from fer_pipeline.table.audit import AUDIT, Audit
+from fer_pipeline.table.audit import AUDIT, PAGE, Audit
 from fer_pipeline.table.nights import Night, kept_night
-from flows.retries import may_pass
+from flows.shell import main
+from flows.steps import failed, job_flow, publish, run_job, scheduled_date, tag
+
+ALONE = ClusterConfig()
 
 
-@task(retries=2, retry_delay_seconds=30, retry_condition_fn=may_pass)
-def run_nightly_job(config: NightlyConfig, cluster: ClusterConfig) -> Night:
-    """Run the job; a retry goes on where it was."""
-    return job.run(config, cluster)
+@job_flow("nightly")
+def nightly(config: NightlyConfig, cluster: ClusterConfig = ALONE, notify: str | None = None) -> Night:
+    """Label what is new, audit it and publish it; the audit's table is shown of a held night, too.
 
-
-@flow(name="nightly")
-def nightly(config: NightlyConfig, cluster: ClusterConfig | None = None) -> Night:
-    """Label what is new, audit it and publish it; the audit's table is shown of a held night, too."""
-    config = dated(config)  # retries after midnight are of the same night
+    `notify` names a Webhook block that hears of held and failed nights, and of the first that ends well again.
+    """
+    # Retries after midnight are of the same night.
+    config = dated(config.model_copy(update={"date": config.date or scheduled_date()}))
+    tag(model=config.model, table=config.table)
     try:
-        return run_nightly_job(config, cluster or ClusterConfig())
+        return run_job("nightly", job.run, Night, config, cluster)
+    except JobError as error:
+        return failed(error)  # type: ignore[no-any-return]
     finally:
         path = join(normalize(config.out), AUDIT)
         if exists(path):
             audit = Audit.model_validate_json(read_bytes(path))
             night = kept_night(normalize(config.table), audit.run_id)
-            create_markdown_artifact(key="nightly", markdown=summary(audit, night), description=f"Run {audit.run_id}")
+            pages = [config.page, join(config.out, REPORT), join(config.out, PAGE)]
+            publish("nightly", summary(audit, night, pages), f"Run {audit.run_id}")
 
 
-def summary(audit: Audit, night: Night | None) -> str:
+def summary(audit: Audit, night: Night | None, pages: list[str] | None = None) -> str:
     """Return the night's figures and the checks of its audit as Markdown."""
     state = night.state if night else "held" if audit.failing else "not published yet"
     lines = [f"# {audit.table}: {state}", ""]
@@ -48,8 +50,8 @@ def summary(audit: Audit, night: Night | None) -> str:
     for check in audit.checks:
         found = "–" if check.value is None else f"{check.value:.3g}"
         lines.append(f"| {check.name} | {found} | {check.limit:.3g} | {'' if check.passed else '**falls short**'} |")
-    return "\n".join(lines)
+    return "\n".join([*lines, "", *(f"- `{page}`" for page in pages or [])])
 
 
 if __name__ == "__main__":
-    nightly(NightlyConfig.model_validate_json(sys.argv[1]))
+    main(nightly, NightlyConfig)

@@ -1,30 +1,27 @@
-"""Train a recipe as a Prefect flow: the job with a retry, and its figures as an artifact.
+"""Train a recipe as a Prefect flow: the job with retries, and its figures as an artifact.
 
 Run it once:     python -m flows.train '{"recipe": "fer2013-small", "data": "data/fer2013", "out": "models/new"}'
 """
 
-import sys
-
-from prefect import flow, task
-from prefect.artifacts import create_markdown_artifact
-
+from fer_pipeline.core.errors import JobError
 from fer_pipeline.jobs.cluster import ClusterConfig
 from fer_pipeline.jobs.train import job as train
 from fer_pipeline.jobs.train.job import TrainConfig, TrainResult
-from flows.retries import may_pass
+from flows.shell import main
+from flows.steps import failed, job_flow, publish, run_job, tag
+
+ALONE = ClusterConfig()
 
 
-@task(retries=1, retry_delay_seconds=30, retry_condition_fn=may_pass)
-def run_train_job(config: TrainConfig, cluster: ClusterConfig) -> TrainResult:
-    """Run the job; a retry continues from the last checkpoint."""
-    return train.run(config, cluster)
-
-
-@flow(name="train-model")
-def train_model(config: TrainConfig, cluster: ClusterConfig | None = None) -> TrainResult:
-    """Train a model bundle and publish its figures."""
-    result = run_train_job(config, cluster or ClusterConfig())
-    create_markdown_artifact(key="train-model", markdown=summary(result), description=result.name)
+@job_flow("train-model")
+def train_model(config: TrainConfig, cluster: ClusterConfig = ALONE, notify: str | None = None) -> TrainResult:
+    """Train a model bundle and show its figures."""
+    tag(recipe=config.recipe)
+    try:
+        result = run_job("train", train.run, TrainResult, config, cluster)
+    except JobError as error:
+        return failed(error)  # type: ignore[no-any-return]
+    publish("train-model", summary(result), result.name)
     return result
 
 
@@ -47,4 +44,4 @@ def summary(result: TrainResult) -> str:
 
 
 if __name__ == "__main__":
-    train_model(TrainConfig.model_validate_json(sys.argv[1]))
+    main(train_model, TrainConfig)

@@ -7,16 +7,17 @@ import signal
 import sys
 import tomllib
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any
+from typing import Annotated, Any, get_type_hints
 
 from cyclopts import App, CycloptsError, Parameter
 from cyclopts.config import Toml
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from fer_pipeline.core.config import Config, explain
-from fer_pipeline.core.errors import FailureRateExceeded, HeldError, MisfortuneError, UserError
+from fer_pipeline.core.errors import JobError, UserError
 from fer_pipeline.core.storage import STORAGE_ERRORS, reason
 from fer_pipeline.models.comparison import Rule
 from fer_pipeline.table.thresholds import Thresholds
@@ -55,7 +56,6 @@ Parameter(name="rule")(Rule)
 
 _received: list[int] = []
 """Signals that this process was sent."""
-EXIT_CODES: dict[type[Exception], int] = {MisfortuneError: 1, UserError: 2, FailureRateExceeded: 3, HeldError: 4}
 
 app = App(
     name="fer-pipeline",
@@ -77,7 +77,12 @@ for _name, (_function, _help) in COMMANDS.items():
 def _with_config(
     *tokens: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],
     config: Annotated[str | None, Parameter(help="TOML file of options, by command; flags come before it.")] = None,
+    json_: Annotated[
+        str | None, Parameter(name="--json", help='All options as JSON, {"config": {...}, "cluster": {...}}: for programs.')
+    ] = None,
 ) -> Any:
+    if json_:
+        return _call_with_json(" ".join(tokens), json_)
     if config:
         try:
             tomllib.loads(Path(config).read_text())
@@ -85,6 +90,30 @@ def _with_config(
             raise UserError(f"The configuration '{config}' cannot be read: {error}.") from error
         app.config = Toml(config)
     return app(tokens, exit_on_error=False, print_error=False)
+
+
+def _call_with_json(command: str, text: str) -> Any:
+    """Run the function of a command on the parameters that JSON describes."""
+    if command not in COMMANDS:
+        raise UserError(f"'{command}' with --json is no command: name one of {', '.join(COMMANDS)}, and nothing beside it.")
+    module, _, name = COMMANDS[command][0].partition(":")
+    function = getattr(import_module(f"fer_pipeline.{module}"), name)
+    kinds, given = get_type_hints(function), _parameters_of(text)
+    try:
+        return function(**{key: TypeAdapter(kinds[key]).validate_python(value) for key, value in given.items()})
+    except ValidationError as error:
+        raise UserError(f"--json: {explain(error)}.") from error
+
+
+def _parameters_of(text: str) -> dict[str, Any]:
+    """Return what `--json` holds, `config` and perhaps `cluster`; raise UserError for anything else."""
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        raise UserError(f"--json is no valid JSON: {error}.") from error
+    if not isinstance(found, dict) or set(found) - {"config", "cluster"}:
+        raise UserError('--json must be an object of "config" and, if need be, "cluster".')
+    return found
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -115,9 +144,9 @@ def _exit_code(command: Callable[[], Any]) -> int:
     except KeyboardInterrupt:
         print("fer-pipeline: stopped. What is done is kept; run the same command to continue.", file=sys.stderr, flush=True)
         os._exit(128 + next(iter(_received), signal.SIGINT))  # threads of Ray may live on, and crash while Python ends
-    except tuple(EXIT_CODES) as error:
+    except JobError as error:
         print(f"fer-pipeline: {error}", file=sys.stderr)
-        return next(code for kind, code in EXIT_CODES.items() if isinstance(error, kind))
+        return error.exit_code
     except CycloptsError as error:
         cause = error.__cause__
         print(f"fer-pipeline: {explain(cause) if isinstance(cause, ValidationError) else error}", file=sys.stderr)

@@ -1,5 +1,8 @@
 """One base for every configuration: frozen, and unknown keys are refused."""
 
+from datetime import UTC, datetime
+from typing import Any, TypeVar
+
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 
@@ -10,6 +13,21 @@ class Config(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+Some = TypeVar("Some", bound=Config)
+
+
+def with_date(config: Some, date: str | None = None) -> Some:
+    """Return a configuration with a date, by default today's in UTC, in the place of `{date}` wherever it stands in a text."""
+    date = date or f"{datetime.now(UTC):%Y-%m-%d}"
+    changes: dict[str, Any] = {}
+    for name, value in vars(config).items():
+        if isinstance(value, str):
+            changes[name] = value.replace("{date}", date)
+        elif isinstance(value, Config):
+            changes[name] = with_date(value, date)
+    return config.model_copy(update=changes)
 
 
 def explain(error: ValidationError) -> str:

@@ -17,6 +17,8 @@ from typing import Any, cast
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # before Ray is imported: nothing is sent home
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+if {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & set(os.environ):
+    os.environ.setdefault("RAY_AUTH_MODE", "token")  # clients do not follow their cluster by themselves
 
 import psutil
 import ray
@@ -50,6 +52,8 @@ class ClusterConfig(Config):
     """Cores to use when Ray starts on this machine; all of them by default."""
     wait_s: float = Field(600.0, ge=0)
     """How long machines that an autoscaler can bring are waited for."""
+    silent_s: float = Field(300.0, gt=0)
+    """How long a head to which a job was submitted may be silent before the job is given up."""
     shared_filesystem: bool = False
     """Says that local paths mean the same files on every node of the cluster."""
 

@@ -1,10 +1,9 @@
 """One night: label what is new, audit it, publish it, and write the page of the last nights. Run again, it goes on."""
 
-from datetime import UTC, datetime
-
 from pydantic import Field
 
 from fer_pipeline.core import storage
+from fer_pipeline.core.config import with_date
 from fer_pipeline.jobs import publish
 from fer_pipeline.jobs.cluster import ClusterConfig, connected
 from fer_pipeline.jobs.label import job as label
@@ -49,6 +48,4 @@ def run(config: NightlyConfig, cluster: ClusterConfig = ClusterConfig()) -> Nigh
 
 def dated(config: NightlyConfig) -> NightlyConfig:
     """Return the configuration with the night's date in the place of `{date}`, wherever it stands in a text."""
-    date = config.date or f"{datetime.now(UTC):%Y-%m-%d}"
-    texts = {name: value for name, value in vars(config).items() if isinstance(value, str)}
-    return config.model_copy(update={name: value.replace("{date}", date) for name, value in texts.items()})
+    return with_date(config, config.date)

@@ -27,7 +27,10 @@ def test_the_label_flow_runs_the_job_and_publishes_its_counts(archive: Path, tmp
     assert record.result is not None and record.result.counts["ok"] == 34
     assert (tmp_path / "run" / "_SUCCESS").exists()
     with get_client(sync_client=True) as client:
-        artifact = client.read_artifacts()[0]
+        artifact, progress = (
+            next(one for one in client.read_artifacts() if one.key == key) for key in ("label-archive", "labelling")
+        )
+    assert progress.data == 100.0
     assert artifact.key == "label-archive" and "| undecodable | 2 |" in str(artifact.data)
 
 
@@ -52,5 +55,5 @@ def test_what_a_retry_cannot_mend_is_not_tried_again(archive: Path, tmp_path: Pa
 
 
 def test_flow_parameters_are_the_jobs_configuration() -> None:
-    assert set(label_archive.parameters.properties) == {"config", "cluster"}
+    assert set(label_archive.parameters.properties) == {"config", "cluster", "notify"}
     assert "recipe" in str(train_model.parameters.model_dump())

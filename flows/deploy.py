@@ -1,0 +1,152 @@
+"""All schedules, served from one process: `python -m flows.deploy schedules.toml`.
+
+    [nightly.photos]                      # the flow, and the deployment's name
+    cron = "0 2 * * *"
+    timezone = "Europe/Berlin"            # by default UTC
+    config = { source = "s3://bucket/photos", table = "s3://bucket/labels" }
+    cluster = { address = "http://head:8265" }
+    notify = "on-call"
+
+One run of a deployment at a time: a night that is not over when the next is due goes on, and the next is cancelled. A run that
+does not come out of `Pending` within ten minutes gives its place back; one whose process is silent for two minutes is crashed.
+"""
+
+import asyncio
+import os
+import sys
+from datetime import timedelta
+from typing import Any, cast
+
+os.environ.setdefault("PREFECT_FLOWS_HEARTBEAT_FREQUENCY", "30")  # before Prefect is imported: what tells the silent
+
+from prefect import serve
+from prefect.automations import Automation
+from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy, StateType
+from prefect.deployments.runner import RunnerDeployment
+from prefect.events.actions import ChangeFlowRunState
+from prefect.events.schemas.automations import EventTrigger, Posture
+from prefect.exceptions import PrefectException
+from prefect.flows import Flow
+from prefect.schedules import Cron
+from pydantic import Field, ValidationError
+
+from fer_pipeline.core.config import Config, explain
+from fer_pipeline.core.errors import JobError, UserError
+from fer_pipeline.jobs.cluster import ClusterConfig
+from flows.evaluate import evaluate_model
+from flows.ingest import ingest_dataset
+from flows.label import label_archive
+from flows.nightly import nightly
+from flows.retrain import retrain
+from flows.shell import read_facts
+from flows.train import train_model
+
+FLOWS: dict[str, Flow[..., Any]] = {
+    "nightly": nightly,
+    "retrain": retrain,
+    "label": label_archive,
+    "ingest": ingest_dataset,
+    "train": train_model,
+    "evaluate": evaluate_model,
+}
+ONE_AT_A_TIME = ConcurrencyLimitConfig(limit=1, collision_strategy=ConcurrencyLimitStrategy.CANCEL_NEW, grace_period_seconds=600)
+HEARTBEAT, SILENT_S = "prefect.flow-run.heartbeat", 120
+ENDS = {f"prefect.flow-run.{state}" for state in ("Completed", "Failed", "Cancelled", "Crashed")}
+SILENT_RUNS = "fer-pipeline: crash silent runs"
+
+
+class ScheduleConfig(Config):
+    """One schedule of a flow."""
+
+    cron: str
+    """When, as in a crontab."""
+    timezone: str = "UTC"
+    """Of the crontab's hours."""
+    config: dict[str, Any]
+    """The flow's configuration."""
+    cluster: ClusterConfig = Field(default_factory=ClusterConfig)
+    """Where its jobs run."""
+    notify: str | None = None
+    """Webhook block that hears of bad ends."""
+
+
+def deployments_of(facts: dict[str, Any]) -> list[RunnerDeployment]:
+    """Return a deployment for each schedule; raise UserError for one that cannot be served."""
+    found = []
+    for name, schedules in facts.items():
+        if name not in FLOWS or not isinstance(schedules, dict):
+            raise UserError(f"'{name}' is no flow: name one of {', '.join(FLOWS)}, then the schedule, as in [nightly.photos].")
+        for title, schedule in schedules.items():
+            found.append(_deployment(name, title, schedule))
+    if not found:
+        raise UserError("There is no schedule: write one, such as [nightly.photos] with cron and config.")
+    return found
+
+
+def _deployment(name: str, title: str, facts: Any) -> RunnerDeployment:
+    flow = FLOWS[name]
+    try:
+        schedule = ScheduleConfig.model_validate(facts)
+        flow.validate_parameters({"config": schedule.config})
+        deployed = flow.to_deployment(
+            name=title,
+            schedule=Cron(schedule.cron, timezone=schedule.timezone),
+            parameters={
+                "config": schedule.config,
+                "cluster": schedule.cluster.model_dump(mode="json"),
+                "notify": schedule.notify,
+            },
+            concurrency_limit=ONE_AT_A_TIME,
+            tags=["fer-pipeline"],
+        )
+    except ValidationError as error:
+        raise UserError(f"[{name}.{title}] cannot be used: {explain(error)}.") from error
+    except (ValueError, PrefectException) as error:
+        raise UserError(f"[{name}.{title}] cannot be used: {' '.join(str(error).split())[:300]}") from error
+    return cast("RunnerDeployment", deployed)
+
+
+def crash_silent_runs() -> None:
+    """Have the server end runs whose process says nothing any more, so that they hold no later night up."""
+    try:
+        asyncio.run(Automation.aread(name=SILENT_RUNS))
+        return
+    except ValueError:
+        pass
+    silent = Automation(
+        name=SILENT_RUNS,
+        trigger=EventTrigger(
+            after={HEARTBEAT},
+            expect={HEARTBEAT, *ENDS},
+            match={"prefect.resource.id": ["prefect.flow-run.*"]},
+            for_each={"prefect.resource.id"},
+            posture=Posture.Proactive,
+            threshold=1,
+            within=timedelta(seconds=SILENT_S),
+        ),
+        actions=[ChangeFlowRunState(state=StateType.CRASHED, message="Its process has been silent for two minutes.")],
+    )
+    asyncio.run(silent.acreate())
+
+
+def main(arguments: list[str]) -> None:
+    """Serve the schedules of a TOML file until this process is stopped."""
+    if len(arguments) != 1:
+        raise UserError("Give one argument: the TOML file of the schedules.")
+    deployments = deployments_of(read_facts(arguments[0]))
+    try:
+        crash_silent_runs()
+        serve(*deployments, pause_on_shutdown=False)
+    except (ConnectionError, OSError, RuntimeError) as error:
+        where = os.environ.get("PREFECT_API_URL", "PREFECT_API_URL, which is not set")
+        raise UserError(
+            f"The Prefect server at {where} cannot be reached: start it ('prefect server start') or name it."
+        ) from error
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except JobError as error:
+        print(f"flows.deploy: {error}", file=sys.stderr)  # noqa: T201 (a command's last sentence)
+        sys.exit(error.exit_code)

@@ -1,0 +1,157 @@
+"""What the flows share: a job as a task, its log and progress in Prefect's, and the state that a flow ends in."""
+
+import logging
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, ParamSpec, TypeVar
+from uuid import UUID
+
+from prefect import flow, get_run_logger, task
+from prefect.artifacts import create_markdown_artifact, create_progress_artifact, update_progress_artifact
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import FlowRun, State
+from prefect.context import FlowRunContext
+from prefect.exceptions import PrefectException
+from prefect.flows import Flow
+from prefect.runtime import flow_run as this_flow_run
+from prefect.states import Failed
+from pydantic import BaseModel
+
+from fer_pipeline.core.config import Config
+from fer_pipeline.core.errors import FailureRateExceeded, HeldError, JobError, MisfortuneError, StoppedError, UserError
+from fer_pipeline.jobs import submission
+from fer_pipeline.jobs.cluster import ClusterConfig
+from flows.notify import tell
+from flows.retries import may_pass
+
+log = logging.getLogger(__name__)
+
+Result = TypeVar("Result", bound=BaseModel)
+Parameters = ParamSpec("Parameters")
+Returned = TypeVar("Returned")
+
+STATES: dict[type[JobError], str] = {
+    HeldError: "Held",
+    FailureRateExceeded: "Too many failures",
+    UserError: "To be mended",
+    MisfortuneError: "Cluster failed",
+    StoppedError: "Stopped",
+}
+"""What Prefect shows in the place of `Failed`; the state's message is the job's own sentence."""
+PROGRESS = re.compile(r"(?P<what>[a-z ]+): (?P<done>[\d,]+) of (?P<all>[\d,]+)")
+ON_RAY = "fer-"
+"""What the ids of Ray jobs begin with; the flow run's id follows."""
+
+
+@task(retries=2, retry_delay_seconds=30, retry_condition_fn=may_pass)
+def run_job(
+    command: str, job: Callable[[Any, ClusterConfig], Result], kind: type[Result], config: Config, cluster: ClusterConfig
+) -> Result:
+    """Run a job where the cluster's address says: here, or as a Ray job of the head at an http:// URL. A retry continues."""
+    with _job_log() as say:
+        if not submission.is_head(cluster.address):
+            return job(config, cluster)
+        return kind.model_validate_json(submission.run(command, config, cluster, ray_job_name(this_flow_run.id), say))
+
+
+def ray_job_name(flow_run_id: Any) -> str:
+    """Return the name that the Ray jobs of a flow run have."""
+    return f"{ON_RAY}{flow_run_id}"
+
+
+@contextmanager
+def _job_log() -> Iterator[Callable[[str], None]]:
+    """Have what the project logs here appear in the task's log, and yield what does the same for a line from elsewhere."""
+    logger, progress = get_run_logger(), _Progress()
+
+    def say(line: str) -> None:
+        if line.strip() and not line.startswith("{"):  # the result, which the flow returns
+            logger.info(line)
+            progress.show(line)
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            with suppress(PrefectException):
+                logger.log(record.levelno, record.getMessage())
+                progress.show(record.getMessage())
+
+    handler, ours = Handler(), logging.getLogger("fer_pipeline")
+    level = ours.level
+    ours.addHandler(handler)
+    ours.setLevel(logging.INFO)
+    try:
+        yield say
+    finally:
+        ours.removeHandler(handler)
+        ours.setLevel(level)
+
+
+class _Progress:
+    """An artifact that moves with the job's lines of progress."""
+
+    def __init__(self) -> None:
+        self.artifacts: dict[str, UUID] = {}
+        self.context = FlowRunContext.get()
+
+    def show(self, line: str) -> None:
+        found = PROGRESS.fullmatch(line.split(",  ")[0].strip())
+        if not found:
+            return
+        what, done, whole = found["what"], int(found["done"].replace(",", "")), int(found["all"].replace(",", ""))
+        share = 100.0 * done / max(1, whole)
+        if what in self.artifacts:
+            update_progress_artifact(self.artifacts[what], progress=share, description=line)
+        else:
+            made = create_progress_artifact(progress=share, key=what.replace(" ", "-"), description=line)
+            self.artifacts[what] = made  # type: ignore[assignment]
+
+
+def failed(error: JobError) -> Any:
+    """Return the state in which a flow ends for an error, for Prefect takes it from the flow in the place of its result.
+
+    Its name says what happened, its message why, in one sentence.
+    """
+    return Failed(name=STATES[type(error)], message=str(error), data=error)
+
+
+def tag(**facts: str | None) -> None:
+    """Tag this flow run with facts that are known, such as `model:embedded`."""
+    with get_client(sync_client=True) as client:
+        run = client.read_flow_run(UUID(str(this_flow_run.id)))
+        new = {f"{name}:{value}" for name, value in facts.items() if value}
+        client.update_flow_run(run.id, tags=sorted({*run.tags, *new}))
+
+
+def publish(key: str, markdown: str, description: str) -> None:
+    """Show a page of figures with the flow run."""
+    create_markdown_artifact(key=key, markdown=markdown, description=description)
+
+
+def scheduled_date() -> str | None:
+    """Return the date for which this run was scheduled, in UTC: a run that begins late is of its own night."""
+    scheduled = this_flow_run.scheduled_start_time
+    return f"{scheduled:%Y-%m-%d}" if scheduled else None
+
+
+def stop_ray_jobs(flow: Flow[Any, Any], flow_run: FlowRun, state: State[Any]) -> None:
+    """Stop what a flow run that was cancelled, or whose process died, has left running on a cluster."""
+    cluster = (flow_run.parameters or {}).get("cluster") or {}
+    address = cluster.get("address") if isinstance(cluster, dict) else getattr(cluster, "address", None)
+    if submission.is_head(address):
+        stopped = submission.stop(str(address), ray_job_name(flow_run.id))
+        log.warning("Stopped on %s: %s", address, ", ".join(stopped) or "nothing, it is over")
+
+
+def job_flow(name: str) -> Callable[[Callable[Parameters, Returned]], Flow[Parameters, Returned]]:
+    """Return the decorator of a flow over jobs: what it leaves on a cluster is stopped, and who wants to hear of its end does.
+
+    Prefect calls hooks by the names of their parameters: exactly `flow`, `flow_run` and `state`.
+    """
+    return flow(
+        name=name,
+        on_cancellation=[stop_ray_jobs, tell],
+        on_crashed=[stop_ray_jobs, tell],
+        on_failure=[tell],
+        on_completion=[tell],
+    )
