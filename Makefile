@@ -5,8 +5,9 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 FAULTS ?= faults
 NIGHTS ?= nights and not long
+PRODUCTION ?= production and not long
 
-.PHONY: demo test test-slow test-faults test-s3 test-nights test-doors test-examples fuzz test-pages check bench clean
+.PHONY: demo test test-slow test-faults test-s3 test-nights test-production test-doors test-examples fuzz test-pages check bench clean
 
 demo: $(INSTALLED)  ## Label a small photo archive, in a few minutes, install included
 	test -f demo/archive/notes.txt || { rm -rf demo/archive && $(BIN)/fer-pipeline sample-archive demo/archive; }
@@ -27,6 +28,9 @@ test-s3: $(INSTALLED)  ## Labelling from S3 to S3 on a real server, with faults 
 
 test-nights: $(INSTALLED)  ## Seven nights, kills and publishers in any order; NIGHTS=nights for the long form, with an S3 server
 	$(BIN)/python -m pytest -m "$(NIGHTS)" tests/nights tests/table
+
+test-production: $(INSTALLED)  ## Schedules that fire, jobs on a cluster with tokens, and all that can be lost of them
+	$(BIN)/python -m pytest -m "$(PRODUCTION)" tests/production
 
 test-doors: $(INSTALLED)  ## No command listens to other machines or looks up a name (needs root and iproute2)
 	$(BIN)/python -m pytest -m doors tests/doors

@@ -9,11 +9,11 @@ from fer_pipeline.core.run import REPORT
 from fer_pipeline.core.storage import exists, join, normalize, read_bytes
 from fer_pipeline.jobs import nightly as job
 from fer_pipeline.jobs.cluster import ClusterConfig
-from fer_pipeline.jobs.nightly import NightlyConfig, dated
+from fer_pipeline.jobs.nightly import NightlyConfig
 from fer_pipeline.table.audit import AUDIT, PAGE, Audit
 from fer_pipeline.table.nights import Night, kept_night
 from flows.shell import main
-from flows.steps import failed, job_flow, publish, run_job, scheduled_date, tag
+from flows.steps import as_scheduled, failed, job_flow, publish, run_job, tag
 
 ALONE = ClusterConfig()
 
@@ -24,8 +24,7 @@ def nightly(config: NightlyConfig, cluster: ClusterConfig = ALONE, notify: str |
 
     `notify` names a Webhook block that hears of held and failed nights, and of the first that ends well again.
     """
-    # Retries after midnight are of the same night.
-    config = dated(config.model_copy(update={"date": config.date or scheduled_date()}))
+    config = as_scheduled(config, config.date)
     tag(model=config.model, table=config.table)
     try:
         return run_job("nightly", job.run, Night, config, cluster)

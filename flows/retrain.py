@@ -6,7 +6,7 @@ Run it once:     python -m flows.retrain retrain.toml
 from prefect import task
 from pydantic import Field
 
-from fer_pipeline.core.config import Config, with_date
+from fer_pipeline.core.config import Config
 from fer_pipeline.core.dataset import DatasetInfo
 from fer_pipeline.core.errors import JobError
 from fer_pipeline.jobs import evaluate, ingest, promote
@@ -22,7 +22,7 @@ from fer_pipeline.local.quantize import QuantizeConfig
 from fer_pipeline.models.comparison import Rule
 from fer_pipeline.models.registry import Version, open_registry
 from flows.shell import main
-from flows.steps import failed, job_flow, publish, run_job, scheduled_date, tag
+from flows.steps import as_scheduled, failed, job_flow, publish, run_job, tag
 
 ALONE = ClusterConfig()
 
@@ -51,7 +51,7 @@ class RetrainConfig(Config):
 @job_flow("retrain")
 def retrain(config: RetrainConfig, cluster: ClusterConfig = ALONE, notify: str | None = None) -> Verdict | None:
     """Train a candidate, judge it on the same images as the incumbent, and promote it if the rule holds."""
-    config = with_date(config, scheduled_date())
+    config = as_scheduled(config)
     tag(model=config.name, recipe=config.train.recipe)
     try:
         if config.ingest:

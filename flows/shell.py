@@ -6,7 +6,9 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+import httpx
 from prefect.flows import Flow
+from prefect.settings import PREFECT_API_URL
 from pydantic import ValidationError
 
 from fer_pipeline.core.config import Config, explain
@@ -22,6 +24,12 @@ def main(flow: Flow[Any, Any], kind: type[Config]) -> None:
     try:
         parameters = parameters_of(sys.argv[1:], kind)
         flow(**parameters)
+    except (httpx.ConnectError, RuntimeError) as error:
+        if not isinstance(error, httpx.ConnectError) and "Failed to reach API" not in str(error):
+            raise
+        where = PREFECT_API_URL.value() or "PREFECT_API_URL"
+        print(f"{flow.name}: the Prefect server at {where} cannot be reached: start it, or name another.", file=sys.stderr)  # noqa: T201
+        sys.exit(UserError.exit_code)
     except JobError as error:
         print(f"{flow.name}: {error}", file=sys.stderr)  # noqa: T201 (a command's last sentence)
         sys.exit(error.exit_code)

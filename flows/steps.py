@@ -4,6 +4,7 @@ import logging
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from typing import Any, ParamSpec, TypeVar
 from uuid import UUID
 
@@ -18,7 +19,7 @@ from prefect.runtime import flow_run as this_flow_run
 from prefect.states import Failed
 from pydantic import BaseModel
 
-from fer_pipeline.core.config import Config
+from fer_pipeline.core.config import Config, Some, with_date
 from fer_pipeline.core.errors import FailureRateExceeded, HeldError, JobError, MisfortuneError, StoppedError, UserError
 from fer_pipeline.jobs import submission
 from fer_pipeline.jobs.cluster import ClusterConfig
@@ -128,10 +129,13 @@ def publish(key: str, markdown: str, description: str) -> None:
     create_markdown_artifact(key=key, markdown=markdown, description=description)
 
 
-def scheduled_date() -> str | None:
-    """Return the date for which this run was scheduled, in UTC: a run that begins late is of its own night."""
-    scheduled = this_flow_run.scheduled_start_time
-    return f"{scheduled:%Y-%m-%d}" if scheduled else None
+def as_scheduled(config: Some, date: str | None = None) -> Some:
+    """Return a configuration with the date and time of this run's schedule, in UTC, in the place of `{date}` and `{time}`.
+
+    So a run that begins late, or is tried again after midnight, is of its own night.
+    """
+    scheduled = this_flow_run.scheduled_start_time or datetime.now(UTC)
+    return with_date(config, date or f"{scheduled:%Y-%m-%d}", f"{scheduled:%H%M}")
 
 
 def stop_ray_jobs(flow: Flow[Any, Any], flow_run: FlowRun, state: State[Any]) -> None:

@@ -3,6 +3,8 @@
 import json
 import subprocess
 import sys
+import time
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -32,8 +34,15 @@ def test_help_names_every_command() -> None:
         (["report", "/nowhere"], "no finished labelling run"),
         (["label", "a", "--out", "b", "--model", "face@production"], "Which registry?"),
         (["label", "a", "--out", "b", "--model", "/nowhere/face@production"], "has no face@production: there is no model 'face'"),
-        (["evaluate", "embedded", "/nowhere", "test", "/tmp/never"], "'/nowhere' is not an ingested dataset"),
-        (["models", "export", "/nowhere", "/tmp/never"], "no model bundle at '/nowhere'"),
+        (["evaluate", "embedded", "--data", "/nowhere", "--split", "test", "--out", "/tmp/never"], "not an ingested dataset"),
+        (["models", "export", "/nowhere", "--out", "/tmp/never"], "no model bundle at '/nowhere'"),
+        (["label", "a.jpg", "b.jpg", "--out", "c"], "'b.jpg' is more than the command takes: label one folder"),
+        (["label", "https://x/a.jpg", "--out", "c"], "'https://x/a.jpg' is a web address: give a local path or an s3:// URL"),
+        (["label", "a", "--out", "b", "--empty-include"], "--empty-include"),
+        (["--show-config"], "--show-config stands beside a command"),
+        (["label", "--json", "{"], "--json is no valid JSON"),
+        (["label", "--json", '{"confg": {}}'], '--json must be an object of "config"'),
+        (["label", "--json", '{"config": {"source": "a"}}'], "--json: 'out' is missing"),
         (["models", "puhs"], "puhs"),
         (["publish", "/nowhere", "--table", "/tmp/never"], "'/nowhere' holds no finished run"),
         (["table", "history", "/nowhere"], "There is no table at '/nowhere'"),
@@ -56,3 +65,66 @@ def test_the_last_line_is_json_and_options_come_from_a_file_too(tmp_path: Path) 
     assert json.loads(out.stdout.splitlines()[-1])["images"] == 36
     again = call("sample-archive", str(tmp_path / "archive"))
     assert again.returncode == 2 and "not a new or empty folder" in again.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("[labell]\nfps = 2", "a table or key 'labell', which is no command: did you mean [label]?"),
+        ("fps = 2", "a table or key 'fps', which is no command: tables are named after commands"),
+        ("[label]\nsorce = 'a'", "sorce"),
+        ("[label", "cannot be read"),
+    ],
+)
+def test_a_file_of_options_that_cannot_be_meant_is_refused(text: str, complaint: str, tmp_path: Path) -> None:
+    (tmp_path / "options.toml").write_text(text)
+    out = call("label", "/nowhere", "--out", "/tmp/never", "--config", str(tmp_path / "options.toml"))
+    assert out.returncode == 2 and complaint in out.stderr and len(out.stderr.strip().splitlines()) == 1
+
+
+def test_flags_go_before_the_environment_and_that_before_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "options.toml").write_text("[label]\nfps = 3.0\ndetect-px = 100\nmax-pixels = 7\n")
+    monkeypatch.setenv("FER_PIPELINE_LABEL_FPS", "4.0")
+    monkeypatch.setenv("FER_PIPELINE_LABEL_DETECT_PX", "200")
+    out = call("label", "photos", "--out", "b", "--fps", "5", "--config", str(tmp_path / "options.toml"), "--show-config")
+    assert out.returncode == 0, out.stderr
+    facts = tomllib.loads(out.stdout)["label"]
+    assert (facts["fps"], facts["detect-px"], facts["max-pixels"], facts["source"]) == (5.0, 200, 7, "photos")
+    for line in (
+        "fps = 5.0  # flag",
+        "detect-px = 200  # $FER_PIPELINE_LABEL_DETECT_PX",
+        f"max-pixels = 7  # {tmp_path / 'options.toml'}",
+        'source = "photos"  # argument',
+        'model = "embedded"  # default',
+        "# image-column is not set",
+    ):
+        assert line in out.stdout.splitlines()
+
+
+def test_the_help_of_a_command_has_groups_and_no_flag_for_nothing() -> None:
+    out = call("label", "--help").stdout
+    assert all(title in out for title in ("What goes in and out", "How", "Limits", "The cluster")) and "--empty" not in out
+    assert "Usage: fer-pipeline label --out STR [OPTIONS] SOURCE\n" in out
+    assert "Exit codes: 0 done" in call("--help").stdout
+
+
+def test_what_the_store_or_the_disk_forbids_is_the_users_to_mend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("AWS_ENDPOINT_URL", "http://127.0.0.1:1"), ("AWS_ACCESS_KEY_ID", "a"), ("AWS_SECRET_ACCESS_KEY", "b")):
+        monkeypatch.setenv(name, value)
+    started = time.monotonic()
+    out = call("label", "s3://bucket/photos", "--out", str(tmp_path / "run"))
+    assert out.returncode == 2 and "cannot be reached" in out.stderr and time.monotonic() - started < 10
+
+
+def test_a_filter_that_lets_nothing_through_is_named(archive: Path, tmp_path: Path) -> None:
+    out = call("label", str(archive), "--out", str(tmp_path / "run"), "--detector", "none", "--include", "*.jpgx")
+    assert out.returncode == 2 and "--include *.jpgx lets none of the" in out.stderr.splitlines()[-1]
+
+
+def test_a_finish_says_in_words_what_came_of_it_unless_told_to_be_quiet(archive: Path, tmp_path: Path) -> None:
+    command = ["label", str(archive), "--out", str(tmp_path / "run"), "--detector", "none"]
+    out = call(*command)
+    assert f"Labelled 36 images: 34 faces, 2 failed. Page: {tmp_path}/run/report.html" in out.stderr.splitlines()
+    assert json.loads(out.stdout.splitlines()[-1])["records"] == 36
+    again = call(*command, "--quiet")
+    assert again.returncode == 0 and again.stderr == "" and json.loads(again.stdout)["records"] == 36

@@ -5,61 +5,57 @@ import logging
 import os
 import signal
 import sys
-import tomllib
-from collections.abc import Callable
-from importlib import import_module
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Annotated, Any, get_type_hints
 
-from cyclopts import App, CycloptsError, Parameter
-from cyclopts.config import Toml
+from cyclopts import App, CycloptsError, Parameter, UnusedCliTokensError
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from fer_pipeline.core.config import Config, explain
+from fer_pipeline.cli.options import function_of, prepare, shown, sources
+from fer_pipeline.core.config import explain
 from fer_pipeline.core.errors import JobError, UserError
 from fer_pipeline.core.storage import STORAGE_ERRORS, reason
-from fer_pipeline.models.comparison import Rule
-from fer_pipeline.table.thresholds import Thresholds
 
 COMMANDS = {
-    "ingest": ("jobs.ingest:run", "Bring a labelled dataset into Parquet, with its counts, duplicates and leaks."),
-    "train": ("jobs.train.job:run", "Train a recipe on an ingested dataset into a model bundle; run it again to continue."),
-    "evaluate": ("jobs.evaluate:run", "Evaluate a model on a split of a dataset: figures with intervals, calibration, a page."),
-    "sweep": ("jobs.sweep:run", "Try a recipe with other settings on many cores or GPUs; run it again to continue."),
-    "label": ("jobs.label.job:run", "Label the apparent expression of every face in an archive; run it again to continue."),
-    "publish": ("jobs.publish:run", "Audit a finished run and publish it in a Delta Lake table, or hold it."),
-    "nightly": ("jobs.nightly:run", "Label what is new or changed, audit and publish it; run it again to continue."),
-    "table history": ("local.table:history", "List a table's versions and the nights that made them."),
-    "table page": ("local.table:page", "Write the page over a table's last nights."),
-    "table restore": ("local.table:restore", "Let a table be as a night left it, as a new version."),
-    "table forget": ("local.table:forget", "Erase rows by uri or content, in all versions of a table."),
-    "table compact": ("local.table:compact", "Put a table's small files together."),
-    "table vacuum": ("local.table:vacuum", "Delete files that no recent version of a table needs."),
-    "predict": ("local.predict:run", "Label a few images here and now, and write copies with the faces marked."),
-    "report": ("local.report:run", "Write the page of a labelling run again."),
-    "models list": ("local.models:list_models", "List a registry's models, versions and aliases."),
-    "models push": ("local.models:push", "Keep a model bundle as a new, immutable version of a registry."),
-    "models alias": ("local.models:alias", "Move an alias, such as production, onto a version."),
-    "models promote": ("jobs.promote:run", "Move an alias onto a version that is better beyond chance, and keep the verdict."),
-    "models pull": ("local.models:pull", "Copy a model out of a registry."),
-    "models card": ("local.models:card", "Write a model's card as Markdown and as a page."),
-    "models quantize": ("local.quantize:run", "Give a model its int8 form, which labelling on CPUs takes."),
-    "models export": ("local.export:run", "Export a model to ONNX, in fp32 or int8; the result labels archives itself."),
-    "sample-archive": ("local.sample_archive:run", "Write a small photo archive to try the pipeline on, without network."),
+    "ingest": ("jobs.ingest:run", "source", "Bring a labelled dataset into Parquet, with counts, duplicates and leaks."),
+    "train": ("jobs.train.job:run", "recipe", "Train a recipe on an ingested dataset; run it again to continue."),
+    "evaluate": ("jobs.evaluate:run", "model", "Evaluate a model on a split: figures with intervals, calibration, a page."),
+    "sweep": ("jobs.sweep:run", "recipe", "Try a recipe with other settings on many machines; run it again to continue."),
+    "label": ("jobs.label.job:run", "source", "Label the expression of every face in an archive; run it again to continue."),
+    "publish": ("jobs.publish:run", "run", "Audit a finished run and publish it in a Delta Lake table, or hold it."),
+    "nightly": ("jobs.nightly:run", "", "Label what is new or changed, audit and publish it; run it again to continue."),
+    "table history": ("local.table:history", "table", "List a table's versions and the nights that made them."),
+    "table page": ("local.table:page", "table", "Write the page over a table's last nights."),
+    "table restore": ("local.table:restore", "table", "Let a table be as a night left it, as a new version."),
+    "table forget": ("local.table:forget", "table", "Erase rows by uri or content, in all versions of a table."),
+    "table compact": ("local.table:compact", "table", "Put a table's small files together."),
+    "table vacuum": ("local.table:vacuum", "table", "Delete files that no recent version of a table needs."),
+    "predict": ("local.predict:run", "image", "Label a few images here and now, and write copies with the faces marked."),
+    "report": ("local.report:run", "run", "Write the page of a labelling run again."),
+    "models list": ("local.models:list_models", "", "List a registry's models, versions and aliases."),
+    "models push": ("local.models:push", "model name", "Keep a model bundle as a new, immutable version of a registry."),
+    "models alias": ("local.models:alias", "name alias version", "Move an alias, such as production, onto a version."),
+    "models promote": ("jobs.promote:run", "name version", "Move an alias onto a version that is better beyond chance."),
+    "models pull": ("local.models:pull", "model", "Copy a model out of a registry."),
+    "models card": ("local.models:card", "model", "Write a model's card as Markdown and as a page."),
+    "models quantize": ("local.quantize:run", "model", "Give a model its int8 form, which labelling on CPUs takes."),
+    "models export": ("local.export:run", "model", "Export a model to ONNX, in fp32 or int8, as a bundle that labels."),
+    "sample-archive": ("local.sample_archive:run", "dest", "Write a small photo archive to try the pipeline on."),
 }
-"""Name to the function that does it, which is imported when it is called for, and one line of help."""
+"""Name to the function that does it, which is imported when it is called for, what needs no flag, and one line of help."""
 
-Parameter(name="*")(Config)  # the fields of a configuration are options of the command
-Parameter(name="audit")(Thresholds)  # --audit.failed
-Parameter(name="rule")(Rule)
-
+EXIT_CODES = (
+    "Exit codes: 0 done, or nothing to do; 1 a bug, or a store or cluster that failed (run it again); 2 yours to mend; "
+    "3 too many failures; 4 held; 130 and 143 stopped by SIGINT or SIGTERM."
+)
 _received: list[int] = []
 """Signals that this process was sent."""
 
 app = App(
     name="fer-pipeline",
     help="Ingest, train and label apparent facial expressions on Ray.",
+    help_epilogue=f"{EXIT_CODES} Flags go before $FER_PIPELINE_COMMAND_OPTION, that before --config.",
     result_action="return_value",
 )
 _groups = {"models": "Registry, cards and export of models.", "table": "The published table: its history and upkeep."}
@@ -68,7 +64,7 @@ for _name in _groups:
     app.command(_apps[_name])
 for _app in (app.meta, *_apps.values()):
     _app.suppress_keyboard_interrupt = False  # `_exit_code` says what happened
-for _name, (_function, _help) in COMMANDS.items():
+for _name, (_function, _, _help) in COMMANDS.items():
     _group, _, _command = _name.rpartition(" ")
     _apps[_group].command(f"fer_pipeline.{_function}", name=_command, help=_help)
 
@@ -76,28 +72,38 @@ for _name, (_function, _help) in COMMANDS.items():
 @app.meta.default
 def _with_config(
     *tokens: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],
-    config: Annotated[str | None, Parameter(help="TOML file of options, by command; flags come before it.")] = None,
+    config: Annotated[str | None, Parameter(help="TOML file of options, a table for each command.")] = None,
+    show_config: Annotated[bool, Parameter(negative=(), help="Print the options and where each comes from; do nothing.")] = False,
+    quiet: Annotated[bool, Parameter(negative=(), help="Say nothing but what went wrong, and the result.")] = False,
     json_: Annotated[
         str | None, Parameter(name="--json", help='All options as JSON, {"config": {...}, "cluster": {...}}: for programs.')
     ] = None,
 ) -> Any:
+    if quiet:
+        logging.getLogger("fer_pipeline").setLevel(logging.WARNING)
     if json_:
         return _call_with_json(" ".join(tokens), json_)
-    if config:
-        try:
-            tomllib.loads(Path(config).read_text())
-        except (OSError, ValueError) as error:
-            raise UserError(f"The configuration '{config}' cannot be read: {error}.") from error
-        app.config = Toml(config)
+    app.config = sources(config, COMMANDS)
+    if show_config:
+        command = _command_of(tokens)
+        if not command:
+            raise UserError("--show-config stands beside a command, as in 'fer-pipeline label --show-config'.")
+        print(shown(app, command, tokens, config))
+        return None
     return app(tokens, exit_on_error=False, print_error=False)
+
+
+def _command_of(tokens: Sequence[str]) -> str | None:
+    """Return the command that some tokens name, of one word or two."""
+    following = zip(tokens, (*tokens[1:], ""), strict=False)
+    return next((name for one, two in following for name in (f"{one} {two}", one) if name in COMMANDS), None)
 
 
 def _call_with_json(command: str, text: str) -> Any:
     """Run the function of a command on the parameters that JSON describes."""
     if command not in COMMANDS:
         raise UserError(f"'{command}' with --json is no command: name one of {', '.join(COMMANDS)}, and nothing beside it.")
-    module, _, name = COMMANDS[command][0].partition(":")
-    function = getattr(import_module(f"fer_pipeline.{module}"), name)
+    function = function_of(COMMANDS[command][0])
     kinds, given = get_type_hints(function), _parameters_of(text)
     try:
         return function(**{key: TypeAdapter(kinds[key]).validate_python(value) for key, value in given.items()})
@@ -125,6 +131,10 @@ def main(arguments: list[str] | None = None) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         if signal.getsignal(number) is not signal.SIG_IGN:  # as a shell has it for what runs in its background
             signal.signal(number, _stop)
+    command = _command_of(sys.argv[1:] if arguments is None else arguments)
+    if command:
+        path, positional, _ = COMMANDS[command]
+        prepare(function_of(path), positional.split())
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("fer_pipeline").setLevel(logging.INFO)
     sys.exit(_exit_code(lambda: app.meta(arguments, exit_on_error=False, print_error=False)))
@@ -141,16 +151,25 @@ def _stop(number: int, frame: FrameType | None) -> None:
 def _exit_code(command: Callable[[], Any]) -> int:
     try:
         result = command()
-    except KeyboardInterrupt:
-        print("fer-pipeline: stopped. What is done is kept; run the same command to continue.", file=sys.stderr, flush=True)
+    except KeyboardInterrupt as stopped:
+        kept = str(stopped) or "what is done is kept"
+        print(f"fer-pipeline: stopped, {kept}; run the same command to continue.", file=sys.stderr, flush=True)
         os._exit(128 + next(iter(_received), signal.SIGINT))  # threads of Ray may live on, and crash while Python ends
     except JobError as error:
         print(f"fer-pipeline: {error}", file=sys.stderr)
         return error.exit_code
+    except UnusedCliTokensError as error:
+        more = " ".join(error.unused_tokens or ())
+        remedy = "label one folder, file or s3:// URL, or predict a few images."
+        print(f"fer-pipeline: '{more}' is more than the command takes: {remedy}", file=sys.stderr)
+        return 2
     except CycloptsError as error:
         cause = error.__cause__
         print(f"fer-pipeline: {explain(cause) if isinstance(cause, ValidationError) else error}", file=sys.stderr)
         return 2
+    except PermissionError as error:
+        print(f"fer-pipeline: permission denied: {reason(error)}. Mend the rights, or name another place.", file=sys.stderr)
+        return UserError.exit_code
     except STORAGE_ERRORS as error:
         print(f"fer-pipeline: the storage failed, run the same command again to continue: {reason(error)}", file=sys.stderr)
         return 1

@@ -18,15 +18,19 @@ class Config(BaseModel):
 Some = TypeVar("Some", bound=Config)
 
 
-def with_date(config: Some, date: str | None = None) -> Some:
-    """Return a configuration with a date, by default today's in UTC, in the place of `{date}` wherever it stands in a text."""
-    date = date or f"{datetime.now(UTC):%Y-%m-%d}"
+def with_date(config: Some, date: str | None = None, time: str | None = None) -> Some:
+    """Return a configuration with a date and a time in the place of `{date}` and `{time}` wherever they stand in a text.
+
+    By default they are now, in UTC, as 2026-11-20 and 0230.
+    """
+    now = datetime.now(UTC)
+    date, time = date or f"{now:%Y-%m-%d}", time or f"{now:%H%M}"
     changes: dict[str, Any] = {}
     for name, value in vars(config).items():
         if isinstance(value, str):
-            changes[name] = value.replace("{date}", date)
+            changes[name] = value.replace("{date}", date).replace("{time}", time)
         elif isinstance(value, Config):
-            changes[name] = with_date(value, date)
+            changes[name] = with_date(value, date, time)
     return config.model_copy(update=changes)
 
 

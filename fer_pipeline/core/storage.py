@@ -18,7 +18,7 @@ import aiohttp
 import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
-from botocore.exceptions import BotoCoreError
+from botocore.exceptions import BotoCoreError, ConnectTimeoutError, EndpointConnectionError
 from fsspec.implementations.local import LocalFileSystem
 from pyarrow.fs import FileSystem, FSSpecHandler, PyFileSystem
 from pyarrow.fs import LocalFileSystem as ArrowLocalFileSystem
@@ -67,6 +67,8 @@ def open_filesystem(url: str) -> tuple[Any, str]:
     """Return the fsspec filesystem of `url` and the path on it; raise UserError for a scheme that is not installed."""
     if is_local(url):
         return LocalFileSystem(), normalize(url)
+    if url.startswith(("http://", "https://")):
+        raise UserError(f"'{url}' is a web address: give a local path or an s3:// URL, and download the file first.")
     scheme, _, rest = normalize(url).partition("://")
     if scheme == "s3":  # opened directly: a key may hold what fsspec takes for a chain of URLs or a version
         # Other processes write what this one lists: a cached listing would deny files that exist. One request for a file, not
@@ -90,9 +92,23 @@ def require_access(*urls: str) -> None:
     """Raise UserError where one of `urls` is on a storage that cannot be reached or does not let us in."""
     for url in urls:
         try:
+            if url.startswith("s3://"):
+                _require_endpoint(url)
             exists(url)
         except STORAGE_ERRORS as error:
             raise UserError(f"'{url}' cannot be reached: {reason(error)}. Check the endpoint and the credentials.") from error
+
+
+def _require_endpoint(url: str) -> None:
+    """Ask the store with little patience: where none is set up, or nobody answers, the user need not wait for all retries."""
+    _, path = open_filesystem(url)
+    impatient = {"retries": {"mode": "standard", "max_attempts": 2}, "connect_timeout": 4}
+    try:
+        fsspec.filesystem("s3", use_listings_cache=False, skip_instance_cache=True, config_kwargs=impatient).exists(path)
+    except (EndpointConnectionError, ConnectTimeoutError):
+        raise
+    except STORAGE_ERRORS:  # somebody answers: asked again with patience
+        return
 
 
 def join(url: str, *parts: str) -> str:

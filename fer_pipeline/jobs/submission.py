@@ -23,7 +23,8 @@ from fer_pipeline.core.errors import JOB_ERRORS, StoppedError, UserError
 from fer_pipeline.core.storage import reason
 from fer_pipeline.jobs.cluster import ClusterConfig
 
-from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient  # isort: skip (after the environment of `cluster`)
+from ray.exceptions import AuthenticationError  # isort: skip (after the environment of `cluster`)
+from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient  # isort: skip
 
 import fer_pipeline
 
@@ -77,23 +78,18 @@ def _connect(head: str) -> JobSubmissionClient:
         return JobSubmissionClient(head)
     except ConnectionError as error:
         raise UserError(f"There is no Ray head at '{head}': is the cluster up, and is this the URL of its dashboard?") from error
-    except RuntimeError as error:
-        raise _refused(head, error) from error
-
-
-def _refused(head: str, error: RuntimeError) -> Exception:
-    """Return what an answer of the head means: a token that does not fit is the user's to mend."""
-    if any(word in str(error).lower() for word in ("401", "403", "unauthorized", "authentication")):
-        return UserError(
-            f"The Ray head at '{head}' refuses the token: set RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH, to the cluster's."
-        )
-    return error
+    except AuthenticationError as error:
+        raise UserError(
+            f"The Ray head at '{head}' refuses the token: set RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH, to its own."
+        ) from error
 
 
 def _entrypoint(command: str, config: Config, cluster: ClusterConfig) -> str:
     """Return the command line of a job; on the cluster it finds the cluster by itself."""
     there = cluster.model_copy(update={"address": None})
-    parameters = {"config": config.model_dump(mode="json"), "cluster": there.model_dump(mode="json")}
+    parameters = {
+        name: one.model_dump(mode="json", exclude_defaults=True) for name, one in (("config", config), ("cluster", there))
+    }
     return shlex.join(["python", "-m", "fer_pipeline.cli", *command.split(), "--json", json.dumps(parameters)])
 
 
@@ -140,9 +136,9 @@ class _Job:
                 submission_id=self.job_id,
                 runtime_env={"py_modules": [code], "env_vars": {"PYTHONUNBUFFERED": "1"}},
             )
-        except RuntimeError as error:
+        except RuntimeError:
             if _details(self.client, self.job_id) is None:
-                raise _refused(self.head, error) from error
+                raise
             log.info("The Ray job %s was submitted by another in this moment: it is followed", self.job_id)
         else:
             log.info("Submitted the Ray job %s", self.job_id)

@@ -27,7 +27,7 @@ from fer_pipeline.jobs.shared import fan_out, share
 from fer_pipeline.models.bundle import EMBEDDED, Bundle, read_bundle
 from fer_pipeline.report.labels import label_report
 from fer_pipeline.sources.files import Selection
-from fer_pipeline.sources.listing import Listing
+from fer_pipeline.sources.listing import FILTERED, Listing
 from fer_pipeline.stages.classify import Classifier, Precision
 from fer_pipeline.stages.detectors import DETECTOR_HELP, DETECTORS, DetectorName, require_first_choice, resolve_detector
 from fer_pipeline.stages.detectors.spec import ResolvedDetector
@@ -225,7 +225,7 @@ def _begin(
         comparison.write_places(folder.places_path(run_id))
         listing.skipped += Counter({DOUBLED: comparison.doubled})
     if not size.records and not (comparison and (comparison.listed or comparison.vanished)):
-        raise UserError(f"The source '{config.source}' holds no images.")
+        raise UserError(_nothing_to_label(config, listing))
     open_question = config.precision == "auto" and _auto_precision(config, bundle, True) == "bf16" and size.shards > 0
     has_bf16 = open_question and asked_of_a_worker(has_native_bf16, ask, size.shards, wait_s)
     return folder.begin(
@@ -242,6 +242,15 @@ def _begin(
             increment=comparison.increment() if comparison else None,
         )
     )
+
+
+def _nothing_to_label(config: LabelConfig, listing: Listing) -> str:
+    """Return why a listing has no record: filters that let nothing through are named."""
+    filtered = listing.skipped[FILTERED]
+    if not filtered:
+        return f"The source '{config.source}' holds no images."
+    filters = [f"--{name} {' '.join(globs)}" for name in ("include", "exclude") if (globs := getattr(config, name))]
+    return f"{' '.join(filters)} lets none of the {filtered} files of '{config.source}' through: '*' matches '/' too."
 
 
 def _listing(config: LabelConfig, ask: Asking | None, wait_s: float) -> Listing:
@@ -313,7 +322,10 @@ def _label(
         if config.gpus_per_worker:
             pool = ClassifierPool(shared, tasks, config.gpus_per_worker, config.num_gpus, wait_s)
         dispatcher = Dispatcher(folder, record, tasks, pool, again, resumed)
-        return dispatcher.label(pending, advance), dispatcher.lost_records
+        try:
+            return dispatcher.label(pending, advance), dispatcher.lost_records
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(f"{len(folder.committed())} of {record.shards} shards are kept") from None
 
 
 def _sum_up(folder: RunFolder, record: RunRecord) -> Tally:
@@ -328,6 +340,7 @@ def _finish(config: LabelConfig, folder: RunFolder, record: RunRecord, tally: Ta
     """Write the record with its result, the report and, if all is well, `_SUCCESS`."""
     storage.write_bytes(folder.path(REPORT), label_report(folder, record, config.thumbnails).encode())
     folder.finish(record, success=record.failure_rate <= config.max_failure_rate)
+    log.info("Labelled %d images: %d faces, %d failed. Page: %s", record.records, tally.faces, tally.failed, folder.path(REPORT))
     if record.failure_rate > config.max_failure_rate:
         raise FailureRateExceeded(
             f"{tally.failed} of {record.records} records failed, more than --max-failure-rate {config.max_failure_rate:g} "

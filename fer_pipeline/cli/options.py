@@ -1,0 +1,131 @@
+"""Where the options of a command come from, and how its help shows them. Flags go before the environment, that before TOML."""
+
+import difflib
+import os
+import tomllib
+from collections.abc import Iterable, Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import tomli_w
+from cyclopts import App, Group, Parameter
+from cyclopts.config import Env, Toml
+from pydantic import BaseModel
+
+from fer_pipeline.core.config import Config
+from fer_pipeline.core.errors import UserError
+from fer_pipeline.models.comparison import Rule
+from fer_pipeline.table.thresholds import Thresholds
+
+PREFIX = "FER_PIPELINE_"
+"""Of environment variables: FER_PIPELINE_LABEL_DETECT_PX is --detect-px of label."""
+CLUSTER = "ClusterConfig"
+WHAT, HOW, LIMITS, WHERE = (Group.create_ordered(title) for title in ("What goes in and out", "How", "Limits", "The cluster"))
+IN_AND_OUT = (
+    "source", "out", "dest", "include", "exclude", "fps", "image_column", "table", "recipe", "data", "model", "run", "page",
+    "nights", "date", "split", "registry", "name", "version", "alias", "night", "uri", "content", "image", "layout", "votes",
+)  # fmt: skip
+BOUNDS = ("max_", "min_", "record_", "shard_", "num_gpus", "resident_gb", "retention_", "relabel_budget", "grace_")
+
+Parameter(name="*", negative_iterable=())(Config)  # the fields of a configuration are options; an empty list has no flag
+Parameter(name="audit", negative_iterable=())(Thresholds)  # --audit.failed
+Parameter(name="rule", negative_iterable=())(Rule)
+
+
+def function_of(path: str) -> Any:
+    """Return the function that a command names, its configurations prepared for help and for the command line."""
+    module, _, name = path.partition(":")
+    return getattr(import_module(f"fer_pipeline.{module}"), name)
+
+
+def prepare(function: Any, positional: Iterable[str]) -> None:
+    """Put the options of a function's configurations into groups; only those named in `positional` need no flag."""
+    for kind in configs_of(function).values():
+        for name, field in kind.model_fields.items():
+            field.kw_only = name not in positional
+            field.metadata = [
+                *(one for one in field.metadata if not isinstance(one, Parameter)),
+                Parameter(group=_group(kind, name)),
+            ]
+
+
+def configs_of(function: Any) -> dict[str, type[Config]]:
+    """Return the configurations that a function takes, by parameter."""
+    hints = get_type_hints(function)
+    return {
+        name: kind for name, kind in hints.items() if isinstance(kind, type) and issubclass(kind, Config) and name != "return"
+    }
+
+
+def _group(kind: type[Config], name: str) -> Group:
+    if kind.__name__ == CLUSTER:
+        return WHERE
+    if name in IN_AND_OUT:
+        return WHAT
+    return LIMITS if name.startswith(BOUNDS) else HOW
+
+
+def sources(file: str | None, commands: Iterable[str]) -> list[Any]:
+    """Return where options come from behind the flags; raise UserError for a file that cannot be meant."""
+    if file is None:
+        return [Env(PREFIX)]
+    _require_tables(file, read_toml(file), commands)
+    return [Env(PREFIX), Toml(file)]
+
+
+def read_toml(file: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(Path(file).read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"The configuration '{file}' cannot be read: {error}.") from error
+
+
+def _require_tables(file: str, tables: Mapping[str, Any], commands: Iterable[str]) -> None:
+    known = sorted({command.split()[0] for command in commands})
+    for name in tables:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, 1)
+            meant = f"did you mean [{close[0]}]?" if close else f"tables are named after commands: {', '.join(known)}."
+            raise UserError(f"The configuration '{file}' has a table or key '{name}', which is no command: {meant}")
+
+
+def shown(app: App, command: str, tokens: Iterable[str], file: str | None) -> str:
+    """Return the effective configuration of a command as TOML, each value with where it came from."""
+    _, bound, _ = app.parse_args(list(tokens), exit_on_error=False, print_error=False)
+    given, in_file = list(tokens), read_toml(file) if file else {}
+    for part in command.split():
+        in_file = in_file.get(part, {})
+    lines = [f"[{command.replace(' ', '.')}]"]
+    for value in bound.arguments.values():
+        if isinstance(value, BaseModel):
+            lines += _lines(value, command, given, in_file, file)
+    return "\n".join(lines)
+
+
+def _lines(config: BaseModel, command: str, given: list[str], in_file: Mapping[str, Any], file: str | None) -> Iterable[str]:
+    variables = f"{PREFIX}{command.upper().replace(' ', '_')}_"
+    for name, value in config.model_dump(mode="json").items():
+        flag = name.replace("_", "-")
+        default = type(config).model_fields[name].default
+        if any(token.split("=")[0] in (f"--{flag}", f"--no-{flag}") or token.startswith(f"--{flag}.") for token in given):
+            origin = "flag"
+        elif variables + name.upper() in os.environ:
+            origin = f"${variables}{name.upper()}"
+        elif {name, flag} & set(in_file):
+            origin = str(file)
+        else:
+            origin = "default" if getattr(config, name) == default else "argument"
+        if value is None:
+            yield f"# {flag} is not set"
+        else:
+            yield (
+                f"{tomli_w.dumps({flag: value}).strip()}  # {origin}"
+                if not isinstance(value, dict)
+                else _inline(flag, value, origin)
+            )
+
+
+def _inline(flag: str, value: Mapping[str, Any], origin: str) -> str:
+    inner = ", ".join(tomli_w.dumps({key: one}).strip() for key, one in value.items() if one is not None)
+    return f"{flag} = {{ {inner} }}  # {origin}"

@@ -1,0 +1,175 @@
+"""A Prefect server, a Ray head with token authentication and a process that serves schedules, as operators start them."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import tomli_w
+
+ROOT = Path(__file__).resolve().parents[2]
+BIN = Path(sys.executable).parent
+TOKEN = "t" * 40
+
+
+def free_port() -> int:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return int(server.getsockname()[1])
+
+
+def until(condition: Callable[[], Any], limit_s: float = 60.0, what: str = "it") -> float:
+    """Wait for something and return how long that took."""
+    began = time.monotonic()
+    while not condition():
+        assert time.monotonic() - began < limit_s, f"{what} did not come to pass in {limit_s:g} s"
+        time.sleep(0.1)
+    return time.monotonic() - began
+
+
+class Process:
+    """A process of ours and its descendants."""
+
+    def __init__(self, command: list[str], environment: dict[str, str], log: Path, cwd: Path = ROOT) -> None:
+        self.command, self.environment, self.log, self.cwd = command, environment, log, cwd
+        self.start()
+
+    def start(self) -> None:
+        with self.log.open("a") as said:
+            self.popen = subprocess.Popen(self.command, env=self.environment, stdout=said, stderr=said, cwd=self.cwd)
+
+    def all(self) -> list[psutil.Process]:
+        with suppress(psutil.NoSuchProcess):
+            me = psutil.Process(self.popen.pid)
+            return [me, *me.children(recursive=True)]
+        return []
+
+    def kill(self) -> None:
+        """SIGKILL the process and what it has started."""
+        for one in self.all():
+            with suppress(psutil.NoSuchProcess):
+                one.kill()
+        self.popen.wait(30)
+
+    def stop(self) -> None:
+        """SIGTERM the process, then kill what is left of it."""
+        left = self.all()
+        self.popen.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            self.popen.wait(15)
+        for one in left:
+            with suppress(psutil.NoSuchProcess):
+                one.kill()
+        self.popen.wait(30)
+
+    def said(self) -> str:
+        return self.log.read_text()
+
+
+class Stand:
+    """The processes of one production on loopback, and their environment."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.prefect_port = free_port()
+        self.api = f"http://127.0.0.1:{self.prefect_port}/api"
+        self.environment = os.environ | {
+            "PREFECT_API_URL": self.api,
+            "PREFECT_HOME": str(folder / "prefect"),
+            "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+            "PREFECT_LOGGING_TO_API_BATCH_INTERVAL": "0.5",
+            "PREFECT_RUNNER_POLL_FREQUENCY": "1",
+            "RAY_AUTH_TOKEN": TOKEN,
+            "RAY_AUTH_MODE": "token",
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # Ray then binds to loopback only
+            "RAY_JOB_STOP_WAIT_TIME_S": "15",
+            "PATH": f"{BIN}:{os.environ['PATH']}",
+            "PYTHONPATH": str(ROOT),
+        }
+        self.environment.pop("RAY_ADDRESS", None)
+        self.processes: list[Process] = []
+
+    def run(self, command: list[str], name: str, cwd: Path = ROOT, **environment: str) -> Process:
+        process = Process(command, self.environment | environment, self.folder / f"{name}.log", cwd)
+        self.processes.append(process)
+        return process
+
+    def start_server(self) -> Process:
+        port = str(self.prefect_port)
+        server = self.run([str(BIN / "prefect"), "server", "start", "--host", "127.0.0.1", "--port", port], "server")
+        self.await_server()
+        return server
+
+    def await_server(self) -> None:
+        def answers() -> bool:
+            with suppress(httpx.HTTPError):
+                return httpx.get(f"{self.api}/health").status_code == 200
+            return False
+
+        until(answers, 90, "the Prefect server")
+
+    def start_head(self, cpus: int = 1) -> "Head":
+        head = Head(self, cpus)
+        self.processes.append(head.process)
+        return head
+
+    def serve(self, schedules: dict[str, Any], name: str = "schedules") -> Process:
+        path = self.folder / f"{name}.toml"
+        path.write_text(tomli_w.dumps(schedules))
+        served = self.run([sys.executable, "-m", "flows.deploy", str(path)], f"{name}-{len(self.processes)}")
+        until(lambda: "polling for scheduled runs" in served.said(), 90, f"serving {name}: {served.said()[-500:]}")
+        return served
+
+    def close(self) -> None:
+        for process in reversed(self.processes):
+            process.stop()
+
+
+class Head:
+    """A Ray head started by `ray start`."""
+
+    def __init__(self, stand: Stand, cpus: int) -> None:
+        self.stand, self.dashboard, port = stand, free_port(), free_port()
+        command = [str(BIN / "ray"), "start", "--head", "--block", f"--port={port}", f"--num-cpus={cpus}"]
+        command += ["--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1", f"--dashboard-port={self.dashboard}"]
+        command += ["--dashboard-agent-listen-port=0", "--object-store-memory=100000000", "--disable-usage-stats"]
+        place = stand.folder / f"r{port}"
+        self.process = Process([*command, f"--temp-dir={place}"], stand.environment, stand.folder / f"head-{port}.log")
+        self.url = f"http://127.0.0.1:{self.dashboard}"
+        until(lambda: self.get("/api/version") is not None, 60, f"the head: {self.process.said()[-500:]}")
+
+    def get(self, path: str) -> Any:
+        with suppress(httpx.HTTPError):
+            answer = httpx.get(self.url + path, headers={"Authorization": f"Bearer {TOKEN}"}, timeout=5)
+            return answer.json() if answer.status_code == 200 else None
+        return None
+
+    def jobs(self) -> list[dict[str, Any]]:
+        """Return the jobs that were submitted."""
+        return [job for job in self.get("/api/jobs/") or [] if job["type"] == "SUBMISSION"]
+
+
+@contextmanager
+def standing(folder: Path) -> Iterator[Stand]:
+    stand = Stand(folder)
+    try:
+        yield stand
+    finally:
+        stand.close()
+
+
+def ended(process: psutil.Process) -> bool:
+    return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+
+
+def kill(process: psutil.Process) -> None:
+    os.kill(process.pid, signal.SIGKILL)

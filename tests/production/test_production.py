@@ -1,0 +1,390 @@
+"""Nights as they run in production: schedules that fire, jobs on a cluster with tokens, and everything that can be lost."""
+
+import json
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+
+from fer_pipeline.table.delta import LabelTable
+from tests.conftest import copies
+from tests.production.stand import TOKEN, Head, Process, Stand, ended, kill, standing, until
+
+pytestmark = pytest.mark.production
+NEVER = "0 0 1 1 *"
+STOPPED_S = 15.0
+"""Within which Ray has stopped labelling after a cancelling."""
+
+
+class Prefect:
+    """The server's own interface."""
+
+    def __init__(self, api: str) -> None:
+        self.http = httpx.Client(base_url=api, timeout=30)
+
+    def post(self, path: str, **body: Any) -> Any:
+        for _ in range(5):
+            answer = self.http.post(path, json=body)
+            if answer.status_code != 503:  # SQLite is locked for the moment
+                break
+            time.sleep(1)
+        answer.raise_for_status()
+        return answer.json()
+
+    def start(self, deployment: str) -> str:
+        """Start a run of the deployment FLOW/NAME and return its id."""
+        found = self.http.get(f"/deployments/name/{deployment}").json()
+        return str(self.post(f"/deployments/{found['id']}/create_flow_run", state={"type": "SCHEDULED"})["id"])
+
+    def runs(self, flow: str, deployment: str) -> list[dict[str, Any]]:
+        where = {"flows": {"name": {"any_": [flow]}}, "deployments": {"name": {"any_": [deployment]}}}
+        return list(self.post("/flow_runs/filter", sort="EXPECTED_START_TIME_ASC", **where))
+
+    def state(self, run: str) -> dict[str, Any]:
+        return dict(self.http.get(f"/flow_runs/{run}").json()["state"])
+
+    def is_over(self, run: str) -> bool:
+        return self.state(run)["type"] in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
+
+    def end_of(self, run: str, limit_s: float = 120) -> dict[str, Any]:
+        until(lambda: self.is_over(run), limit_s, f"the end of run {run}, {self.state(run)}")
+        return self.state(run)
+
+    def cancel(self, run: str) -> None:
+        self.post(f"/flow_runs/{run}/set_state", state={"type": "CANCELLING"})
+
+    def log(self, run: str) -> list[str]:
+        found = self.post("/logs/filter", logs={"flow_run_id": {"any_": [run]}}, sort="TIMESTAMP_ASC", limit=200)
+        return [one["message"] for one in found]
+
+    def artifacts(self, run: str) -> dict[str, Any]:
+        found = self.post("/artifacts/filter", artifacts={"flow_run_id": {"any_": [run]}})
+        return {one["key"]: one["data"] for one in found}
+
+
+@pytest.fixture(scope="module")
+def stand(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stand]:
+    with standing(tmp_path_factory.mktemp("p")) as found:
+        found.start_server()
+        yield found
+
+
+@pytest.fixture(scope="module")
+def head(stand: Stand) -> Head:
+    return stand.start_head()
+
+
+@pytest.fixture(scope="module")
+def prefect(stand: Stand) -> Prefect:
+    return Prefect(stand.api)
+
+
+@pytest.fixture(scope="module")
+def many(archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """720 records, which MTCNN takes a minute for."""
+    return copies(archive, tmp_path_factory.mktemp("many"), 20)
+
+
+class Night:
+    """A deployed night over a source of its own."""
+
+    def __init__(self, stand: Stand, prefect: Prefect, name: str, source: Path, address: str, **options: Any) -> None:
+        self.stand, self.prefect, self.name, self.folder = stand, prefect, name, stand.folder / name
+        paths = {
+            "source": source,
+            "table": self.folder / "table",
+            "out": self.folder / "run",
+            "page": self.folder / "nights.html",
+        }
+        cluster = {"address": address, "silent_s": 20, **options.pop("cluster", {})}
+        config = {key: str(value) for key, value in paths.items()} | {"detector": "none"} | options.pop("config", {})
+        schedule = {"cron": NEVER, "config": config, "cluster": cluster} | options
+        self.served = stand.serve({"nightly": {name: schedule}}, name)
+
+    def start(self) -> str:
+        return self.prefect.start(f"nightly/{self.name}")
+
+    def shards(self) -> int:
+        return len(list(self.folder.glob("run/images/*.parquet")))
+
+    def rows(self) -> int:
+        return LabelTable(str(self.folder / "table")).rows
+
+    def begun(self) -> str:
+        """Start a night and wait until it labels."""
+        run = self.start()
+        until(lambda: self.shards() > 1, 90, f"labelling: {self.prefect.state(run)} {self.served.said()[-800:]}")
+        return run
+
+
+SLOW: dict[str, Any] = {"config": {"detector": "mtcnn", "shard_records": 4}}
+
+
+def jobs_of(head: Head, run: str) -> list[dict[str, Any]]:
+    return [job for job in head.jobs() if run in job["submission_id"]]
+
+
+def drivers(head: Head) -> list[psutil.Process]:
+    """Return the processes that are entry points of Ray jobs, whether or not their head lives."""
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        line = " ".join(process.info["cmdline"] or [])
+        if "fer_pipeline.cli" in line and "--json" in line and str(head.stand.folder) in line and not ended(process):
+            found.append(process)
+    return found
+
+
+def test_a_cancelled_night_stops_on_the_cluster_and_the_next_one_goes_on(
+    stand: Stand, prefect: Prefect, head: Head, many: Path
+) -> None:
+    night = Night(stand, prefect, "cancelled", many, head.url, **SLOW)
+    run = night.begun()
+    prefect.cancel(run)
+    took_s = until(lambda: jobs_of(head, run)[0]["status"] == "STOPPED", STOPPED_S, "the end of the Ray job")
+    print(f"Ray had stopped {took_s:.1f} s after the cancelling")
+    assert prefect.end_of(run, 60)["type"] == "CANCELLED"
+    done = night.shards()
+    time.sleep(3)
+    assert night.shards() == done and not drivers(head)
+    shutil.rmtree(many / "05", ignore_errors=True)  # the source may change meanwhile
+    again = night.start()
+    until(lambda: night.shards() > done, 60)
+    assert prefect.end_of(again, 240)["type"] == "COMPLETED" and night.rows() == 720
+    log = prefect.log(again)
+    assert any("of them done" in line and "0 of them done" not in line for line in log), log
+
+
+def test_a_night_whose_process_is_killed_is_crashed_and_leaves_no_job(
+    stand: Stand, prefect: Prefect, head: Head, archive: Path
+) -> None:
+    source = copies(archive, stand.folder / "killed-source", 10)
+    night = Night(stand, prefect, "killed", source, head.url, **SLOW)
+    run = night.begun()
+    (process,) = [one for one in night.served.all() if "prefect.engine" in " ".join(one.cmdline())][:1]
+    kill(process)
+    assert prefect.end_of(run, 60)["type"] == "CRASHED"
+    until(lambda: jobs_of(head, run)[0]["status"] == "STOPPED", 30, "the end of the Ray job")
+    assert prefect.end_of(night.start(), 240)["type"] == "COMPLETED" and night.rows() == 360
+
+
+@pytest.mark.long
+def test_a_server_that_is_restarted_in_mid_night_finds_it_done(stand: Stand, prefect: Prefect, head: Head, archive: Path) -> None:
+    source = copies(archive, stand.folder / "restart-source", 6)
+    night = Night(stand, prefect, "restarted", source, head.url, **SLOW)
+    run = night.begun()
+    server = stand.processes[0]
+    server.kill()
+    time.sleep(5)
+    server.start()
+    stand.await_server()
+    state = prefect.end_of(run, 240)
+    assert state["type"] in ("COMPLETED", "CRASHED"), state
+    until(lambda: jobs_of(head, run)[0]["status"] in ("SUCCEEDED", "STOPPED"), 120, "the end of the Ray job")
+    if state["type"] != "COMPLETED":
+        assert prefect.end_of(night.start(), 240)["type"] == "COMPLETED"
+    assert night.rows() == 216
+
+
+def test_a_head_that_dies_in_mid_night_leaves_no_process_and_the_next_night_goes_on(
+    stand: Stand, prefect: Prefect, archive: Path
+) -> None:
+    source = copies(archive, stand.folder / "died-source", 10)
+    mortal = stand.start_head()
+    night = Night(stand, prefect, "died", source, mortal.url, **SLOW)
+    run = night.begun()
+    (driver,) = [one for one in drivers(mortal) if "died-source" in " ".join(one.cmdline())][:1]
+    spared = {one.pid for one in (driver, *driver.parents()) if one.name() in ("sh", "bash") or one == driver}
+    for process in mortal.process.all():  # its machine is gone, and the job's shell lives on elsewhere
+        if process.pid not in spared:
+            with suppress(ProcessLookupError):
+                kill(process)
+    took_s = until(lambda: ended(driver), 60, "the end of the driver whose cluster is gone")
+    print(f"the driver ended {took_s:.1f} s after its head")
+    state = prefect.end_of(run, 180)
+    assert state["type"] == "FAILED" and "There is no Ray head" in state["message"], state  # after a silence and a retry
+    other = stand.start_head()
+    night.served.stop()
+    again = Night(stand, prefect, "died", source, other.url, **SLOW)
+    assert prefect.end_of(again.start(), 240)["type"] == "COMPLETED" and again.rows() == 360
+
+
+def test_a_token_that_does_not_fit_is_one_sentence(stand: Stand, prefect: Prefect, head: Head, archive: Path) -> None:
+    config = {"source": str(archive), "table": str(stand.folder / "never"), "cluster": {"address": head.url}}
+    command = [sys.executable, "-m", "flows.nightly", json.dumps(config)]
+    for environment, complaint in (
+        ({"RAY_AUTH_TOKEN": "x" * 40}, "refuses the token: set RAY_AUTH_TOKEN"),
+        ({"PREFECT_API_URL": "http://127.0.0.1:1/api"}, "the Prefect server at http://127.0.0.1:1/api cannot be reached"),
+    ):
+        done = subprocess.run(command, env=stand.environment | environment, capture_output=True, text=True)
+        assert complaint in done.stderr, done.stderr[-3000:]
+        assert done.returncode == 2
+    config["cluster"] = {"address": "http://127.0.0.1:1"}
+    command[-1] = json.dumps(config)
+    done = subprocess.run(command, env=stand.environment, capture_output=True, text=True)
+    assert done.returncode == 2 and "There is no Ray head at 'http://127.0.0.1:1'" in done.stderr
+    assert not (stand.folder / "never").exists()
+
+
+@pytest.fixture
+def hook() -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """A webhook's URL and what it was told."""
+    told: list[dict[str, Any]] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            told.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *arguments: Any) -> None:
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/hook", told
+    server.shutdown()
+
+
+def test_a_held_night_and_the_first_good_one_after_it_reach_the_webhook(
+    stand: Stand, prefect: Prefect, head: Head, archive: Path, hook: tuple[str, list[dict[str, Any]]]
+) -> None:
+    url, told = hook
+    code = f"from prefect.blocks.webhook import Webhook; Webhook(url={url!r}).save('on-call', overwrite=True)"
+    subprocess.run([sys.executable, "-c", code], env=stand.environment, check=True, capture_output=True)
+    source = copies(archive, stand.folder / "held-source", 4)
+    audit = {"audit": {"vanished": 0.0}, "max_vanished": 1.0, "out": str(stand.folder / "held" / "runs" / "{date}")}
+    first = Night(stand, prefect, "held", source, head.url, notify="on-call", config={"date": "2026-01-01", **audit})
+    assert prefect.end_of(first.start())["name"] == "Completed" and told == []
+    first.served.stop()
+    for number in range(3):
+        shutil.rmtree(source / f"{number:02d}")
+    second = Night(stand, prefect, "held", source, head.url, notify="on-call", config={"date": "2026-01-02", **audit})
+    run = second.start()
+    state = prefect.end_of(run)
+    assert (state["type"], state["name"]) == ("FAILED", "Held") and "vanished" in state["message"]
+    assert "**falls short**" in prefect.artifacts(run)["nightly"] and second.rows() == 144
+    until(lambda: told, 20, "telling the webhook")
+    assert (told[0]["event"], told[0]["message"], told[0]["source"]) == ("held", state["message"], str(source))
+    second.served.stop()
+    good = {"date": "2026-01-03", "accept": ["vanished"], **audit}
+    third = Night(stand, prefect, "held", source, head.url, notify="on-call", config=good)
+    state = prefect.end_of(third.start())
+    assert state["name"] == "Completed", state
+    until(lambda: len(told) > 1, 20, "telling of the recovery")
+    assert told[1]["event"] == "recovered" and len(told) == 2
+
+
+def test_the_deployment_of_the_documents_fires_on_its_schedule(stand: Stand, prefect: Prefect, archive: Path) -> None:
+    """As it is pasted, into an empty folder; the second night labels what came between the two."""
+    text = (Path(__file__).resolve().parents[2] / "docs" / "flows.md").read_text()
+    block = text.split("<!-- the deployment that a test pastes -->", 1)[1].split("```toml\n", 1)[1].split("```", 1)[0]
+    place = stand.folder / "pasted"
+    shutil.copytree(archive, place / "photos")
+    (place / "schedules.toml").write_text(block)
+    served = stand.run([sys.executable, "-m", "flows.deploy", "schedules.toml"], "pasted-log", place)
+    until(lambda: "polling" in served.said(), 60, served.said())
+
+    def finished() -> list[dict[str, Any]]:
+        runs = prefect.runs("nightly", "photos")
+        bad = [run["state"] for run in runs if run["state_type"] in ("FAILED", "CRASHED")]
+        assert not bad, bad
+        return [run for run in runs if run["state_type"] == "COMPLETED"]
+
+    until(lambda: len(finished()) == 1, 150, f"the first night: {served.said()[-1500:]}")
+    assert LabelTable(str(place / "labels")).rows == 36
+    added = next((place / "photos").rglob("*.jpg"))
+    shutil.copy(added, place / "photos" / "added.jpg")
+    until(lambda: len(finished()) >= 2, 150, f"the second night: {served.said()[-1500:]}")
+    assert LabelTable(str(place / "labels")).rows == 37
+    assert all(run["auto_scheduled"] for run in finished())
+    served.stop()
+
+
+class Cut:
+    """A way to the head whose connections break after some bytes, again and again."""
+
+    def __init__(self, port: int, after: int) -> None:
+        self.port, self.after, self.cuts = port, after, 0
+        self.listening = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self.listening.getsockname()[1]}"
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                here, _ = self.listening.accept()
+            except OSError:
+                return
+            there = socket.create_connection(("127.0.0.1", self.port))
+            is_log = threading.Event()
+            for source, target, cut in ((here, there, False), (there, here, True)):
+                threading.Thread(target=self._pump, args=(source, target, cut, is_log), daemon=True).start()
+
+    def _pump(self, source: socket.socket, target: socket.socket, cut: bool, is_log: threading.Event) -> None:
+        passed = 0
+        try:
+            while data := source.recv(4096):
+                if not cut and b"/logs/tail" in data:
+                    is_log.set()
+                passed += len(data)
+                target.sendall(data)
+                if cut and is_log.is_set() and passed > self.after and self.cuts < 4:
+                    self.cuts += 1
+                    break
+        except OSError:
+            pass
+        for one in (source, target):
+            with suppress(OSError):
+                one.close()
+
+
+FOLLOW = """
+import json, sys
+from fer_pipeline.jobs import submission
+from fer_pipeline.jobs.cluster import ClusterConfig
+from fer_pipeline.jobs.label.job import LabelConfig
+config = LabelConfig(source=sys.argv[2], out=sys.argv[3], detector="none")
+lines = []
+result = submission.run("label", config, ClusterConfig(address=sys.argv[1], silent_s=20), sys.argv[4], lines.append)
+print(json.dumps({"lines": lines, "records": json.loads(result)["records"]}))
+"""
+
+
+def test_a_log_that_breaks_off_is_taken_up_again_without_repeating_a_line(stand: Stand, head: Head, archive: Path) -> None:
+    cut = Cut(head.dashboard, after=700)
+    source = copies(archive, stand.folder / "cut-source", 3)
+    command = [sys.executable, "-c", FOLLOW, cut.url, str(source), str(stand.folder / "cut-run"), "cut"]
+    done = subprocess.run(command, env=stand.environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    whole = head.get("/api/jobs/cut/logs")["logs"].split("\n")
+    assert cut.cuts > 0 and found["records"] == 108
+    assert [line for line in found["lines"] if line] == [line for line in whole if line]
+
+
+def test_of_a_submission_that_is_sent_twice_one_job_runs(stand: Stand, head: Head, archive: Path) -> None:
+    command = [sys.executable, "-c", FOLLOW, head.url, str(archive), str(stand.folder / "twice-run"), "twice"]
+    both = [Process(command, stand.environment, stand.folder / f"twice-{number}.log") for number in range(2)]
+    assert [one.popen.wait(120) for one in both] == [0, 0], both[0].said()[-1500:] + both[1].said()[-1500:]
+    answers = [json.loads(one.said().splitlines()[-1]) for one in both]
+    assert answers[0]["records"] == answers[1]["records"] == 36
+    assert [job["submission_id"] for job in head.jobs() if job["submission_id"].startswith("twice")] == ["twice"]
+    third = subprocess.run(command, env=stand.environment, capture_output=True, text=True, timeout=120)
+    assert third.returncode == 0 and len([job for job in head.jobs() if job["submission_id"].startswith("twice")]) == 1
+
+
+def test_nothing_of_it_shows_the_token(stand: Stand, prefect: Prefect, head: Head) -> None:
+    said = "".join(path.read_text(errors="replace") for path in stand.folder.glob("*.log"))
+    assert TOKEN not in said
+    assert TOKEN not in json.dumps(head.jobs())
