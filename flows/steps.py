@@ -40,7 +40,7 @@ STATES: dict[type[JobError], str] = {
     StoppedError: "Stopped",
 }
 """What Prefect shows in the place of `Failed`; the state's message is the job's own sentence."""
-PROGRESS = re.compile(r"(?P<what>[a-z ]+): (?P<done>[\d,]+) of (?P<all>[\d,]+)")
+PROGRESS = re.compile(r"(?P<what>[a-z ]+): (?P<done>\d+) of (?P<all>\d+)(?:, |$)")
 ON_RAY = "fer-"
 """What the ids of Ray jobs begin with; the flow run's id follows."""
 
@@ -96,10 +96,10 @@ class _Progress:
         self.context = FlowRunContext.get()
 
     def show(self, line: str) -> None:
-        found = PROGRESS.fullmatch(line.split(",  ")[0].strip())
+        found = PROGRESS.match(line.strip())
         if not found:
             return
-        what, done, whole = found["what"], int(found["done"].replace(",", "")), int(found["all"].replace(",", ""))
+        what, done, whole = found["what"], int(found["done"]), int(found["all"])
         share = 100.0 * done / max(1, whole)
         if what in self.artifacts:
             update_progress_artifact(self.artifacts[what], progress=share, description=line)

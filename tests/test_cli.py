@@ -1,19 +1,48 @@
 """The command line from outside: exit codes, one sentence for the user, one JSON line last."""
 
+import io
 import json
+import signal
 import subprocess
 import sys
 import time
 import tomllib
+from collections.abc import Callable, Iterator
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from fer_pipeline.cli import COMMANDS
+from fer_pipeline.cli import COMMANDS, main
 
 
 def call(*arguments: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run([sys.executable, "-m", "fer_pipeline.cli", *arguments], capture_output=True, text=True, timeout=120)
+
+
+@dataclass
+class Ended:
+    """How a command ended in this process, which spares it Ray's import."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def call_here() -> Iterator[Callable[..., Ended]]:
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def call(*arguments: str) -> Ended:
+        with redirect_stdout(io.StringIO()) as out, redirect_stderr(io.StringIO()) as err, pytest.raises(SystemExit) as ended:
+            main(list(arguments))
+        assert isinstance(ended.value.code, int)
+        return Ended(ended.value.code, out.getvalue(), err.getvalue())
+
+    yield call
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
 def test_help_names_every_command() -> None:
@@ -51,8 +80,8 @@ def test_help_names_every_command() -> None:
         (["label", "a", "--out", "s3://KEY:secret@bucket/run"], "credentials by the environment"),
     ],
 )
-def test_a_mistake_is_one_sentence_and_exit_code_2(arguments: list[str], complaint: str) -> None:
-    out = call(*arguments)
+def test_a_mistake_is_one_sentence_and_exit_code_2(arguments: list[str], complaint: str, call_here: Callable[..., Ended]) -> None:
+    out = call_here(*arguments)
     assert out.returncode == 2 and out.stdout == ""
     assert complaint in out.stderr and "Traceback" not in out.stderr
     assert len(out.stderr.strip().splitlines()) == 1
@@ -76,9 +105,11 @@ def test_the_last_line_is_json_and_options_come_from_a_file_too(tmp_path: Path) 
         ("[label", "cannot be read"),
     ],
 )
-def test_a_file_of_options_that_cannot_be_meant_is_refused(text: str, complaint: str, tmp_path: Path) -> None:
+def test_a_file_of_options_that_cannot_be_meant_is_refused(
+    text: str, complaint: str, tmp_path: Path, call_here: Callable[..., Ended]
+) -> None:
     (tmp_path / "options.toml").write_text(text)
-    out = call("label", "/nowhere", "--out", "/tmp/never", "--config", str(tmp_path / "options.toml"))
+    out = call_here("label", "/nowhere", "--out", "/tmp/never", "--config", str(tmp_path / "options.toml"))
     assert out.returncode == 2 and complaint in out.stderr and len(out.stderr.strip().splitlines()) == 1
 
 

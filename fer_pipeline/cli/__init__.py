@@ -32,6 +32,11 @@ COMMANDS = {
     "table compact": ("local.table:compact", "table", "Put a table's small files together."),
     "table vacuum": ("local.table:vacuum", "table", "Delete files that no recent version of a table needs."),
     "predict": ("local.predict:run", "image", "Label a few images here and now, and write copies with the faces marked."),
+    "explain": (
+        "local.explain:run",
+        "run",
+        "Tell all that a run knows about one picture: where from, by which model.",
+    ),
     "report": ("local.report:run", "run", "Write the page of a labelling run again."),
     "models list": ("local.models:list_models", "", "List a registry's models, versions and aliases."),
     "models push": ("local.models:push", "model name", "Keep a model bundle as a new, immutable version of a registry."),

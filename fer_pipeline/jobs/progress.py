@@ -7,10 +7,10 @@ from contextlib import contextmanager
 from typing import Protocol
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 log = logging.getLogger(__name__)
-LINE_EVERY_S = 15.0
+LINE_EVERY_S = 30.0
 
 
 class Advance(Protocol):
@@ -24,18 +24,28 @@ def progress(what: str, total: int) -> Iterator[Advance]:
     """Show the progress of `total` things of the kind `what`."""
     console = Console(stderr=True)
     if console.is_terminal:
-        columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TaskProgressColumn(show_speed=True),
+            TimeRemainingColumn(),
+        )
         with Progress(*columns, console=console) as bar:
             task = bar.add_task(what, total=total)
             yield lambda count: bar.advance(task, count)
         return
-    done, last = 0, time.monotonic()
+    done = said = 0
+    last = time.monotonic()
 
     def advance(count: int) -> None:
-        nonlocal done, last
+        nonlocal done, said, last
         done += count
-        if time.monotonic() - last >= LINE_EVERY_S or done == total:
-            last = time.monotonic()
-            log.info("%s: %d of %d", what, done, total)
+        seconds = time.monotonic() - last
+        if seconds >= LINE_EVERY_S or done == total:
+            rate = (done - said) / max(seconds, 1e-9)
+            ahead = f", {rate:.3g} a second, about {max(1, round((total - done) / rate / 60))} min left" if done < total else ""
+            log.info("%s: %d of %d%s", what, done, total, ahead)
+            said, last = done, time.monotonic()
 
     yield advance

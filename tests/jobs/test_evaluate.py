@@ -13,22 +13,14 @@ from fer_pipeline.jobs import evaluate, ingest, promote
 from fer_pipeline.jobs.evaluate import EvaluateConfig
 from fer_pipeline.jobs.ingest import IngestConfig
 from fer_pipeline.jobs.promote import PromoteConfig, Verdict
-from fer_pipeline.jobs.train import job as train
-from fer_pipeline.jobs.train.job import TrainConfig
+from fer_pipeline.jobs.train.job import TrainResult
 from fer_pipeline.models.bundle import EMBEDDED, bundle_of, read_bundle, read_files, save_bundle
 from fer_pipeline.models.registry import Registry
-from tests.conftest import RECIPE
 
 
 @pytest.fixture(scope="module")
-def model(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("model")
-    (folder / "stripes.toml").write_text(RECIPE)
-    config = TrainConfig(
-        recipe=str(folder / "stripes.toml"), data=str(dataset), out=str(folder / "m"), allow_missing_classes=True
-    )
-    train.run(config)
-    return str(folder / "m")
+def model(results: dict[int, TrainResult]) -> str:
+    return results[1].out
 
 
 @pytest.fixture(scope="module")

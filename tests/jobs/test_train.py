@@ -22,25 +22,6 @@ from fer_pipeline.stages.training_data import SplitReader
 from tests.conftest import RECIPE
 
 
-@pytest.fixture(scope="module")
-def results(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, TrainResult]:
-    """The same recipe under one worker and under two."""
-    folder = tmp_path_factory.mktemp("models")
-    (folder / "stripes.toml").write_text(RECIPE)
-    return {
-        workers: train.run(
-            TrainConfig(
-                recipe=str(folder / "stripes.toml"),
-                data=str(dataset),
-                out=str(folder / f"m{workers}"),
-                num_workers=workers,
-                allow_missing_classes=True,
-            )
-        )
-        for workers in (1, 2)
-    }
-
-
 def test_one_worker_and_two_learn_the_same(results: dict[int, TrainResult]) -> None:
     assert results[1].validation_accuracy > 0.9
     assert abs(results[1].validation_accuracy - results[2].validation_accuracy) < 0.08

@@ -1,0 +1,28 @@
+"""Trainings that several files of tests look at."""
+
+from pathlib import Path
+
+import pytest
+
+from fer_pipeline.jobs.train import job as train
+from fer_pipeline.jobs.train.job import TrainConfig, TrainResult
+from tests.conftest import RECIPE
+
+
+@pytest.fixture(scope="session")
+def results(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, TrainResult]:
+    """The same recipe under one worker and under two."""
+    folder = tmp_path_factory.mktemp("models")
+    (folder / "stripes.toml").write_text(RECIPE)
+    return {
+        workers: train.run(
+            TrainConfig(
+                recipe=str(folder / "stripes.toml"),
+                data=str(dataset),
+                out=str(folder / f"m{workers}"),
+                num_workers=workers,
+                allow_missing_classes=True,
+            )
+        )
+        for workers in (1, 2)
+    }
