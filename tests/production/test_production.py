@@ -21,7 +21,7 @@ from fer_pipeline.table.delta import LabelTable
 from tests.conftest import copies
 from tests.production.stand import TOKEN, Head, Process, Stand, ended, kill, standing, until
 
-pytestmark = pytest.mark.production
+pytestmark = [pytest.mark.production, pytest.mark.timeout(600)]
 NEVER = "0 0 1 1 *"
 STOPPED_S = 15.0
 """Within which Ray has stopped labelling after a cancelling."""
@@ -165,6 +165,7 @@ def test_a_cancelled_night_stops_on_the_cluster_and_the_next_one_goes_on(
     assert any("of them done" in line and "0 of them done" not in line for line in log), log
 
 
+@pytest.mark.long
 def test_a_night_whose_process_is_killed_is_crashed_and_leaves_no_job(
     stand: Stand, prefect: Prefect, head: Head, archive: Path
 ) -> None:
@@ -196,6 +197,7 @@ def test_a_server_that_is_restarted_in_mid_night_finds_it_done(stand: Stand, pre
     assert night.rows() == 216
 
 
+@pytest.mark.long
 def test_a_head_that_dies_in_mid_night_leaves_no_process_and_the_next_night_goes_on(
     stand: Stand, prefect: Prefect, archive: Path
 ) -> None:
@@ -256,6 +258,7 @@ def hook() -> Iterator[tuple[str, list[dict[str, Any]]]]:
     server.shutdown()
 
 
+@pytest.mark.long
 def test_a_held_night_and_the_first_good_one_after_it_reach_the_webhook(
     stand: Stand, prefect: Prefect, head: Head, archive: Path, hook: tuple[str, list[dict[str, Any]]]
 ) -> None:
