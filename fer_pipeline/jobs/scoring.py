@@ -1,16 +1,20 @@
 """A model's answers on a split of a dataset, predicted file by file in tasks: what evaluation and training publish figures of."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from fer_pipeline.core.dataset import sample_files
+from fer_pipeline.core.isolated import lift_memory_limit
 from fer_pipeline.jobs.progress import progress
 from fer_pipeline.jobs.shared import Shared, fan_out, share
 from fer_pipeline.models.bundle import Bundle
-from fer_pipeline.models.evaluation import Predictions, joined
 from fer_pipeline.stages.classify import Classifier, Precision
 from fer_pipeline.stages.training_data import SplitReader
+
+if TYPE_CHECKING:  # it imports torch, which a worker under the memory limit of strangers' files cannot load
+    from fer_pipeline.models.evaluation import Predictions
 
 ROWS_PER_BATCH = 512
 
@@ -25,9 +29,11 @@ class ScoringContext:
     device: str
 
 
-def predict_split(context: ScoringContext) -> Predictions:
+def predict_split(context: ScoringContext) -> "Predictions":
     """Return the predictions for the reader's split; the images stay in the tasks."""
-    files, batches = sample_files(context.reader.dataset), list[Predictions]()
+    from fer_pipeline.models.evaluation import joined
+
+    files, batches = sample_files(context.reader.dataset), list["Predictions"]()
     gpus = 1.0 if context.device == "cuda" else 0.0
     with progress("evaluating files", len(files)) as advance:
         for found in fan_out(_predict_file, files, share(context), num_gpus=gpus):
@@ -36,8 +42,11 @@ def predict_split(context: ScoringContext) -> Predictions:
     return joined(batches)
 
 
-def _predict_file(shared: Shared[ScoringContext], uri: str) -> list[Predictions]:
+def _predict_file(shared: Shared[ScoringContext], uri: str) -> "list[Predictions]":
     """Return the predictions for one file's samples of the split."""
+    lift_memory_limit()
+    from fer_pipeline.models.evaluation import Predictions
+
     classifier = shared.load(_make_classifier)
     return [
         Predictions(np.array(chunk.ids, object), classifier.logits(chunk.images), chunk.labels, chunk.votes)
