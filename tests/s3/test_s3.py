@@ -75,7 +75,9 @@ def test_an_archive_is_labelled_from_s3_to_s3(uploaded: str, bucket: str, locall
     record = label.run(config(uploaded, f"{bucket}/run"))
     assert rows(f"{bucket}/run") == locally
     assert record.records == 36 and record.skipped == {".txt": 1}
-    assert set(storage.list_names(f"{bucket}/run")) == {"manifest", "images", "faces", "run.json", "report.html", "_SUCCESS"}
+    assert set(storage.list_names(f"{bucket}/run")) == {
+        "manifest", "indexes", "images", "faces", "run.json", "report.html", "_SUCCESS"
+    }  # fmt: skip
     uris = {row["uri"] for row in storage.read_table(f"{bucket}/run/images/000000.parquet").to_pylist()}
     assert all(uri.startswith(f"{uploaded}/") for uri in uris)
 
