@@ -65,18 +65,19 @@ def test_predicting(archive: Path, tmp_path: Path) -> None:
 
 def test_training(recipe: Path, dataset: Path, tmp_path: Path) -> None:
     options = ("--out", str(tmp_path / "model"), "--num-workers", "2", "--allow-missing-classes")
-    require_private(run_alone(tmp_path, "fer_pipeline.cli", "train", str(recipe), str(dataset), *options))
+    require_private(run_alone(tmp_path, "fer_pipeline.cli", "train", str(recipe), "--data", str(dataset), *options))
 
 
 def test_sweeping(recipe: Path, dataset: Path, tmp_path: Path) -> None:
     space = tmp_path / "space.toml"
     space.write_text("[training]\nlearning_rate = [0.01, 0.02]\n")
-    options = (str(recipe), str(space), str(dataset), str(tmp_path / "sweep"), "--trials", "2", "--allow-missing-classes")
+    options = (str(recipe), "--space", str(space), "--data", str(dataset), "--out", str(tmp_path / "sweep"))
+    options += ("--trials", "2", "--allow-missing-classes")
     require_private(run_alone(tmp_path, "fer_pipeline.cli", "sweep", *options))
 
 
 def test_evaluating(dataset: Path, tmp_path: Path) -> None:
-    options = ("embedded", str(dataset), "validation", str(tmp_path / "evaluation"))
+    options = ("embedded", "--data", str(dataset), "--split", "validation", "--out", str(tmp_path / "evaluation"))
     require_private(run_alone(tmp_path, "fer_pipeline.cli", "evaluate", *options))
 
 

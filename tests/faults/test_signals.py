@@ -45,7 +45,7 @@ def test_a_stopped_run_says_so_and_is_continued(signals: int, archive: Path, tmp
             break
         assert driver.returncode == EXIT_CODES[asked], said
         assert time.monotonic() - began < limit_s()
-        assert said.splitlines()[-1].startswith("fer-pipeline: stopped.") and "Traceback" not in said
+        assert said.splitlines()[-1].startswith("fer-pipeline: stopped, ") and "Traceback" not in said
         assert "***" not in said or "records in" not in said, "only while Ray starts does it print a stack of its own"
         _, left = psutil.wait_procs(started, timeout=limit_s())
         assert not left
