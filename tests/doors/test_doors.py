@@ -71,9 +71,9 @@ def test_training(recipe: Path, dataset: Path, tmp_path: Path) -> None:
 def test_sweeping(recipe: Path, dataset: Path, tmp_path: Path) -> None:
     space = tmp_path / "space.toml"
     space.write_text("[training]\nlearning_rate = [0.01, 0.02]\n")
-    options = (str(recipe), "--space", str(space), "--data", str(dataset), "--out", str(tmp_path / "sweep"))
-    options += ("--trials", "2", "--allow-missing-classes")
-    require_private(run_alone(tmp_path, "fer_pipeline.cli", "sweep", *options))
+    places = (str(recipe), "--space", str(space), "--data", str(dataset), "--out", str(tmp_path / "sweep"))
+    options = ("--trials", "2", "--allow-missing-classes")
+    require_private(run_alone(tmp_path, "fer_pipeline.cli", "sweep", *places, *options))
 
 
 def test_evaluating(dataset: Path, tmp_path: Path) -> None:
