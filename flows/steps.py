@@ -12,7 +12,6 @@ from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_markdown_artifact, create_progress_artifact, update_progress_artifact
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun, State
-from prefect.context import FlowRunContext
 from prefect.exceptions import PrefectException
 from prefect.flows import Flow
 from prefect.runtime import flow_run as this_flow_run
@@ -93,7 +92,6 @@ class _Progress:
 
     def __init__(self) -> None:
         self.artifacts: dict[str, UUID] = {}
-        self.context = FlowRunContext.get()
 
     def show(self, line: str) -> None:
         found = PROGRESS.match(line.strip())

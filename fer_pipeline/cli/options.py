@@ -34,7 +34,7 @@ Parameter(name="rule", negative_iterable=())(Rule)
 
 
 def function_of(path: str) -> Any:
-    """Return the function that a command names, its configurations prepared for help and for the command line."""
+    """Return the function that a command names, as `jobs.ingest:run` below the package."""
     module, _, name = path.partition(":")
     return getattr(import_module(f"fer_pipeline.{module}"), name)
 
@@ -119,13 +119,11 @@ def _lines(config: BaseModel, command: str, given: list[str], in_file: Mapping[s
         if value is None:
             yield f"# {flag} is not set"
         else:
-            yield (
-                f"{tomli_w.dumps({flag: value}).strip()}  # {origin}"
-                if not isinstance(value, dict)
-                else _inline(flag, value, origin)
-            )
+            yield f"{_toml(flag, value)}  # {origin}"
 
 
-def _inline(flag: str, value: Mapping[str, Any], origin: str) -> str:
-    inner = ", ".join(tomli_w.dumps({key: one}).strip() for key, one in value.items() if one is not None)
-    return f"{flag} = {{ {inner} }}  # {origin}"
+def _toml(key: str, value: Any) -> str:
+    """Return a setting as one line of TOML, a table in braces."""
+    if not isinstance(value, Mapping):
+        return tomli_w.dumps({key: value}).strip()
+    return f"{key} = {{ {', '.join(_toml(name, one) for name, one in value.items() if one is not None)} }}"
