@@ -3,12 +3,11 @@
 Run it once:     python -m flows.evaluate '{"model": "embedded", "data": "data/fer2013", "split": "validation", "out": "judged"}'
 """
 
-from fer_pipeline.core.errors import JobError
 from fer_pipeline.jobs import evaluate as job
 from fer_pipeline.jobs.cluster import ClusterConfig
 from fer_pipeline.jobs.evaluate import PAGE, EvaluateConfig, EvaluateResult
 from flows.shell import main
-from flows.steps import failed, job_flow, publish, run_job, tag
+from flows.steps import job_flow, publish, run_job, tag
 
 ALONE = ClusterConfig()
 
@@ -17,10 +16,7 @@ ALONE = ClusterConfig()
 def evaluate_model(config: EvaluateConfig, cluster: ClusterConfig = ALONE, notify: str | None = None) -> EvaluateResult:
     """Evaluate a model on a split and show its figures."""
     tag(model=config.model)
-    try:
-        result = run_job("evaluate", job.run, EvaluateResult, config, cluster)
-    except JobError as error:
-        return failed(error)  # type: ignore[no-any-return]
+    result = run_job("evaluate", job.run, EvaluateResult, config, cluster)
     publish("evaluate-model", summary(result), config.model)
     return result
 

@@ -4,12 +4,11 @@ Run it once:     python -m flows.ingest '{"source": "fer2013.csv", "layout": "fe
 """
 
 from fer_pipeline.core.dataset import DatasetInfo
-from fer_pipeline.core.errors import JobError
 from fer_pipeline.jobs import ingest as job
 from fer_pipeline.jobs.cluster import ClusterConfig
 from fer_pipeline.jobs.ingest import IngestConfig
 from flows.shell import main
-from flows.steps import failed, job_flow, publish, run_job
+from flows.steps import job_flow, publish, run_job
 
 ALONE = ClusterConfig()
 
@@ -17,10 +16,7 @@ ALONE = ClusterConfig()
 @job_flow("ingest-dataset")
 def ingest_dataset(config: IngestConfig, cluster: ClusterConfig = ALONE, notify: str | None = None) -> DatasetInfo:
     """Bring a labelled dataset into Parquet and show what it holds."""
-    try:
-        dataset = run_job("ingest", job.run, DatasetInfo, config, cluster)
-    except JobError as error:
-        return failed(error)  # type: ignore[no-any-return]
+    dataset = run_job("ingest", job.run, DatasetInfo, config, cluster)
     publish("ingest-dataset", summary(dataset), config.out)
     return dataset
 

@@ -3,14 +3,13 @@
 Run it once:     python -m flows.label '{"source": "photos", "out": "runs/2026-11-20"}'
 """
 
-from fer_pipeline.core.errors import JobError
 from fer_pipeline.core.run import REPORT, RunFolder, RunRecord
 from fer_pipeline.core.storage import join, normalize
 from fer_pipeline.jobs.cluster import ClusterConfig
 from fer_pipeline.jobs.label import job as label
 from fer_pipeline.jobs.label.job import LabelConfig
 from flows.shell import main
-from flows.steps import failed, job_flow, publish, run_job, tag
+from flows.steps import job_flow, publish, run_job, tag
 
 ALONE = ClusterConfig()
 
@@ -24,8 +23,6 @@ def label_archive(config: LabelConfig, cluster: ClusterConfig = ALONE, notify: s
     tag(model=config.model, table=config.table)
     try:
         return run_job("label", label.run, RunRecord, config, cluster)
-    except JobError as error:
-        return failed(error)  # type: ignore[no-any-return]
     finally:
         out = normalize(config.out)
         record = RunFolder(out).load()

@@ -4,7 +4,6 @@ Run it once:     python -m flows.nightly '{"source": "photos", "table": "labels"
 Every night:     docs/flows.md; `{date}` in a path stands for the night's date
 """
 
-from fer_pipeline.core.errors import JobError
 from fer_pipeline.core.run import REPORT
 from fer_pipeline.core.storage import exists, join, normalize, read_bytes
 from fer_pipeline.jobs import nightly as job
@@ -13,7 +12,7 @@ from fer_pipeline.jobs.nightly import NightlyConfig
 from fer_pipeline.table.audit import AUDIT, PAGE, Audit
 from fer_pipeline.table.nights import Night, kept_night
 from flows.shell import main
-from flows.steps import as_scheduled, failed, job_flow, publish, run_job, tag
+from flows.steps import as_scheduled, job_flow, publish, run_job, tag
 
 ALONE = ClusterConfig()
 
@@ -28,8 +27,6 @@ def nightly(config: NightlyConfig, cluster: ClusterConfig = ALONE, notify: str |
     tag(model=config.model, table=config.table)
     try:
         return run_job("nightly", job.run, Night, config, cluster)
-    except JobError as error:
-        return failed(error)  # type: ignore[no-any-return]
     finally:
         path = join(normalize(config.out), AUDIT)
         if exists(path):

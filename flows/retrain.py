@@ -8,7 +8,6 @@ from pydantic import Field
 
 from fer_pipeline.core.config import Config
 from fer_pipeline.core.dataset import DatasetInfo
-from fer_pipeline.core.errors import JobError
 from fer_pipeline.jobs import evaluate, ingest, promote
 from fer_pipeline.jobs.cluster import ClusterConfig
 from fer_pipeline.jobs.evaluate import EvaluateConfig, EvaluateResult
@@ -22,7 +21,7 @@ from fer_pipeline.local.quantize import QuantizeConfig
 from fer_pipeline.models.comparison import Rule
 from fer_pipeline.models.registry import Version, open_registry
 from flows.shell import main
-from flows.steps import as_scheduled, failed, job_flow, publish, run_job, tag
+from flows.steps import as_scheduled, job_flow, publish, run_job, tag
 
 ALONE = ClusterConfig()
 
@@ -53,31 +52,28 @@ def retrain(config: RetrainConfig, cluster: ClusterConfig = ALONE, notify: str |
     """Train a candidate, judge it on the same images as the incumbent, and promote it if the rule holds."""
     config = as_scheduled(config)
     tag(model=config.name, recipe=config.train.recipe)
-    try:
-        if config.ingest:
-            run_job("ingest", ingest.run, DatasetInfo, config.ingest, cluster)
-        run_job("train", train.run, TrainResult, config.train, cluster)
-        if config.quantize:
-            add_int8_form(config)
-        out = config.train.out
-        judged = EvaluateConfig(model=out, data=config.train.data, split=config.split, out=f"{out}.evaluation")
-        figures = run_job("evaluate", evaluate.run, EvaluateResult, judged, cluster)
-        version, first = push_candidate(config)
-        if first:
-            publish("retrain", f"`{config.name}@{version.version}` is the first: {config.alias} stands for it.", config.name)
-            return None
-        wanted = PromoteConfig(
-            name=config.name,
-            version=version.version,
-            data=config.train.data,
-            split=config.split,
-            alias=config.alias,
-            registry=config.registry,
-            rule=config.rule,
-        )
-        verdict = run_job("models promote", promote.run, Verdict, wanted, cluster)
-    except JobError as error:
-        return failed(error)  # type: ignore[no-any-return]
+    if config.ingest:
+        run_job("ingest", ingest.run, DatasetInfo, config.ingest, cluster)
+    run_job("train", train.run, TrainResult, config.train, cluster)
+    if config.quantize:
+        add_int8_form(config)
+    out = config.train.out
+    judged = EvaluateConfig(model=out, data=config.train.data, split=config.split, out=f"{out}.evaluation")
+    figures = run_job("evaluate", evaluate.run, EvaluateResult, judged, cluster)
+    version, first = push_candidate(config)
+    if first:
+        publish("retrain", f"`{config.name}@{version.version}` is the first: {config.alias} stands for it.", config.name)
+        return None
+    wanted = PromoteConfig(
+        name=config.name,
+        version=version.version,
+        data=config.train.data,
+        split=config.split,
+        alias=config.alias,
+        registry=config.registry,
+        rule=config.rule,
+    )
+    verdict = run_job("models promote", promote.run, Verdict, wanted, cluster)
     publish("retrain", summary(verdict, figures), f"{config.name}@{version.version}")
     return verdict
 

@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
+from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 from uuid import UUID
 
@@ -106,7 +107,7 @@ class _Progress:
             self.artifacts[what] = made  # type: ignore[assignment]
 
 
-def failed(error: JobError) -> Any:
+def _failed(error: JobError) -> Any:
     """Return the state in which a flow ends for an error, for Prefect takes it from the flow in the place of its result.
 
     Its name says what happened, its message why, in one sentence.
@@ -146,14 +147,26 @@ def stop_ray_jobs(flow: Flow[Any, Any], flow_run: FlowRun, state: State[Any]) ->
 
 
 def job_flow(name: str) -> Callable[[Callable[Parameters, Returned]], Flow[Parameters, Returned]]:
-    """Return the decorator of a flow over jobs: what it leaves on a cluster is stopped, and who wants to hear of its end does.
+    """Return the decorator of a flow over jobs, which ends in a state that says what a `JobError` says.
 
-    Prefect calls hooks by the names of their parameters: exactly `flow`, `flow_run` and `state`.
+    What it leaves on a cluster is stopped, and who wants to hear of its end does. Prefect calls hooks by the names of their
+    parameters: exactly `flow`, `flow_run` and `state`.
     """
-    return flow(
-        name=name,
-        on_cancellation=[stop_ray_jobs, tell],
-        on_crashed=[stop_ray_jobs, tell],
-        on_failure=[tell],
-        on_completion=[tell],
-    )
+
+    def decorate(function: Callable[Parameters, Returned]) -> Flow[Parameters, Returned]:
+        @wraps(function)
+        def ending_in_words(*arguments: Parameters.args, **options: Parameters.kwargs) -> Returned:
+            try:
+                return function(*arguments, **options)
+            except JobError as error:
+                return _failed(error)  # type: ignore[no-any-return]
+
+        return flow(
+            name=name,
+            on_cancellation=[stop_ray_jobs, tell],
+            on_crashed=[stop_ray_jobs, tell],
+            on_failure=[tell],
+            on_completion=[tell],
+        )(ending_in_words)
+
+    return decorate

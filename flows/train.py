@@ -3,12 +3,11 @@
 Run it once:     python -m flows.train '{"recipe": "fer2013-small", "data": "data/fer2013", "out": "models/new"}'
 """
 
-from fer_pipeline.core.errors import JobError
 from fer_pipeline.jobs.cluster import ClusterConfig
 from fer_pipeline.jobs.train import job as train
 from fer_pipeline.jobs.train.job import TrainConfig, TrainResult
 from flows.shell import main
-from flows.steps import failed, job_flow, publish, run_job, tag
+from flows.steps import job_flow, publish, run_job, tag
 
 ALONE = ClusterConfig()
 
@@ -17,10 +16,7 @@ ALONE = ClusterConfig()
 def train_model(config: TrainConfig, cluster: ClusterConfig = ALONE, notify: str | None = None) -> TrainResult:
     """Train a model bundle and show its figures."""
     tag(recipe=config.recipe)
-    try:
-        result = run_job("train", train.run, TrainResult, config, cluster)
-    except JobError as error:
-        return failed(error)  # type: ignore[no-any-return]
+    result = run_job("train", train.run, TrainResult, config, cluster)
     publish("train-model", summary(result), result.name)
     return result
 
