@@ -29,6 +29,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+import fer_pipeline.stages.torch_network  # noqa: F401 (torch is loaded before the limit stands, as in a worker)
 from fer_pipeline.core.boundary import as_record_error
 from fer_pipeline.core.errors import RecordError, UserError
 from fer_pipeline.core.isolated import IsolatedProcess
