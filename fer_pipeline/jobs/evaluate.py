@@ -4,13 +4,14 @@ import logging
 from typing import Literal
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import ray
 from pydantic import Field
 
 import fer_pipeline
 from fer_pipeline.core import duplicates, storage
 from fer_pipeline.core.config import Config
-from fer_pipeline.core.dataset import read_dataset, read_flagged, read_samples
+from fer_pipeline.core.dataset import read_dataset, read_flagged, read_samples, sample_files
 from fer_pipeline.core.duplicates import Copies, split_digest
 from fer_pipeline.core.errors import UserError
 from fer_pipeline.core.figures import EvaluatedData, EvaluatedModel, Evaluation
@@ -18,10 +19,12 @@ from fer_pipeline.core.metrics import softmax
 from fer_pipeline.core.run import now
 from fer_pipeline.jobs.cluster import ClusterConfig, connected
 from fer_pipeline.jobs.scoring import ScoringContext, predict_split
+from fer_pipeline.jobs.shared import Shared, fan_out, share
 from fer_pipeline.models.bundle import read_bundle
 from fer_pipeline.models.card import ModelCard
 from fer_pipeline.models.evaluation import Predictions, evaluate, learned_copies
 from fer_pipeline.report.evaluation import evaluation_page
+from fer_pipeline.report.mistakes import Confusion, confusions, picture
 from fer_pipeline.stages.classify import Classifier
 from fer_pipeline.stages.training_data import SplitReader, class_indices, left_out_by_class
 
@@ -49,6 +52,8 @@ class EvaluateConfig(Config):
     """Arithmetic of the classifier."""
     use_gpu: bool = False
     """A GPU for each task."""
+    thumbnails: bool = True
+    """Put pictures of the worst mistakes onto the page."""
 
 
 class EvaluateResult(Config):
@@ -87,6 +92,13 @@ def run(config: EvaluateConfig, cluster: ClusterConfig = ClusterConfig()) -> Eva
             raise UserError("This cluster has no GPU: leave out --use-gpu.")
         context = ScoringContext(bundle, reader, config.precision, "cuda" if config.use_gpu else "cpu")
         predictions = predict_split(context)
+        mistakes = confusions(
+            predictions.ids,
+            predictions.labels,
+            softmax(predictions.logits, card.calibration.temperature),
+            card.label_space.classes,
+        )
+        pictures = _pictures(data, mistakes) if config.thumbnails else {}
     votes = tuple(config.map.get(name, name) for name in dataset.vote_classes)
     fresh = predictions.without(copies.learned)
     evaluation = Evaluation(
@@ -111,12 +123,31 @@ def run(config: EvaluateConfig, cluster: ClusterConfig = ClusterConfig()) -> Eva
         if 0 < len(fresh) < len(predictions)
         else None,
     )
-    page = evaluation_page(evaluation, card)
+    page = evaluation_page(evaluation, card, mistakes, pictures)
     storage.write_table(storage.join(out, PREDICTIONS), _table(predictions, card, copies))
     storage.write_bytes(storage.join(out, EVALUATION), evaluation.model_dump_json(indent=1).encode())
     storage.write_bytes(storage.join(out, PAGE), page.encode())
     log.info("%s", storage.join(out, PAGE))
     return _result(out, evaluation)
+
+
+def _pictures(data: str, mistakes: list[Confusion]) -> dict[str, str]:
+    """Return pictures of the mistakes' samples; each file of the dataset is looked through by a task."""
+    wanted = pa.array([one.sample for confusion in mistakes for one in confusion.worst], pa.string())
+    pictures: dict[str, str] = {}
+    for found in fan_out(_pictures_of_file, sample_files(data) if len(wanted) else (), share(wanted)):
+        pictures |= found
+    return pictures
+
+
+def _pictures_of_file(wanted: Shared[pa.Array], uri: str) -> dict[str, str]:
+    """Return pictures of those of the wanted samples that a file holds."""
+    if not pc.any(pc.is_in(storage.read_table(uri, ["sample_id"])["sample_id"], wanted.get())).as_py():
+        return {}
+    samples = storage.read_table(uri, ["sample_id", "image"])
+    samples = samples.filter(pc.is_in(samples["sample_id"], wanted.get()))
+    found = {row["sample_id"]: picture(row["image"]) for row in samples.to_pylist()}
+    return {sample: url for sample, url in found.items() if url}
 
 
 def _result(out: str, evaluation: Evaluation) -> EvaluateResult:

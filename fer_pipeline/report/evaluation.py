@@ -1,21 +1,31 @@
 """The page of an evaluation: figures with their intervals, per class, calibration, and what abstaining buys."""
 
+from collections.abc import Sequence
+
+import numpy as np
 from matplotlib.figure import Figure
 
 from fer_pipeline.core.figures import CalibrationComparison, CertainFigures, Evaluation, Figures, RiskCoverage
 from fer_pipeline.models.card import ModelCard
+from fer_pipeline.report.mistakes import Confusion, Pictures
 from fer_pipeline.report.page import BLUE, GREY, RED, data_url, png, render, tidy
 from fer_pipeline.report.training import confusion_png
 
+EMPTY: Pictures = {}
+ENOUGH_IMAGES = 30
+"""A bin of fewer images says little: its point is drawn hollow, off the line."""
 
-def evaluation_page(evaluation: Evaluation, card: ModelCard) -> str:
-    """Return the page of what stands in `evaluation.json`, self-contained."""
+
+def evaluation_page(evaluation: Evaluation, card: ModelCard, mistakes: Sequence[Confusion] = (), shown: Pictures = EMPTY) -> str:
+    """Return the page of what stands in `evaluation.json`, self-contained; with the mistakes of which there are pictures."""
     views = {"all images": evaluation.all, "without copies of training images": evaluation.without_training_images}
     return render(
         "evaluation.html",
         figures=evaluation,
         card=card,
         pictures=pictures(evaluation.all, card.label_space.classes),
+        mistakes=mistakes,
+        shown=shown,
         views={name: view for name, view in views.items() if view},
     )
 
@@ -31,7 +41,10 @@ def pictures(figures: Figures, classes: tuple[str, ...]) -> dict[str, str]:
 
 
 def reliability_png(calibration: CalibrationComparison) -> bytes:
-    """Return accuracy over confidence, before temperature scaling and cross-fitted; the area of a dot goes by its images."""
+    """Return accuracy over confidence, before temperature scaling and cross-fitted, each bin with its 95 % interval.
+
+    Bins of fewer than `ENOUGH_IMAGES` are drawn as the guesses that they are: hollow, and no line leads through them.
+    """
     figure = Figure(figsize=(5.2, 4.6), layout="constrained")
     axes = figure.subplots()
     axes.plot([0, 1], [0, 1], color=GREY, linewidth=0.8, linestyle=":", label="as confident as right")
@@ -40,13 +53,23 @@ def reliability_png(calibration: CalibrationComparison) -> bytes:
         (before, "before temperature scaling", GREY),
         (after, "after, each half scaled by the other", BLUE),
     ):
-        bins = one.reliability
-        total = sum(bar.images for bar in bins)
-        x, y = [bar.confidence for bar in bins], [bar.accuracy for bar in bins]
-        axes.plot(x, y, color=color, linewidth=1.2, label=f"{label}: ECE {one.ece:.3f}")
-        axes.scatter(x, y, s=[600 * bar.images / total for bar in bins], color=color, alpha=0.45, linewidths=0)
-    axes.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1))
+        bins = [bar for bar in one.reliability if bar.images]
+        known = [bar for bar in bins if bar.images >= ENOUGH_IMAGES]
+        guessed = [bar for bar in bins if bar.images < ENOUGH_IMAGES]
+        x, y = [bar.confidence for bar in known], [bar.accuracy for bar in known]
+        axes.plot(x, y, "o-", color=color, linewidth=1.2, markersize=4, label=f"{label}: ECE {one.ece:.3f}")
+        axes.scatter([b.confidence for b in guessed], [b.accuracy for b in guessed], s=16, facecolors="none", edgecolors=color)
+        for bar in bins:
+            axes.plot([bar.confidence] * 2, wilson_interval(bar.accuracy, bar.images), color=color, linewidth=0.8, alpha=0.5)
+    axes.set(xlabel=f"confidence (hollow: fewer than {ENOUGH_IMAGES} images)", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1))
     return _finished(figure)
+
+
+def wilson_interval(share: float, count: int) -> tuple[float, float]:
+    """Return the 95 % interval of a share among `count` (Wilson, 1927)."""
+    z2 = 1.96**2
+    center, half = share + z2 / (2 * count), 1.96 * np.sqrt(share * (1 - share) / count + z2 / (4 * count**2))
+    return float((center - half) / (1 + z2 / count)), float((center + half) / (1 + z2 / count))
 
 
 def risk_coverage_png(curve: RiskCoverage, certain: CertainFigures) -> bytes:

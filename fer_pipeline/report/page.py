@@ -21,7 +21,7 @@ def render(template: str, **facts: object) -> str:
     environment = jinja2.Environment(loader=loader, autoescape=jinja2.select_autoescape(), trim_blocks=True, lstrip_blocks=True)
     if template.endswith(".md"):
         environment.finalize = _in_markdown
-    environment.filters |= {"percent": percent, "count": "{:,}".format}
+    environment.filters |= {"percent": percent, "count": "{:,}".format, "moment": moment}
     return environment.get_template(template).render(facts)
 
 
@@ -34,6 +34,12 @@ def _in_markdown(value: object) -> object:
 
 def percent(share: float | None, digits: int = 1) -> str:
     return "–" if share is None else f"{share:.{digits}%}"
+
+
+def moment(time_ms: int) -> str:
+    """Return a moment of a video as hours, minutes and seconds: 0:01:02.5."""
+    minutes, seconds = divmod(time_ms / 1000, 60)
+    return f"{int(minutes) // 60}:{int(minutes) % 60:02d}:{seconds:04.1f}"
 
 
 def data_url(picture: bytes, kind: str = "png") -> str:

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 from html import unescape
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -31,47 +32,58 @@ from tests.table.runs import finished_run, record_of
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FLAGS = "--headless --no-sandbox --disable-gpu --disable-background-networking --disable-component-update --disable-sync"
 QUIET = "--disable-quic --no-first-run --hide-scrollbars --enable-logging=stderr"
-WIDTHS = (1100, 420)
 POLICY = "default-src 'none'"
 """What every page begins its Content-Security-Policy with."""
 LOOK = """<script>
-addEventListener("load", () => {
+addEventListener("load", async () => {
   const images = [...document.images], root = document.documentElement, found = document.createElement("pre");
   found.id = "found";
-  found.textContent = JSON.stringify({
+  const facts = {
     images: images.length,
     broken: images.filter(image => !image.complete || !image.naturalWidth).length,
     overflow: root.scrollWidth - root.clientWidth,
     text: document.body.innerText,
-  });
+  };
+  const {violations} = await axe.run(document);
+  facts.violations = violations.map(one => `${one.id}: ${one.help}: ${one.nodes.map(node => node.html).slice(0, 3).join(" ")}`);
+  found.textContent = JSON.stringify(facts);
   document.body.append(found);
 });
 </script>"""
+AXE = files("axe_core_python") / "axe.min.js"
+"""What people see of a page who cannot see it, checked (https://github.com/dequelabs/axe-core)."""
+SCHEMES = {"light": "--blink-settings=preferredColorScheme=1", "dark": "--blink-settings=preferredColorScheme=0"}
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here: make test-pages installs it")
 
 
-def opened(page: Path, width: int) -> dict[str, Any]:
-    """Return what a browser of that width makes of a page: its text, its images, and how far it is too wide."""
+def opened(page: Path, width: int, scheme: str, fragment: str = "") -> dict[str, Any]:
+    """Return what a browser of that width makes of a page: its text, its images, how far it is too wide, what axe finds."""
     looked = page.with_name(f"looked-{page.name}")
     assert POLICY in page.read_text(), "the page may run scripts"
-    looked.write_text(page.read_text().replace(POLICY, f"{POLICY}; script-src 'unsafe-inline'") + LOOK)  # ours alone
-    profile, picture = page.parent / f"profile-{width}", page.parent / "page.png"
+    text = page.read_text().replace(POLICY, f"{POLICY}; script-src 'unsafe-inline'")  # ours alone
+    looked.write_text(f"{text}<script>{AXE.read_text()}</script>{LOOK}")
+    profile, picture = page.parent / f"profile-{width}-{scheme}", page.parent / f"page-{width}-{scheme}.png"
     command = [str(CHROMIUM), *FLAGS.split(), *QUIET.split(), f"--user-data-dir={profile}", f"--window-size={width},1400"]
-    done = subprocess.run([*command, "--dump-dom", f"file://{looked}"], capture_output=True, text=True, timeout=120, check=True)
+    command += [SCHEMES[scheme], "--virtual-time-budget=10000"]
+    url = f"file://{looked}{fragment}"
+    done = subprocess.run([*command, "--dump-dom", url], capture_output=True, text=True, timeout=120, check=True)
     assert "CONSOLE" not in done.stderr
     match = re.search(r'<pre id="found">(.*)</pre>', done.stdout, re.DOTALL)
     assert match, done.stderr[-2000:]
-    subprocess.run([*command, f"--screenshot={picture}", f"file://{page}"], capture_output=True, timeout=120, check=True)
+    shot = [f"--screenshot={picture}", f"file://{page}{fragment}"]
+    subprocess.run([*command, *shot], capture_output=True, timeout=120, check=True)
     pixels = cv2.imread(str(picture))
     assert pixels is not None and pixels.std() > 5, "the page is blank"
+    assert (np.median(pixels) < 100) == (scheme == "dark"), f"{scheme} is not {scheme}"
     found: dict[str, Any] = json.loads(unescape(match[1]))
+    assert found["violations"] == []
     return found
 
 
 def require_sound(page: Path, images: int, *words: str) -> None:
-    for width in WIDTHS:
-        found = opened(page, width)
+    for width, scheme in ((1100, "light"), (420, "dark"), (1100, "dark"), (420, "light"))[: 4 if images else 2]:
+        found = opened(page, width, scheme)
         assert (found["images"], found["broken"]) == (images, 0)
         assert found["overflow"] <= 0, f"{found['overflow']} px too wide for {width}"
         text = " ".join(found["text"].split())
@@ -135,7 +147,10 @@ def test_the_page_of_a_labelling_run(tmp_path: Path, local_ray: None) -> None:
         cv2.imwrite(str(path), cv2.GaussianBlur(rng.integers(0, 256, (96, 96, 3), np.uint8), (15, 15), 0))
     run = tmp_path / "run"
     label.run(LabelConfig(source=str(tmp_path / "archive"), out=str(run), detector="none", precision="fp32"))
-    require_sound(run / "report.html", 6, "Apparent expressions", "3 images", "AI Act")
+    require_sound(run / "report.html", 3, "Apparent expressions", "3 images", "AI Act")
+    assert "Open the file" not in opened(run / "report.html", 1100, "light")["text"]
+    enlarged = opened(run / "report.html", 1100, "light", "#face-2")["text"]
+    assert "Open the file" in enlarged and ".png" in enlarged, "the face is not enlarged, with the file that it is from"
 
 
 def test_the_pages_of_a_night(tmp_path: Path, local_ray: None) -> None:

@@ -51,7 +51,7 @@ def finished_run(
             run_id=run_id,
             created_at=created_at or now(),
             source="/source",
-            settings={},
+            settings={"uncertain_below": 0.5},
             model=model,
             detector=DETECTOR,
             records=size.records,

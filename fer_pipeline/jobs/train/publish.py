@@ -16,7 +16,7 @@ from fer_pipeline.models.card import ModelCard, ModelMetrics, TrainingData
 from fer_pipeline.models.evaluation import judge
 from fer_pipeline.models.networks import build
 from fer_pipeline.models.recipe import Recipe
-from fer_pipeline.models.training.trainer import State
+from fer_pipeline.models.training.trainer import Epoch, State, kept_epoch
 from fer_pipeline.models.weights import keep_outputs, pack
 from fer_pipeline.report.card import card_markdown, card_page
 from fer_pipeline.report.training import confusion_png, curves_png
@@ -31,7 +31,7 @@ def publish(plan: Plan, dataset: DatasetInfo, out: str, state: State) -> SplitFi
     """Write curves, confusion matrix and bundle into the folder `out`, and return its figures."""
     recipe, classes = plan.recipe, plan.space.classes
     network = build(recipe.network, len(classes))
-    network.load_state_dict(keep_outputs(state["best"], len(classes)))
+    network.load_state_dict(keep_outputs(state["kept"], len(classes)))
     samples = read_samples(plan.train.dataset, duplicates.DUPLICATE_COLUMNS)
     copies = find_copies(samples, recipe.validation_split, recipe.train_split, plan.train.leave_out)
     unjudged = pack(network, ModelCard(name=recipe.name, network=recipe.network, label_space=plan.space))
@@ -39,7 +39,7 @@ def publish(plan: Plan, dataset: DatasetInfo, out: str, state: State) -> SplitFi
     views = 2 if recipe.network.flip_averaging else 1
     how = {"split": recipe.validation_split, "views": views, "precision": "fp32"}
     judged = judge(predictions, copies, plan.space, recipe.calibration.certain_accuracy, dataset.vote_classes, **how)
-    validation, selected = judged.validation, selected_epoch(state["history"])
+    validation, selected = judged.validation, selected_epoch(state["history"], recipe)
     initial = plan.initial
     card = ModelCard(
         name=recipe.name,
@@ -79,9 +79,9 @@ def publish(plan: Plan, dataset: DatasetInfo, out: str, state: State) -> SplitFi
     return validation
 
 
-def selected_epoch(history: list[dict[str, Any]]) -> int:
-    """Return the epoch with the best validation accuracy, whose weights were kept."""
-    return int(max(history, key=lambda epoch: epoch["validation_accuracy"])["epoch"])
+def selected_epoch(history: list[dict[str, Any]], recipe: Recipe) -> int:
+    """Return the epoch whose weights were kept."""
+    return kept_epoch([Epoch(**epoch) for epoch in history], recipe.training)
 
 
 def _described(recipe: Recipe) -> dict[str, Any]:

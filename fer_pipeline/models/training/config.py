@@ -43,5 +43,7 @@ class TrainingConfig(Config):
     """Alpha of mixup (Zhang et al., 2018), drawn for each image; 0 turns it off."""
     ema_decay: float = Field(0.0, ge=0, lt=1)
     """Decay per step of an exponential moving average of the weights, which is then what is evaluated; 0 turns it off."""
+    keep: Literal["best", "last"] = "best"
+    """Whose weights are kept: those of the epoch with the best validation accuracy, or the last one's, unselected."""
     precision: Literal["bf16", "fp32"] = "bf16"
     seed: int = 0

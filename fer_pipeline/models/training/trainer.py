@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import islice
@@ -80,6 +80,12 @@ def _evaluate(network: nn.Module, shares: Iterable[LabelledImages], classes: int
     return loss / count, correct / count
 
 
+def kept_epoch(history: Sequence[Epoch], config: TrainingConfig) -> int:
+    """Return the number of the epoch, from 1, whose weights are kept: the best, the first of equals, or the last."""
+    best = max(history, key=lambda epoch: epoch.validation_accuracy)
+    return (best if config.keep == "best" else history[-1]).epoch
+
+
 class Trainer:
     """A network in training: `fit` runs the epochs that are left, `state` and `load` carry it over a restart.
 
@@ -112,7 +118,7 @@ class Trainer:
         weight = (counts.sum() / (len(counts) * counts)) ** config.balance_power
         self.class_weight = weight.to(device) if config.class_balance == "loss" else None
         self.history: list[Epoch] = []
-        self.best: dict[str, Tensor] = {}
+        self.kept: dict[str, Tensor] = {}
 
     def fit(
         self,
@@ -123,8 +129,8 @@ class Trainer:
         """Train the epochs that are left; `on_epoch` is called after each, on every rank.
 
         `validation` yields this rank's share of the validation split, anew for every epoch. `on_window` gets the step of the
-        epoch and the mean loss since it was last called. Afterwards the network holds the weights of the epoch with the best
-        validation accuracy. Raise DivergedError where the loss is not finite; the last state handed to `on_epoch` is good.
+        epoch and the mean loss since it was last called. Afterwards the network holds the weights of the epoch that the
+        configuration keeps. Raise DivergedError where the loss is not finite; the last state handed to `on_epoch` is good.
         """
         for epoch in range(len(self.history), self.config.epochs):
             started = time.perf_counter()
@@ -142,11 +148,11 @@ class Trainer:
                 learning_rate=float(self.schedule.get_last_lr()[0]),
                 images_per_s=images / seconds,
             )
-            if done.validation_accuracy > max((e.validation_accuracy for e in self.history), default=-1.0):
-                self.best = {name: value.detach().cpu().clone() for name, value in judged.state_dict().items()}
             self.history.append(done)
+            if self.history[kept_epoch(self.history, self.config) - 1] is done:
+                self.kept = {name: value.detach().cpu().clone() for name, value in judged.state_dict().items()}
             on_epoch(done)
-        self.network.load_state_dict(self.best)
+        self.network.load_state_dict(self.kept)
 
     def _train_epoch(self, epoch: int, on_window: Callable[[int, float], None]) -> tuple[float, float, float]:
         """Return mean loss, accuracy and number of images of one pass over the training split, all ranks together."""
@@ -226,7 +232,7 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
             "history": [vars(epoch) for epoch in self.history],
-            "best": self.best,
+            "kept": self.kept,
             "average": self.average.state_dict() if self.average else {},
         }
 
@@ -236,6 +242,6 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
         self.history = [Epoch(**epoch) for epoch in state["history"]]
-        self.best = state["best"]
+        self.kept = state["kept"]
         if self.average:
             self.average.load_state_dict(state["average"])

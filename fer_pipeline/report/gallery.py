@@ -1,0 +1,130 @@
+"""The faces that a run's page shows: those that people look for first, and some of each expression."""
+
+import random
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from fer_pipeline.core import storage
+from fer_pipeline.core.errors import RecordError
+from fer_pipeline.core.manifest import find_records
+from fer_pipeline.core.run import RunFolder, RunRecord
+from fer_pipeline.report.page import data_url
+from fer_pipeline.stages.align import square, warp_crop
+from fer_pipeline.stages.decode import decode
+from fer_pipeline.stages.fetch import fetch
+
+PER_EXPRESSION = PER_RANK = 12
+SMALLEST_PX = 40
+"""Faces smaller than this show nothing in a picture: of them only the smallest are shown."""
+PICTURE_PX = 128
+SURROUNDINGS = 1.8
+"""Side of the pictured square over that of the face's box."""
+ENOUGH_PX = 1024
+
+FaceRow = dict[str, Any]
+
+
+@dataclass
+class Group:
+    """Faces that are shown together, each in the first group that wants it."""
+
+    title: str
+    faces: list[FaceRow]
+    """Rows of `faces/` with `picture` (a data URL) and `link`, where the file can be opened from the page."""
+    expression: str | None = None
+    """The one that all of them have."""
+
+
+@dataclass(frozen=True)
+class Rank:
+    """The first faces in an order."""
+
+    title: str
+    column: str
+    smallest_px: int = 0
+
+
+RANKS = (
+    Rank("The most doubtful detections", "detection_score"),
+    Rank("The smallest faces", "side"),
+    Rank("The least certain labels", "confidence", SMALLEST_PX),
+)
+
+
+@dataclass
+class Choice:
+    """Chooses the faces of a page from one pass over a run's; so many are kept, however many pass by."""
+
+    rng: random.Random
+    ranked: dict[str, list[FaceRow]] = field(default_factory=dict)
+    drawn: dict[str, list[tuple[float, FaceRow]]] = field(default_factory=lambda: defaultdict(list))
+
+    def add(self, faces: pa.Table) -> None:
+        """Consider the rows of one file of `faces/`."""
+        faces = faces.append_column("side", pc.min_element_wise(faces["w"], faces["h"]))
+        large = faces.filter(pc.greater_equal(faces["side"], SMALLEST_PX))
+        for rank in RANKS:
+            some = large if rank.smallest_px else faces
+            first = some.take(pc.select_k_unstable(some, PER_RANK * len(RANKS), [(rank.column, "ascending")])).to_pylist()
+            both = self.ranked.get(rank.title, []) + first
+            self.ranked[rank.title] = sorted(both, key=lambda face: (face[rank.column], *_key(face)))[: PER_RANK * len(RANKS)]
+        for expression in pc.unique(large["expression"]).to_pylist():
+            rows = large.filter(pc.equal(large["expression"], expression))
+            places = self.rng.sample(range(len(rows)), min(2 * PER_EXPRESSION, len(rows)))
+            some = [(self.rng.random(), face) for face in rows.take(places).to_pylist()]
+            self.drawn[expression] = sorted(self.drawn[expression] + some, key=lambda pair: pair[0])[: 2 * PER_EXPRESSION]
+
+    def groups(self, folder: RunFolder, record: RunRecord) -> list[Group]:
+        """Return the groups with the faces' pictures; faces whose files are gone are left out."""
+        groups = [Group(title, faces) for title, faces in self.ranked.items()]
+        groups += [Group(name, [face for _, face in self.drawn[name]], name) for name in sorted(self.drawn)]
+        shown: set[tuple[int, int]] = set()
+        for group in groups:
+            size = PER_EXPRESSION if group.expression else PER_RANK
+            group.faces = [face for face in group.faces if _key(face) not in shown][:size]
+            shown |= set(map(_key, group.faces))
+        pictures = dict(_pictures(folder, record, [face for group in groups for face in group.faces]))
+        for group in groups:
+            faces = [face for face in group.faces if _key(face) in pictures]
+            group.faces = [face | {"picture": pictures[_key(face)], "link": _link(face["uri"])} for face in faces]
+        return [group for group in groups if group.faces]
+
+
+def _key(face: FaceRow) -> tuple[int, int]:
+    return face["record_id"], face["face_id"]
+
+
+def _link(uri: str) -> str | None:
+    """Return a URL under which a browser on this machine finds the file."""
+    return Path(uri).as_uri() if storage.is_local(uri) and Path(uri).is_absolute() else None
+
+
+def _pictures(folder: RunFolder, record: RunRecord, faces: Iterable[FaceRow]) -> Iterator[tuple[tuple[int, int], str]]:
+    """Yield a data URL of each face's picture, by record and face id; a file that is gone by now yields none."""
+    by_record: dict[int, dict[int, FaceRow]] = defaultdict(dict)
+    for face in faces:
+        by_record[face["record_id"]][face["face_id"]] = face
+    if not by_record:
+        return
+    records = find_records(folder.manifest_prefix(record.run_id), list(by_record))
+    ids = sorted(records)
+    limits = record.settings["max_pixels"], record.settings["max_bytes"]
+    with fetch([records[i] for i in ids], limits[1], record.settings.get("image_column")) as fetched:
+        for record_id, data in zip(ids, fetched, strict=True):
+            try:
+                photo = decode(data, limits[0], ENOUGH_PX)
+            except RecordError:
+                continue
+            for face in by_record[record_id].values():
+                box = np.array([face["x"], face["y"], face["w"], face["h"]]) / photo.reduction
+                picture = warp_crop(photo.pixels, square(box, SURROUNDINGS, PICTURE_PX), PICTURE_PX)
+                encoded = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, 80])[1].tobytes()
+                yield _key(face), data_url(encoded, "jpeg")
