@@ -1,12 +1,15 @@
 """What the documents say can be done is done: their queries run on a real run folder."""
 
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
 import duckdb
 import pytest
 
+from fer_pipeline import cli
+from fer_pipeline.cli.options import function_of, prepare
 from fer_pipeline.jobs.label import job as label
 from fer_pipeline.jobs.label.job import LabelConfig
 
@@ -23,7 +26,7 @@ def run(archive: Path, tmp_path_factory: pytest.TempPathFactory, local_ray: None
 
 def answer(query: str, run: Path) -> list[tuple[Any, ...]]:
     """Return the rows of a query whose paths are relative to the run folder."""
-    return duckdb.connect().execute(re.sub(r"'(faces|images)/", rf"'{run}/\1/", query)).fetchall()
+    return duckdb.connect().execute(re.sub(r"'(faces/|images/|run.json)", rf"'{run}/\1", query)).fetchall()
 
 
 @pytest.mark.parametrize("query", QUERIES)
@@ -48,3 +51,33 @@ def test_strings_of_few_values_are_categories(run: Path) -> None:
         assert str(field.type).startswith("dictionary<"), column
     footer = pq.ParquetFile(next((run / "faces").iterdir())).metadata.row_group(0)
     assert all(footer.column(index).is_stats_set for index in range(3))
+
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+COMMANDS = sorted(
+    {
+        (page.name, re.sub(r"\s+#.*", "", command))
+        for page in PAGES
+        if page.name != "extending.md"  # test_extending.py runs its commands
+        for pattern in (r"^(?: {4})?fer-pipeline (.*)$", r"`fer-pipeline ([^`\n]+)`")
+        for command in re.findall(pattern, page.read_text(), re.MULTILINE)
+        if "..." not in command
+    }
+)
+"""Page and arguments of every command that the documents name: in a block, or within a sentence."""
+
+
+def test_the_documents_name_commands() -> None:
+    assert len(COMMANDS) > 40 and {page for page, _ in COMMANDS} >= {"README.md", "training.md", "nightly.md", "evaluation.md"}
+
+
+@pytest.mark.parametrize(("page", "command"), COMMANDS)
+def test_a_command_of_the_documents_is_one_that_the_command_line_takes(page: str, command: str) -> None:
+    tokens = shlex.split(
+        re.sub(r"\|\S+|[\[\]]", "", command).replace(" N", " 2")
+    )  # options in brackets are given, of a|b the first
+    name = " ".join(tokens[:2]) if tokens[0] in ("models", "table") else tokens[0]
+    path, positional, _ = cli.COMMANDS[name]
+    if len(tokens) > len(name.split()) and "--config" not in tokens:  # not where a command is only spoken of
+        prepare(function_of(path), positional.split())
+        cli.app.parse_args(tokens, exit_on_error=False, print_error=False)

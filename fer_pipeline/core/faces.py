@@ -105,5 +105,6 @@ def write_faces(folder: RunFolder, record: RunRecord, number: int) -> Tally:
                 raise RuntimeError(f"{path} does not hold the records of its shard: delete it and run again")
             faces.append(flatten(images))
             tally.add(images, faces[-1], record.run_id)
-    storage.write_table(folder.path("faces", f"{number:05d}.parquet"), pa.concat_tables(faces).unify_dictionaries(), ROW_GROUP)
+    table = pa.concat_tables(faces).unify_dictionaries().replace_schema_metadata(record.metadata)
+    storage.write_table(folder.path("faces", f"{number:05d}.parquet"), table, ROW_GROUP)
     return tally

@@ -98,6 +98,8 @@ class RunRecord(Config):
     settings: dict[str, Any]
     """The configuration that changes labels; a run continues under the same one only."""
     model: Identity
+    classes: tuple[str, ...] = ()
+    """What `probabilities` are those of, in order; `images/` and `faces/` name them too, in their files' metadata."""
     detector: Identity
     records: int = 0
     shards: int = 0
@@ -112,6 +114,11 @@ class RunRecord(Config):
         """The share of the listed records that failed, and did not in an earlier night; 0 before there is a result."""
         failed = self.result.failed - self.result.failed_again if self.result else 0
         return failed / max(1, self.increment.listed if self.increment else self.records)
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """What the run's Parquet files say of themselves: `classes`, as JSON."""
+        return {"classes": json.dumps(self.classes)}
 
     @property
     def lineage(self) -> dict[str, Any]:
@@ -150,7 +157,7 @@ def with_lineage(labelled: pa.Table, record: RunRecord) -> pa.Table:
     for field in LINEAGE:
         value = pa.scalar(record.lineage[field.name], field.type if pa.types.is_timestamp(field.type) else pa.string())
         labelled = labelled.append_column(field, pa.repeat(value, len(labelled)).cast(field.type))
-    return labelled.cast(IMAGES)
+    return labelled.cast(IMAGES).replace_schema_metadata(record.metadata)
 
 
 class RunFolder:

@@ -96,7 +96,7 @@ def push(config: PushConfig) -> Version:
     check(bundle)
     for name in config.alias:
         require_alias(name)
-    version = registry.push(config.name, read_files(config.model), config.version)
+    version = registry.push(config.name, read_files(config.model), config.version, bundle.digest)
     for name in config.alias:
         registry.point(config.name, name, version.version)
     log.info("%s@%s in %s", version.name, version.version, registry.url)
@@ -119,7 +119,14 @@ def list_models(config: ListConfig = ListConfig()) -> RegistryContents:
     for model in models:
         for version in model.versions:
             names = [name for name, target in model.aliases.items() if target == version.version]
-            log.info("%s@%s  %s  %s  %s", model.name, version.version, version.created_at, version.digest[:12], " ".join(names))
+            log.info(
+                "%s@%s  %s  %s  %s",
+                model.name,
+                version.version,
+                version.created_at,
+                (version.digest or "–")[:12],
+                " ".join(names),
+            )
     return RegistryContents(registry=registry.url, models=models)
 
 

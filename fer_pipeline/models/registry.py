@@ -1,7 +1,7 @@
 """The registry: a folder, local or on S3, of immutable versions of models and of aliases that move.
 
 REGISTRY/NAME/versions/VERSION.json   sha256 of every file; written last, and only if there is none: it makes the version
-REGISTRY/NAME/bundles/DIGEST/         the files, under the digest of what they are
+REGISTRY/NAME/bundles/DIGEST/         the files, under a digest of all of them
 REGISTRY/NAME/aliases/ALIAS           the version that the alias stands for
 """
 
@@ -31,9 +31,11 @@ class Version(Config):
     files: dict[str, str]
     """sha256 of each file of the bundle."""
     created_at: str
+    digest: str | None = None
+    """The bundle's, which stands in the rows that it labels; None where older software pushed it."""
 
     @property
-    def digest(self) -> str:
+    def files_digest(self) -> str:
         """sha256 over the names and digests of the files."""
         return hashlib.sha256("".join(f"{name}\n{self.files[name]}\n" for name in sorted(self.files)).encode()).hexdigest()
 
@@ -59,19 +61,25 @@ class Registry:
         names = storage.list_names(self._path(name, "aliases"))
         return {alias: storage.read_bytes(self._path(name, "aliases", alias)).decode() for alias in names}
 
-    def push(self, name: str, bundle: dict[str, bytes], version: str | None = None) -> Version:
-        """Keep a bundle's files as a new version, by default the next whole number; raise UserError where it exists."""
+    def push(self, name: str, bundle: dict[str, bytes], version: str | None = None, digest: str | None = None) -> Version:
+        """Keep a bundle's files as a version, by default the next whole number, and return it.
+
+        Files that are a version already are written anew, which mends what was changed, and that version is returned. Raise
+        UserError where `version` exists and is other files.
+        """
         _require(_NAME, name, "a model's name", "letters, digits, dots, dashes")
         if version is not None:
             _require(_VERSION, version, "a version", "a digit first, then letters, digits, dots, dashes")
         files = {file: hashlib.sha256(data).hexdigest() for file, data in bundle.items()}
         while True:
-            new = Version(name=name, version=version or self._next(name), files=files, created_at=now())
-            if version and storage.exists(self._version_path(name, version)):
+            same = [one for one in self.versions(name) if one.files == files and version in (None, one.version)]
+            number = version or self._next(name)
+            new = same[-1] if same else Version(name=name, version=number, files=files, created_at=now(), digest=digest)
+            if version and not same and storage.exists(self._version_path(name, version)):
                 raise UserError(f"The version {name}@{version} exists, and versions do not change: choose another --version.")
             for file, data in bundle.items():
                 storage.write_bytes(self.path(new, file), data)  # where it stands already, this is the same or mends it
-            if storage.create(self._version_path(name, new.version), new.model_dump_json(indent=1).encode()):
+            if same or storage.create(self._version_path(name, new.version), new.model_dump_json(indent=1).encode()):
                 return new
 
     def point(self, name: str, alias: str, version: str) -> None:
@@ -98,13 +106,13 @@ class Registry:
         if hashlib.sha256(data).hexdigest() != version.files[file]:
             raise UserError(
                 f"The file '{self.path(version, file)}' is not the one that was pushed as {version.name}@{version.version}: "
-                "its sha256 differs. Push the model again as a new version."
+                "its sha256 differs. Push the model again, which mends it."
             )
         return data
 
     def path(self, version: Version, *file: str) -> str:
         """Return the folder of a version's files, or one of them."""
-        return self._path(version.name, "bundles", version.digest, *file)
+        return self._path(version.name, "bundles", version.files_digest, *file)
 
     def _path(self, *parts: str) -> str:
         return storage.join(self.url, *parts)

@@ -108,5 +108,5 @@ def write_file(table: str, run_id: str, rows: pa.Table) -> TableFile | None:
     if not len(rows):
         return None
     path = f"part-{run_id}-{uuid4().hex[:12]}.parquet"
-    size_bytes = storage.write_table(storage.join(table, path), rows, ROW_GROUP)
+    size_bytes = storage.write_table(storage.join(table, path), rows.replace_schema_metadata(), ROW_GROUP)  # of many models
     return file_of(path, size_bytes, rows)

@@ -173,7 +173,7 @@ def test_of_two_promotions_at_once_one_decides(dataset: Path, registry: Registry
             promote.run(candidate(registry, "2", dataset))
         return compared(*arguments)
 
-    registry.push("face", read_files(EMBEDDED))
+    registry.push("face", read_files(EMBEDDED), "3")
     monkeypatch.setattr(promote, "_compared", overtaken)
     with pytest.raises(UserError, match="another promotion"):
         promote.run(candidate(registry, "3", dataset))

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from fer_pipeline.core.errors import FailureRateExceeded, UserError
+from fer_pipeline.core.labels import FER7
 from fer_pipeline.core.schemas import FACES, IMAGES
 from fer_pipeline.jobs.label import job as label
 from fer_pipeline.jobs.label.job import LabelConfig
@@ -45,6 +46,10 @@ def test_a_run_folder_holds_all_that_it_should(finished: Path) -> None:
     assert [path.name for path in sorted((finished / "images").iterdir())] == [f"{shard:06d}.parquet" for shard in range(5)]
     assert pq.read_table(finished / "images").schema.equals(IMAGES)
     assert pq.read_table(finished / "faces").schema.equals(FACES)
+    classes = json.loads((finished / "run.json").read_text())["classes"]
+    for table in ("images", "faces"):
+        for path in (finished / table).iterdir():
+            assert json.loads(pq.read_schema(path).metadata[b"classes"]) == classes == list(FER7.classes), path
 
 
 def test_every_record_has_one_row_and_every_face_stands_in_both_tables(finished: Path) -> None:

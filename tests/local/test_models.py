@@ -34,11 +34,13 @@ def crops(tmp_path: Path) -> Path:
 
 def test_a_model_is_pushed_listed_moved_and_pulled(registry: Path, tmp_path: Path) -> None:
     models.push(PushConfig(model=EMBEDDED, name="face", alias=("production",)))
-    models.push(PushConfig(model="face@production", name="face"))
+    assert models.push(PushConfig(model="face@production", name="face")).version == "1", "the same bundle became another version"
+    assert models.push(PushConfig(model="face@production", name="face", version="2")).version == "2"
     (listed,) = models.list_models(ListConfig()).models
     assert [one.version for one in listed.versions] == ["1", "2"] and listed.aliases == {"production": "1"}
     models.alias(AliasConfig(name="face", alias="production", version="2"))
     assert models.list_models(ListConfig()).models[0].aliases == {"production": "2"}
+    assert listed.versions[0].digest == read_bundle(EMBEDDED).digest, "rows name another digest than the registry"
     models.pull(PullConfig(model="face@production", out=str(tmp_path / "copy")))
     assert read_bundle(str(tmp_path / "copy")) == read_bundle(EMBEDDED)
 

@@ -235,6 +235,7 @@ def _begin(
             source=config.source,
             settings=_frozen(config, _settings(config, bundle, detector, None, has_bf16)),
             model=Identity(name=bundle.card.name, digest=bundle.digest, version=bundle.version, alias=bundle.alias),
+            classes=bundle.card.label_space.classes,
             detector=Identity(name=detector.name, digest=detector.digest),
             records=size.records,
             shards=size.shards,
