@@ -7,12 +7,19 @@ FAULTS ?= faults
 NIGHTS ?= nights and not long
 PRODUCTION ?= production and not long
 
-.PHONY: demo test test-slow test-faults test-s3 test-nights test-production test-doors test-examples fuzz test-pages check bench clean
+.PHONY: demo pictures test test-slow test-faults test-s3 test-nights test-production test-doors test-examples fuzz test-pages check bench clean
 
 demo: $(INSTALLED)  ## Label a small photo archive, in a few minutes, install included
 	test -f demo/archive/notes.txt || { rm -rf demo/archive && $(BIN)/fer-pipeline sample-archive demo/archive; }
 	$(BIN)/fer-pipeline label demo/archive --out demo/run
 	@echo; echo "Open $(CURDIR)/demo/run/report.html"
+
+pictures: $(INSTALLED)  ## The picture of the README, from a run over photos in the public domain (needs Chromium)
+	rm -rf /tmp/fer-pictures && mkdir -p /tmp/fer-pictures docs/pictures
+	$(BIN)/fer-pipeline sample-archive /tmp/fer-pictures/photos --no-people
+	$(BIN)/fer-pipeline label /tmp/fer-pictures/photos --out /tmp/fer-pictures/run
+	chromium --headless --no-sandbox --disable-gpu --hide-scrollbars --window-size=1000,1530 \
+		--screenshot=$(CURDIR)/docs/pictures/report.png file:///tmp/fer-pictures/run/report.html
 
 test: $(INSTALLED)  ## The tests
 	$(BIN)/python -m pytest

@@ -50,7 +50,7 @@ def shared() -> Path:
 def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The sample archive: 36 images, 2 of them broken, in folders, a tar and a zip."""
     folder = tmp_path_factory.mktemp("sample") / "archive"
-    sample_archive.run(SampleArchiveConfig(dest=str(folder)))
+    sample_archive.run(SampleArchiveConfig(dest=str(folder), people=False))
     return folder
 
 

@@ -6,6 +6,7 @@ import tarfile
 import zipfile
 from pathlib import Path
 
+import av
 import cv2
 import numpy as np
 from PIL import Image
@@ -17,16 +18,19 @@ from fer_pipeline.stages.decode import EXIF_ORIENTATION, Pixels
 
 FACE_PHOTOS = {"hopper": ("matplotlib", "mpl-data/sample_data/grace_hopper.jpg"), "astronaut": ("skimage", "data/astronaut.png")}
 OTHER_PHOTOS = {"coffee": ("skimage", "data/coffee.png"), "coins": ("skimage", "data/coins.png")}
+FACES, SECONDS, PORTRAIT_PX = 100, 12, 320
 SIDES_PX = (320, 480, 640, 800, 1024, 1600)
 SIDEWAYS = {6: cv2.ROTATE_90_COUNTERCLOCKWISE, 3: cv2.ROTATE_180, 8: cv2.ROTATE_90_CLOCKWISE}
 """EXIF orientation to how the pixels are stored under it."""
 
 
 class SampleArchiveConfig(Config):
-    """Write a small archive of photos that come with matplotlib and scikit-image."""
+    """Write a small archive of photos that come with matplotlib and scikit-image: single faces, groups, people, a video."""
 
     dest: str
     """Folder to write into: new or empty."""
+    people: bool = True
+    """Add a hundred small faces of Labeled Faces in the Wild, in a tar, and a video of some of them."""
 
 
 class SampleArchive(Config):
@@ -63,17 +67,53 @@ def run(config: SampleArchiveConfig) -> SampleArchive:
     _write(folder / "broken/truncated.jpg", singles["hopper-800.jpg"][:9000])
     _write(folder / "broken/empty.jpg", b"")
     _write(folder / "notes.txt", b"Not an image: skipped and counted.\n")
-    images = len(singles) + len(SIDEWAYS) + len(groups) + len(photos) + 2
+    images = (_people(folder) if config.people else 0) + len(singles) + len(SIDEWAYS) + len(groups) + len(photos) + 2
     return SampleArchive(dest=dest, files=sum(path.is_file() for path in folder.rglob("*")), images=images)
 
 
-def _photo(package: str, place: str) -> Pixels:
+def _people(folder: Path) -> int:
+    """Write `people.tar`, an image of each face, and `people.mp4`, a second of each of some; return how many images that is."""
+    patches = np.load(_file("skimage", "data/lfw_subset.npy"))[:FACES]  # (n, 25, 25), grey, 0 to 1; the faces come first
+    portraits = [_portrait((255 * patch).clip(0, 255).astype(np.uint8)) for patch in patches]
+    with tarfile.open(folder / "people.tar", "w") as tar:
+        for number, portrait in enumerate(portraits):
+            data = _jpeg(portrait)
+            info = tarfile.TarInfo(f"{number:03d}.jpg")
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    with av.open(str(folder / "people.mp4"), "w") as video:
+        stream = video.add_stream("mpeg4", rate=1)
+        stream.width = stream.height = PORTRAIT_PX
+        stream.pix_fmt = "yuv420p"
+        for portrait in portraits[:SECONDS]:
+            video.mux(stream.encode(av.VideoFrame.from_ndarray(portrait, "bgr24")))
+        video.mux(stream.encode())
+    return len(portraits) + SECONDS
+
+
+def _portrait(face: Pixels) -> Pixels:
+    """Return a face enlarged, on a grey ground."""
+    pixels = np.full((PORTRAIT_PX, PORTRAIT_PX), 128, np.uint8)
+    side, edge = PORTRAIT_PX * 5 // 8, PORTRAIT_PX * 3 // 16
+    pixels[edge : edge + side, edge : edge + side] = cv2.resize(face, (side, side), interpolation=cv2.INTER_CUBIC)
+    return np.asarray(cv2.cvtColor(pixels, cv2.COLOR_GRAY2BGR), np.uint8)
+
+
+def _file(package: str, place: str) -> str:
+    """Return the path of a file that a package brings."""
     spec = importlib.util.find_spec(package)  # found, not imported: matplotlib is at home in report/
     if spec is None or not spec.submodule_search_locations:
         raise UserError(f"The sample archive needs {package}: install it with pip install 'fer-pipeline[demo]'.")
-    pixels = cv2.imread(str(Path(spec.submodule_search_locations[0]) / place), cv2.IMREAD_COLOR)
-    if pixels is None:
+    path = Path(spec.submodule_search_locations[0]) / place
+    if not path.exists():
         raise UserError(f"This version of {package} does not bring {place}; install the one that constraints.txt names.")
+    return str(path)
+
+
+def _photo(package: str, place: str) -> Pixels:
+    pixels = cv2.imread(_file(package, place), cv2.IMREAD_COLOR)
+    if pixels is None:
+        raise UserError(f"{place} of {package} is no image that OpenCV reads: install the version that constraints.txt names.")
     return np.asarray(pixels, np.uint8)
 
 
