@@ -91,7 +91,7 @@ def test_the_last_line_is_json_and_options_come_from_a_file_too(tmp_path: Path) 
     (tmp_path / "options.toml").write_text(f'[sample-archive]\ndest = "{tmp_path / "archive"}"\n')
     out = call("--config", str(tmp_path / "options.toml"), "sample-archive")
     assert out.returncode == 0, out.stderr
-    assert json.loads(out.stdout.splitlines()[-1])["images"] == 36
+    assert json.loads(out.stdout.splitlines()[-1])["images"] == 148
     again = call("sample-archive", str(tmp_path / "archive"))
     assert again.returncode == 2 and "not a new or empty folder" in again.stderr
 

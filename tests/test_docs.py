@@ -79,4 +79,5 @@ def test_a_command_of_the_documents_is_one_that_the_command_line_takes(page: str
     path, positional, _ = cli.COMMANDS[name]
     if len(tokens) > len(name.split()) and "--config" not in tokens:  # not where a command is only spoken of
         prepare(function_of(path), positional.split())
+        cli.app.config = ()  # no file of options, as an earlier call in this process may have had one
         cli.app.parse_args(tokens, exit_on_error=False, print_error=False)

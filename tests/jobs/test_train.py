@@ -51,6 +51,7 @@ def test_the_bundle_is_what_its_card_says(results: dict[int, TrainResult], datas
     assert len(json.loads((out / "history.json").read_text())) == 8
 
 
+@pytest.mark.slow
 def test_a_training_starts_from_the_weights_of_a_bundle(results: dict[int, TrainResult], dataset: Path, tmp_path: Path) -> None:
     (tmp_path / "still.toml").write_text(RECIPE.replace("epochs = 8", "epochs = 1").replace("0.02", "0.00001"))
     recipe, started = str(tmp_path / "still.toml"), results[1].out
@@ -131,6 +132,7 @@ def test_flagged_samples_are_left_out_when_leaks_are_to_be_dropped(dataset: Path
     assert without is not None and without.images == 64  # the copy that it has in train was not learned
 
 
+@pytest.mark.slow
 def test_a_diverging_training_names_the_step_and_what_is_left(dataset: Path, tmp_path: Path) -> None:
     (tmp_path / "wild.toml").write_text(RECIPE.replace("0.02", "1e30"))
     config = TrainConfig(recipe=str(tmp_path / "wild.toml"), data=str(dataset), out=str(tmp_path / "m"))

@@ -1,0 +1,164 @@
+"""The files of `cluster/` are what Ray, its operator and Kubernetes take, and hold what the documents promise."""
+
+import copy
+import re
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import kubernetes_validate
+import pytest
+import yaml
+from ray.autoscaler._private.util import prepare_config, validate_config
+
+ROOT = Path(__file__).parents[2]
+CLUSTER = ROOT / "cluster"
+CRDS = ROOT.parent / "shared" / "schemas" / "kuberay"
+KUBERNETES = "1.34"
+MODES = ("HTTPMode", "K8sJobMode", "SidecarMode", "InteractiveMode")
+"""Of a RayJob's submission: the operator's schema takes any word."""
+FILES = sorted((CLUSTER / "kubernetes").glob("*.yaml"))
+RAY_FILES = [path for path in FILES if "ray.io/v1" in path.read_text()]
+
+needs_crds = pytest.mark.skipif(not CRDS.exists(), reason="the operator's schemas are not here")
+
+
+def document(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = yaml.safe_load(path.read_text())
+    return found
+
+
+def closed(schema: Any) -> Any:
+    """Return a schema that refuses fields it does not know."""
+    if isinstance(schema, list):
+        return [closed(one) for one in schema]
+    if not isinstance(schema, dict):
+        return schema
+    found = {key: closed(value) for key, value in schema.items()}
+    if "properties" in found and "additionalProperties" not in found and not found.get("x-kubernetes-preserve-unknown-fields"):
+        found["additionalProperties"] = False
+    return found
+
+
+@cache
+def validator(kind: str) -> jsonschema.Draft202012Validator:
+    """Return the operator's rules for the `spec` of a kind."""
+    crd = yaml.load((CRDS / f"ray.io_{kind.lower()}s.yaml").read_text(), yaml.CSafeLoader)
+    schema = next(one["schema"]["openAPIV3Schema"] for one in crd["spec"]["versions"] if one["name"] == "v1")
+    return jsonschema.Draft202012Validator(closed(schema["properties"]["spec"]))
+
+
+def check_ray(manifest: dict[str, Any]) -> None:
+    """Raise ValidationError for what the operator would refuse, or ignore."""
+    for error in validator(manifest["kind"]).iter_errors(manifest["spec"]):
+        raise error
+    mode = manifest["spec"].get("submissionMode", "HTTPMode")
+    if mode not in MODES:
+        raise jsonschema.ValidationError(f"'{mode}' is none of {MODES}")
+
+
+def paths_of(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Yield the path of every key of a document."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, inside in items:
+        if isinstance(key, str):
+            yield (*path, key)
+        yield from paths_of(inside, (*path, key))
+
+
+def misspelt(manifest: dict[str, Any], path: tuple[Any, ...]) -> dict[str, Any]:
+    """Return a copy in which one key has a letter too many."""
+    found = copy.deepcopy(manifest)
+    place: Any = found
+    for key in path[:-1]:
+        place = place[key]
+    place[f"{path[-1]}x"] = place.pop(path[-1])
+    return found
+
+
+@needs_crds
+@pytest.mark.parametrize("path", RAY_FILES, ids=lambda path: path.stem)
+def test_the_operator_takes_the_file(path: Path) -> None:
+    check_ray(document(path))
+
+
+@needs_crds
+def test_a_misspelt_key_of_a_night_is_found_wherever_it_stands() -> None:
+    night = document(CLUSTER / "kubernetes" / "night.yaml")
+    free = {"rayStartParams", "limits", "requests"}  # what stands in these is named by its user
+    paths = [path for path in paths_of(night["spec"], ("spec",)) if len(path) > 1 and not free & set(path[:-1])]
+    assert len(paths) > 60
+    for path in paths:
+        with pytest.raises(jsonschema.ValidationError):
+            check_ray(misspelt(night, path))
+    night["spec"]["submissionMode"] = "Nope"
+    with pytest.raises(jsonschema.ValidationError, match="is none of"):
+        check_ray(night)
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if path not in RAY_FILES and path.stem != "kustomization"], ids=str)
+def test_kubernetes_takes_the_file(path: Path) -> None:
+    manifest = document(path)
+    kubernetes_validate.validate(manifest, KUBERNETES, strict=True)
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate(misspelt(manifest, ("metadata", "name")), KUBERNETES, strict=True)
+
+
+@pytest.mark.parametrize("path", RAY_FILES, ids=lambda path: path.stem)
+def test_every_pod_of_a_cluster_is_restricted_and_asks_for_a_token(path: Path) -> None:
+    spec = document(path)["spec"]
+    cluster = spec.get("rayClusterSpec", spec)
+    assert cluster["authOptions"] == {"mode": "token"} and cluster["autoscalerOptions"]["version"] == "v2"
+    for group in [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]:
+        pod = group["template"]["spec"]
+        kubernetes_validate.validate(
+            {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "x"}, "spec": pod}, KUBERNETES, strict=True
+        )
+        assert pod["securityContext"]["runAsNonRoot"] and pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        for container in pod["containers"]:
+            context = container["securityContext"]
+            assert context["readOnlyRootFilesystem"] and not context["allowPrivilegeEscalation"]
+            assert context["capabilities"] == {"drop": ["ALL"]}
+            assert {"cpu", "memory"} <= set(container["resources"]["requests"])
+
+
+@pytest.mark.parametrize("name", ["night", "training"])
+def test_a_job_ends_its_cluster_and_goes_on_after_a_failure(name: str) -> None:
+    spec = document(CLUSTER / "kubernetes" / f"{name}.yaml")["spec"]
+    assert spec["submissionMode"] == "HTTPMode" and spec["shutdownAfterJobFinishes"] and spec["backoffLimit"] > 0
+    assert spec["activeDeadlineSeconds"] and spec["preRunningDeadlineSeconds"] and spec["ttlSecondsAfterFinished"]
+    assert spec["jobId"] == document(CLUSTER / "kubernetes" / f"{name}.yaml")["metadata"]["name"]
+
+
+def test_the_resources_of_the_kustomization_are_there() -> None:
+    listed = document(CLUSTER / "kubernetes" / "kustomization.yaml")["resources"]
+    assert listed and all((CLUSTER / "kubernetes" / name).exists() for name in listed)
+
+
+def test_ray_takes_the_file_for_aws() -> None:
+    validate_config(prepare_config(document(CLUSTER / "aws.yaml")))
+
+
+@pytest.mark.parametrize("path", [("provider",), ("head_node_type",), ("idle_timeout_minutes",), ("head_start_ray_commands",)])
+def test_ray_refuses_a_misspelt_key_of_the_file_for_aws(path: tuple[str, ...]) -> None:
+    with pytest.raises((jsonschema.ValidationError, KeyError, ValueError)):
+        validate_config(prepare_config(misspelt(document(CLUSTER / "aws.yaml"), path)))
+
+
+def test_workers_on_aws_may_read_the_store_and_trainers_have_room() -> None:
+    config = document(CLUSTER / "aws.yaml")
+    types = config["available_node_types"]
+    assert all("IamInstanceProfile" in one["node_config"] and "ImageId" in one["node_config"] for one in types.values())
+    assert config["max_workers"] > max(one.get("max_workers", 0) for name, one in types.items() if name != "trainer")
+    commands = " ".join(config["head_start_ray_commands"] + config["worker_start_ray_commands"])
+    assert commands.count("RAY_AUTH_MODE=token") == commands.count("ulimit -n 65536") == 2
+    assert any("auth_token" in target for target in config["file_mounts"])
+
+
+def test_no_secret_stands_in_the_files() -> None:
+    for path in [*CLUSTER.rglob("*.yaml"), ROOT / "docker" / "Dockerfile"]:
+        assert not re.search(
+            r"AKIA[0-9A-Z]{16}|(?i:password|secret_access_key|token)\s*[:=]\s*['\"]?[A-Za-z0-9/+]{16,}", path.read_text()
+        )
