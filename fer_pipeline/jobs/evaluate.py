@@ -3,9 +3,11 @@
 import logging
 from typing import Literal
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import ray
+from numpy.typing import NDArray
 from pydantic import Field
 
 import fer_pipeline
@@ -92,12 +94,8 @@ def run(config: EvaluateConfig, cluster: ClusterConfig = ClusterConfig()) -> Eva
             raise UserError("This cluster has no GPU: leave out --use-gpu.")
         context = ScoringContext(bundle, reader, config.precision, "cuda" if config.use_gpu else "cpu")
         predictions = predict_split(context)
-        mistakes = confusions(
-            predictions.ids,
-            predictions.labels,
-            softmax(predictions.logits, card.calibration.temperature),
-            card.label_space.classes,
-        )
+        probabilities = softmax(predictions.logits, card.calibration.temperature)
+        mistakes = confusions(predictions.ids, predictions.labels, probabilities, card.label_space.classes)
         pictures = _pictures(data, mistakes) if config.thumbnails else {}
     votes = tuple(config.map.get(name, name) for name in dataset.vote_classes)
     fresh = predictions.without(copies.learned)
@@ -124,7 +122,7 @@ def run(config: EvaluateConfig, cluster: ClusterConfig = ClusterConfig()) -> Eva
         else None,
     )
     page = evaluation_page(evaluation, card, mistakes, pictures)
-    storage.write_table(storage.join(out, PREDICTIONS), _table(predictions, card, copies))
+    storage.write_table(storage.join(out, PREDICTIONS), _table(predictions, probabilities, card, copies))
     storage.write_bytes(storage.join(out, EVALUATION), evaluation.model_dump_json(indent=1).encode())
     storage.write_bytes(storage.join(out, PAGE), page.encode())
     log.info("%s", storage.join(out, PAGE))
@@ -168,10 +166,9 @@ def _result(out: str, evaluation: Evaluation) -> EvaluateResult:
     )
 
 
-def _table(predictions: Predictions, card: ModelCard, copies: Copies) -> pa.Table:
+def _table(predictions: Predictions, probabilities: NDArray[np.float32], card: ModelCard, copies: Copies) -> pa.Table:
     """Return one row per image: what it was labelled and predicted as, and whether the model had learned from a copy of it."""
     classes = pa.array(card.label_space.classes)
-    probabilities = softmax(predictions.logits, card.calibration.temperature)
     ids = predictions.ids.tolist()
     return pa.table(
         {

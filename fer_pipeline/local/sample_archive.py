@@ -47,6 +47,7 @@ def run(config: SampleArchiveConfig) -> SampleArchive:
     if not storage.is_local(dest) or storage.list_names(dest):
         raise UserError(f"'{dest}' is not a new or empty folder on this machine: choose another.")
     photos = {name: _photo(*place) for name, place in (FACE_PHOTOS | OTHER_PHOTOS).items()}
+    portraits = _portraits() if config.people else []
     folder = Path(dest)
     singles = {f"{name}-{side}.jpg": _jpeg(_sized(photos[name], side)) for name in photos for side in SIDES_PX}
     for number, (name, data) in enumerate(singles.items()):
@@ -54,41 +55,26 @@ def run(config: SampleArchiveConfig) -> SampleArchive:
     for orientation, turn in SIDEWAYS.items():
         sideways = cv2.rotate(_sized(photos["hopper"], 640), turn)
         _write(folder / f"phone/orientation-{orientation}.jpg", _jpeg(np.asarray(sideways, np.uint8), orientation))
-    people = photos["hopper"], photos["astronaut"]
-    groups = {f"group-{count}.png": _group([people[k % 2] for k in range(count)]) for count in (2, 3, 6)}
-    with tarfile.open(folder / "groups.tar", "w") as tar:
-        for name, data in groups.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
+    two = photos["hopper"], photos["astronaut"]
+    groups = {f"group-{count}.png": _group([two[k % 2] for k in range(count)]) for count in (2, 3, 6)}
+    _write_tar(folder / "groups.tar", groups)
+    if portraits:
+        _write_tar(folder / "people.tar", {f"{number:03d}.jpg": _jpeg(portrait) for number, portrait in enumerate(portraits)})
+        _write_video(folder / "people.mp4", portraits[:SECONDS])
     with zipfile.ZipFile(folder / "mirrored.zip", "w") as archive:
         for name in photos:
             archive.writestr(zipfile.ZipInfo(f"{name}.webp"), _encode(".webp", _sized(photos[name], 512)[:, ::-1]))
     _write(folder / "broken/truncated.jpg", singles["hopper-800.jpg"][:9000])
     _write(folder / "broken/empty.jpg", b"")
     _write(folder / "notes.txt", b"Not an image: skipped and counted.\n")
-    images = (_people(folder) if config.people else 0) + len(singles) + len(SIDEWAYS) + len(groups) + len(photos) + 2
+    images = len(singles) + len(SIDEWAYS) + len(groups) + len(portraits) + len(portraits[:SECONDS]) + len(photos) + 2
     return SampleArchive(dest=dest, files=sum(path.is_file() for path in folder.rglob("*")), images=images)
 
 
-def _people(folder: Path) -> int:
-    """Write `people.tar`, an image of each face, and `people.mp4`, a second of each of some; return how many images that is."""
+def _portraits() -> list[Pixels]:
+    """Return the faces of Labeled Faces in the Wild that scikit-image brings, enlarged."""
     patches = np.load(_file("skimage", "data/lfw_subset.npy"))[:FACES]  # (n, 25, 25), grey, 0 to 1; the faces come first
-    portraits = [_portrait((255 * patch).clip(0, 255).astype(np.uint8)) for patch in patches]
-    with tarfile.open(folder / "people.tar", "w") as tar:
-        for number, portrait in enumerate(portraits):
-            data = _jpeg(portrait)
-            info = tarfile.TarInfo(f"{number:03d}.jpg")
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
-    with av.open(str(folder / "people.mp4"), "w") as video:
-        stream = video.add_stream("mpeg4", rate=1)
-        stream.width = stream.height = PORTRAIT_PX
-        stream.pix_fmt = "yuv420p"
-        for portrait in portraits[:SECONDS]:
-            video.mux(stream.encode(av.VideoFrame.from_ndarray(portrait, "bgr24")))
-        video.mux(stream.encode())
-    return len(portraits) + SECONDS
+    return [_portrait((255 * patch).clip(0, 255).astype(np.uint8)) for patch in patches]
 
 
 def _portrait(face: Pixels) -> Pixels:
@@ -140,6 +126,25 @@ def _jpeg(pixels: Pixels, orientation: int = 1) -> bytes:
 
 def _encode(extension: str, pixels: Pixels) -> bytes:
     return cv2.imencode(extension, np.ascontiguousarray(pixels))[1].tobytes()
+
+
+def _write_tar(path: Path, files: dict[str, bytes]) -> None:
+    with tarfile.open(path, "w") as tar:
+        for name, data in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+
+
+def _write_video(path: Path, frames: list[Pixels]) -> None:
+    """Write a video that shows each frame for a second."""
+    with av.open(str(path), "w") as video:
+        stream = video.add_stream("mpeg4", rate=1)
+        stream.width = stream.height = PORTRAIT_PX
+        stream.pix_fmt = "yuv420p"
+        for frame in frames:
+            video.mux(stream.encode(av.VideoFrame.from_ndarray(frame, "bgr24")))
+        video.mux(stream.encode())
 
 
 def _write(path: Path, data: bytes) -> None:

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -16,12 +15,12 @@ from fer_pipeline.core import storage
 from fer_pipeline.core.errors import RecordError
 from fer_pipeline.core.manifest import find_records
 from fer_pipeline.core.run import RunFolder, RunRecord
-from fer_pipeline.report.page import data_url
+from fer_pipeline.report.page import jpeg_url
 from fer_pipeline.stages.align import square, warp_crop
 from fer_pipeline.stages.decode import decode
 from fer_pipeline.stages.fetch import fetch
 
-PER_EXPRESSION = PER_RANK = 12
+PER_GROUP = 12
 SMALLEST_PX = 40
 """Faces smaller than this show nothing in a picture: of them only the smallest are shown."""
 PICTURE_PX = 128
@@ -49,13 +48,13 @@ class Rank:
 
     title: str
     column: str
-    smallest_px: int = 0
+    large_only: bool = False
 
 
 RANKS = (
     Rank("The most doubtful detections", "detection_score"),
     Rank("The smallest faces", "side"),
-    Rank("The least certain labels", "confidence", SMALLEST_PX),
+    Rank("The least certain labels", "confidence", large_only=True),
 )
 
 
@@ -72,15 +71,15 @@ class Choice:
         faces = faces.append_column("side", pc.min_element_wise(faces["w"], faces["h"]))
         large = faces.filter(pc.greater_equal(faces["side"], SMALLEST_PX))
         for rank in RANKS:
-            some = large if rank.smallest_px else faces
-            first = some.take(pc.select_k_unstable(some, PER_RANK * len(RANKS), [(rank.column, "ascending")])).to_pylist()
+            some = large if rank.large_only else faces
+            first = some.take(pc.select_k_unstable(some, PER_GROUP * len(RANKS), [(rank.column, "ascending")])).to_pylist()
             both = self.ranked.get(rank.title, []) + first
-            self.ranked[rank.title] = sorted(both, key=lambda face: (face[rank.column], *_key(face)))[: PER_RANK * len(RANKS)]
+            self.ranked[rank.title] = sorted(both, key=lambda face: (face[rank.column], *_key(face)))[: PER_GROUP * len(RANKS)]
         for expression in pc.unique(large["expression"]).to_pylist():
             rows = large.filter(pc.equal(large["expression"], expression))
-            places = self.rng.sample(range(len(rows)), min(2 * PER_EXPRESSION, len(rows)))
+            places = self.rng.sample(range(len(rows)), min(2 * PER_GROUP, len(rows)))
             some = [(self.rng.random(), face) for face in rows.take(places).to_pylist()]
-            self.drawn[expression] = sorted(self.drawn[expression] + some, key=lambda pair: pair[0])[: 2 * PER_EXPRESSION]
+            self.drawn[expression] = sorted(self.drawn[expression] + some, key=lambda pair: pair[0])[: 2 * PER_GROUP]
 
     def groups(self, folder: RunFolder, record: RunRecord) -> list[Group]:
         """Return the groups with the faces' pictures; faces whose files are gone are left out."""
@@ -88,8 +87,7 @@ class Choice:
         groups += [Group(name, [face for _, face in self.drawn[name]], name) for name in sorted(self.drawn)]
         shown: set[tuple[int, int]] = set()
         for group in groups:
-            size = PER_EXPRESSION if group.expression else PER_RANK
-            group.faces = [face for face in group.faces if _key(face) not in shown][:size]
+            group.faces = [face for face in group.faces if _key(face) not in shown][:PER_GROUP]
             shown |= set(map(_key, group.faces))
         pictures = dict(_pictures(folder, record, [face for group in groups for face in group.faces]))
         for group in groups:
@@ -126,5 +124,4 @@ def _pictures(folder: RunFolder, record: RunRecord, faces: Iterable[FaceRow]) ->
             for face in by_record[record_id].values():
                 box = np.array([face["x"], face["y"], face["w"], face["h"]]) / photo.reduction
                 picture = warp_crop(photo.pixels, square(box, SURROUNDINGS, PICTURE_PX), PICTURE_PX)
-                encoded = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, 80])[1].tobytes()
-                yield _key(face), data_url(encoded, "jpeg")
+                yield _key(face), jpeg_url(picture)

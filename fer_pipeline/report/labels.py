@@ -12,6 +12,7 @@ from fer_pipeline.report.places import Places
 from fer_pipeline.report.timelines import timelines
 
 COLUMNS = ["record_id", "face_id", "x", "y", "w", "h", "detection_score", "expression", "confidence", "uncertain"]
+COLUMNS += ["uri", "member", "time_ms"]
 
 
 def label_report(folder: RunFolder, record: RunRecord, thumbnails: bool, before: RunRecord | None = None) -> str:
@@ -21,7 +22,7 @@ def label_report(folder: RunFolder, record: RunRecord, thumbnails: bool, before:
     """
     places, choice = Places(record.source), Choice(random.Random(record.run_id))
     for name in storage.list_names(folder.path("faces")):
-        faces = storage.read_table(folder.path("faces", name), [*COLUMNS, "uri", "member", "time_ms"])
+        faces = storage.read_table(folder.path("faces", name), COLUMNS)
         places.add(faces)
         if thumbnails:
             choice.add(faces)
@@ -65,19 +66,19 @@ class Change:
 
 def _changes(now: RunRecord, before: RunRecord) -> list[Change]:
     """Return what the page compares."""
-    one, other = before.result, now.result
-    assert one and other
+    old, new = before.result, now.result
+    assert old and new
     counts = [
         Change("images and frames", before.records, now.records, False),
-        Change("faces", one.faces, other.faces, False),
-        Change("failed", one.failed, other.failed, False),
-        Change("faces per image", one.faces / max(1, before.records), other.faces / max(1, now.records), False),
-        Change("images/s", one.images_per_s, other.images_per_s, False),
+        Change("faces", old.faces, new.faces, False),
+        Change("failed", old.failed, new.failed, False),
+        Change("faces per image", old.faces / max(1, before.records), new.faces / max(1, now.records), False),
+        Change("images/s", old.images_per_s, new.images_per_s, False),
     ]
-    shares = [Change("uncertain", _share(one.uncertain, one.faces), _share(other.uncertain, other.faces), True)]
-    for name in sorted(one.expressions.keys() | other.expressions.keys()):
-        first, second = one.expressions.get(name, 0), other.expressions.get(name, 0)
-        shares.append(Change(name, _share(first, one.faces), _share(second, other.faces), True))
+    shares = [Change("uncertain", _share(old.uncertain, old.faces), _share(new.uncertain, new.faces), True)]
+    for name in sorted(old.expressions.keys() | new.expressions.keys()):
+        first, second = old.expressions.get(name, 0), new.expressions.get(name, 0)
+        shares.append(Change(name, _share(first, old.faces), _share(second, new.faces), True))
     return counts + shares
 
 

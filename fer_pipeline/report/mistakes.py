@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fer_pipeline.core.errors import RecordError
-from fer_pipeline.report.page import data_url
+from fer_pipeline.report.page import jpeg_url
 from fer_pipeline.stages.decode import decode
 from fer_pipeline.stages.ingest import MAX_PIXELS
 
@@ -65,7 +65,7 @@ def picture(image: bytes) -> str | None:
         return None
     scale = PICTURE_PX / max(pixels.shape[:2])
     small = cv2.resize(pixels, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
-    return data_url(cv2.imencode(".jpg", small, [cv2.IMWRITE_JPEG_QUALITY, 80])[1].tobytes(), "jpeg")
+    return jpeg_url(np.asarray(small, np.uint8))
 
 
 Pictures = Mapping[str, str]

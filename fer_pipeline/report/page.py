@@ -4,10 +4,13 @@ import base64
 import io
 import re
 
+import cv2
 import jinja2
 import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
 matplotlib.use("Agg")
 matplotlib.rcParams["text.parse_math"] = False  # the names of classes may hold anything
@@ -45,6 +48,11 @@ def moment(time_ms: int) -> str:
 def data_url(picture: bytes, kind: str = "png") -> str:
     """Return an encoded picture as a URL that holds it."""
     return f"data:image/{kind};base64," + base64.b64encode(picture).decode()
+
+
+def jpeg_url(pixels: NDArray[np.uint8]) -> str:
+    """Return a BGR picture as a URL that holds it as a JPEG."""
+    return data_url(cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, 80])[1].tobytes(), "jpeg")
 
 
 def tidy(*axes: Axes) -> None:

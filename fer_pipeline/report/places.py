@@ -56,8 +56,12 @@ class Places:
         return self.below(face["uri"] if inside else face["uri"].rpartition("/")[0])
 
     def below(self, path: str) -> str:
-        """Return a path as it is named below the source."""
-        return path.removeprefix(self.source).strip("/") or "."
+        """Return a path as it is named below the source: `.` where it is the source, or the folder of a source that is a file."""
+        return path.removeprefix(self.source).strip("/") or "." if path.startswith(self.source) else "."
+
+    def name(self, uri: str) -> str:
+        """Return a file as it is named below the source, or by its own name where it is the source."""
+        return PurePosixPath(uri).name if uri == self.source else self.below(uri)
 
     def by_folder(self) -> dict[str, Count]:
         """Return the counts of `FOLDERS` folders at most: of a level that is as deep as that allows, the largest first."""

@@ -11,7 +11,7 @@ from fer_pipeline.core.errors import UserError
 from fer_pipeline.core.run import REPORT
 from fer_pipeline.local import report
 from fer_pipeline.local.report import ReportConfig
-from fer_pipeline.report.gallery import PER_EXPRESSION, Choice
+from fer_pipeline.report.gallery import PER_GROUP, Choice
 from fer_pipeline.report.mistakes import confusions
 from fer_pipeline.report.places import FOLDERS, Places
 from tests.table.runs import finished_run, record_of
@@ -90,7 +90,7 @@ def test_each_face_is_chosen_for_one_group_whatever_the_order_of_the_files() -> 
         choice = Choice(random.Random(0))
         for part in order:
             choice.add(faces[part * 100 : (part + 1) * 100])
-        assert all(len(drawn) == 2 * PER_EXPRESSION for drawn in choice.drawn.values())
+        assert all(len(drawn) == 2 * PER_GROUP for drawn in choice.drawn.values())
         return {title: [face["record_id"] for face in rows] for title, rows in choice.ranked.items()}
 
     assert ranked([0, 1, 2, 3, 4]) == ranked([4, 2, 0, 1, 3])
@@ -117,3 +117,12 @@ def test_a_run_is_compared_with_the_one_before(tmp_path: Path) -> None:
     assert "Beside the run" in page and "-25.0 points" in page and "+25.0 points" in page
     with pytest.raises(UserError, match="no finished labelling run"):
         report.run(ReportConfig(run=run, before=str(tmp_path / "nowhere")))
+
+
+def test_a_source_that_is_one_file_has_its_own_name() -> None:
+    places = Places("/photos/groups.tar")
+    places.add(faces_of(["/photos/groups.tar"], ["1.jpg"]))
+    assert (list(places.by_folder()), places.name("/photos/groups.tar")) == (["."], "groups.tar")
+    places = Places("/photos/a.jpg")
+    places.add(faces_of(["/photos/a.jpg"]))
+    assert (list(places.by_folder()), places.name("/photos/a.jpg")) == (["."], "a.jpg")

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 from html import unescape
 from importlib.resources import files
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from tests.table.runs import finished_run, record_of
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FLAGS = "--headless --no-sandbox --disable-gpu --disable-background-networking --disable-component-update --disable-sync"
 QUIET = "--disable-quic --no-first-run --hide-scrollbars --enable-logging=stderr"
+WIDTHS = (1100, 420)
 POLICY = "default-src 'none'"
 """What every page begins its Content-Security-Policy with."""
 LOOK = """<script>
@@ -82,7 +84,7 @@ def opened(page: Path, width: int, scheme: str, fragment: str = "") -> dict[str,
 
 
 def require_sound(page: Path, images: int, *words: str) -> None:
-    for width, scheme in ((1100, "light"), (420, "dark"), (1100, "dark"), (420, "light"))[: 4 if images else 2]:
+    for width, scheme in product(WIDTHS, SCHEMES):
         found = opened(page, width, scheme)
         assert (found["images"], found["broken"]) == (images, 0)
         assert found["overflow"] <= 0, f"{found['overflow']} px too wide for {width}"
