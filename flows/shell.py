@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from fer_pipeline.core.config import Config, explain
 from fer_pipeline.core.errors import JobError, UserError
+from fer_pipeline.core.stopping import end_in_order, said_of, stopped_code
 from fer_pipeline.jobs.cluster import ClusterConfig
 
 
@@ -21,6 +22,7 @@ def main(flow: Flow[Any, Any], kind: type[Config]) -> None:
 
     A table `cluster` says where it runs, `notify` who hears of it. Exit as the command line does.
     """
+    end_in_order()
     try:
         parameters = parameters_of(sys.argv[1:], kind)
         flow(**parameters)
@@ -30,6 +32,9 @@ def main(flow: Flow[Any, Any], kind: type[Config]) -> None:
         where = PREFECT_API_URL.value() or "PREFECT_API_URL"
         print(f"{flow.name}: the Prefect server at {where} cannot be reached: start it, or name another.", file=sys.stderr)  # noqa: T201
         sys.exit(UserError.exit_code)
+    except KeyboardInterrupt as stopped:
+        print(f"{flow.name}: {said_of(stopped)}", file=sys.stderr, flush=True)  # noqa: T201
+        sys.exit(stopped_code())  # in order: Prefect's temporary server ends with it
     except JobError as error:
         print(f"{flow.name}: {error}", file=sys.stderr)  # noqa: T201 (a command's last sentence)
         sys.exit(error.exit_code)

@@ -78,14 +78,16 @@ def _job_log() -> Iterator[Callable[[str], None]]:
                 progress.show(record.getMessage())
 
     handler, ours = Handler(), logging.getLogger("fer_pipeline")
-    level = ours.level
+    level, propagate = ours.level, ours.propagate
     ours.addHandler(handler)
     ours.setLevel(logging.INFO)
+    ours.propagate = False  # Prefect writes each line itself
     try:
         yield say
     finally:
         ours.removeHandler(handler)
         ours.setLevel(level)
+        ours.propagate = propagate
 
 
 class _Progress:

@@ -3,10 +3,8 @@
 import json
 import logging
 import os
-import signal
 import sys
 from collections.abc import Callable, Sequence
-from types import FrameType
 from typing import Annotated, Any, get_type_hints
 
 from cyclopts import App, CycloptsError, Parameter, UnusedCliTokensError
@@ -15,6 +13,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from fer_pipeline.cli.options import function_of, prepare, shown, sources
 from fer_pipeline.core.config import explain
 from fer_pipeline.core.errors import JobError, UserError
+from fer_pipeline.core.stopping import end_in_order, said_of, stopped_code
 from fer_pipeline.core.storage import STORAGE_ERRORS, reason
 
 COMMANDS = {
@@ -54,9 +53,6 @@ EXIT_CODES = (
     "Exit codes: 0 done, or nothing to do; 1 a bug, or a store or cluster that failed (run it again); 2 yours to mend; "
     "3 too many failures; 4 held; 130 and 143 stopped by SIGINT or SIGTERM."
 )
-_received: list[int] = []
-"""Signals that this process was sent."""
-
 app = App(
     name="fer-pipeline",
     help="Ingest, train and label apparent facial expressions on Ray.",
@@ -133,33 +129,26 @@ def main(arguments: list[str] | None = None) -> None:
     Exit with 0, 1 (a bug, a storage or a cluster that fails), 2 (the user's to mend), 3 (too many records failed), 4 (held), or
     143 and 130 (stopped by SIGTERM or SIGINT).
     """
-    for number in (signal.SIGTERM, signal.SIGINT):
-        if signal.getsignal(number) is not signal.SIG_IGN:  # as a shell has it for what runs in its background
-            signal.signal(number, _stop)
-    command = _command_of(sys.argv[1:] if arguments is None else arguments)
+    end_in_order()
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("fer_pipeline").setLevel(logging.INFO)
+    sys.exit(_exit_code(lambda: _run(sys.argv[1:] if arguments is None else arguments)))
+
+
+def _run(arguments: list[str]) -> Any:
+    command = _command_of(arguments)
     if command:
         path, positional, _ = COMMANDS[command]
         prepare(function_of(path), positional.split())
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    logging.getLogger("fer_pipeline").setLevel(logging.INFO)
-    sys.exit(_exit_code(lambda: app.meta(arguments, exit_on_error=False, print_error=False)))
-
-
-def _stop(number: int, frame: FrameType | None) -> None:
-    """End the command in order; a second signal ends it at once. Ray lets no other exception than this one through."""
-    for one in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(one, signal.SIG_DFL)
-    _received.append(number)
-    raise KeyboardInterrupt
+    return app.meta(arguments, exit_on_error=False, print_error=False)
 
 
 def _exit_code(command: Callable[[], Any]) -> int:
     try:
         result = command()
     except KeyboardInterrupt as stopped:
-        kept = str(stopped) or "what is done is kept"
-        print(f"fer-pipeline: stopped, {kept}; run the same command to continue.", file=sys.stderr, flush=True)
-        os._exit(128 + next(iter(_received), signal.SIGINT))  # threads of Ray may live on, and crash while Python ends
+        print(f"fer-pipeline: {said_of(stopped)}", file=sys.stderr, flush=True)
+        os._exit(stopped_code())  # threads of Ray may live on, and crash while Python ends
     except JobError as error:
         print(f"fer-pipeline: {error}", file=sys.stderr)
         return error.exit_code

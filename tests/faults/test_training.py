@@ -37,7 +37,15 @@ History = list[dict[str, Any]]
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, History]:
     """A folder with a recipe and a dataset, and the history of a training that was left alone."""
-    folder, rng = tmp_path_factory.mktemp("training"), np.random.default_rng(0)
+    folder = tmp_path_factory.mktemp("training")
+    write_dataset(folder)
+    assert drive(folder, "undisturbed").wait() == 0
+    return folder, history(folder / "undisturbed")
+
+
+def write_dataset(folder: Path, epochs: int = EPOCHS) -> None:
+    """Write a dataset of 320 striped images, `data`, and `recipe.toml`."""
+    rng = np.random.default_rng(0)
     for number in range(320):
         picture = np.tile(128 + 30 * np.sign(np.sin(np.arange(48) * 0.8)), (48, 1))
         picture = picture if number % 2 else picture.T
@@ -45,9 +53,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, History]:
         path.parent.mkdir(parents=True, exist_ok=True)
         cv2.imwrite(str(path), np.clip(picture + rng.normal(0, 60, (48, 48)), 0, 255).astype(np.uint8))
     ingest(IngestConfig(source=str(folder / "tree"), out=str(folder / "data")))
-    (folder / "recipe.toml").write_text(RECIPE)
-    assert drive(folder, "undisturbed").wait() == 0
-    return folder, history(folder / "undisturbed")
+    (folder / "recipe.toml").write_text(RECIPE.replace(f"epochs = {EPOCHS}", f"epochs = {epochs}"))
 
 
 def drive(folder: Path, name: str) -> "subprocess.Popen[bytes]":
