@@ -13,6 +13,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from fer_pipeline.cli.options import function_of, prepare, shown, sources
 from fer_pipeline.core.config import explain
 from fer_pipeline.core.errors import JobError, UserError
+from fer_pipeline.core.log import JsonLines
 from fer_pipeline.core.stopping import end_in_order, said_of, stopped_code
 from fer_pipeline.core.storage import STORAGE_ERRORS, reason
 
@@ -26,6 +27,7 @@ COMMANDS = {
     "nightly": ("jobs.nightly:run", "", "Label what is new or changed, audit and publish it; run it again to continue."),
     "table history": ("local.table:history", "table", "List a table's versions and the nights that made them."),
     "table page": ("local.table:page", "table", "Write the page over a table's last nights."),
+    "table metrics": ("local.table:metrics", "table", "Write the last night's figures as Prometheus reads them."),
     "table restore": ("local.table:restore", "table", "Let a table be as a night left it, as a new version."),
     "table forget": ("local.table:forget", "table", "Erase rows by uri or content, in all versions of a table."),
     "table compact": ("local.table:compact", "table", "Put a table's small files together."),
@@ -76,12 +78,16 @@ def _with_config(
     config: Annotated[str | None, Parameter(help="TOML file of options, a table for each command.")] = None,
     show_config: Annotated[bool, Parameter(negative=(), help="Print the options and where each comes from; do nothing.")] = False,
     quiet: Annotated[bool, Parameter(negative=(), help="Say nothing but what went wrong, and the result.")] = False,
+    json_log: Annotated[bool, Parameter(negative=(), help="Log JSON lines, with the run and its shards.")] = False,
     json_: Annotated[
         str | None, Parameter(name="--json", help='All options as JSON, {"config": {...}, "cluster": {...}}: for programs.')
     ] = None,
 ) -> Any:
     if quiet:
         logging.getLogger("fer_pipeline").setLevel(logging.WARNING)
+    if json_log:
+        for handler in logging.getLogger().handlers:
+            handler.setFormatter(JsonLines())
     if json_:
         return _call_with_json(" ".join(tokens), json_)
     app.config = sources(config, COMMANDS)

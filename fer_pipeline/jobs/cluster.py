@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
+from ipaddress import ip_address
 from pathlib import Path
 from types import FrameType
 from typing import Any, cast
@@ -33,6 +34,7 @@ from fer_pipeline.core.errors import UserError
 
 LOCAL_OBJECT_STORE_BYTES = 512 * 1024**2
 LOOPBACK, NO_CLUSTER = "127.0.0.1", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+AUTH_MODE = "RAY_AUTH_MODE"
 IN_A_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Environment variable that the entry point of a Ray job has."""
 PREFIX, LOCK, LONGEST_PATH = "fer-ray-", "lock", 12
@@ -54,6 +56,8 @@ class ClusterConfig(Config):
     """How long machines that an autoscaler can bring are waited for."""
     silent_s: float = Field(300.0, gt=0)
     """How long a head to which a job was submitted may be silent before the job is given up."""
+    open_cluster: bool = False
+    """Allows a cluster that other machines reach and that asks nobody for a token."""
     shared_filesystem: bool = False
     """Says that local paths mean the same files on every node of the cluster."""
 
@@ -101,6 +105,7 @@ def connected(config: ClusterConfig, *urls: str) -> Iterator[None]:
             raise UserError(f"The Ray cluster at '{config.cluster}' cannot be reached: {error}") from error
         ray_has_started()
         _refuse_local_paths(config, *urls)
+        _refuse_open_cluster(config)
         yield
 
 
@@ -204,6 +209,27 @@ def node_types() -> list[Any]:
     except ray.exceptions.RaySystemError:  # a Ray client (`ray://`) has no view of it
         return []
     return list(config.node_group_configs) if config else []
+
+
+def _refuse_open_cluster(config: ClusterConfig) -> None:
+    """Raise UserError for a cluster that lets everybody in, where anybody else could reach it.
+
+    What counts is how its nodes were started: one without authentication takes a driver that has a token, too.
+    """
+    addresses = {node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
+    if config.open_cluster or not config.cluster or all(ip_address(one).is_loopback for one in addresses):
+        return
+    mode = os.environ.get(AUTH_MODE) if IN_A_JOB in os.environ else ray.get(ray.remote(num_cpus=0)(_auth_mode).remote())
+    if mode != "token":
+        raise UserError(
+            f"The cluster at '{config.cluster}' lets in everybody who reaches {min(addresses)}, to run any code there: start its "
+            f"nodes with {AUTH_MODE}=token (docs/operations.md), or say --open-cluster if nobody else can reach them."
+        )
+
+
+def _auth_mode() -> str | None:
+    """Return what the node that this runs on asks of those who reach it."""
+    return os.environ.get(AUTH_MODE)
 
 
 def _refuse_local_paths(config: ClusterConfig, *urls: str) -> None:

@@ -10,6 +10,7 @@ from fer_pipeline.jobs.label import job as label
 from fer_pipeline.jobs.label.job import LabelConfig
 from fer_pipeline.jobs.publish import Accepted, PublishConfig
 from fer_pipeline.report.nights import write_nights_page
+from fer_pipeline.table.exposition import exposition
 from fer_pipeline.table.nights import Night
 from fer_pipeline.table.thresholds import Thresholds
 
@@ -25,6 +26,8 @@ class NightlyConfig(LabelConfig):
     """Page over the last nights."""
     nights: int = Field(30, ge=1)
     """Nights on the page."""
+    metrics: str | None = None
+    """File of the last night's figures for Prometheus, such as one that the node exporter reads (`*.prom`)."""
     date: str | None = None
     """Night to run, or to finish, as YYYY-MM-DD; by default today's, in UTC."""
     accept: tuple[Accepted, ...] = ()
@@ -44,6 +47,8 @@ def run(config: NightlyConfig, cluster: ClusterConfig = ClusterConfig()) -> Nigh
             )
         finally:
             write_nights_page(storage.normalize(config.table), storage.normalize(config.page), config.nights)
+            if config.metrics:
+                storage.write_bytes(storage.normalize(config.metrics), exposition(storage.normalize(config.table)))
 
 
 def dated(config: NightlyConfig) -> NightlyConfig:

@@ -69,7 +69,7 @@ def fan_out(
     A task whose worker or node dies is run again by Ray; where it dies each time, `careful` is run in its place. An exception of
     the function is raised as it is.
     """
-    task = ray.remote(num_cpus=1, num_gpus=num_gpus)(function)
+    task = _task(function, num_gpus)
     ahead = TASKS_AHEAD * cluster_cores()
     waiting: deque[Any] = deque()
     rest = iter(items)
@@ -83,7 +83,13 @@ def fan_out(
         except ray.exceptions.WorkerCrashedError:
             if careful is None:
                 raise
-            yield _result(ray.remote(num_cpus=1, num_gpus=num_gpus)(careful).remote(*arguments, item))
+            yield _result(_task(careful, num_gpus).remote(*arguments, item))
+
+
+def _task(function: Callable[..., Any], num_gpus: float) -> Any:
+    """Return a function as a task of one core that Ray's pages name in words."""
+    name = function.__name__.strip("_").replace("_", " ")
+    return ray.remote(num_cpus=1, num_gpus=num_gpus)(function).options(name=name)
 
 
 def _result(reference: Any) -> Any:

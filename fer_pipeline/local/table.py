@@ -12,6 +12,7 @@ from fer_pipeline.core.errors import UserError
 from fer_pipeline.report.nights import write_nights_page
 from fer_pipeline.table.compact import compact as compact_files
 from fer_pipeline.table.delta import CommitRefused, LabelTable
+from fer_pipeline.table.exposition import exposition
 from fer_pipeline.table.forget import Forgotten
 from fer_pipeline.table.forget import forget as forget_rows
 from fer_pipeline.table.nights import mark_undone
@@ -31,6 +32,13 @@ class PageConfig(TableConfig):
     """Where the page goes."""
     nights: int = Field(30, ge=1)
     """Nights on it."""
+
+
+class MetricsConfig(TableConfig):
+    """Write the last night's figures as Prometheus reads them."""
+
+    out: str = "fer_pipeline.prom"
+    """Where they go, such as the folder of the node exporter's textfile collector."""
 
 
 class RestoreConfig(TableConfig):
@@ -62,6 +70,12 @@ class Versions(Config):
     versions: list[dict[str, Any]]
 
 
+class TableMetrics(Config):
+    """Where the metrics stand."""
+
+    out: str
+
+
 class TableResult(Config):
     """What a table is now."""
 
@@ -82,6 +96,13 @@ def page(config: PageConfig) -> TableResult:
     table, out = _opened(config.table), storage.normalize(config.out)
     write_nights_page(table.url, out, config.nights)
     return _result(table)
+
+
+def metrics(config: MetricsConfig) -> TableMetrics:
+    """Write the metrics. Raise UserError where there is no table."""
+    table, out = _opened(config.table), storage.normalize(config.out)
+    storage.write_bytes(out, exposition(table.url))
+    return TableMetrics(out=out)
 
 
 def restore(config: RestoreConfig) -> TableResult:

@@ -15,6 +15,7 @@ from fer_pipeline.core.boundary import as_record_error
 from fer_pipeline.core.errors import RecordError
 from fer_pipeline.core.manifest import Record, records_of
 from fer_pipeline.core.schemas import FACE_ATTRIBUTES, LABELLED
+from fer_pipeline.core.stage_clock import timed
 from fer_pipeline.models.bundle import Bundle
 from fer_pipeline.models.card import ModelCard
 from fer_pipeline.stages.align import align, empty_inputs, resize_whole
@@ -96,7 +97,7 @@ class FaceExtractor:
             for manifest in manifests:
                 outcomes, crops = [], [empty_inputs(0, self.card.network)]
                 with self.bounded():
-                    for data in islice(fetched, len(manifest)):
+                    for data in _waited_for(islice(fetched, len(manifest))):
                         digest = hashlib.sha256(data).hexdigest() if isinstance(data, bytes) else None
                         if digest and digest in self.known:
                             outcome, faces = Outcome(CARRIED), empty_inputs(0, self.card.network)
@@ -118,14 +119,17 @@ class FaceExtractor:
 
     def _extract_from(self, data: Fetched) -> tuple[Outcome, Pixels]:
         network = self.card.network
-        photo = decode(data, self.settings.max_pixels, self.settings.detect_px if self.finds_faces else None)
-        faces = self.detect(photo.pixels)
+        with timed("decode"):
+            photo = decode(data, self.settings.max_pixels, self.settings.detect_px if self.finds_faces else None)
+        with timed("detect"):
+            faces = self.detect(photo.pixels)
         if not len(faces):
             return Outcome("no_face", None, photo.width, photo.height), empty_inputs(0, network)
-        if self.finds_faces:
-            crops = align(photo.pixels, faces, network, self.card.framing)
-        else:
-            crops = resize_whole(photo.pixels, network)[None]
+        with timed("align"):
+            if self.finds_faces:
+                crops = align(photo.pixels, faces, network, self.card.framing)
+            else:
+                crops = resize_whole(photo.pixels, network)[None]
         return Outcome("ok", None, photo.width, photo.height, faces.scaled(photo.reduction)), crops
 
 
@@ -150,7 +154,9 @@ class Labeller:
         """
         with closing(self.extract(manifests, poison)) as shards:
             for shard in shards:
-                yield label(shard, self.classify(shard.crops), self.card, self.settings.uncertain_below)
+                with timed("classify"):
+                    probabilities = self.classify(shard.crops)
+                yield label(shard, probabilities, self.card, self.settings.uncertain_below)
 
 
 def label(shard: ExtractedShard, probabilities: NDArray[np.float32], card: ModelCard, uncertain_below: float) -> pa.Table:
@@ -165,6 +171,16 @@ def label(shard: ExtractedShard, probabilities: NDArray[np.float32], card: Model
         rows.append({"record_id": identity[0], "shard": identity[1]} | _row(record, outcome) | {"faces": faces})
         done += count
     return pa.Table.from_pylist(rows, schema=LABELLED)
+
+
+def _waited_for(fetched: Iterator[Fetched]) -> Iterator[Fetched]:
+    """Yield what was fetched; the time that it keeps us waiting is the stage `fetch`."""
+    while True:
+        with timed("fetch"):
+            data = next(fetched, None)
+        if data is None:
+            return
+        yield data
 
 
 def _numbered(manifest: pa.Table) -> Iterator[tuple[tuple[int, int], Record]]:

@@ -27,7 +27,7 @@ def workers_mb(driver: int) -> list[float]:
     sizes = []
     for process in psutil.Process(driver).children(recursive=True):
         try:
-            if "ray::_label" in " ".join(process.cmdline()):
+            if "ray::label" in " ".join(process.cmdline()):
                 sizes.append(process.memory_info().rss / 2**20)
         except (psutil.NoSuchProcess, psutil.ZombieProcess):
             continue

@@ -87,7 +87,7 @@ def test_a_node_that_is_lost_costs_nothing(cluster: Cluster, many: Path, undistu
     out = tmp_path / "run"
     node = next(iter(cluster.worker_nodes))
     loss = after(out, 20, lambda: cluster.remove_node(node, allow_graceful=False))
-    label.run(config(many, out), ClusterConfig(address=cluster.address, shared_filesystem=True))
+    label.run(config(many, out), ClusterConfig(open_cluster=True, address=cluster.address, shared_filesystem=True))
     loss.join(timeout=1)
     assert not loss.is_alive() and node not in cluster.worker_nodes
     assert rows(out) == undisturbed
@@ -95,13 +95,13 @@ def test_a_node_that_is_lost_costs_nothing(cluster: Cluster, many: Path, undistu
 
 def test_a_local_path_is_refused_on_several_nodes_unless_it_is_shared(cluster: Cluster, many: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="the cluster has 3 nodes"):
-        label.run(config(many, tmp_path / "run"), ClusterConfig(address=cluster.address))
+        label.run(config(many, tmp_path / "run"), ClusterConfig(open_cluster=True, address=cluster.address))
     assert not (tmp_path / "run").exists()
 
 
 def test_the_code_travels_to_the_workers(cluster: Cluster) -> None:
     """Here the workers would find it installed as well; elsewhere what travelled is all they have: so it must be whole."""
-    with connected(ClusterConfig(address=cluster.address)):
+    with connected(ClusterConfig(open_cluster=True, address=cluster.address)):
         places = ray.get(ray.remote(lambda: [place for place in sys.path if "py_modules_files" in place]).remote())
         (travelled,) = [place for place in places if (Path(place) / "fer_pipeline").is_dir()]
         code = "import fer_pipeline.jobs.label.worker as w; from fer_pipeline.models import bundle; "
@@ -118,7 +118,7 @@ def test_killed_workers_cost_nothing(many: Path, undisturbed: list[Any], tmp_pat
 
     def kill() -> None:
         for _ in range(6):
-            for worker in workers_named("_label")[:1]:
+            for worker in workers_named("label shards")[:1]:
                 os.kill(worker.pid, signal.SIGKILL)
                 killed.append(worker.pid)
             time.sleep(1)
@@ -139,7 +139,7 @@ def test_a_record_that_kills_costs_its_own_row_also_where_gpu_actors_classify(
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent / "poison"))
     nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "num_gpus": 1, **HEAD})
     try:
-        label.run(config(source, tmp_path / "run", gpus_per_worker=0.5), ClusterConfig(address=nodes.address))
+        label.run(config(source, tmp_path / "run", gpus_per_worker=0.5), ClusterConfig(open_cluster=True, address=nodes.address))
     finally:
         ray.shutdown()
         nodes.shutdown()
@@ -154,14 +154,14 @@ def test_killed_gpu_actors_cost_nothing(many: Path, undisturbed: list[Any], tmp_
 
     def kill() -> None:
         for _ in range(3):
-            for actor in workers_named("_ClassifierActor")[:1]:
+            for actor in workers_named("ClassifierActor")[:1]:
                 os.kill(actor.pid, signal.SIGKILL)
                 killed.append(actor.pid)
             time.sleep(1.5)
 
     try:
         loss = after(out, 20, kill)
-        label.run(config(many, out, gpus_per_worker=0.5), ClusterConfig(address=nodes.address))
+        label.run(config(many, out, gpus_per_worker=0.5), ClusterConfig(open_cluster=True, address=nodes.address))
         loss.join(timeout=10)
     finally:
         ray.shutdown()
@@ -176,7 +176,9 @@ def test_gpus_that_no_node_has_are_refused_before_any_work(gpus: float, archive:
     nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "num_gpus": 2, **HEAD})
     try:
         with pytest.raises(UserError, match="--gpus-per-worker"):
-            label.run(config(archive, tmp_path / "run", gpus_per_worker=gpus), ClusterConfig(address=nodes.address))
+            label.run(
+                config(archive, tmp_path / "run", gpus_per_worker=gpus), ClusterConfig(open_cluster=True, address=nodes.address)
+            )
     finally:
         ray.shutdown()
         nodes.shutdown()
@@ -193,7 +195,7 @@ def test_a_plan_with_a_gpu_actor_ends_on_a_small_cluster_fresh_and_resumed(
     label.run(config(archive, plain, detector="mtcnn", precision="fp32"))
     nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": cores, "num_gpus": 1, **HEAD})
     try:
-        where = ClusterConfig(address=nodes.address)
+        where = ClusterConfig(open_cluster=True, address=nodes.address)
         asked = config(archive, out, detector="mtcnn", precision="fp32", gpus_per_worker=1)
         label.run(asked, where)
         assert rows(out) == rows(plain)

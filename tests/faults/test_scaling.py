@@ -57,7 +57,7 @@ def until(condition: Callable[[], Any], limit_s: float = 60.0) -> float:
 def drive(source: Path, out: Path, address: str, *options: str) -> "subprocess.Popen[bytes]":
     """Start a driver; what it says stands beside its run."""
     command = [sys.executable, "-m", "fer_pipeline.cli", "label", str(source), "--out", str(out), "--detector", "none"]
-    command += ["--address", address, "--shared-filesystem", *options]
+    command += ["--address", address, "--open-cluster", "--shared-filesystem", *options]
     with out.with_suffix(".log").open("w") as said:
         return subprocess.Popen(command, stdout=said, stderr=said)
 
@@ -166,6 +166,6 @@ def test_gpus_that_are_all_held_are_waited_for_as_long_as_is_said(archive: Path,
 @pytest.mark.long
 def test_a_cluster_that_never_comes_up_is_one_sentence(archive: Path, tmp_path: Path) -> None:
     with cluster_of(num_cpus=0) as nodes, pytest.raises(UserError, match="No machine could take a task within 3 s"):
-        where = ClusterConfig(address=nodes.address, shared_filesystem=True, wait_s=3)
+        where = ClusterConfig(open_cluster=True, address=nodes.address, shared_filesystem=True, wait_s=3)
         label.run(config(archive, tmp_path / "run"), where)
     assert not (tmp_path / "run" / "run.json").exists()

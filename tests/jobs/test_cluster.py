@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 
 from fer_pipeline.core.errors import UserError
 from fer_pipeline.jobs.cluster import ClusterConfig
+from fer_pipeline.jobs.shared import fan_out
 from fer_pipeline.stages.detectors import require_first_choice
 from fer_pipeline.stages.detectors.spec import ResolvedDetector
 
@@ -97,3 +99,11 @@ def test_a_ray_job_uses_the_cluster_that_it_runs_on(monkeypatch: pytest.MonkeyPa
     assert ClusterConfig().cluster is None
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
     assert ClusterConfig().cluster == "10.0.0.1:6379" and ClusterConfig(address="auto").cluster == "auto"
+
+
+def _name_of_this_task(item: int) -> str:
+    return f"{ray.get_runtime_context().get_task_name()} {item}"
+
+
+def test_rays_pages_name_a_task_in_words(local_ray: None) -> None:
+    assert list(fan_out(_name_of_this_task, [1])) == ["name of this task 1"]

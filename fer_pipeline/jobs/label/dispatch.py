@@ -188,7 +188,8 @@ class Dispatcher:
         several = [shard for chunk, _ in dead for shard in chunk.shards]
         committed = self.folder.committed_of(several) - self.again if several else set()
         for chunk, error in dead:
-            log.info("A task with shard %s was lost: %s", ", ".join(map(str, chunk.shards)), type(error).__name__)
+            shards = ", ".join(map(str, chunk.shards))
+            log.info("A task with shard %s was lost: %s", shards, type(error).__name__, extra={"shards": chunk.shards})
             whose = self._whose(chunk, error)
             left = [index for index, shard in enumerate(chunk.shards) if shard not in committed]
             self.lost_records += sum(len(chunk.manifests[index]) for index in left)

@@ -32,7 +32,7 @@ class IndexingTasks:
             return
         self._count(1)
         try:
-            done = _index.remote(file, self.selection, self.indexes)
+            done = _index.options(name="read an index").remote(file, self.selection, self.indexes)
             if self._is_done(done):
                 ray.get(done)
         except Exception as error:  # noqa: BLE001 (whatever befalls a task, the driver can do without it)

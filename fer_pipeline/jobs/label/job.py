@@ -12,6 +12,7 @@ from fer_pipeline.core.config import Config
 from fer_pipeline.core.errors import FailureRateExceeded, UserError
 from fer_pipeline.core.faces import Tally, shards_with, write_faces
 from fer_pipeline.core.isolated import MEMORY_BYTES
+from fer_pipeline.core.log import tell_with_each_line
 from fer_pipeline.core.manifest import file_count, shard_sizes, split_into_shards, write_manifest
 from fer_pipeline.core.run import INDEXES, REPORT, Identity, RunFolder, RunRecord, RunResult, new_run_id, now, settings_digest
 from fer_pipeline.core.schemas import RetriedStatus
@@ -22,6 +23,7 @@ from fer_pipeline.jobs.label.indexing import IndexingTasks
 from fer_pipeline.jobs.label.pool import ClassifierPool
 from fer_pipeline.jobs.label.tasks import Tasks
 from fer_pipeline.jobs.label.worker import LabelContext, has_native_bf16
+from fer_pipeline.jobs.metrics import counted
 from fer_pipeline.jobs.progress import progress
 from fer_pipeline.jobs.shared import fan_out, share
 from fer_pipeline.models.bundle import EMBEDDED, Bundle, read_bundle
@@ -140,6 +142,7 @@ def run(config: LabelConfig, cluster: ClusterConfig = ClusterConfig()) -> RunRec
         if record is None:
             record = _begin(config, folder, detector, bundle, ask, cluster.wait_s)
             _require_same(config, record, detector, bundle)  # another driver may have begun it meanwhile
+        tell_with_each_line(run_id=record.run_id)
         limits = (config.record_timeout_s, config.record_memory_bytes)
         reusable = read_reusable(record.increment.table, folder.places_path(record.run_id)) if record.increment else None
         context = LabelContext(folder, record, detector, bundle, _settings(config, bundle, detector, record), *limits, reusable)
@@ -313,9 +316,11 @@ def _label(
     pending = [shard for shard in range(record.shards) if shard not in committed]
     log.info("%d records in %d shards, %d of them done", record.records, record.shards, len(committed))
     with progress("labelling", record.records) as advance:
+        done = 0
         if committed:
             sizes = shard_sizes(folder.manifest_prefix(record.run_id), record.shards)
-            advance(sum(sizes[shard] for shard in committed))
+            done = sum(sizes[shard] for shard in committed)
+            advance(done)
         if not pending:
             return 0, 0
         shared, pool = share(context), None
@@ -324,7 +329,7 @@ def _label(
             pool = ClassifierPool(shared, tasks, config.gpus_per_worker, config.num_gpus, wait_s)
         dispatcher = Dispatcher(folder, record, tasks, pool, again, resumed)
         try:
-            return dispatcher.label(pending, advance), dispatcher.lost_records
+            return dispatcher.label(pending, counted(advance, record.records - done)), dispatcher.lost_records
         except KeyboardInterrupt:
             raise KeyboardInterrupt(f"{len(folder.committed())} of {record.shards} shards are kept") from None
 

@@ -9,6 +9,7 @@ from typing import Any
 import ray
 
 from fer_pipeline.core.errors import MisfortuneError, UserError
+from fer_pipeline.core.stage_clock import timed
 from fer_pipeline.core.storage import reason
 from fer_pipeline.jobs.demand import Bundles
 from fer_pipeline.jobs.label.chunk import Chunk
@@ -26,7 +27,7 @@ MOST_FAILURES = 5
 
 
 @ray.remote(num_cpus=0, max_restarts=0)
-class _ClassifierActor:
+class ClassifierActor:
     """A classifier on one GPU, or a share of one. It asks for no core: CPU tasks could starve it, or it them."""
 
     def __init__(self, context: Shared[LabelContext]) -> None:
@@ -44,7 +45,9 @@ class _ClassifierActor:
     def commit(self, shard: ExtractedShard) -> None:
         """Label one shard and commit it."""
         settings, card = self.context.settings, self.context.bundle.card
-        table = label(shard, self.classify(shard.crops), card, settings.uncertain_below)
+        with timed("classify"):
+            probabilities = self.classify(shard.crops)
+        table = label(shard, probabilities, card, settings.uncertain_below)
         self.context.commit(shard.manifest["shard"][0].as_py(), table)
 
 
@@ -96,7 +99,7 @@ class ClassifierPool:
         wanted = count_actors(self.gpus_per_worker)
         wanted = wanted if self.most is None else min(wanted, self.most)
         for _ in range(wanted - self.actors - len(self.coming)):
-            actor = _ClassifierActor.options(num_gpus=self.gpus_per_worker).remote(self.context)  # type: ignore[attr-defined]
+            actor = ClassifierActor.options(num_gpus=self.gpus_per_worker).remote(self.context)  # type: ignore[attr-defined]
             self.coming[actor.device_name.remote()] = actor
         came, _ = ray.wait(list(self.coming), num_returns=len(self.coming), timeout=0) if self.coming else ([], [])
         for answer in came:

@@ -20,7 +20,7 @@ DEATHS = (ActorDiedError, ActorUnavailableError, OutOfMemoryError, WorkerCrashed
 
 
 @ray.remote(num_cpus=1, max_restarts=0)
-class _ProbeActor:
+class ProbeActor:
     """Labels one record at a time."""
 
     def __init__(self, context: Shared[LabelContext]) -> None:
@@ -90,7 +90,7 @@ def _is_alive(node: str) -> bool:
 
 def _new_actor(context: Shared[LabelContext], cores: int) -> tuple[Any, float, str]:
     for start in range(STARTS):
-        actor = _ProbeActor.options(num_cpus=cores).remote(context)  # type: ignore[attr-defined]
+        actor = ProbeActor.options(num_cpus=cores).remote(context)  # type: ignore[attr-defined]
         try:
             return actor, *ray.get(actor.begin.remote())
         except DEATHS:  # its node left meanwhile

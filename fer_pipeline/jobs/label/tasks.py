@@ -40,15 +40,20 @@ class Tasks:
         """Start the chunk's step. For `EXTRACT` the result is a reference to the faces, which stay where they are."""
         cores = cores_of_a_node() if chunk.whole_node else 1
         if chunk.step is Step.PROBE:
-            self.hear(chunk, probe.remote(self.context, chunk.manifests[0], cores))
+            self.hear(chunk, probe.options(name="probe a shard").remote(self.context, chunk.manifests[0], cores))
         elif chunk.step is Step.SINGLY:
-            self.hear(chunk, label_singly.remote(self.context, chunk.shards[0], chunk.manifests[0], chunk.poison))
+            self.hear(
+                chunk,
+                label_singly.options(name="label one by one").remote(
+                    self.context, chunk.shards[0], chunk.manifests[0], chunk.poison
+                ),
+            )
         elif chunk.step is Step.EXTRACT:
-            extract = _extract.options(num_cpus=cores)
+            extract = _extract.options(num_cpus=cores, name="extract faces")
             done, faces = cast("tuple[Any, Any]", extract.remote(self.context, chunk.manifests[0], chunk.poison))
             self.hear(chunk, done, faces)
         else:
-            task = _label.options(num_cpus=cores)
+            task = _label.options(num_cpus=cores, name="label shards")
             self.hear(chunk, task.remote(self.context, chunk.shards, chunk.manifests, chunk.poison))
 
     def hear(self, chunk: Chunk, done: Any, result: Any = None) -> None:

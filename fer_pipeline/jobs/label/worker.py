@@ -9,6 +9,8 @@ import pyarrow as pa
 
 from fer_pipeline.core.isolated import alarm, bounded_memory
 from fer_pipeline.core.run import RunFolder, RunRecord, with_lineage
+from fer_pipeline.core.stage_clock import timed
+from fer_pipeline.jobs.metrics import count_shard
 from fer_pipeline.jobs.shared import Shared
 from fer_pipeline.models.bundle import Bundle
 from fer_pipeline.stages.detectors.spec import ResolvedDetector
@@ -35,9 +37,12 @@ class LabelContext:
         return () if self.reusable is None else self.reusable
 
     def commit(self, shard: int, labelled: pa.Table) -> None:
-        """Commit a shard's rows of `schemas.LABELLED`."""
-        images = with_lineage(labelled, self.record)
-        self.folder.commit(shard, self.reusable.carry_over(images) if self.reusable else images)
+        """Commit a shard's rows of `schemas.LABELLED`, and count them."""
+        with timed("commit"):
+            images = with_lineage(labelled, self.record)
+            images = self.reusable.carry_over(images) if self.reusable else images
+            self.folder.commit(shard, images)
+        count_shard(images)
 
 
 def has_native_bf16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:

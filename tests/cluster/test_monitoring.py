@@ -1,0 +1,73 @@
+"""Dashboard and alert rules ask for figures that exist, in expressions that Prometheus can read."""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import promql_parser
+import pytest
+import yaml
+
+from fer_pipeline.table.exposition import exposition
+from fer_pipeline.table.nights import keep_night
+from tests.table.test_exposition import night
+
+MONITORING = Path(__file__).parents[2] / "cluster" / "monitoring"
+OF_A_RUN = {
+    "ray_fer_records_total", "ray_fer_records_left", "ray_fer_faces_total", "ray_fer_bytes_total", "ray_fer_stage_seconds_total",
+    "ray_fer_shard_seconds_bucket",
+}  # fmt: skip
+"""As `tests/jobs/test_metrics.py` scrapes them."""
+RAYS_OWN = {
+    "ray_tasks", "ray_actors", "ray_node_cpu_count", "ray_node_cpu_utilization", "ray_node_mem_used", "ray_node_mem_total",
+    "ray_node_gpus_utilization",
+}  # fmt: skip
+
+
+def expressions() -> Iterator[str]:
+    for panel in json.loads((MONITORING / "grafana.json").read_text())["panels"]:
+        yield from (target["expr"] for target in panel.get("targets", []))
+    yield from (rule["expr"] for rule in rules())
+
+
+def rules() -> list[dict[str, Any]]:
+    return [rule for group in yaml.safe_load((MONITORING / "alerts.yaml").read_text())["groups"] for rule in group["rules"]]
+
+
+def asked_for(expression: str) -> set[str]:
+    """Return the metrics that an expression names; raise ValueError for one that is none."""
+    return set(re.findall(r"\b(?:ray|fer)_\w+", promql_parser.parse(expression).prettify()))
+
+
+def test_dashboard_and_alerts_ask_only_for_what_is_told(tmp_path: Path) -> None:
+    keep_night(str(tmp_path), night("2026-11-25T00:00:00+00:00"))
+    of_nights = set(re.findall(r"^(fer_night_\w+)", exposition(str(tmp_path)).decode(), re.MULTILINE))
+    found = set[str]().union(*map(asked_for, expressions()))
+    assert found <= OF_A_RUN | RAYS_OWN | of_nights
+    assert found >= OF_A_RUN and len(found & of_nights) >= 8
+
+
+def test_an_expression_with_a_slip_is_refused() -> None:
+    with pytest.raises(ValueError):
+        asked_for("sum by status (rate(ray_fer_records_total[2m])")
+
+
+def test_every_alert_says_what_happened_and_what_to_do() -> None:
+    found = rules()
+    assert {rule["alert"] for rule in found} >= {"NoSuccessfulNight", "NightHeld", "ManyRecordsFail", "ThroughputHalved"}
+    for rule in found:
+        assert rule["labels"]["severity"] in ("page", "ticket")
+        assert rule["annotations"]["summary"].endswith(".") and rule["annotations"]["action"]
+
+
+def test_panels_have_places_of_their_own() -> None:
+    panels = json.loads((MONITORING / "grafana.json").read_text())["panels"]
+    assert len({panel["id"] for panel in panels}) == len(panels)
+    taken = set[tuple[int, int]]()
+    for panel in panels:
+        place = panel["gridPos"]
+        cells = {(place["x"] + x, place["y"] + y) for x in range(place["w"]) for y in range(place["h"])}
+        assert not cells & taken and place["x"] + place["w"] <= 24
+        taken |= cells
