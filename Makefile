@@ -7,7 +7,7 @@ FAULTS ?= faults
 NIGHTS ?= nights and not long
 PRODUCTION ?= production and not long
 
-.PHONY: demo pictures test test-slow test-faults test-s3 test-nights test-production test-doors test-examples fuzz test-pages check bench clean
+.PHONY: demo pictures test test-slow test-faults test-s3 test-nights test-production rehearsal test-doors test-examples fuzz test-pages check bench clean
 
 demo: $(INSTALLED)  ## Label a small photo archive, in a few minutes, install included
 	test -f demo/archive/notes.txt || { rm -rf demo/archive && $(BIN)/fer-pipeline sample-archive demo/archive; }
@@ -38,6 +38,9 @@ test-nights: $(INSTALLED)  ## Seven nights, kills and publishers in any order; N
 
 test-production: $(INSTALLED)  ## Schedules that fire, jobs on a cluster with tokens, and all that can be lost of them
 	$(BIN)/python -m pytest -m "$(PRODUCTION)" tests/production
+
+rehearsal: $(INSTALLED)  ## A store, Prefect, a head and workers as machines of their own; one is lost (needs root, iproute2)
+	unshare --net --mount --pid --fork --mount-proc $(BIN)/python -m pytest -m rehearsal -s tests/rehearsal
 
 test-doors: $(INSTALLED)  ## No command listens to other machines or looks up a name (needs root and iproute2)
 	$(BIN)/python -m pytest -m doors tests/doors

@@ -74,6 +74,52 @@ class Process:
         return self.log.read_text()
 
 
+class Prefect:
+    """The server's own interface."""
+
+    def __init__(self, api: str) -> None:
+        self.http = httpx.Client(base_url=api, timeout=30)
+
+    def post(self, path: str, **body: Any) -> Any:
+        for _ in range(5):
+            answer = self.http.post(path, json=body)
+            if answer.status_code != 503:  # SQLite is locked for the moment
+                break
+            time.sleep(1)
+        answer.raise_for_status()
+        return answer.json()
+
+    def start(self, deployment: str) -> str:
+        """Start a run of the deployment FLOW/NAME and return its id."""
+        found = self.http.get(f"/deployments/name/{deployment}").json()
+        return str(self.post(f"/deployments/{found['id']}/create_flow_run", state={"type": "SCHEDULED"})["id"])
+
+    def runs(self, flow: str, deployment: str) -> list[dict[str, Any]]:
+        where = {"flows": {"name": {"any_": [flow]}}, "deployments": {"name": {"any_": [deployment]}}}
+        return list(self.post("/flow_runs/filter", sort="EXPECTED_START_TIME_ASC", **where))
+
+    def state(self, run: str) -> dict[str, Any]:
+        return dict(self.http.get(f"/flow_runs/{run}").json()["state"])
+
+    def is_over(self, run: str) -> bool:
+        return self.state(run)["type"] in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
+
+    def end_of(self, run: str, limit_s: float = 120) -> dict[str, Any]:
+        until(lambda: self.is_over(run), limit_s, f"the end of run {run}, {self.state(run)}")
+        return self.state(run)
+
+    def cancel(self, run: str) -> None:
+        self.post(f"/flow_runs/{run}/set_state", state={"type": "CANCELLING"})
+
+    def log(self, run: str) -> list[str]:
+        found = self.post("/logs/filter", logs={"flow_run_id": {"any_": [run]}}, sort="TIMESTAMP_ASC", limit=200)
+        return [one["message"] for one in found]
+
+    def artifacts(self, run: str) -> dict[str, Any]:
+        found = self.post("/artifacts/filter", artifacts={"flow_run_id": {"any_": [run]}})
+        return {one["key"]: one["data"] for one in found}
+
+
 class Stand:
     """The processes of one production on loopback, and their environment."""
 

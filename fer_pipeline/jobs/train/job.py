@@ -263,6 +263,13 @@ def _require_resources(config: TrainConfig, plan: Plan, cluster: ClusterConfig) 
         raise UserError(f"This machine has fewer than {needed} cores, one for each worker{beside}: ask for fewer --num-workers.")
 
 
+class _Trainer(TorchTrainer):
+    """Ray's trainer without its handler of SIGINT, which waits for ever or exits with 0: this command's own ends it in order."""
+
+    def _register_sigint_handler(self, controller: Any) -> None:
+        pass
+
+
 def _train(plan: Plan, config: TrainConfig, checkpoints: str, digest: str) -> State:
     """Run the loop on the workers and return the last checkpoint's state."""
     recipe, initial = plan.recipe, plan.initial
@@ -277,7 +284,7 @@ def _train(plan: Plan, config: TrainConfig, checkpoints: str, digest: str) -> St
     storage.remove(storage.join(live, DIVERGED))
     workers: Any = (config.min_workers, config.num_workers) if config.min_workers else config.num_workers
     with rendezvous("nccl" if config.use_gpu else "gloo") as meeting, _watched(live, recipe.training.epochs):
-        trainer = TorchTrainer(
+        trainer = _Trainer(
             worker,
             train_loop_config={"plan": plan},
             torch_config=meeting,
