@@ -159,3 +159,11 @@ def test_a_finish_says_in_words_what_came_of_it_unless_told_to_be_quiet(archive:
     assert json.loads(out.stdout.splitlines()[-1])["records"] == 36
     again = call(*command, "--quiet")
     assert again.returncode == 0 and again.stderr == "" and json.loads(again.stdout)["records"] == 36
+
+
+def test_log_lines_are_json_objects_on_demand_and_name_the_run(archive: Path, tmp_path: Path) -> None:
+    out = call("label", str(archive), "--out", str(tmp_path / "run"), "--detector", "none", "--json-log")
+    lines = [json.loads(line) for line in out.stderr.splitlines()]
+    run_id = json.loads(out.stdout.splitlines()[-1])["run_id"]
+    assert lines[-1]["message"].startswith("Labelled 36 images") and lines[-1]["run_id"] == run_id
+    assert {line["level"] for line in lines} == {"info"} and all(line["time"].endswith("+00:00") for line in lines)

@@ -99,6 +99,12 @@ def test_a_local_path_is_refused_on_several_nodes_unless_it_is_shared(cluster: C
     assert not (tmp_path / "run").exists()
 
 
+def test_a_cluster_that_lets_everybody_in_is_refused(cluster: Cluster, archive: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"lets in everybody who reaches .*RAY_AUTH_MODE=token.*--open-cluster"):
+        label.run(config(archive, tmp_path / "run"), ClusterConfig(address=cluster.address, shared_filesystem=True))
+    assert not (tmp_path / "run").exists()
+
+
 def test_the_code_travels_to_the_workers(cluster: Cluster) -> None:
     """Here the workers would find it installed as well; elsewhere what travelled is all they have: so it must be whole."""
     with connected(ClusterConfig(open_cluster=True, address=cluster.address)):

@@ -36,9 +36,11 @@ def test_the_label_flow_runs_the_job_and_publishes_its_counts(archive: Path, tmp
 
 def test_the_nightly_flow_publishes_and_shows_its_audit(archive: Path, tmp_path: Path, local_ray: None) -> None:
     paths = {"out": f"{tmp_path}/{{date}}", "table": f"{tmp_path}/table", "page": f"{tmp_path}/nights.html"}
+    paths["metrics"] = f"{tmp_path}/night.prom"
     config = NightlyConfig.model_validate({"source": str(archive), "detector": "none", "date": "2026-01-01"} | paths)
     assert (nightly(config).state, nightly(config).state) == ("published", "published")
     assert nightly(config.model_copy(update={"date": "2026-01-02"})).records == 2  # those that failed
+    assert "fer_night_records" in (tmp_path / "night.prom").read_text()
     with get_client(sync_client=True) as client:
         artifact = next(one for one in client.read_artifacts() if one.key == "nightly")
     assert "| expressions |" in str(artifact.data) and (tmp_path / "2026-01-02" / "_SUCCESS").exists()
