@@ -1,5 +1,6 @@
 """The Ray tasks that a chunk goes through, and the one place that starts them and hears how they ended."""
 
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -8,6 +9,7 @@ from typing import Any, cast
 
 import pyarrow as pa
 import ray
+from ray.exceptions import NodeDiedError
 
 from fer_pipeline.jobs.demand import Bundles
 from fer_pipeline.jobs.label.chunk import Chunk, Step
@@ -27,6 +29,10 @@ Ended = tuple[Chunk, Any, BaseException | None]
 """A chunk whose task ended, what the task returned, and what it raised instead."""
 
 
+ANSWER_S = 15.0
+"""How long a task may have to be silent, at the least, after a node has died, to be taken for one of that node's."""
+
+
 class Tasks:
     """Starts tasks and hears of their ends; neither costs more on a larger cluster."""
 
@@ -34,7 +40,9 @@ class Tasks:
         """`ask`: tells an autoscaler what is needed."""
         self.context, self.ask = context, ask
         self._ended: SimpleQueue[Ended] = SimpleQueue()
-        self._running: dict[Any, tuple[Chunk, Any]] = {}
+        self._running: dict[Any, tuple[Chunk, Any, float]] = {}
+        """The chunk, what the task returns and when it was started, by what tells its end."""
+        self._longest_s, self._alive, self._died = 0.0, frozenset[str](), 0.0
 
     def start(self, chunk: Chunk) -> None:
         """Start the chunk's step. For `EXTRACT` the result is a reference to the faces, which stay where they are."""
@@ -58,13 +66,14 @@ class Tasks:
 
     def hear(self, chunk: Chunk, done: Any, result: Any = None) -> None:
         """Have `ended` tell when the task behind the reference `done` has ended."""
-        self._running[done] = (chunk, result)
+        self._running[done] = (chunk, result, time.monotonic())
         done.future().add_done_callback(lambda future: self._end(done, future.exception() or future.result()))
 
     def _end(self, done: Any, outcome: Any) -> None:
         """Put what a task came to, or raised, where `ended` takes it; only once."""
-        chunk, result = self._running.pop(done, (None, None))
+        chunk, result, started = self._running.pop(done, (None, None, 0.0))
         if chunk is not None:
+            self._longest_s = max(self._longest_s, time.monotonic() - started)
             error = outcome if isinstance(outcome, BaseException) else None
             self._ended.put((chunk, outcome if result is None and error is None else result, error))
 
@@ -90,9 +99,27 @@ class Tasks:
 
     def cores(self, wanted: int, gpus: Bundles) -> int:
         """Return the cores that the cluster has now, and tell its autoscaler how many there is work for, and how many GPUs."""
+        self._give_up_lost()
         if self.ask:
             self.ask([*gpus, *[({"CPU": 1.0}, wanted)] * (wanted > 0)])
         return cluster_cores()
+
+    def _give_up_lost(self) -> None:
+        """Take tasks for lost that were at work when a node died and should have ended since.
+
+        A machine that is cut off says nothing, and Ray waits seven minutes for its answer. One that lives, and is late, does its
+        work for nothing: commits of a shard are the same.
+        """
+        alive = frozenset(node["NodeID"] for node in ray.nodes() if node["Alive"])
+        if self._alive - alive:
+            self._died = time.monotonic()
+        self._alive = alive
+        if not self._died or time.monotonic() - self._died < max(ANSWER_S, 3 * self._longest_s):
+            return
+        for done, (chunk, _, started) in list(self._running.items()):
+            if started < self._died and chunk.step in (Step.LABEL, Step.EXTRACT):
+                self._end(done, NodeDiedError("a node has died and the task is silent"))
+        self._died = 0.0
 
 
 def _outcome(done: Any) -> Any:
