@@ -14,12 +14,8 @@ demo: $(INSTALLED)  ## Label a small photo archive, in a few minutes, install in
 	$(BIN)/fer-pipeline label demo/archive --out demo/run
 	@echo; echo "Open $(CURDIR)/demo/run/report.html"
 
-pictures: $(INSTALLED)  ## The picture of the README, from a run over photos in the public domain (needs Chromium)
-	rm -rf /tmp/fer-pictures && mkdir -p /tmp/fer-pictures docs/pictures
-	$(BIN)/fer-pipeline sample-archive /tmp/fer-pictures/photos --no-people
-	$(BIN)/fer-pipeline label /tmp/fer-pictures/photos --out /tmp/fer-pictures/run
-	chromium --headless --no-sandbox --disable-gpu --hide-scrollbars --window-size=1000,1530 \
-		--screenshot=$(CURDIR)/docs/pictures/report.png file:///tmp/fer-pictures/run/report.html
+pictures: $(INSTALLED)  ## The pictures of the documents, from small runs over photos in the public domain (needs Chromium)
+	$(BIN)/python -m tests.report.pictures docs/pictures
 
 test: $(INSTALLED)  ## The tests
 	$(BIN)/python -m pytest

@@ -81,3 +81,17 @@ def test_a_command_of_the_documents_is_one_that_the_command_line_takes(page: str
         prepare(function_of(path), positional.split())
         cli.app.config = ()  # no file of options, as an earlier call in this process may have had one
         cli.app.parse_args(tokens, exit_on_error=False, print_error=False)
+
+
+def anchors(page: Path) -> set[str]:
+    """Return the anchors that a page's headings have on the web."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_between_the_documents_lead_somewhere(page: Path) -> None:
+    for target, _, anchor in re.findall(r"\]\((?!http)([^)#\s]*)(#([^)]*))?\)", page.read_text()):
+        found = page.parent / target if target else page
+        assert found.exists(), target
+        assert not anchor or anchor in anchors(found), f"{target}#{anchor}"
