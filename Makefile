@@ -36,7 +36,7 @@ test-production: $(INSTALLED)  ## Schedules that fire, jobs on a cluster with to
 	$(BIN)/python -m pytest -m "$(PRODUCTION)" tests/production
 
 rehearsal: $(INSTALLED)  ## A store, Prefect, a head and workers as machines of their own; one is lost (needs root, iproute2)
-	unshare --net --mount --pid --fork --mount-proc $(BIN)/python -m pytest -m rehearsal -s tests/rehearsal
+	unshare --net --mount --pid --fork --kill-child --mount-proc $(BIN)/python -m pytest -m rehearsal -s tests/rehearsal
 
 test-doors: $(INSTALLED)  ## No command listens to other machines or looks up a name (needs root and iproute2)
 	$(BIN)/python -m pytest -m doors tests/doors

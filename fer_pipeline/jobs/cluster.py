@@ -8,7 +8,7 @@ import signal
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from ipaddress import ip_address
@@ -89,7 +89,7 @@ def connected(config: ClusterConfig, *urls: str) -> Iterator[None]:
                 ray.init(config.cluster, runtime_env=environment, logging_level=logging.ERROR, log_to_driver=False)
             else:
                 folder = stack.enter_context(_private_folder())
-                stack.callback(_end_local_ray)
+                stack.callback(_end_local_ray, set(psutil.Process().children(recursive=True)))
                 with _closed_doors():
                     ray.init(
                         address="local",
@@ -109,9 +109,12 @@ def connected(config: ClusterConfig, *urls: str) -> Iterator[None]:
         yield
 
 
-def _end_local_ray() -> None:
-    """Shut Ray down and end what it leaves: its agents live on for a minute, and all of it where its start was broken off."""
-    started = psutil.Process().children(recursive=True)
+def _end_local_ray(others: Container[psutil.Process]) -> None:
+    """Shut Ray down and end what it leaves: its agents live on for a minute, and all of it where its start was broken off.
+
+    `others`: children that were there before it, such as the nodes of another Ray.
+    """
+    started = [process for process in psutil.Process().children(recursive=True) if process not in others]
     rays = [process for process in started if _name(process).startswith(RAYS_PROCESSES)]
     ray.shutdown()
     for process in rays:

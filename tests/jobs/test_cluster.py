@@ -107,3 +107,20 @@ def _name_of_this_task(item: int) -> str:
 
 def test_rays_pages_name_a_task_in_words(local_ray: None) -> None:
     assert list(fan_out(_name_of_this_task, [1])) == ["name of this task 1"]
+
+
+BESIDE = """
+import subprocess, sys
+from fer_pipeline.jobs.cluster import ClusterConfig, connected
+subprocess.Popen(["cp", "/usr/bin/sleep", sys.argv[1]]).wait()
+named = subprocess.Popen([sys.argv[1], "60"])
+with connected(ClusterConfig(num_cpus=1)):
+    pass
+print(named.poll())
+named.kill()
+"""
+
+
+def test_the_end_of_a_local_ray_spares_one_that_was_there_before(tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", BESIDE, str(tmp_path / "raylet")], capture_output=True, text=True, timeout=120)
+    assert done.stdout.splitlines()[-1] == "None", done.stderr
