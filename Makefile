@@ -7,7 +7,7 @@ FAULTS ?= faults
 NIGHTS ?= nights and not long
 PRODUCTION ?= production and not long
 
-.PHONY: demo pictures test test-slow test-faults test-s3 test-nights test-production rehearsal test-doors test-examples fuzz test-pages check bench clean
+.PHONY: demo pictures test test-slow test-faults test-s3 test-nights test-production rehearsal test-doors test-examples fuzz test-pages check bench bench-compare clean
 
 demo: $(INSTALLED)  ## Label a small photo archive, in a few minutes, install included
 	test -f demo/archive/notes.txt || { rm -rf demo/archive && $(BIN)/fer-pipeline sample-archive demo/archive; }
@@ -58,6 +58,9 @@ check: $(INSTALLED)  ## Style and types
 
 bench: $(INSTALLED)  ## Throughput of labelling against a plain loop (needs ../shared)
 	$(BIN)/python tests/benchmarks/label.py
+
+bench-compare: $(INSTALLED)  ## The main benchmarks as ratios to a plain loop, against the kept ones (needs ../shared)
+	$(BIN)/python -m tests.benchmarks.compare
 
 $(INSTALLED): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

@@ -109,9 +109,9 @@ def machines(operations: Path) -> Iterator[list[Machine]]:
 
 
 def rows(table: str) -> list[dict[str, Any]]:
-    """Return a table's labels without what says when and by which run."""
+    """Return a table's labels without what says when, by which run and at which try."""
     found = DeltaTable(table, storage_options=storage_options(table)).to_pyarrow_table()
-    own = {"run_id", "labelled_at", "published_by"}
+    own = {"run_id", "labelled_at", "published_by", "attempt"}  # what failed once is tried again by the next night
     return sorted(
         ({name: value for name, value in row.items() if name not in own} for row in found.to_pylist()),
         key=lambda row: (row["uri"], row["member"] or "", row["time_ms"] or 0),
