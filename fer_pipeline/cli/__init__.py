@@ -1,5 +1,6 @@
 """The command line: the table of commands, how they end, and what they print. No logic."""
 
+import errno
 import json
 import logging
 import os
@@ -55,6 +56,8 @@ EXIT_CODES = (
     "Exit codes: 0 done, or nothing to do; 1 a bug, or a store or cluster that failed (run it again); 2 yours to mend; "
     "3 too many failures; 4 held; 130 and 143 stopped by SIGINT or SIGTERM."
 )
+NO_PLACE = {errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG}
+"""What a local path that cannot be used raises, however often it is tried."""
 app = App(
     name="fer-pipeline",
     help="Ingest, train and label apparent facial expressions on Ray.",
@@ -160,7 +163,8 @@ def _exit_code(command: Callable[[], Any]) -> int:
         return error.exit_code
     except UnusedCliTokensError as error:
         more = " ".join(error.unused_tokens or ())
-        remedy = "label one folder, file or s3:// URL, or predict a few images."
+        labelling = "label" in (error.command_chain or ())
+        remedy = "label one folder, file or s3:// URL, or predict a few images." if labelling else "--help names what it takes."
         print(f"fer-pipeline: '{more}' is more than the command takes: {remedy}", file=sys.stderr)
         return 2
     except CycloptsError as error:
@@ -171,8 +175,14 @@ def _exit_code(command: Callable[[], Any]) -> int:
         print(f"fer-pipeline: permission denied: {reason(error)}. Mend the rights, or name another place.", file=sys.stderr)
         return UserError.exit_code
     except STORAGE_ERRORS as error:
+        if getattr(error, "errno", None) in NO_PLACE:
+            print(f"fer-pipeline: a path cannot be used: {reason(error)}. Name another one.", file=sys.stderr)
+            return UserError.exit_code
         print(f"fer-pipeline: the storage failed, run the same command again to continue: {reason(error)}", file=sys.stderr)
         return 1
     if isinstance(result, BaseModel):
-        print(json.dumps(result.model_dump(mode="json")))
+        try:
+            print(json.dumps(result.model_dump(mode="json")), flush=True)
+        except BrokenPipeError:  # whoever reads has read enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0

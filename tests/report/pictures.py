@@ -29,8 +29,7 @@ def shoot(page: Path, picture: Path, width: int, height: int) -> None:
 
 def main(pictures: Path) -> None:
     pictures.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.gettempdir(), "media")  # a name that may stand in a picture
-    work.mkdir()
+    work = Path(tempfile.mkdtemp(prefix="media-"))
     sample_archive.run(SampleArchiveConfig(dest=str(work / "photos"), people=False))
     for date in ("2026-11-19", "2026-11-20"):
         paths = {"source": "photos", "table": "table", "out": "runs/{date}", "page": "nights.html"}

@@ -314,7 +314,8 @@ def _label(
     folder, record = context.folder, context.record
     committed = folder.committed() - again
     pending = [shard for shard in range(record.shards) if shard not in committed]
-    log.info("%d records in %d shards, %d of them done", record.records, record.shards, len(committed))
+    which = f"{'Continuing' if resumed else 'Beginning'} run {record.run_id}"
+    log.info("%s: %d records in %d shards, %d of them done", which, record.records, record.shards, len(committed))
     with progress("labelling", record.records) as advance:
         done = 0
         if committed:

@@ -41,7 +41,8 @@ def resolve_detector(name: str, weights: str | None = None) -> ResolvedDetector:
         except WeightsNotFound as error:
             missing.append(str(error))
             continue
-        return replace(found, origin=" ".join([*missing, found.origin]))
+        why = f", in the place of a faster one: {' '.join(missing)}" if missing else ""
+        return replace(found, origin=found.origin + why)
     raise UserError(" ".join(missing))
 
 
