@@ -97,8 +97,7 @@ def test_from_no_workers_the_whole_demand_is_asked_for_and_a_late_node_is_used(a
     with cluster_of(num_cpus=0) as nodes:
         driver = drive(archive, out, nodes.address, "--shard-records", "4")
         ray.init(nodes.address, log_to_driver=False)
-        until(asked_for)
-        assert asked_for() == [{"CPU": 1.0}] * 9  # 36 records, 4 in a shard
+        until(lambda: asked_for() == [{"CPU": 1.0}] * 9)  # 36 records, 4 in a shard; before, the listing asks for its own
         add(nodes, num_cpus=2)
         took_s = until(lambda: shards(out))
         print(f"the late node committed a shard after {took_s:.1f} s")
