@@ -1,6 +1,8 @@
 """A flow from the shell: its configuration as JSON or in a TOML file, its end as an exit code."""
 
+import atexit
 import json
+import os
 import sys
 import tomllib
 from pathlib import Path
@@ -34,7 +36,8 @@ def main(flow: Flow[Any, Any], kind: type[Config]) -> None:
         sys.exit(UserError.exit_code)
     except KeyboardInterrupt as stopped:
         print(f"{flow.name}: {said_of(stopped)}", file=sys.stderr, flush=True)  # noqa: T201
-        sys.exit(stopped_code())  # in order: Prefect's temporary server ends with it
+        atexit._run_exitfuncs()  # Prefect's temporary server ends with it
+        os._exit(stopped_code())  # threads of Ray may live on, and crash while Python ends
     except JobError as error:
         print(f"{flow.name}: {error}", file=sys.stderr)  # noqa: T201 (a command's last sentence)
         sys.exit(error.exit_code)
