@@ -31,7 +31,7 @@ _metrics = cache(_Metrics)
 
 
 def count_shard(rows: pa.Table) -> None:
-    """Count a shard that was committed, rows of `schemas.LABELLED`, and the seconds that this process spent since the last."""
+    """Count a shard that was committed, rows of `schemas.LABELLED`, and what this process spent on it."""
     metrics = _metrics()
     for counted in pc.value_counts(rows["status"].cast(pa.string())).to_pylist():
         metrics.records.inc(counted["counts"], {"status": counted["values"]})
@@ -41,6 +41,12 @@ def count_shard(rows: pa.Table) -> None:
             metrics.faces.inc(count, {"uncertain": str(value).lower()})
     if size := pc.sum(rows["size_bytes"]).as_py():
         metrics.bytes.inc(size)
+    count_seconds()
+
+
+def count_seconds() -> None:
+    """Count the seconds by stage that this process spent since the last call, on one shard."""
+    metrics = _metrics()
     for stage, seconds in stage_clock.take().items():
         if seconds > 0:
             metrics.seconds.inc(seconds, {"stage": stage})
@@ -53,7 +59,9 @@ def counted(advance: Callable[[int], None], left: int) -> Callable[[int], None]:
     def done(count: int) -> None:
         nonlocal left
         left -= count
-        _metrics().left.set(left)
+        gauge.set(left)
         advance(count)
 
+    gauge = _metrics().left
+    gauge.set(left)
     return done

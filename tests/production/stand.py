@@ -35,6 +35,17 @@ def until(condition: Callable[[], Any], limit_s: float = 60.0, what: str = "it")
     return time.monotonic() - began
 
 
+def await_prefect(api: str) -> None:
+    """Wait until a Prefect server answers."""
+
+    def answers() -> bool:
+        with suppress(httpx.HTTPError):
+            return httpx.get(f"{api}/health").status_code == 200
+        return False
+
+    until(answers, 90, "the Prefect server")
+
+
 class Process:
     """A process of ours and its descendants."""
 
@@ -156,12 +167,7 @@ class Stand:
         return server
 
     def await_server(self) -> None:
-        def answers() -> bool:
-            with suppress(httpx.HTTPError):
-                return httpx.get(f"{self.api}/health").status_code == 200
-            return False
-
-        until(answers, 90, "the Prefect server")
+        await_prefect(self.api)
 
     def start_head(self, cpus: int = 1) -> "Head":
         head = Head(self, cpus)

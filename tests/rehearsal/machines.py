@@ -6,7 +6,6 @@ as machines are: its link goes down and its processes are killed, so that nobody
 
 import os
 import shlex
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -46,7 +45,8 @@ class Machine:
     """One machine, which runs the commands of the cluster file."""
 
     def __init__(self, name: str, address: str, folder: Path, token: str) -> None:
-        self.name, self.address, self.folder = name, address, folder / name
+        self.name, self.folder = name, folder / name
+        self.process: subprocess.Popen[bytes] | None = None
         for place in ("home/.ray", "ray"):
             (self.folder / place).mkdir(parents=True)
         secret = self.folder / "home" / ".ray" / "auth_token"  # as file_mounts brings it
@@ -103,6 +103,7 @@ class Machine:
         self.end()
 
     def end(self) -> None:
-        """Kill all its processes."""
-        self.process.send_signal(signal.SIGKILL)
-        self.process.wait()
+        """Kill all its processes, where it was started."""
+        if self.process:
+            self.process.kill()
+            self.process.wait()

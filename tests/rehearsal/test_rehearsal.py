@@ -16,7 +16,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 import s3fs
 import tomli_w
@@ -27,7 +26,7 @@ from fer_pipeline.jobs import nightly
 from fer_pipeline.jobs.nightly import NightlyConfig
 from fer_pipeline.table.delta import storage_options
 from tests.conftest import copies
-from tests.production.stand import Prefect, until
+from tests.production.stand import Prefect, await_prefect, until
 from tests.rehearsal.machines import (
     BIN,
     HEAD,
@@ -54,6 +53,8 @@ STORE = {
     "AWS_DEFAULT_REGION": "us-east-1",
 }
 API = f"http://{OPERATIONS}:4200/api"
+OF_A_MACHINE = STORE | {"PREFECT_API_URL": API, "RAY_USAGE_STATS_ENABLED": "0", "LANG": "C.UTF-8"}
+"""The environment that its commands find."""
 SETTINGS = {"detector": "mtcnn", "shard_records": 4}
 NEVER = "0 0 1 1 *"
 
@@ -68,12 +69,7 @@ def operations(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     prefect = [str(BIN / "prefect"), "server", "start", "--host", OPERATIONS, "--port", "4200"]
     servers = [subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) for command in (store, prefect)]
 
-    def healthy() -> bool:
-        with suppress(httpx.HTTPError):
-            return httpx.get(f"{API}/health").status_code == 200
-        return False
-
-    until(healthy, 120, "the Prefect server")
+    await_prefect(API)
     yield folder
     for server in servers:
         server.terminate()
@@ -93,19 +89,15 @@ def machines(operations: Path) -> Iterator[list[Machine]]:
     schedules = operations / "schedules.toml"
     schedules.write_text(tomli_w.dumps({"nightly": {"media": schedule}}))
     served = f"RAY_AUTH_MODE=token python -m flows.deploy {schedules} &"
-    environment = STORE | {
-        "PREFECT_API_URL": API, "RAY_USAGE_STATS_ENABLED": "0", "LANG": "C.UTF-8", "XDG_CACHE_HOME": str(operations / "cache"),
-    }  # fmt: skip
     found = [Machine("head", HEAD, operations, TOKEN)]
-    found[0].start([*HEAD_COMMANDS, served], environment, cores=0)
+    found[0].start([*HEAD_COMMANDS, served], OF_A_MACHINE, cores=0)
     found += [Machine(f"worker{number}", f"{NETWORK}.{2 + number}", operations, TOKEN) for number in (1, 2, 3)]
     until(lambda: "polling for scheduled runs" in found[0].log.read_text(), 120, f"the head: {found[0].log.read_text()}")
     for worker in found[1:3]:
-        worker.start(WORKER_COMMANDS, environment, cores=1)
+        worker.start(WORKER_COMMANDS, OF_A_MACHINE, cores=1)
     yield found
     for machine in found:
-        with suppress(AttributeError):
-            machine.end()
+        machine.end()
 
 
 def rows(table: str) -> list[dict[str, Any]]:
@@ -148,7 +140,7 @@ def test_a_night_that_loses_a_machine_and_the_next_one(operations: Path, machine
     first_s = time.monotonic() - began
     assert rows("s3://media/labels") == undisturbed("quiet-first")
 
-    three.start(WORKER_COMMANDS, STORE | {"RAY_USAGE_STATS_ENABLED": "0", "LANG": "C.UTF-8"}, cores=1)
+    three.start(WORKER_COMMANDS, OF_A_MACHINE, cores=1)
     upload(copies(archive, operations / "second", 1), "s3://media/photos/second")
     again = prefect.start("nightly/media")
     state = prefect.end_of(again, 600)
@@ -161,7 +153,7 @@ def test_a_night_that_loses_a_machine_and_the_next_one(operations: Path, machine
     pictures(run, again)
     print(f"\nworker1 lost after {lost_s:.0f} s, the night over after {first_s:.0f} s, all in {time.monotonic() - began:.0f} s")
     print(*prefect.log(run), sep="\n")
-    require_known_ports(ports)
+    require_closed_dashboard(ports)
 
 
 def discovered(head: Machine) -> list[dict[str, Any]]:
@@ -180,8 +172,8 @@ def counted(targets: list[str]) -> float:
     return sum(float(line.split()[-1]) for line in text.splitlines() if line.startswith("ray_fer_records_total"))
 
 
-def require_known_ports(ports: dict[str, set[tuple[str, str, str]]]) -> None:
-    """Print what listened on each machine; nothing but Ray's own processes may listen to other machines."""
+def require_closed_dashboard(ports: dict[str, set[tuple[str, str, str]]]) -> None:
+    """Print what listened on each machine; the head lets its workers in and nobody else to its dashboard."""
     for name, found in ports.items():
         for address, port, process in sorted(found, key=lambda one: (one[0], one[2])):
             print(f"| {name} | {address} | {port} | {process} |")

@@ -53,4 +53,5 @@ def main(pictures: Path) -> None:
     shutil.rmtree(work)
 
 
-main(Path(sys.argv[1]))
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

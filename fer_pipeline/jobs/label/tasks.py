@@ -22,6 +22,7 @@ from fer_pipeline.jobs.label.worker import (
     load_labeller,
     slow_machine,
 )
+from fer_pipeline.jobs.metrics import count_seconds
 from fer_pipeline.jobs.shared import Shared, by_node, cluster_cores
 from fer_pipeline.stages.label import ExtractedShard, Poison
 
@@ -151,4 +152,5 @@ def _label(context: Shared[LabelContext], shards: list[int], manifests: list[pa.
 def _extract(context: Shared[LabelContext], manifest: pa.Table, poison: Poison) -> tuple[None, ExtractedShard]:
     """Return one shard's faces, not yet labelled: what a GPU actor classifies."""
     (shard,) = load_extractor(context)([manifest], poison)
+    count_seconds()  # it commits nothing: the actor that does counts its own
     return None, shard
