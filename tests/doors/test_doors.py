@@ -1,6 +1,7 @@
 """No command listens to other machines, and none looks up a name: each is run in a network namespace that has nobody else."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -18,6 +19,13 @@ pytestmark = [
     pytest.mark.doors,
     pytest.mark.skipif(not possible, reason="needs root, iproute2 and the right to make network namespaces"),
 ]
+OPEN_CLUSTER = """
+mount -t tmpfs none /mnt
+ip link set lo up && ip address add 10.9.9.9 dev lo
+ray start --head --node-ip-address 10.9.9.9 --port 6379 --num-cpus 1 --object-store-memory 100000000 --include-dashboard false
+exec "$@"
+"""
+"""A head at an address that is not loopback's and that asks for no token; then a command."""
 DETECTOR = ("--detector", "mtcnn")
 """The one that comes with a package; `auto` looks for YuNet's weights first."""
 WATCH = Path(__file__).with_name("watch.py")
@@ -90,3 +98,18 @@ def test_a_flow(archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "prefect"))
     parameters = json.dumps({"source": str(archive), "out": str(tmp_path / "run"), "detector": "mtcnn"})
     require_private(run_alone(tmp_path, "flows.label", parameters))
+
+
+def test_a_cluster_that_other_machines_reach_and_that_lets_everybody_in_is_refused(archive: Path, tmp_path: Path) -> None:
+    environment = {
+        "RAY_AUTH_MODE": "disabled",
+        "RAY_TMPDIR": "/mnt",
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    }
+    run = ("fer-pipeline", "label", str(archive), "--out", str(tmp_path / "run"), *DETECTOR, "--shared-filesystem")
+    together = [*ALONE, "--pid", "--fork", "--kill-child", "--mount-proc", "bash", "-ec", OPEN_CLUSTER, "bash", *run]
+    done = subprocess.run(
+        [*together, "--address", "10.9.9.9:6379"], env=os.environ | environment, capture_output=True, text=True, timeout=200
+    )
+    assert "lets in everybody who reaches 10.9.9.9" in done.stderr and "--open-cluster" in done.stderr, done.stderr[-3000:]
+    assert done.returncode == 2 and not (tmp_path / "run").exists()

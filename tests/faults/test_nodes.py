@@ -3,7 +3,6 @@
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -97,21 +96,6 @@ def test_a_node_that_is_lost_costs_nothing(cluster: Cluster, many: Path, undistu
 def test_a_local_path_is_refused_on_several_nodes_unless_it_is_shared(cluster: Cluster, many: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="the cluster has 3 nodes"):
         label.run(config(many, tmp_path / "run"), ClusterConfig(open_cluster=True, address=cluster.address))
-    assert not (tmp_path / "run").exists()
-
-
-def test_a_cluster_that_lets_everybody_in_is_refused(archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")  # where a token is at hand, Ray's start sets it to `token`
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as route:
-        route.connect(("192.0.2.1", 9))  # sends nothing; says by which address others would reach this machine
-        address = route.getsockname()[0]
-    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "node_ip_address": address, **HEAD})
-    try:
-        with pytest.raises(UserError, match=r"lets in everybody who reaches .*RAY_AUTH_MODE=token.*--open-cluster"):
-            label.run(config(archive, tmp_path / "run"), ClusterConfig(address=nodes.address, shared_filesystem=True))
-    finally:
-        ray.shutdown()
-        nodes.shutdown()
     assert not (tmp_path / "run").exists()
 
 
