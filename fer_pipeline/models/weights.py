@@ -51,6 +51,11 @@ def take_over(network: nn.Module, weights: Weights) -> None:
             network.get_parameter(name)[: len(weights[name])] = weights[name]
 
 
+def mean_weights(first: Weights, second: Weights, share: float) -> Weights:
+    """Return the weights between those of two networks of one form, `share` of the way from the first to the second."""
+    return {name: torch.lerp(value, second[name], share) if value.is_floating_point() else value for name, value in first.items()}
+
+
 def keep_outputs(state: Weights, classes: int) -> Weights:
     """Return a network's weights without the outputs behind the first `classes`."""
     last = last_layer(state)

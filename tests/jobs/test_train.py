@@ -60,6 +60,27 @@ def test_a_training_starts_from_the_weights_of_a_bundle(results: dict[int, Train
     )
     assert abs(again.validation_accuracy - results[1].validation_accuracy) < 0.05
     assert read_bundle(str(tmp_path / "m")).card.recipe["initial"]["training"]["epochs"] == 8
+    (tmp_path / "half.toml").write_text(
+        RECIPE.replace("epochs = 8", "epochs = 1").replace("[training]", "[training]\nkeep_initial = 0.5")
+    )
+    train.run(
+        TrainConfig(
+            recipe=str(tmp_path / "half.toml"),
+            data=str(dataset),
+            out=str(tmp_path / "h"),
+            initial=started,
+            allow_missing_classes=True,
+        )
+    )
+    kept = torch.load(next((tmp_path / "h.checkpoints").rglob("state.pt")), weights_only=True)["kept"]
+    before, half = (load_network(read_bundle(url)).state_dict() for url in (started, str(tmp_path / "h")))
+    assert all(torch.allclose(value, (before[name] + kept[name][: len(value)]) / 2) for name, value in half.items() if value.ndim)
+    with pytest.raises(UserError, match="say --initial"):
+        train.run(
+            TrainConfig(
+                recipe=str(tmp_path / "half.toml"), data=str(dataset), out=str(tmp_path / "n"), allow_missing_classes=True
+            )
+        )
     with pytest.raises(UserError, match="another network"):
         train.run(
             TrainConfig(

@@ -144,6 +144,8 @@ def make_plan(
         )
     if initial and initial.card.format == "onnx":
         raise UserError(f"The initial model '{initial.card.name}' is an ONNX network, which is not trained on.")
+    if recipe.training.keep_initial and not initial:
+        raise UserError("The recipe's keep_initial keeps weights of a model to start from: say --initial, or leave it out.")
     _require_teachers(recipe, teachers, space)
     framing = _framing(recipe, dataset, initial)
     labels = mapping(dataset.label_space.classes, space)

@@ -17,7 +17,7 @@ from fer_pipeline.models.evaluation import judge
 from fer_pipeline.models.networks import build
 from fer_pipeline.models.recipe import Recipe
 from fer_pipeline.models.training.trainer import Epoch, State, kept_epoch
-from fer_pipeline.models.weights import keep_outputs, pack
+from fer_pipeline.models.weights import keep_outputs, load_network, mean_weights, pack
 from fer_pipeline.report.card import card_markdown, card_page
 from fer_pipeline.report.training import confusion_png, curves_png
 
@@ -31,7 +31,10 @@ def publish(plan: Plan, dataset: DatasetInfo, out: str, state: State) -> SplitFi
     """Write curves, confusion matrix and bundle into the folder `out`, and return its figures."""
     recipe, classes = plan.recipe, plan.space.classes
     network = build(recipe.network, len(classes))
-    network.load_state_dict(keep_outputs(state["kept"], len(classes)))
+    weights = keep_outputs(state["kept"], len(classes))
+    if plan.initial:
+        weights = mean_weights(weights, load_network(plan.initial).state_dict(), recipe.training.keep_initial)
+    network.load_state_dict(weights)
     samples = read_samples(plan.train.dataset, duplicates.DUPLICATE_COLUMNS)
     copies = find_copies(samples, recipe.validation_split, recipe.train_split, plan.train.leave_out)
     unjudged = pack(network, ModelCard(name=recipe.name, network=recipe.network, label_space=plan.space))

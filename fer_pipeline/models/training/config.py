@@ -45,5 +45,8 @@ class TrainingConfig(Config):
     """Decay per step of an exponential moving average of the weights, which is then what is evaluated; 0 turns it off."""
     keep: Literal["best", "last"] = "best"
     """Whose weights are kept: those of the epoch with the best validation accuracy, or the last one's, unselected."""
+    keep_initial: float = Field(0.0, ge=0, lt=1)
+    """Share of the initial model's weights in those that are published (Wortsman et al., 2022): what it could do outside the
+    training split is kept in part. Epochs are evaluated without it."""
     precision: Literal["bf16", "fp32"] = "bf16"
     seed: int = 0
