@@ -45,7 +45,7 @@ def add(nodes: Cluster, **resources: Any) -> Any:
     return nodes.add_node(object_store_memory=STORE_BYTES, **resources)
 
 
-def until(condition: Callable[[], Any], limit_s: float = 60.0) -> float:
+def until(condition: Callable[[], Any], limit_s: float = 120.0) -> float:
     """Wait for something and return how long that took."""
     began = time.monotonic()
     while not condition():

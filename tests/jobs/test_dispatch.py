@@ -12,11 +12,12 @@ from ray.exceptions import NodeDiedError, OutOfMemoryError, RuntimeEnvSetupError
 
 from fer_pipeline.core.errors import MisfortuneError
 from fer_pipeline.core.manifest import Record, split_into_shards, write_manifest
+from fer_pipeline.core.processor import has_native_bf16
 from fer_pipeline.core.run import Identity, RunFolder, RunRecord
 from fer_pipeline.jobs.label.chunk import Chunk, Step
 from fer_pipeline.jobs.label.dispatch import Dispatcher
 from fer_pipeline.jobs.label.tasks import Ended
-from fer_pipeline.jobs.label.worker import has_native_bf16, slow_machine
+from fer_pipeline.jobs.label.worker import slow_machine
 from fer_pipeline.stages.label import LabelSettings
 
 RECORDS = 2

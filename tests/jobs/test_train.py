@@ -12,6 +12,7 @@ from fer_pipeline.core.dataset import read_dataset, read_flagged
 from fer_pipeline.core.errors import UserError
 from fer_pipeline.jobs.shared import share
 from fer_pipeline.jobs.train import job as train
+from fer_pipeline.jobs.train import rank
 from fer_pipeline.jobs.train.job import TrainConfig, TrainResult
 from fer_pipeline.jobs.train.rank import make_trainer, pretrained_weights
 from fer_pipeline.models.bundle import read_bundle
@@ -176,3 +177,12 @@ def test_pretrained_weights_are_read_once_and_every_rank_starts_from_them(
     same = [name for name, value in expected.items() if torch.equal(found[name], value)]
     assert set(expected) - set(same) <= set(last_layer(expected)) and len(same) > len(expected) / 2
     assert plan.recipe.training.batch_size == 16
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_a_cpu_without_bf16_trains_in_fp32(native: bool, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "r.toml").write_text(RECIPE.replace('"fp32"', '"bf16"'))
+    config = TrainConfig(recipe=str(tmp_path / "r.toml"), data=str(dataset), out="x", allow_missing_classes=True)
+    plan = train.make_plan(config, load_recipe(config.recipe), read_dataset(str(dataset)), str(dataset), None)
+    monkeypatch.setattr(rank, "has_native_bf16", lambda: native)
+    assert make_trainer(plan, torch.device("cpu")).config.precision == ("bf16" if native else "fp32")

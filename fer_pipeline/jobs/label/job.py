@@ -14,6 +14,7 @@ from fer_pipeline.core.faces import Tally, shards_with, write_faces
 from fer_pipeline.core.isolated import MEMORY_BYTES
 from fer_pipeline.core.log import tell_with_each_line
 from fer_pipeline.core.manifest import file_count, shard_sizes, split_into_shards, write_manifest
+from fer_pipeline.core.processor import has_native_bf16
 from fer_pipeline.core.run import INDEXES, REPORT, Identity, RunFolder, RunRecord, RunResult, new_run_id, now, settings_digest
 from fer_pipeline.core.schemas import RetriedStatus
 from fer_pipeline.jobs.cluster import ClusterConfig, connected
@@ -22,7 +23,7 @@ from fer_pipeline.jobs.label.dispatch import Dispatcher
 from fer_pipeline.jobs.label.indexing import IndexingTasks
 from fer_pipeline.jobs.label.pool import ClassifierPool
 from fer_pipeline.jobs.label.tasks import Tasks
-from fer_pipeline.jobs.label.worker import LabelContext, has_native_bf16
+from fer_pipeline.jobs.label.worker import LabelContext
 from fer_pipeline.jobs.metrics import counted
 from fer_pipeline.jobs.progress import progress
 from fer_pipeline.jobs.shared import fan_out, share

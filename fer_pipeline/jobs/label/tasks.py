@@ -11,12 +11,12 @@ import pyarrow as pa
 import ray
 from ray.exceptions import NodeDiedError
 
+from fer_pipeline.core.processor import has_native_bf16
 from fer_pipeline.jobs.demand import Bundles
 from fer_pipeline.jobs.label.chunk import Chunk, Step
 from fer_pipeline.jobs.label.probe import label_singly, probe
 from fer_pipeline.jobs.label.worker import (
     LabelContext,
-    has_native_bf16,
     load_context,
     load_extractor,
     load_labeller,

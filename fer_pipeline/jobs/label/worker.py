@@ -3,7 +3,6 @@
 import platform
 from collections.abc import Container
 from dataclasses import dataclass
-from pathlib import Path
 
 import pyarrow as pa
 
@@ -43,11 +42,6 @@ class LabelContext:
             images = self.reusable.carry_over(images) if self.reusable else images
             self.folder.commit(shard, images)
         count_shard(images)
-
-
-def has_native_bf16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
-    """Tell whether this processor multiplies bf16 natively; emulated, it is slower than fp32."""
-    return cpuinfo.exists() and any(flag in cpuinfo.read_text() for flag in ("avx512_bf16", "amx_bf16"))
 
 
 def slow_machine(settings: LabelSettings, has_bf16: bool) -> str | None:

@@ -19,6 +19,7 @@ from fer_pipeline.core import storage
 from fer_pipeline.core.dataset import sample_files
 from fer_pipeline.core.framing import Framing
 from fer_pipeline.core.labels import LabelSpace
+from fer_pipeline.core.processor import has_native_bf16
 from fer_pipeline.jobs.shared import Shared
 from fer_pipeline.models.bundle import Bundle
 from fer_pipeline.models.labelled_images import LabelledImages
@@ -136,8 +137,10 @@ def pretrained_weights(recipe: Recipe, outputs: int) -> Weights:
 
 def make_trainer(plan: Plan, device: torch.device, shard: Any = None) -> Trainer:
     """Return the trainer of a plan: its network from the seed or the weights to start from, its data at hand."""
-    recipe = plan.recipe
-    torch.manual_seed(recipe.training.seed)
+    recipe, training = plan.recipe, plan.recipe.training
+    if device.type == "cpu" and not has_native_bf16():
+        training = training.model_copy(update={"precision": "fp32"})
+    torch.manual_seed(training.seed)
     network = build(recipe.network, plan.outputs)
     if plan.pretrained:
         network.load_state_dict(plan.pretrained.get())
@@ -145,15 +148,15 @@ def make_trainer(plan: Plan, device: torch.device, shard: Any = None) -> Trainer
         load_pretrained(network, recipe.network.architecture, recipe.pretrained)
     if plan.initial:
         take_over(network, load_network(plan.initial).state_dict())
-    batch, side = recipe.training.batch_size, recipe.network.image_px
+    batch, side = training.batch_size, recipe.network.image_px
     if shard is not None:
         feed: Feed = Streamed(shard, sum(plan.class_counts), batch, recipe.network.channels * side * side)
     else:
-        balance = recipe.training.balance_power if recipe.training.class_balance == "sampling" else 0.0
+        balance = training.balance_power if training.class_balance == "sampling" else 0.0
         feed = Resident(plan.train.load().to(device), batch, balance)
-    teachers = Teachers(plan.teachers, device, recipe.training.precision) if plan.teachers else None
+    teachers = Teachers(plan.teachers, device, training.precision) if plan.teachers else None
     counts = list(plan.class_counts)
-    return Trainer(network.to(device), counts, recipe.training, recipe.augmentation, feed, device, teachers)
+    return Trainer(network.to(device), counts, training, recipe.augmentation, feed, device, teachers)
 
 
 def worker(arguments: dict[str, Any]) -> None:

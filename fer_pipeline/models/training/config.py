@@ -49,4 +49,5 @@ class TrainingConfig(Config):
     """Share of the initial model's weights in those that are published (Wortsman et al., 2022): what it could do outside the
     training split is kept in part. Epochs are evaluated without it."""
     precision: Literal["bf16", "fp32"] = "bf16"
+    """Of the arithmetic; a CPU that has no bf16 computes in fp32."""
     seed: int = 0
