@@ -1,0 +1,108 @@
+"""The images are built from a Debian of this test's own, and what users and clusters start runs inside: `make test-images`."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import pytest
+
+from tests.cluster.test_manifests import ROOT
+
+pytestmark = [
+    pytest.mark.images,
+    pytest.mark.timeout(5400),
+    pytest.mark.skipif(
+        os.geteuid() != 0 or not (shutil.which("buildah") and shutil.which("debootstrap")),
+        reason="needs root, buildah and debootstrap",
+    ),
+]
+MIRROR, SUITE = "http://deb.debian.org/debian", "bookworm"
+IN_IT = ["--isolation", "chroot"]
+"""Buildah's isolation that needs no right to make cgroups."""
+ON_A_CLUSTER = """
+set -e
+ray start --head --num-cpus 1 --include-dashboard false --node-ip-address 127.0.0.1 --object-store-memory 100000000 >&2
+fer-pipeline label archive --out on-the-cluster --detector mtcnn --address auto
+"""
+"""What a head's container does: `ray start` brings it up, a job runs on it."""
+
+
+def pip_of_this_machine() -> list[str]:
+    """Return the options by which the build finds the packages that pip finds here: its settings and the folders they name."""
+    said = subprocess.run([sys.executable, "-m", "pip", "config", "debug"], capture_output=True, text=True, check=True).stdout
+    files = [Path(line.strip().removesuffix(", exists: True")) for line in said.splitlines() if line.endswith("exists: True")]
+    values = " ".join([*(file.read_text() for file in files), *(os.environ[name] for name in os.environ if name[:4] == "PIP_")])
+    named = [Path(unquote(urlsplit(word).path)) for word in values.replace("=", " ").split() if word.startswith(("/", "file:"))]
+    system = [file for file in files if file.is_relative_to("/etc")]
+    places = {file.parent for file in system} | {place for place in named if place.exists()}
+    settings = {name: value for name, value in os.environ.items() if name.startswith("PIP_")}
+    for file in files:
+        settings |= {"PIP_CONFIG_FILE": str(file)} if file not in system else {}
+        places |= {file} if file not in system else set()
+    mounts = [f"--volume={place}:{place}:ro" for place in sorted(places)]
+    return [*mounts, *(f"--env={name}={value}" for name, value in settings.items())]
+
+
+class Store:
+    """Images and containers of buildah in a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.environment = os.environ | {"STORAGE_DRIVER": "vfs", "BUILDAH_ISOLATION": "chroot"}
+        self.options = ["--root", str(folder / "store"), "--runroot", str(folder / "run")]
+
+    def __call__(self, *command: str) -> str:
+        done = subprocess.run(
+            ["buildah", *self.options, *command], env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
+        return done.stdout.strip()
+
+    def size_gb(self, image: str) -> float:
+        return float(json.loads(self("images", "--json", image))[0]["size"].split()[0])
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
+    """A store with the base image and both of ours."""
+    folder = tmp_path_factory.mktemp("images")
+    store, debian = Store(folder), folder / "debian"
+    include = "--include=python3,python3-venv,ca-certificates"
+    subprocess.run(["debootstrap", "--variant=minbase", include, SUITE, str(debian), MIRROR], check=True, capture_output=True)
+    base = store("from", "scratch")
+    store("copy", base, str(debian), "/")
+    store("commit", "--rm", base, "base")
+    shutil.rmtree(debian)
+    for target in ("cpu", "gpu"):
+        store(
+            "bud", "--layers", *IN_IT, *pip_of_this_machine(), "--build-arg=BASE=localhost/base", f"--target={target}",
+            f"--tag={target}", f"--file={ROOT / 'docker' / 'Dockerfile'}", str(ROOT),
+        )  # fmt: skip
+        print(f"{target}: {store('images', '--format', '{{.Size}}', target)}")
+    yield store
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.mark.parametrize("target", ["cpu", "gpu"])
+def test_an_image_labels_and_brings_up_a_cluster(store: Store, target: str) -> None:
+    container = store("from", target)
+
+    def inside(*command: str) -> str:
+        return store("run", *IN_IT, container, "--", *command)
+
+    facts = json.loads(store("inspect", "--type", "image", target))["OCIv1"]
+    assert facts["config"]["User"] == "fer" and facts["config"]["Entrypoint"] == ["fer-pipeline"]
+    assert facts["config"]["Labels"]["org.opencontainers.image.title"] == "fer-pipeline"
+    assert inside("id", "-u") == "1000"
+    for tool in ("rsync", "ssh", "wget"):  # Ray's launcher copies with the first two, KubeRay probes with the third
+        assert inside("which", tool)
+    inside("fer-pipeline", "sample-archive", "archive", "--no-people")
+    result = json.loads(inside("fer-pipeline", "label", "archive", "--out", "run", "--detector", "mtcnn"))
+    assert result["counts"] == {"ok": 34, "unreadable": 2} and result["faces"]
+    clustered = json.loads(inside("bash", "-c", ON_A_CLUSTER).splitlines()[-1])
+    assert clustered["counts"] == result["counts"] and clustered["faces"] == result["faces"]
+    assert ("NVIDIA_VISIBLE_DEVICES=all" in facts["config"]["Env"]) == (target == "gpu")
