@@ -37,7 +37,11 @@ def pip_of_this_machine() -> list[str]:
     said = subprocess.run([sys.executable, "-m", "pip", "config", "debug"], capture_output=True, text=True, check=True).stdout
     files = [Path(line.strip().removesuffix(", exists: True")) for line in said.splitlines() if line.endswith("exists: True")]
     values = " ".join([*(file.read_text() for file in files), *(os.environ[name] for name in os.environ if name[:4] == "PIP_")])
-    named = [Path(unquote(urlsplit(word).path)) for word in values.replace("=", " ").split() if word.startswith(("/", "file:"))]
+    words = values.replace("=", " ").split()
+    named = [Path(word) for word in words if word.startswith("/")]
+    named += [
+        Path(unquote(urlsplit(word).path)).parent for word in words if word.startswith("file:")
+    ]  # an index, its files beside it
     system = [file for file in files if file.is_relative_to("/etc")]
     places = {file.parent for file in system} | {place for place in named if place.exists()}
     settings = {name: value for name, value in os.environ.items() if name.startswith("PIP_")}
@@ -56,9 +60,7 @@ class Store:
         self.options = ["--root", str(folder / "store"), "--runroot", str(folder / "run")]
 
     def __call__(self, *command: str) -> str:
-        done = subprocess.run(
-            ["buildah", *self.options, *command], env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
+        done = subprocess.run(["buildah", *self.options, *command], env=self.environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
         return done.stdout.strip()
 

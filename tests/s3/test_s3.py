@@ -215,6 +215,7 @@ def test_uploads_are_what_was_there(uploaded: str, bucket: str, archive: Path) -
     assert there == here
 
 
+@pytest.mark.timeout(900)
 def test_a_dataset_is_ingested_and_a_model_trained_from_s3_to_s3(bucket: str, tmp_path: Path) -> None:
     """Also streamed, with checkpoints on the store, and continued from there when its bundle is asked for again."""
     rng = np.random.default_rng(0)
