@@ -15,6 +15,7 @@ from fer_pipeline.models.card import Calibration, Int8Form, ModelCard
 from fer_pipeline.models.evaluation import Judged, Predictions, judge, learned_copies
 from fer_pipeline.models.export import to_int8, to_onnx
 from fer_pipeline.models.labelled_images import LabelledImages
+from fer_pipeline.models.recipe import trained_for
 from fer_pipeline.models.registry import is_reference
 from fer_pipeline.stages.classify import Classifier, Precision
 from fer_pipeline.stages.training_data import SplitReader, class_indices, left_out_by_class
@@ -35,8 +36,8 @@ class QuantizeConfig(Config):
     """The split on whose images the ranges of activations are taken."""
     ranges_images: int = Field(512, ge=1)
     """How many of them, drawn at random."""
-    certain_accuracy: float = Field(0.8, gt=0, lt=1)
-    """Share of the labels not marked `uncertain` that shall be right."""
+    certain_accuracy: float | None = Field(None, gt=0, lt=1)
+    """Share of the labels not marked `uncertain` that shall be right; by default as the model's recipe says."""
 
 
 class Quantized(Config):
@@ -104,7 +105,8 @@ def _judged(
     _, copies = learned_copies(card, samples, config.split, read_flagged(data))
     views = 2 if card.network.flip_averaging else 1
     how = {"split": config.split, "views": views, "precision": "int8"}
-    return judge(predictions, copies, card.label_space, config.certain_accuracy, vote_classes, **how)
+    certain = config.certain_accuracy or trained_for(card).certain_accuracy
+    return judge(predictions, copies, card.label_space, certain, vote_classes, **how)
 
 
 def _with(bundle: Bundle, form: Int8Form, int8: bytes) -> Bundle:

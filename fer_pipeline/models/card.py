@@ -36,7 +36,7 @@ class TrainingData(Config):
     """sha256 over the digests of the split's images: tells it in any other dataset (`duplicates.split_digest`)."""
     train_images: int | None = None
     left_out: int = 0
-    """Suspects of the training split that were not learned."""
+    """Suspects of the training split that were not learned, neither by a model that it began as or learned from."""
     validation_split: str | None = None
     validation_digest: str | None = None
     """Likewise of the split that selected the model and fitted its calibration."""

@@ -12,6 +12,7 @@ from fer_pipeline.core.config import Config, explain
 from fer_pipeline.core.errors import UserError
 from fer_pipeline.core.framing import Framing
 from fer_pipeline.models.augmentation import AugmentationConfig
+from fer_pipeline.models.card import ModelCard
 from fer_pipeline.models.network_config import NetworkConfig
 from fer_pipeline.models.training.config import TrainingConfig
 
@@ -39,6 +40,14 @@ class Recipe(Config):
     augmentation: AugmentationConfig = Field(default_factory=AugmentationConfig)
     training: TrainingConfig = Field(default_factory=TrainingConfig)
     calibration: CalibrationConfig = Field(default_factory=CalibrationConfig)
+
+
+def trained_for(card: ModelCard) -> CalibrationConfig:
+    """Return the calibration that a model's recipe asks for; the default where its card has no recipe of ours."""
+    try:
+        return CalibrationConfig.model_validate(card.recipe.get("calibration", {}))
+    except ValidationError:
+        return CalibrationConfig()
 
 
 def recipe_names() -> list[str]:

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -56,37 +57,42 @@ class Store:
     """Images and containers of buildah in a folder."""
 
     def __init__(self, folder: Path) -> None:
-        self.environment = os.environ | {"STORAGE_DRIVER": "vfs", "BUILDAH_ISOLATION": "chroot"}
         self.options = ["--root", str(folder / "store"), "--runroot", str(folder / "run")]
 
     def __call__(self, *command: str) -> str:
-        done = subprocess.run(["buildah", *self.options, *command], env=self.environment, capture_output=True, text=True)
+        done = subprocess.run(["buildah", *self.options, *command], capture_output=True, text=True)
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
         return done.stdout.strip()
 
-    def size_gb(self, image: str) -> float:
-        return float(json.loads(self("images", "--json", image))[0]["size"].split()[0])
-
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
+def store() -> Iterator[Store]:
     """A store with the base image and both of ours."""
-    folder = tmp_path_factory.mktemp("images")
-    store, debian = Store(folder), folder / "debian"
+    folder = Path(tempfile.mkdtemp(prefix="images-", dir="/var/tmp"))
+    store = Store(folder)
+    try:
+        build(store, folder / "debian")
+        yield store
+    finally:
+        store("rm", "--all")
+        store("rmi", "--all", "--force")
+        subprocess.run(["umount", "--lazy", str(folder / "store" / "overlay")], capture_output=True)
+        shutil.rmtree(folder)
+
+
+def build(store: Store, debian: Path) -> None:
+    """Make a Debian the base image, and both images on it."""
     include = "--include=python3,python3-venv,ca-certificates"
     subprocess.run(["debootstrap", "--variant=minbase", include, SUITE, str(debian), MIRROR], check=True, capture_output=True)
     base = store("from", "scratch")
     store("copy", base, str(debian), "/")
     store("commit", "--rm", base, "base")
-    shutil.rmtree(debian)
     for target in ("cpu", "gpu"):
         store(
             "bud", "--layers", *IN_IT, *pip_of_this_machine(), "--build-arg=BASE=localhost/base", f"--target={target}",
             f"--tag={target}", f"--file={ROOT / 'docker' / 'Dockerfile'}", str(ROOT),
         )  # fmt: skip
         print(f"{target}: {store('images', '--format', '{{.Size}}', target)}")
-    yield store
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.mark.parametrize("target", ["cpu", "gpu"])

@@ -36,7 +36,9 @@ def publish(plan: Plan, dataset: DatasetInfo, out: str, state: State) -> SplitFi
         weights = mean_weights(weights, load_network(plan.initial).state_dict(), recipe.training.keep_initial)
     network.load_state_dict(weights)
     samples = read_samples(plan.train.dataset, duplicates.DUPLICATE_COLUMNS)
-    copies = find_copies(samples, recipe.validation_split, recipe.train_split, plan.train.leave_out)
+    # A model to start from or to learn from may have learned what this training left out.
+    never_learned = frozenset() if plan.initial or plan.teachers else plan.train.leave_out
+    copies = find_copies(samples, recipe.validation_split, recipe.train_split, never_learned)
     unjudged = pack(network, ModelCard(name=recipe.name, network=recipe.network, label_space=plan.space))
     predictions = predict_split(ScoringContext(unjudged, plan.validation, "fp32", "cuda" if plan.use_gpu else "cpu"))
     views = 2 if recipe.network.flip_averaging else 1
@@ -57,7 +59,7 @@ def publish(plan: Plan, dataset: DatasetInfo, out: str, state: State) -> SplitFi
             train_split=recipe.train_split,
             train_digest=split_digest(samples, recipe.train_split),
             train_images=sum(plan.class_counts),
-            left_out=len(plan.train.leave_out),
+            left_out=len(never_learned),
             validation_split=recipe.validation_split,
             validation_digest=split_digest(samples, recipe.validation_split),
         ),
