@@ -40,17 +40,14 @@ def pip_of_this_machine() -> list[str]:
     values = " ".join([*(file.read_text() for file in files), *(os.environ[name] for name in os.environ if name[:4] == "PIP_")])
     words = values.replace("=", " ").split()
     named = [Path(word) for word in words if word.startswith("/")]
-    named += [
-        Path(unquote(urlsplit(word).path)).parent for word in words if word.startswith("file:")
-    ]  # an index, its files beside it
-    system = [file for file in files if file.is_relative_to("/etc")]
-    places = {file.parent for file in system} | {place for place in named if place.exists()}
+    indexes = [Path(unquote(urlsplit(word).path)).parent for word in words if word.startswith("file:")]  # files stand beside them
     settings = {name: value for name, value in os.environ.items() if name.startswith("PIP_")}
-    for file in files:
-        settings |= {"PIP_CONFIG_FILE": str(file)} if file not in system else {}
-        places |= {file} if file not in system else set()
-    mounts = [f"--volume={place}:{place}:ro" for place in sorted(places)]
-    return [*mounts, *(f"--env={name}={value}" for name, value in settings.items())]
+    settings |= {"PIP_CONFIG_FILE": str(file) for file in files if not file.is_relative_to("/etc")}  # root's own
+    places = {place for place in (*files, *named, *indexes) if place.exists()}
+    return [
+        *(f"--volume={one}:{one}:ro" for one in sorted(places)),
+        *(f"--env={name}={value}" for name, value in settings.items()),
+    ]
 
 
 class Store:
