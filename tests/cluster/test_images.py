@@ -42,7 +42,6 @@ def pip_of_this_machine() -> list[str]:
     named = [Path(word) for word in words if word.startswith("/")]
     indexes = [Path(unquote(urlsplit(word).path)).parent for word in words if word.startswith("file:")]  # files stand beside them
     settings = {name: value for name, value in os.environ.items() if name.startswith("PIP_")}
-    settings |= {"PIP_CONFIG_FILE": str(file) for file in files if not file.is_relative_to("/etc")}  # root's own
     places = {place for place in (*files, *named, *indexes) if place.exists()}
     return [
         *(f"--volume={one}:{one}:ro" for one in sorted(places)),

@@ -144,11 +144,11 @@ def test_the_embedded_model_is_calibrated() -> None:
     assert calibration is not None and calibration.cross_fitted.ece <= 0.03
 
 
-@pytest.mark.xfail(strict=True, reason="its macro-F1 is .025 below its accuracy: fear and sad have F1 of .53 and .58")
+@pytest.mark.xfail(strict=True, reason="its macro-F1 is .028 below its accuracy: fear and sad have F1 of .53 and .58")
 def test_the_embedded_model_is_nearly_as_good_at_rare_classes() -> None:
     assert published().accuracy - published().macro_f1 <= 0.02
 
 
-@pytest.mark.xfail(strict=True, reason="the shipped model has .698 with one view of each face, .707 with two")
+@pytest.mark.xfail(strict=True, reason="the shipped model has .695 with one view of each face")
 def test_the_embedded_model_reaches_the_target_that_was_set_for_cpus(public_test_accuracy: float) -> None:
     assert public_test_accuracy >= 0.71
