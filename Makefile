@@ -7,7 +7,7 @@ FAULTS ?= faults
 NIGHTS ?= nights and not long
 PRODUCTION ?= production and not long
 
-.PHONY: demo pictures test test-slow test-faults test-s3 test-nights test-production rehearsal test-images test-doors test-examples fuzz test-pages check bench bench-compare clean
+.PHONY: demo pictures test test-slow test-faults test-s3 test-nights test-production rehearsal test-images test-monitoring test-doors test-examples fuzz test-pages check bench bench-compare clean
 
 demo: $(INSTALLED)  ## Label a small photo archive, in a few minutes, install included
 	test -f demo/archive/notes.txt || { rm -rf demo/archive && $(BIN)/fer-pipeline sample-archive demo/archive; }
@@ -41,6 +41,10 @@ rehearsal: $(INSTALLED)  ## A store, Prefect, a head and workers as machines of 
 test-images: $(INSTALLED)  ## Both images, built from a Debian of our own and used (installs buildah, debootstrap; needs root; 30 GB)
 	command -v buildah debootstrap >/dev/null || { apt-get update -q && apt-get install -qy --no-install-recommends buildah debootstrap; }
 	$(BIN)/python -m pytest -m images -s tests/cluster/test_images.py
+
+test-monitoring: $(INSTALLED)  ## The alert rules, each set off in Prometheus' own test runner (installs prometheus; needs root; Debian)
+	command -v promtool >/dev/null || { apt-get update -q && RUNLEVEL=1 apt-get install -qy --no-install-recommends prometheus; }
+	$(BIN)/python -m pytest tests/cluster/test_monitoring.py
 
 test-doors: $(INSTALLED)  ## No command listens to other machines or looks up a name (needs root and iproute2)
 	$(BIN)/python -m pytest -m doors tests/doors

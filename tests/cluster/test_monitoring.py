@@ -2,6 +2,8 @@
 
 import json
 import re
+import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -52,6 +54,22 @@ def test_dashboard_and_alerts_ask_only_for_what_is_told(tmp_path: Path) -> None:
 def test_an_expression_with_a_slip_is_refused() -> None:
     with pytest.raises(ValueError):
         asked_for("sum by status (rate(ray_fer_records_total[2m])")
+
+
+@pytest.mark.skipif(not shutil.which("promtool"), reason="needs promtool (make test-monitoring)")
+def test_every_alert_is_set_off_by_what_it_is_for(tmp_path: Path) -> None:
+    tests = tmp_path / "alerts_test.yaml"
+    tests.write_text(Path(__file__).with_name("alerts_test.yaml").read_text().replace("ALERTS", str(MONITORING / "alerts.yaml")))
+    done = subprocess.run(["promtool", "test", "rules", str(tests)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    tested = {rule["alertname"] for one in yaml.safe_load(tests.read_text())["tests"] for rule in one["alert_rule_test"]}
+    assert tested == {rule["alert"] for rule in rules()}
+
+
+@pytest.mark.skipif(not shutil.which("promtool"), reason="needs promtool (make test-monitoring)")
+def test_prometheus_takes_its_settings() -> None:
+    done = subprocess.run(["promtool", "check", "config", str(MONITORING / "prometheus.yml")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_every_alert_says_what_happened_and_what_to_do() -> None:
