@@ -54,7 +54,7 @@ def check_ray(manifest: dict[str, Any]) -> None:
     """Raise ValidationError for what the operator would refuse, or ignore."""
     for error in validator(manifest["kind"]).iter_errors(manifest["spec"]):
         raise error
-    mode = manifest["spec"].get("submissionMode", "HTTPMode")
+    mode = manifest["spec"].get("jobTemplate", manifest["spec"]).get("submissionMode", "HTTPMode")
     if mode not in MODES:
         raise jsonschema.ValidationError(f"'{mode}' is none of {MODES}")
 
@@ -89,11 +89,11 @@ def test_a_misspelt_key_of_a_night_is_found_wherever_it_stands() -> None:
     night = document(CLUSTER / "kubernetes" / "night.yaml")
     free = {"rayStartParams", "limits", "requests"}  # what stands in these is named by its user
     paths = [path for path in paths_of(night["spec"], ("spec",)) if len(path) > 1 and not free & set(path[:-1])]
-    assert len(paths) > 60
+    assert len(paths) > 60 and night["kind"] == "RayCronJob"
     for path in paths:
         with pytest.raises(jsonschema.ValidationError):
             check_ray(misspelt(night, path))
-    night["spec"]["submissionMode"] = "Nope"
+    night["spec"]["jobTemplate"]["submissionMode"] = "Nope"
     with pytest.raises(jsonschema.ValidationError, match="is none of"):
         check_ray(night)
 
@@ -109,7 +109,8 @@ def test_kubernetes_takes_the_file(path: Path) -> None:
 @pytest.mark.parametrize("path", RAY_FILES, ids=lambda path: path.stem)
 def test_every_pod_of_a_cluster_is_restricted_and_asks_for_a_token(path: Path) -> None:
     spec = document(path)["spec"]
-    cluster = spec.get("rayClusterSpec", spec)
+    job = spec.get("jobTemplate", spec)
+    cluster = job.get("rayClusterSpec", job)
     assert cluster["authOptions"] == {"mode": "token"} and cluster["autoscalerOptions"]["version"] == "v2"
     for group in [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]:
         pod = group["template"]["spec"]
@@ -126,10 +127,19 @@ def test_every_pod_of_a_cluster_is_restricted_and_asks_for_a_token(path: Path) -
 
 @pytest.mark.parametrize("name", ["night", "training"])
 def test_a_job_ends_its_cluster_and_goes_on_after_a_failure(name: str) -> None:
-    spec = document(CLUSTER / "kubernetes" / f"{name}.yaml")["spec"]
+    manifest = document(CLUSTER / "kubernetes" / f"{name}.yaml")
+    spec = manifest["spec"].get("jobTemplate", manifest["spec"])
     assert spec["submissionMode"] == "HTTPMode" and spec["shutdownAfterJobFinishes"] and spec["backoffLimit"] > 0
     assert spec["activeDeadlineSeconds"] and spec["preRunningDeadlineSeconds"] and spec["ttlSecondsAfterFinished"]
-    assert spec["jobId"] == document(CLUSTER / "kubernetes" / f"{name}.yaml")["metadata"]["name"]
+    assert spec.get("jobId") == (manifest["metadata"]["name"] if manifest["kind"] == "RayJob" else None)  # a cron job makes many
+
+
+def test_every_night_of_the_cron_job_has_a_folder_and_a_day_of_its_own() -> None:
+    spec = document(CLUSTER / "kubernetes" / "night.yaml")["spec"]
+    minute, hour = map(int, spec["schedule"].split()[:2])
+    assert spec["timeZone"] == "Etc/UTC"  # `{date}` is the day in UTC: a night that is begun again must not pass into the next
+    assert 3600 * hour + 60 * minute + spec["jobTemplate"]["activeDeadlineSeconds"] < 24 * 3600
+    assert "/{date} " in spec["jobTemplate"]["entrypoint"] + " "
 
 
 def test_the_resources_of_the_kustomization_are_there() -> None:
