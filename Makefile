@@ -38,7 +38,7 @@ test-production: $(INSTALLED)  ## Schedules that fire, jobs on a cluster with to
 rehearsal: $(INSTALLED)  ## A store, Prefect, a head and workers as machines of their own; one is lost (needs root, iproute2)
 	unshare --net --mount --pid --fork --kill-child --mount-proc $(BIN)/python -m pytest -m rehearsal -s tests/rehearsal
 
-test-images: $(INSTALLED)  ## Both images, built from a Debian of our own and used (installs buildah, debootstrap; needs root; 30 GB)
+test-images: $(INSTALLED)  ## Both images, built from a Debian of our own and used (installs buildah, debootstrap; needs root; 40 GB)
 	command -v buildah debootstrap >/dev/null || { apt-get update -q && apt-get install -qy --no-install-recommends buildah debootstrap; }
 	$(BIN)/python -m pytest -m images -s tests/cluster/test_images.py
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
+import ray
 
 from tests.cluster.test_manifests import ROOT
 
@@ -102,6 +103,8 @@ def test_an_image_labels_and_brings_up_a_cluster(store: Store, target: str) -> N
     assert facts["config"]["User"] == "fer" and facts["config"]["Entrypoint"] == ["fer-pipeline"]
     assert facts["config"]["Labels"]["org.opencontainers.image.title"] == "fer-pipeline"
     assert inside("id", "-u") == "1000"
+    parts = {part["name"]: part["version"] for part in json.loads(inside("cat", "/opt/fer-pipeline/sbom.cdx.json"))["components"]}
+    assert parts["torch"] and parts["ray"] == ray.__version__
     for tool in ("rsync", "ssh", "wget"):  # Ray's launcher copies with the first two, KubeRay probes with the third
         assert inside("which", tool)
     inside("fer-pipeline", "sample-archive", "archive", "--no-people")
