@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -26,6 +26,8 @@ pytestmark = [
 MIRROR, SUITE = "http://deb.debian.org/debian", "bookworm"
 IN_IT = ["--isolation", "chroot"]
 """Buildah's isolation that needs no right to make cgroups."""
+ENDING_TOGETHER = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]
+"""What a command leaves behind, a head for instance, ends with it, as in a container."""
 ON_A_CLUSTER = """
 set -e
 ray start --head --num-cpus 1 --include-dashboard false --node-ip-address 127.0.0.1 --object-store-memory 100000000 >&2
@@ -56,8 +58,8 @@ class Store:
     def __init__(self, folder: Path) -> None:
         self.options = ["--root", str(folder / "store"), "--runroot", str(folder / "run")]
 
-    def __call__(self, *command: str) -> str:
-        done = subprocess.run(["buildah", *self.options, *command], capture_output=True, text=True)
+    def __call__(self, *command: str, alone: Sequence[str] = ()) -> str:
+        done = subprocess.run([*alone, "buildah", *self.options, *command], capture_output=True, text=True)
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
         return done.stdout.strip()
 
@@ -97,7 +99,7 @@ def test_an_image_labels_and_brings_up_a_cluster(store: Store, target: str) -> N
     container = store("from", target)
 
     def inside(*command: str) -> str:
-        return store("run", *IN_IT, container, "--", *command)
+        return store("run", *IN_IT, container, "--", *command, alone=ENDING_TOGETHER)
 
     facts = json.loads(store("inspect", "--type", "image", target))["OCIv1"]
     assert facts["config"]["User"] == "fer" and facts["config"]["Entrypoint"] == ["fer-pipeline"]

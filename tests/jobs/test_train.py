@@ -122,7 +122,7 @@ def test_what_the_user_must_mend_writes_nothing(dataset: Path, tmp_path: Path) -
         ({"teachers": ("embedded",)}, "names no teacher_weight: leave out --teachers"),
         ({"recipe": str(tmp_path / "taught.toml")}, "learns from teachers: name them by --teachers"),
         ({"recipe": str(tmp_path / "taught.toml"), "teachers": ("embedded",)}, "does not see what"),
-        ({"recipe": str(tmp_path / "others.toml"), "teachers": ("embedded",)}, "'fer2013-small-balanced' has other classes"),
+        ({"recipe": str(tmp_path / "others.toml"), "teachers": ("embedded",)}, "'fer2013-small-steady' has other classes"),
         ({"num_workers": 99}, "fewer than 99 cores"),
         ({"data_from": "stream", "num_workers": 2}, "one for each worker and one for the data"),
         ({"use_gpu": True}, "GPUs were asked for"),
