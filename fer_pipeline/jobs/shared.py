@@ -1,5 +1,6 @@
 """The two idioms of the jobs: an object that all tasks need, and a function applied to many items."""
 
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ Value = TypeVar("Value")
 Loaded = TypeVar("Loaded")
 Result = TypeVar("Result")
 
+LOOK_S, SILENT_S = 2.0, 60.0
+"""How often nodes are counted while a task is waited for; how long one may be silent after a death before it is done again."""
 TASKS_AHEAD = 4
 """Tasks in work or waiting, for each core of the cluster."""
 
@@ -57,6 +60,26 @@ def cluster_cores() -> int:
     return max(1, int(ray.cluster_resources().get("CPU", 1)))
 
 
+class Deaths:
+    """When a node of the cluster was last seen to have died.
+
+    A machine that is cut off says nothing, and Ray waits minutes for the answers of its tasks, though it calls the node dead much
+    sooner: so jobs do such tasks again. One that lives, and is late, does its work for nothing.
+    """
+
+    def __init__(self) -> None:
+        self._alive, self._last = frozenset[str](), 0.0
+        self.last()
+
+    def last(self) -> float:
+        """Return the time (`time.monotonic`) of the last death that a call has seen; 0: none."""
+        alive = frozenset(node["NodeID"] for node in ray.nodes() if node["Alive"])
+        if self._alive - alive:
+            self._last = time.monotonic()
+        self._alive = alive
+        return self._last
+
+
 def fan_out(
     function: Callable[..., Result],
     items: Iterable[Any],
@@ -66,18 +89,22 @@ def fan_out(
 ) -> Iterator[Result]:
     """Yield `function(*arguments, item)` for each item, in order: a task of one core each, a bounded number of them ahead.
 
-    A task whose worker or node dies is run again by Ray; where it dies each time, `careful` is run in its place. An exception of
-    the function is raised as it is.
+    A task whose worker or node dies is run again by Ray, and one that is silent after a node has died, by us: it may run twice at
+    once. Where it dies each time, `careful` is run in its place. An exception of the function is raised as it is.
     """
-    task = _task(function, num_gpus)
+    task, deaths = _task(function, num_gpus), Deaths()
     ahead = TASKS_AHEAD * cluster_cores()
     waiting: deque[Any] = deque()
     rest = iter(items)
     while True:
-        waiting += [(item, task.remote(*arguments, item)) for item in islice(rest, ahead - len(waiting))]
+        waiting += [(item, time.monotonic(), task.remote(*arguments, item)) for item in islice(rest, ahead - len(waiting))]
         if not waiting:
             return
-        item, reference = waiting.popleft()
+        item, began, reference = waiting.popleft()
+        while not ray.wait([reference], timeout=LOOK_S)[0]:
+            died = deaths.last()
+            if began < died < time.monotonic() - SILENT_S:
+                began, reference = time.monotonic(), task.remote(*arguments, item)
         try:
             yield _result(reference)
         except ray.exceptions.WorkerCrashedError:

@@ -19,9 +19,11 @@ import ray
 from ray.cluster_utils import Cluster
 
 from fer_pipeline.core.errors import UserError
+from fer_pipeline.jobs import shared
 from fer_pipeline.jobs.cluster import ClusterConfig, connected
 from fer_pipeline.jobs.label import job as label
 from fer_pipeline.jobs.label.job import LabelConfig
+from fer_pipeline.jobs.shared import fan_out
 from tests.conftest import copies
 
 pytestmark = pytest.mark.faults
@@ -97,6 +99,37 @@ def test_a_local_path_is_refused_on_several_nodes_unless_it_is_shared(cluster: C
     with pytest.raises(UserError, match="the cluster has 3 nodes"):
         label.run(config(many, tmp_path / "run"), ClusterConfig(open_cluster=True, address=cluster.address))
     assert not (tmp_path / "run").exists()
+
+
+def late(number: int) -> int:
+    time.sleep(0.5)
+    return number
+
+
+def test_a_machine_that_falls_silent_does_not_hold_the_tasks_of_a_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stopped, not killed: its sockets stay open and nothing comes from them, as from a machine that is cut off."""
+    monkeypatch.setattr(shared, "SILENT_S", 5.0)
+    soon = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 500, "health_check_timeout_ms": 500}
+    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "_system_config": soon, **HEAD})
+    stopped: list[psutil.Process] = []
+    try:
+        node = nodes.add_node(num_cpus=2, object_store_memory=STORE_BYTES)
+        with connected(ClusterConfig(open_cluster=True, address=nodes.address)):
+            results = fan_out(late, range(40))
+            assert [next(results) for _ in range(6)] == list(range(6))
+            raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
+            stopped = [raylet, *raylet.children(recursive=True)]
+            for process in stopped:
+                process.suspend()
+            began = time.monotonic()
+            assert list(results) == list(range(6, 40))
+            assert time.monotonic() - began < 90
+    finally:
+        for process in stopped:
+            with suppress(psutil.Error):
+                process.kill()
+        ray.shutdown()
+        nodes.shutdown()
 
 
 def test_the_code_travels_to_the_workers(cluster: Cluster) -> None:

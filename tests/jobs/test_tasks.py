@@ -42,8 +42,8 @@ def chunk(step: Step = Step.LABEL) -> Chunk:
 
 
 def test_a_task_of_a_machine_that_was_cut_off_is_given_up_and_its_late_answer_not_heard(cluster: Cluster) -> None:
-    tasks: Any = Tasks(None)  # type: ignore[arg-type]
     cluster({"a": True, "b": True})
+    tasks: Any = Tasks(None)  # type: ignore[arg-type]
     assert tasks.cores(1, []) == 2
     silent, classifying = Reference(), Reference()
     tasks.hear(chunk(), silent)
@@ -63,8 +63,8 @@ def test_a_task_of_a_machine_that_was_cut_off_is_given_up_and_its_late_answer_no
 def test_nothing_is_given_up_while_all_nodes_live_or_the_answer_may_still_come(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tasks: Any = Tasks(None)  # type: ignore[arg-type]
     cluster({"a": True, "b": True})
+    tasks: Any = Tasks(None)  # type: ignore[arg-type]
     tasks.cores(1, [])
     running = Reference()
     tasks.hear(chunk(), running)

@@ -23,7 +23,7 @@ from fer_pipeline.jobs.label.worker import (
     slow_machine,
 )
 from fer_pipeline.jobs.metrics import count_seconds
-from fer_pipeline.jobs.shared import Shared, by_node, cluster_cores
+from fer_pipeline.jobs.shared import Deaths, Shared, by_node, cluster_cores
 from fer_pipeline.stages.label import ExtractedShard, Poison
 
 Ended = tuple[Chunk, Any, BaseException | None]
@@ -43,7 +43,7 @@ class Tasks:
         self._ended: SimpleQueue[Ended] = SimpleQueue()
         self._running: dict[Any, tuple[Chunk, Any, float]] = {}
         """The chunk, what the task returns and when it was started, by what tells its end."""
-        self._longest_s, self._alive, self._died = 0.0, frozenset[str](), 0.0
+        self._longest_s, self._deaths = 0.0, Deaths()
 
     def start(self, chunk: Chunk) -> None:
         """Start the chunk's step. For `EXTRACT` the result is a reference to the faces, which stay where they are."""
@@ -106,21 +106,13 @@ class Tasks:
         return cluster_cores()
 
     def _give_up_lost(self) -> None:
-        """Take tasks for lost that were at work when a node died and should have ended since.
-
-        A machine that is cut off says nothing, and Ray waits seven minutes for its answer. One that lives, and is late, does its
-        work for nothing: commits of a shard are the same.
-        """
-        alive = frozenset(node["NodeID"] for node in ray.nodes() if node["Alive"])
-        if self._alive - alive:
-            self._died = time.monotonic()
-        self._alive = alive
-        if not self._died or time.monotonic() - self._died < max(ANSWER_S, 3 * self._longest_s):
+        """Take tasks for lost that were at work when a node died and should have ended since: commits of a shard are the same."""
+        died = self._deaths.last()
+        if time.monotonic() - died < max(ANSWER_S, 3 * self._longest_s):
             return
         for done, (chunk, _, started) in list(self._running.items()):
-            if started < self._died and chunk.step in (Step.LABEL, Step.EXTRACT):
+            if started < died and chunk.step in (Step.LABEL, Step.EXTRACT):
                 self._end(done, NodeDiedError("a node has died and the task is silent"))
-        self._died = 0.0
 
 
 def _outcome(done: Any) -> Any:
