@@ -106,6 +106,7 @@ def late(number: int) -> int:
     return number
 
 
+@pytest.mark.long
 def test_a_machine_that_falls_silent_does_not_hold_the_tasks_of_a_job(monkeypatch: pytest.MonkeyPatch) -> None:
     """Stopped, not killed: its sockets stay open and nothing comes from them, as from a machine that is cut off."""
     monkeypatch.setattr(shared, "SILENT_S", 5.0)
