@@ -39,7 +39,7 @@ rehearsal: $(INSTALLED)  ## A store, Prefect, a head and workers as machines of 
 	unshare --net --mount --pid --fork --kill-child --mount-proc $(BIN)/python -m pytest -m rehearsal -s tests/rehearsal
 
 test-images: $(INSTALLED)  ## Both images, built from a Debian of our own and used (installs buildah, debootstrap; needs root; 40 GB)
-	command -v buildah debootstrap >/dev/null || { apt-get update -q && apt-get install -qy --no-install-recommends buildah debootstrap; }
+	command -v buildah >/dev/null && command -v debootstrap >/dev/null || { apt-get update -q && apt-get install -qy --no-install-recommends buildah debootstrap; }
 	$(BIN)/python -m pytest -m images -s tests/cluster/test_images.py
 
 test-monitoring: $(INSTALLED)  ## The alert rules, each set off in Prometheus' own test runner (installs prometheus; needs root; Debian)

@@ -15,7 +15,7 @@ from fer_pipeline.models.card import Calibration, Int8Form, ModelCard
 from fer_pipeline.models.evaluation import Judged, Predictions, judge, learned_copies
 from fer_pipeline.models.export import to_int8, to_onnx
 from fer_pipeline.models.labelled_images import LabelledImages
-from fer_pipeline.models.recipe import trained_for
+from fer_pipeline.models.recipe import asked_calibration
 from fer_pipeline.models.registry import is_reference
 from fer_pipeline.stages.classify import Classifier, Precision
 from fer_pipeline.stages.training_data import SplitReader, class_indices, left_out_by_class
@@ -105,7 +105,7 @@ def _judged(
     _, copies = learned_copies(card, samples, config.split, read_flagged(data))
     views = 2 if card.network.flip_averaging else 1
     how = {"split": config.split, "views": views, "precision": "int8"}
-    certain = config.certain_accuracy or trained_for(card).certain_accuracy
+    certain = config.certain_accuracy or asked_calibration(card).certain_accuracy
     return judge(predictions, copies, card.label_space, certain, vote_classes, **how)
 
 

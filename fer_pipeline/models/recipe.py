@@ -42,7 +42,7 @@ class Recipe(Config):
     calibration: CalibrationConfig = Field(default_factory=CalibrationConfig)
 
 
-def trained_for(card: ModelCard) -> CalibrationConfig:
+def asked_calibration(card: ModelCard) -> CalibrationConfig:
     """Return the calibration that a model's recipe asks for; the default where its card has no recipe of ours."""
     try:
         return CalibrationConfig.model_validate(card.recipe.get("calibration", {}))

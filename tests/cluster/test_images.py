@@ -23,7 +23,7 @@ pytestmark = [
         reason="needs root, buildah and debootstrap",
     ),
 ]
-MIRROR, SUITE = "http://deb.debian.org/debian", "bookworm"
+SUITE = "bookworm"
 IN_IT = ["--isolation", "chroot"]
 """Buildah's isolation that needs no right to make cgroups."""
 ENDING_TOGETHER = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]
@@ -82,7 +82,7 @@ def store() -> Iterator[Store]:
 def build(store: Store, debian: Path) -> None:
     """Make a Debian the base image, and both images on it."""
     include = "--include=python3,python3-venv,ca-certificates"
-    subprocess.run(["debootstrap", "--variant=minbase", include, SUITE, str(debian), MIRROR], check=True, capture_output=True)
+    subprocess.run(["debootstrap", "--variant=minbase", include, SUITE, str(debian)], check=True, capture_output=True)
     base = store("from", "scratch")
     store("copy", base, str(debian), "/")
     store("commit", "--rm", base, "base")

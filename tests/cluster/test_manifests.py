@@ -54,9 +54,15 @@ def check_ray(manifest: dict[str, Any]) -> None:
     """Raise ValidationError for what the operator would refuse, or ignore."""
     for error in validator(manifest["kind"]).iter_errors(manifest["spec"]):
         raise error
-    mode = manifest["spec"].get("jobTemplate", manifest["spec"]).get("submissionMode", "HTTPMode")
+    mode = job_of(manifest).get("submissionMode", "HTTPMode")
     if mode not in MODES:
         raise jsonschema.ValidationError(f"'{mode}' is none of {MODES}")
+
+
+def job_of(manifest: dict[str, Any]) -> dict[str, Any]:
+    """Return what a job's manifest asks for, or every one of a cron job's."""
+    spec: dict[str, Any] = manifest["spec"]
+    return spec.get("jobTemplate", spec)  # type: ignore[no-any-return]
 
 
 def paths_of(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
@@ -108,8 +114,7 @@ def test_kubernetes_takes_the_file(path: Path) -> None:
 
 @pytest.mark.parametrize("path", RAY_FILES, ids=lambda path: path.stem)
 def test_every_pod_of_a_cluster_is_restricted_and_asks_for_a_token(path: Path) -> None:
-    spec = document(path)["spec"]
-    job = spec.get("jobTemplate", spec)
+    job = job_of(document(path))
     cluster = job.get("rayClusterSpec", job)
     assert cluster["authOptions"] == {"mode": "token"} and cluster["autoscalerOptions"]["version"] == "v2"
     for group in [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]:
@@ -128,7 +133,7 @@ def test_every_pod_of_a_cluster_is_restricted_and_asks_for_a_token(path: Path) -
 @pytest.mark.parametrize("name", ["night", "training"])
 def test_a_job_ends_its_cluster_and_goes_on_after_a_failure(name: str) -> None:
     manifest = document(CLUSTER / "kubernetes" / f"{name}.yaml")
-    spec = manifest["spec"].get("jobTemplate", manifest["spec"])
+    spec = job_of(manifest)
     assert spec["submissionMode"] == "HTTPMode" and spec["shutdownAfterJobFinishes"] and spec["backoffLimit"] > 0
     assert spec["activeDeadlineSeconds"] and spec["preRunningDeadlineSeconds"] and spec["ttlSecondsAfterFinished"]
     assert spec.get("jobId") == (manifest["metadata"]["name"] if manifest["kind"] == "RayJob" else None)  # a cron job makes many

@@ -45,7 +45,7 @@ def add(nodes: Cluster, **resources: Any) -> Any:
     return nodes.add_node(object_store_memory=STORE_BYTES, **resources)
 
 
-def until(condition: Callable[[], Any], limit_s: float = 120.0) -> float:
+def until(condition: Callable[[], Any], limit_s: float = 60.0) -> float:
     """Wait for something and return how long that took."""
     began = time.monotonic()
     while not condition():
@@ -97,7 +97,7 @@ def test_from_no_workers_the_whole_demand_is_asked_for_and_a_late_node_is_used(a
     with cluster_of(num_cpus=0) as nodes:
         driver = drive(archive, out, nodes.address, "--shard-records", "4")
         ray.init(nodes.address, log_to_driver=False)
-        until(lambda: asked_for() == [{"CPU": 1.0}] * 9)  # 36 records, 4 in a shard; before, the listing asks for its own
+        until(lambda: asked_for() == [{"CPU": 1.0}] * 9, 120)  # 36 records, 4 in a shard; before, the listing asks for its own
         add(nodes, num_cpus=2)
         took_s = until(lambda: shards(out))
         print(f"the late node committed a shard after {took_s:.1f} s")

@@ -22,6 +22,8 @@ from fer_pipeline.models.weights import last_layer, load_network
 from fer_pipeline.stages.training_data import SplitReader
 from tests.conftest import RECIPE
 
+ONE_EPOCH = RECIPE.replace("epochs = 8", "epochs = 1")
+
 
 def test_one_worker_and_two_learn_the_same(results: dict[int, TrainResult]) -> None:
     assert results[1].validation_accuracy > 0.9
@@ -54,44 +56,47 @@ def test_the_bundle_is_what_its_card_says(results: dict[int, TrainResult], datas
 
 @pytest.mark.slow
 def test_a_training_starts_from_the_weights_of_a_bundle(results: dict[int, TrainResult], dataset: Path, tmp_path: Path) -> None:
-    (tmp_path / "still.toml").write_text(RECIPE.replace("epochs = 8", "epochs = 1").replace("0.02", "0.00001"))
+    (tmp_path / "still.toml").write_text(ONE_EPOCH.replace("0.02", "0.00001"))
     recipe, started = str(tmp_path / "still.toml"), results[1].out
     again = train.run(
         TrainConfig(recipe=recipe, data=str(dataset), out=str(tmp_path / "m"), initial=started, allow_missing_classes=True)
     )
     assert abs(again.validation_accuracy - results[1].validation_accuracy) < 0.05
     assert read_bundle(str(tmp_path / "m")).card.recipe["initial"]["training"]["epochs"] == 8
-    (tmp_path / "half.toml").write_text(
-        RECIPE.replace("epochs = 8", "epochs = 1").replace("[training]", "[training]\nkeep_initial = 0.5")
-    )
-    train.run(
-        TrainConfig(
-            recipe=str(tmp_path / "half.toml"),
-            data=str(dataset),
-            out=str(tmp_path / "h"),
-            initial=started,
-            drop_leaks=True,
-            allow_missing_classes=True,
-        )
-    )
-    card = read_bundle(str(tmp_path / "h")).card
-    without = card.metrics.validation_without_training_images
-    assert without and without.images < 64 and card.data.left_out == 0  # the initial model has learned what this one leaves out
-    kept = torch.load(next((tmp_path / "h.checkpoints").rglob("state.pt")), weights_only=True)["kept"]
-    before, half = (load_network(read_bundle(url)).state_dict() for url in (started, str(tmp_path / "h")))
-    assert all(torch.allclose(value, (before[name] + kept[name][: len(value)]) / 2) for name, value in half.items() if value.ndim)
-    with pytest.raises(UserError, match="say --initial"):
-        train.run(
-            TrainConfig(
-                recipe=str(tmp_path / "half.toml"), data=str(dataset), out=str(tmp_path / "n"), allow_missing_classes=True
-            )
-        )
     with pytest.raises(UserError, match="another network"):
         train.run(
             TrainConfig(
                 recipe="fer2013-small", data=str(dataset), out=str(tmp_path / "n"), initial=started, allow_missing_classes=True
             )
         )
+
+
+@pytest.mark.slow
+def test_a_share_of_the_initial_weights_is_kept(results: dict[int, TrainResult], dataset: Path, tmp_path: Path) -> None:
+    started, out = results[1].out, str(tmp_path / "h")
+    (tmp_path / "half.toml").write_text(ONE_EPOCH.replace("[training]", "[training]\nkeep_initial = 0.5"))
+    config = TrainConfig(recipe=str(tmp_path / "half.toml"), data=str(dataset), out=out, allow_missing_classes=True)
+    with pytest.raises(UserError, match="say --initial"):
+        train.run(config)
+    train.run(config.model_copy(update={"initial": started, "drop_leaks": True}))
+    card = read_bundle(out).card
+    without = card.metrics.validation_without_training_images
+    assert without and without.images < 64 and card.data.left_out == 0  # the initial model has learned what this one leaves out
+    kept = torch.load(next((tmp_path / "h.checkpoints").rglob("state.pt")), weights_only=True)["kept"]
+    before, half = (load_network(read_bundle(url)).state_dict() for url in (started, out))
+    assert all(torch.allclose(value, (before[name] + kept[name][: len(value)]) / 2) for name, value in half.items() if value.ndim)
+
+
+@pytest.mark.slow
+def test_a_deeper_network_starts_from_a_shallower_one(results: dict[int, TrainResult], dataset: Path, tmp_path: Path) -> None:
+    deep = ONE_EPOCH.replace("width = 4", "width = 4\nblocks = [1, 1, 2]")
+    (tmp_path / "deep.toml").write_text(deep)
+    (tmp_path / "half.toml").write_text(deep.replace("[training]", "[training]\nkeep_initial = 0.5"))
+    config = TrainConfig(recipe=str(tmp_path / "deep.toml"), data=str(dataset), out=str(tmp_path / "d"), initial=results[1].out)
+    config = config.model_copy(update={"allow_missing_classes": True})
+    assert train.run(config).epochs == 1
+    with pytest.raises(UserError, match="needs a model as deep"):
+        train.run(config.model_copy(update={"recipe": str(tmp_path / "half.toml"), "out": str(tmp_path / "n")}))
 
 
 def test_the_same_command_continues_from_the_last_checkpoint(results: dict[int, TrainResult], dataset: Path) -> None:

@@ -117,7 +117,8 @@ def test_seven_nights(place: str, archive: Path) -> None:
     publish.run(PublishConfig(run=f"{place}/runs/4", table=nights.table, accept=("drift",)))
     assert nights.rows() == nights.rows_from_scratch()
 
-    shipped, int8 = read_bundle(EMBEDDED), read_bundle(EMBEDDED).card.int8
+    shipped = read_bundle(EMBEDDED)
+    int8 = shipped.card.int8
     assert int8
     calibration = int8.calibration.model_copy(update={"temperature": 2 * int8.calibration.temperature})
     changed = int8.model_copy(

@@ -146,6 +146,8 @@ def make_plan(
         raise UserError(f"The initial model '{initial.card.name}' is an ONNX network, which is not trained on.")
     if recipe.training.keep_initial and not initial:
         raise UserError("The recipe's keep_initial keeps weights of a model to start from: say --initial, or leave it out.")
+    if recipe.training.keep_initial and initial and initial.card.network.blocks != recipe.network.blocks:
+        raise UserError(f"The recipe's keep_initial needs a model as deep as its network, which '{initial.card.name}' is not.")
     _require_teachers(recipe, teachers, space)
     framing = _framing(recipe, dataset, initial)
     labels = mapping(dataset.label_space.classes, space)

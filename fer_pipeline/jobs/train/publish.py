@@ -32,7 +32,7 @@ def publish(plan: Plan, dataset: DatasetInfo, out: str, state: State) -> SplitFi
     recipe, classes = plan.recipe, plan.space.classes
     network = build(recipe.network, len(classes))
     weights = keep_outputs(state["kept"], len(classes))
-    if plan.initial:
+    if plan.initial and recipe.training.keep_initial:
         weights = mean_weights(weights, load_network(plan.initial).state_dict(), recipe.training.keep_initial)
     network.load_state_dict(weights)
     samples = read_samples(plan.train.dataset, duplicates.DUPLICATE_COLUMNS)
