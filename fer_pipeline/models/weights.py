@@ -42,13 +42,21 @@ def last_layer(state: Weights) -> list[str]:
 
 
 def take_over(network: nn.Module, weights: Weights) -> None:
-    """Give a network another one's weights; outputs that only `network` has keep their own."""
+    """Give a network the weights of one with as many or fewer outputs, channels and blocks, as which it then begins.
+
+    What only `network` has keeps its own weights, but what both have takes nothing from it at first (as in Net2Net of Chen et
+    al., 2016): those weights are zero.
+    """
     own = network.state_dict()
-    last = last_layer(own)
-    network.load_state_dict(own | {name: value for name, value in weights.items() if name not in last})
-    with torch.no_grad():
-        for name in last:
-            network.get_parameter(name)[: len(weights[name])] = weights[name]
+    network.load_state_dict(own | {name: _grown(own[name], value) for name, value in weights.items()})
+
+
+def _grown(own: Tensor, value: Tensor) -> Tensor:
+    grown = own.clone()
+    if value.ndim > 1:
+        grown[: len(value)] = 0
+    grown[tuple(slice(size) for size in value.shape)] = value
+    return grown
 
 
 def mean_weights(first: Weights, second: Weights, share: float) -> Weights:

@@ -95,7 +95,7 @@ def test_a_deeper_network_starts_from_a_shallower_one(results: dict[int, TrainRe
     config = TrainConfig(recipe=str(tmp_path / "deep.toml"), data=str(dataset), out=str(tmp_path / "d"), initial=results[1].out)
     config = config.model_copy(update={"allow_missing_classes": True})
     assert train.run(config).epochs == 1
-    with pytest.raises(UserError, match="needs a model as deep"):
+    with pytest.raises(UserError, match="needs a model as large"):
         train.run(config.model_copy(update={"recipe": str(tmp_path / "half.toml"), "out": str(tmp_path / "n")}))
 
 

@@ -41,12 +41,20 @@ def test_outputs_can_be_cut_off_and_grown_again(config: NetworkConfig) -> None:
     assert torch.allclose(predict(wider, images)[:, :17], predict(wide, images), atol=1e-5)
 
 
-def test_a_deeper_network_begins_as_the_one_whose_weights_it_takes_over() -> None:
-    shallow = build(NetworkConfig(width=4), 7).eval()
-    deep = build(NetworkConfig(width=4, blocks=(1, 2, 3)), 9)
-    take_over(deep, shallow.state_dict())
-    assert torch.allclose(predict(deep, GREY)[:, :7], predict(shallow, GREY), atol=1e-6)
-    assert sum(value.numel() for value in deep.parameters()) > 2 * sum(value.numel() for value in shallow.parameters())
+@pytest.mark.parametrize(
+    ("small", "large"),
+    [
+        (NetworkConfig(width=4), NetworkConfig(width=4, blocks=(1, 2, 3))),
+        (NetworkConfig(width=4), NetworkConfig(width=10)),
+        (NetworkConfig(width=4), NetworkConfig(width=6, blocks=(2, 1, 1))),
+        (NetworkConfig(architecture="plain_cnn", width=4), NetworkConfig(architecture="plain_cnn", width=7)),
+    ],
+)
+def test_a_larger_network_begins_as_the_one_whose_weights_it_takes_over(small: NetworkConfig, large: NetworkConfig) -> None:
+    taken, grown = build(small, 7).eval(), build(large, 9)
+    take_over(grown, taken.state_dict())
+    assert torch.allclose(predict(grown, GREY)[:, :7], predict(taken, GREY), atol=1e-6)
+    assert sum(value.numel() for value in grown.parameters()) > 1.5 * sum(value.numel() for value in taken.parameters())
 
 
 @pytest.mark.parametrize("name", ["weights.pth", "weights.safetensors"])

@@ -146,8 +146,8 @@ def make_plan(
         raise UserError(f"The initial model '{initial.card.name}' is an ONNX network, which is not trained on.")
     if recipe.training.keep_initial and not initial:
         raise UserError("The recipe's keep_initial keeps weights of a model to start from: say --initial, or leave it out.")
-    if recipe.training.keep_initial and initial and initial.card.network.blocks != recipe.network.blocks:
-        raise UserError(f"The recipe's keep_initial needs a model as deep as its network, which '{initial.card.name}' is not.")
+    if recipe.training.keep_initial and initial and _size(initial.card.network) != _size(recipe.network):
+        raise UserError(f"The recipe's keep_initial needs a model as large as its network, which '{initial.card.name}' is not.")
     _require_teachers(recipe, teachers, space)
     framing = _framing(recipe, dataset, initial)
     labels = mapping(dataset.label_space.classes, space)
@@ -233,10 +233,14 @@ def _votes(recipe: Recipe, dataset: DatasetInfo, space: LabelSpace) -> tuple[int
 
 
 def _may_begin_as(network: NetworkConfig, initial: NetworkConfig) -> bool:
-    """Tell whether a network can start from the weights of another one: one like it, or one with fewer blocks."""
-    free = {"dropout": 0.0, "flip_averaging": False, "blocks": (1, 1, 1)}
-    deeper = all(own >= begun for own, begun in zip(network.blocks, initial.blocks, strict=True))
-    return deeper and network.model_copy(update=free) == initial.model_copy(update=free)
+    """Tell whether a network can start from the weights of another one: one like it, or one with fewer blocks or channels."""
+    free = {"dropout": 0.0, "flip_averaging": False, "blocks": (1, 1, 1), "width": 1}
+    no_smaller = all(own >= before for own, before in zip(_size(network), _size(initial), strict=True))
+    return no_smaller and network.model_copy(update=free) == initial.model_copy(update=free)
+
+
+def _size(network: NetworkConfig) -> tuple[int, ...]:
+    return network.width, *network.blocks
 
 
 def _require_teachers(recipe: Recipe, teachers: tuple[Bundle, ...], space: LabelSpace) -> None:
