@@ -7,7 +7,7 @@ FAULTS ?= faults
 NIGHTS ?= nights and not long
 PRODUCTION ?= production and not long
 
-.PHONY: demo pictures test test-slow test-faults test-s3 test-nights test-production rehearsal test-images test-monitoring test-doors test-examples fuzz test-pages check bench bench-compare clean
+.PHONY: demo pictures test test-slow test-faults test-s3 test-nights test-production rehearsal test-images test-monitoring test-doors test-examples fuzz test-pages test-gpu check bench bench-gpu bench-compare clean
 
 demo: $(INSTALLED)  ## Label a small photo archive, in a few minutes, install included
 	test -f demo/archive/notes.txt || { rm -rf demo/archive && $(BIN)/fer-pipeline sample-archive demo/archive; }
@@ -59,6 +59,9 @@ test-pages: $(INSTALLED)  ## Every page, opened in headless Chromium (installs i
 	command -v chromium >/dev/null || { apt-get update -q && apt-get install -qy --no-install-recommends chromium; }
 	$(BIN)/python -m pytest tests/report/test_pages.py
 
+test-gpu: $(INSTALLED)  ## What runs on a CUDA device, against the same on a CPU; skips where there is none (needs ../shared, no Ray)
+	$(BIN)/python -m pytest -m gpu --noconftest -rs tests/gpu
+
 check: $(INSTALLED)  ## Style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -66,6 +69,9 @@ check: $(INSTALLED)  ## Style and types
 
 bench: $(INSTALLED)  ## Throughput of labelling against a plain loop (needs ../shared)
 	$(BIN)/python tests/benchmarks/label.py
+
+bench-gpu: $(INSTALLED)  ## The GPU way without Ray, part by part and end to end; on the CPU where there is no GPU (needs ../shared)
+	$(BIN)/python -m tests.benchmarks.gpu $(GPU)
 
 bench-compare: $(INSTALLED)  ## The main benchmarks as ratios to a plain loop, against the kept ones (needs ../shared)
 	$(BIN)/python -m tests.benchmarks.compare

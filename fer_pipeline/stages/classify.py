@@ -10,6 +10,7 @@ from fer_pipeline.core.metrics import softmax
 from fer_pipeline.models.bundle import Bundle
 from fer_pipeline.models.onnx import OnnxNetwork
 from fer_pipeline.stages.align import empty_inputs
+from fer_pipeline.stages.batches import Batches
 from fer_pipeline.stages.decode import Pixels
 
 Precision = Literal["fp32", "bf16", "int8"]
@@ -25,7 +26,7 @@ class Classifier:
     def __init__(self, bundle: Bundle, precision: Precision, device: str = "cpu", batch_size: int | None = None) -> None:
         bundle = bundle.computing_in(precision)
         self.card, self.device = bundle.card, device
-        self.batch_size = batch_size or (64 if device == "cpu" else 1024)
+        self.batches = Batches(batch_size or (64 if device == "cpu" else 1024))
         if bundle.card.format == "onnx":
             self._forward: Any = OnnxNetwork(bundle, device)
         else:
@@ -38,8 +39,8 @@ class Classifier:
 
     def logits(self, crops: Pixels) -> NDArray[np.float32]:
         """Return logits (n, classes), before any temperature, for uint8 crops (n, channels, side, side)."""
-        batches = [self._forward(crops[start : start + self.batch_size]) for start in range(0, len(crops), self.batch_size)]
-        return np.concatenate([np.zeros((0, len(self.card.label_space.classes)), np.float32), *batches])
+        answers = self.batches(self._forward, crops)
+        return np.concatenate([np.zeros((0, len(self.card.label_space.classes)), np.float32), *answers])
 
     def __call__(self, crops: Pixels) -> NDArray[np.float32]:
         """Return probabilities (n, classes) for uint8 crops (n, channels, side, side)."""

@@ -92,8 +92,7 @@ class FaceExtractor:
 
         A record in `poison` is not touched: it fails as is said there. Exhaust or close it: see `fetch`.
         """
-        records = (_without_poison(row, record, poison or {}) for table in manifests for row, record in _numbered(table))
-        with fetch(records, self.settings.max_bytes, self.settings.image_column) as fetched:
+        with fetch(to_fetch(manifests, poison), self.settings.max_bytes, self.settings.image_column) as fetched:
             for manifest in manifests:
                 outcomes, crops = [], [empty_inputs(0, self.card.network)]
                 with self.bounded():
@@ -171,6 +170,11 @@ def label(shard: ExtractedShard, probabilities: NDArray[np.float32], card: Model
         rows.append({"record_id": identity[0], "shard": identity[1]} | _row(record, outcome) | {"faces": faces})
         done += count
     return pa.Table.from_pylist(rows, schema=LABELLED)
+
+
+def to_fetch(manifests: Sequence[pa.Table], poison: Poison | None = None) -> Iterator[Record | RecordError]:
+    """Yield the records of rows of `schemas.MANIFEST`, and what is said of those in `poison` in their place."""
+    return (_without_poison(row, record, poison or {}) for table in manifests for row, record in _numbered(table))
 
 
 def _waited_for(fetched: Iterator[Fetched]) -> Iterator[Fetched]:

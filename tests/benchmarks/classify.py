@@ -53,7 +53,7 @@ def main() -> None:
     network = classify.card.network
     shape = (options.crops, network.channels, network.image_px, network.image_px)
     crops = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
-    classify(crops[: classify.batch_size])
+    classify(crops[: classify.batches.size])
     stop, busy = threading.Event(), list[int]()
     if options.device == "cuda":
         threading.Thread(target=utilisation, args=(stop, busy), daemon=True).start()

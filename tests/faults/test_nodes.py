@@ -63,6 +63,11 @@ def rows(out: Path) -> list[dict[str, Any]]:
     return pq.read_table(out / "images").sort_by("record_id").drop_columns(["run_id", "labelled_at"]).to_pylist()  # type: ignore[no-any-return]
 
 
+def labels(out: Path) -> list[dict[str, Any]]:
+    """Return the rows without the digest of the settings, of which the device is one."""
+    return [{name: value for name, value in row.items() if name != "settings_digest"} for row in rows(out)]
+
+
 def workers_named(name: str) -> list[psutil.Process]:
     """Return the workers of this test's Ray that run a task or an actor of that name."""
     found = []
@@ -164,21 +169,25 @@ def test_killed_workers_cost_nothing(many: Path, undisturbed: list[Any], tmp_pat
 
 
 @pytest.mark.long
-def test_a_record_that_kills_costs_its_own_row_also_where_gpu_actors_classify(
-    archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("poison", "status"), [(b"crash the decoder", "crashed"), (b"hang the decoder", "timed_out")])
+def test_a_record_that_kills_costs_its_own_row_also_where_gpu_actors_label(
+    poison: bytes, status: str, archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = Path(shutil.copytree(archive, tmp_path / "source"))
     victim = sorted(source.rglob("hopper-*.jpg"))[0]
-    victim.write_bytes(victim.read_bytes() + b"crash the decoder")
+    victim.write_bytes(victim.read_bytes() + poison)
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent / "poison"))
     nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "num_gpus": 1, **HEAD})
     try:
-        label.run(config(source, tmp_path / "run", gpus_per_worker=0.5), ClusterConfig(open_cluster=True, address=nodes.address))
+        label.run(
+            config(source, tmp_path / "run", gpus_per_worker=0.5, record_timeout_s=5),
+            ClusterConfig(open_cluster=True, address=nodes.address),
+        )
     finally:
         ray.shutdown()
         nodes.shutdown()
     found = rows(tmp_path / "run")
-    assert len(found) == 36 and [row["uri"] for row in found if row["status"] == "crashed"] == [str(victim)]
+    assert len(found) == 36 and [row["uri"] for row in found if row["status"] == status] == [str(victim)]
 
 
 @pytest.mark.long
@@ -188,7 +197,7 @@ def test_killed_gpu_actors_cost_nothing(many: Path, undisturbed: list[Any], tmp_
 
     def kill() -> None:
         for _ in range(3):
-            for actor in workers_named("ClassifierActor")[:1]:
+            for actor in workers_named("GpuLabelActor")[:1]:
                 os.kill(actor.pid, signal.SIGKILL)
                 killed.append(actor.pid)
             time.sleep(1.5)
@@ -224,7 +233,7 @@ def test_gpus_that_no_node_has_are_refused_before_any_work(gpus: float, archive:
 def test_a_plan_with_a_gpu_actor_ends_on_a_small_cluster_fresh_and_resumed(
     cores: int, archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The GPU is a logical resource: torch sees none, so the actor classifies on its CPU, by the same way."""
+    """The GPU is a logical resource: torch sees none, so the actor labels on its CPU, by the same way."""
     plain, out = tmp_path / "plain", tmp_path / "run"
     label.run(config(archive, plain, detector="mtcnn", precision="fp32"))
     nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": cores, "num_gpus": 1, **HEAD})
@@ -232,13 +241,15 @@ def test_a_plan_with_a_gpu_actor_ends_on_a_small_cluster_fresh_and_resumed(
         where = ClusterConfig(open_cluster=True, address=nodes.address)
         asked = config(archive, out, detector="mtcnn", precision="fp32", gpus_per_worker=1)
         label.run(asked, where)
-        assert rows(out) == rows(plain)
+        assert labels(out) == labels(plain)
         (out / "_SUCCESS").unlink()
         for shard in (1, 5):
             (out / "images" / f"{shard:06d}.parquet").unlink()
         record = label.run(asked, where)
         assert record.result is not None and record.result.labelled_now == 8
-        assert rows(out) == rows(plain)
+        assert labels(out) == labels(plain)
+        with pytest.raises(UserError, match="begun with another device"):
+            label.run(config(archive, out, detector="mtcnn", precision="fp32", retry_status=("undecodable",)), where)
         with pytest.raises(UserError, match="more than any node of the cluster has"):
             label.run(config(archive, tmp_path / "two", detector="mtcnn", gpus_per_worker=2), where)
         assert not (tmp_path / "two").exists()

@@ -125,7 +125,7 @@ def test_a_gpu_that_comes_late_is_used(archive: Path, tmp_path: Path) -> None:
         driver = drive(source, out, nodes.address, "--shard-records", "4", "--gpus-per-worker", "1")
         until(lambda: shards(out) > 5)
         add(nodes, num_gpus=1)
-        took_s = until(lambda: "2 classifiers" in out.with_suffix(".log").read_text())
+        took_s = until(lambda: "2 GPU workers" in out.with_suffix(".log").read_text())
         assert driver.wait(120) == 0
     print(f"the late GPU had a classifier after {took_s:.1f} s")
     assert took_s < 2 * LATE_S and len(rows(out)) == 1440

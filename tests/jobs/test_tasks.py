@@ -47,7 +47,7 @@ def test_a_task_of_a_machine_that_was_cut_off_is_given_up_and_its_late_answer_no
     assert tasks.cores(1, []) == 2
     silent, classifying = Reference(), Reference()
     tasks.hear(chunk(), silent)
-    tasks.hear(chunk(Step.CLASSIFY), classifying)
+    tasks.hear(chunk(Step.ON_GPU), classifying)
     cluster({"a": True, "b": False})
     tasks.cores(1, [])
     ((given_up, _, error),) = tasks.ended(1.0)

@@ -12,8 +12,7 @@ class Step(Enum):
     """What is done with a chunk in one task."""
 
     LABEL = "labelled and committed, end to end"
-    EXTRACT = "its faces are found and cut, for an actor to classify"
-    CLASSIFY = "classified and committed by an actor of the pool"
+    ON_GPU = "labelled and committed by an actor that holds a GPU"
     PROBE = "each record is labelled alone, to find those that kill"
     SINGLY = "labelled and committed record by record, each in a process that may die of it"
 
@@ -29,8 +28,8 @@ class Chunk:
     """What the probe found, by record id."""
     deaths: int = 0
     """Workers that died with it on a machine that lived on."""
-    actor_deaths: int = 0
-    """Actors of the pool that died with it."""
+    off_gpu: bool = False
+    """An actor of the pool died with it: cores label it, which tell what is its fault."""
     memory_kills: int = 0
     """Workers that their machine killed with it, because its memory ran out."""
 

@@ -1,7 +1,7 @@
 """The dispatcher: hands shards to plain Ray tasks, so that the driver sees every death of a worker and decides what follows.
 
-On a CPU cluster a task labels a few shards end to end and commits each. With GPUs a CPU task extracts the faces of
-one shard, and an actor of the pool classifies and commits them. What dies with its machine is done again elsewhere, and counts
+On a CPU cluster a task labels a few shards end to end and commits each. With GPUs an actor of the pool does so with one shard;
+those that an actor died with are labelled by cores. What dies with its machine is done again elsewhere, and counts
 against nobody. A shard that killed its worker while it was alone in the task is probed record by record, and labelled again
 without the records that kill. Healthy shards pay nothing for it, and no step costs more on a larger cluster.
 """
@@ -32,7 +32,7 @@ from fer_pipeline.core.manifest import read_shards, shuffled_files
 from fer_pipeline.core.run import RunFolder, RunRecord
 from fer_pipeline.core.storage import reason
 from fer_pipeline.jobs.label.chunk import Chunk, Step
-from fer_pipeline.jobs.label.pool import ClassifierPool
+from fer_pipeline.jobs.label.pool import GpuPool
 from fer_pipeline.jobs.label.tasks import Tasks
 
 log = logging.getLogger(__name__)
@@ -63,7 +63,7 @@ class Dispatcher:
         folder: RunFolder,
         record: RunRecord,
         tasks: Tasks,
-        pool: ClassifierPool | None = None,
+        pool: GpuPool | None = None,
         again: frozenset[int] = frozenset(),
         resumed: bool = False,
     ) -> None:
@@ -102,10 +102,10 @@ class Dispatcher:
         for chunk, result, error in self.tasks.ended(LOOK_AGAIN_S):
             self.running -= 1
             if error is not None:
-                if chunk.step is Step.CLASSIFY and self.pool:
+                if chunk.step is Step.ON_GPU and self.pool:
                     self.pool.free(chunk, lost=isinstance(error, ACTOR_LOST))
                 dead.append((chunk, error))
-            elif count := self._next_step(chunk, result):
+            elif count := self._after_step(chunk, result):
                 self.done += 1
                 self.again.difference_update(chunk.shards)
                 yield count
@@ -115,8 +115,8 @@ class Dispatcher:
         """See, from time to time, how large the cluster is and what others have done."""
         now = time.monotonic()
         if now - self._looked > LOOK_AGAIN_S:
-            gpus = self.pool.wanted() if self.pool else []
-            self._cores, self._looked = self.tasks.cores(self.left + self.running, gpus), now
+            work, gpus = (0, self.pool.wanted()) if self.pool else (self.left + self.running, [])
+            self._cores, self._looked = self.tasks.cores(work, gpus), now
             if self.pool:
                 self.pool.grow()
         if now - self._others_looked > max(OTHERS_S, 20 * self._others_s):
@@ -141,12 +141,12 @@ class Dispatcher:
             # Guided self-scheduling (Polychronopoulos & Kuck, 1987).
             size = 1 if self.pool else max(1, min(SHARDS_PER_TASK, (self.left + len(shards)) // (2 * self._cores)))
             if shards and (len(shards) >= size or not self.left):
-                yield Chunk(shards, tables, Step.EXTRACT if self.pool else Step.LABEL)
+                yield Chunk(shards, tables, Step.ON_GPU if self.pool else Step.LABEL)
                 shards, tables = [], []
 
     def _fill(self, fresh: Iterator[Chunk]) -> None:
-        """Keep two tasks for each core in work or waiting in the cluster."""
-        while self.running < 2 * self._cores + 1:
+        """Keep two tasks for each core in work or waiting in the cluster, or as many as the pool has room for."""
+        while self.running < (self.pool.room if self.pool else 2 * self._cores + 1):
             chunk = self.waiting.popleft() if self.waiting else next(fresh, None)
             if chunk is None:
                 return
@@ -154,21 +154,19 @@ class Dispatcher:
 
     def _start(self, chunk: Chunk) -> None:
         self.running += 1
-        self.tasks.start(chunk)
+        if chunk.step is Step.ON_GPU and self.pool:
+            self.pool.label(chunk)
+        else:
+            self.tasks.start(chunk)
 
-    def _next_step(self, chunk: Chunk, result: object) -> int:
+    def _after_step(self, chunk: Chunk, result: object) -> int:
         """Take a chunk whose step ended well; return the number of records that are done by it."""
-        if chunk.step is Step.EXTRACT and self.pool:
-            self.running += 1
-            chunk.step = Step.CLASSIFY
-            self.pool.classify(chunk, result)
-            return 0
         if chunk.step is Step.PROBE:
             assert isinstance(result, dict)
             chunk.poison, chunk.memory_kills = result, 0
             self._again(chunk)
             return 0
-        if chunk.step is Step.CLASSIFY and self.pool:
+        if chunk.step is Step.ON_GPU and self.pool:
             self.pool.free(chunk)
         if isinstance(result, str) and result not in self.slow:
             self.slow.add(result)
@@ -180,7 +178,7 @@ class Dispatcher:
         if chunk.deaths > MOST_DEATHS:
             chunk.step = Step.SINGLY
         else:
-            chunk.step = Step.EXTRACT if self.pool and chunk.actor_deaths <= MOST_DEATHS else Step.LABEL
+            chunk.step = Step.ON_GPU if self.pool and not chunk.off_gpu else Step.LABEL
         self.waiting.append(chunk)
 
     def _after_deaths(self, dead: list[tuple[Chunk, BaseException]]) -> Iterator[int]:
@@ -203,7 +201,7 @@ class Dispatcher:
 
     def _whose(self, chunk: Chunk, error: BaseException) -> Callable[[Chunk], None]:
         """Return what follows for a shard that was alone with what happened; raise what is neither its fault nor misfortune."""
-        if chunk.step is Step.CLASSIFY and isinstance(error, ACTOR_LOST):
+        if chunk.step is Step.ON_GPU and isinstance(error, ACTOR_LOST):
             self._count_misfortune(error)
             return self._after_actors_death
         if isinstance(error, OutOfMemoryError):
@@ -231,8 +229,8 @@ class Dispatcher:
             self._again(chunk)
 
     def _after_actors_death(self, chunk: Chunk) -> None:
-        """An actor of the pool died with the shard; after too many of them it is labelled without the pool."""
-        chunk.actor_deaths += 1
+        """An actor of the pool died with the shard, of it or of a neighbour: cores find out."""
+        chunk.off_gpu = True
         self._again(chunk)
 
     def _after_death(self, chunk: Chunk) -> None:

@@ -21,7 +21,7 @@ from fer_pipeline.jobs.cluster import ClusterConfig, connected
 from fer_pipeline.jobs.demand import Asking, asked_of_a_worker, asking, wait_for_gpus
 from fer_pipeline.jobs.label.dispatch import Dispatcher
 from fer_pipeline.jobs.label.indexing import IndexingTasks
-from fer_pipeline.jobs.label.pool import ClassifierPool
+from fer_pipeline.jobs.label.pool import GpuPool
 from fer_pipeline.jobs.label.tasks import Tasks
 from fer_pipeline.jobs.label.worker import LabelContext
 from fer_pipeline.jobs.metrics import counted
@@ -92,7 +92,8 @@ class LabelConfig(Config):
     retry_status: tuple[RetriedStatus, ...] = ()
     """Do the shards that hold rows of these statuses again."""
     gpus_per_worker: float = Field(0.0, ge=0)
-    """GPUs, or the share of one, for each classifier; the cores then fetch, decode and detect. 0: no GPU is used."""
+    """GPUs, or the share of one, for each worker, which detects and classifies on it; its cores fetch, decode and cut.
+    0: no GPU is used."""
     num_gpus: float | None = Field(None, gt=0)
     """Most GPUs to take, and to ask an autoscaler for; by default all that the cluster has, and one is asked for."""
     thumbnails: bool = True
@@ -194,7 +195,8 @@ def _auto_precision(config: LabelConfig, bundle: Bundle, has_bf16: bool) -> Prec
 def _frozen(config: LabelConfig, settings: LabelSettings) -> dict[str, Any]:
     """Return what must stay the same while a run is continued: the choice of records and what changes their labels."""
     choice = {"include": list(config.include), "exclude": list(config.exclude), "fps": config.fps, "table": config.table}
-    return vars(settings) | choice | {"asked_uncertain_below": config.uncertain_below}
+    where = {"device": "gpu"} if config.gpus_per_worker else {}  # which detects by other arithmetic than cores
+    return vars(settings) | choice | where | {"asked_uncertain_below": config.uncertain_below}
 
 
 def _require_same(config: LabelConfig, record: RunRecord, detector: ResolvedDetector, bundle: Bundle) -> None:
@@ -204,7 +206,7 @@ def _require_same(config: LabelConfig, record: RunRecord, detector: ResolvedDete
     frozen = {"source": record.source, "model": record.model.digest, "detector": record.detector.digest, **record.settings}
     if config.detector not in ("auto", record.detector.name):
         asked["detector"] = config.detector
-    changed = [key for key in asked if asked[key] != frozen.get(key)]
+    changed = [key for key in dict.fromkeys((*asked, "device")) if asked.get(key) != frozen.get(key)]
     if changed:
         raise UserError(
             f"The run in '{config.out}' was begun with another {' and '.join(changed)}: "
@@ -328,7 +330,7 @@ def _label(
         shared, pool = share(context), None
         tasks = Tasks(shared, ask)
         if config.gpus_per_worker:
-            pool = ClassifierPool(shared, tasks, config.gpus_per_worker, config.num_gpus, wait_s)
+            pool = GpuPool(shared, tasks, config.gpus_per_worker, config.num_gpus, wait_s)
         dispatcher = Dispatcher(folder, record, tasks, pool, again, resumed)
         try:
             return dispatcher.label(pending, counted(advance, record.records - done)), dispatcher.lost_records

@@ -1,54 +1,65 @@
-"""The pool of GPU actors that classify the crops of CPU tasks and commit their shards."""
+"""The pool of GPU actors, each of which labels whole shards with a GPU, or a share of one, and the cores beside it."""
 
 import logging
 import math
+import os
 import time
 from collections import deque
 from typing import Any
 
+import pyarrow as pa
 import ray
 
 from fer_pipeline.core.errors import MisfortuneError, UserError
-from fer_pipeline.core.stage_clock import timed
 from fer_pipeline.core.storage import reason
 from fer_pipeline.jobs.demand import Bundles
 from fer_pipeline.jobs.label.chunk import Chunk
 from fer_pipeline.jobs.label.tasks import Tasks
 from fer_pipeline.jobs.label.worker import LabelContext
 from fer_pipeline.jobs.shared import Shared, by_node
-from fer_pipeline.stages.label import ExtractedShard, label
+from fer_pipeline.stages.device_label import DeviceLabeller, StuckError
 
 log = logging.getLogger(__name__)
 
-SHARDS_PER_ACTOR = 2
-"""One in work and one at hand."""
+SHARDS_PER_ACTOR = 3
+"""One is read and decoded, one computed, one committed."""
 MOST_FAILURES = 5
 """Of actors in a row to come up, before the run ends."""
 
 
 @ray.remote(num_cpus=0, max_restarts=0)
-class ClassifierActor:
-    """A classifier on one GPU, or a share of one. It asks for no core: CPU tasks could starve it, or it them."""
+class GpuLabelActor:
+    """A labeller on one GPU, or a share of one, and that share of its machine's cores. It asks Ray for none of them: nothing but
+    the few shards that an actor died with is labelled beside it.
+    """
 
-    def __init__(self, context: Shared[LabelContext]) -> None:
+    def __init__(self, context: Shared[LabelContext], gpus: float) -> None:
         import torch
 
-        from fer_pipeline.stages.classify import Classifier
-
-        self.context = context.get()
+        self.run = run = context.get()
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.classify = Classifier(self.context.bundle, self.context.settings.precision, self.device)
+        threads = cores_beside(gpus)
+        self.labeller = DeviceLabeller(
+            run.detector, run.bundle, run.settings, self.device, threads, run.record_timeout_s, run.known
+        )
 
     def device_name(self) -> str:
         return self.device
 
-    def commit(self, shard: ExtractedShard) -> None:
-        """Label one shard and commit it."""
-        settings, card = self.context.settings, self.context.bundle.card
-        with timed("classify"):
-            probabilities = self.classify(shard.crops)
-        table = label(shard, probabilities, card, settings.uncertain_below)
-        self.context.commit(shard.manifest["shard"][0].as_py(), table)
+    def label(self, shard: int, manifest: pa.Table) -> None:
+        """Label one shard and commit it; die of an image that never ends."""
+        try:
+            self.run.commit(shard, self.labeller(manifest))
+        except StuckError as error:
+            log.error("Shard %d: %s", shard, error)
+            os._exit(1)
+
+
+def cores_beside(gpus: float) -> int:
+    """Return the cores of this node that go with so many of its GPUs."""
+    own = ray.get_runtime_context().get_node_id()
+    node: dict[str, float] = next(node["Resources"] for node in ray.nodes() if node["NodeID"] == own)
+    return max(1, int(node.get("CPU", 0) * gpus / max(node.get("GPU", 0), gpus)))
 
 
 def count_actors(gpus_per_worker: float) -> int:
@@ -61,8 +72,8 @@ def count_actors(gpus_per_worker: float) -> int:
     return sum(int(gpus // gpus_per_worker) for gpus in by_node("GPU"))
 
 
-class ClassifierPool:
-    """As many actors as the cluster's GPUs allow, those that come later too; each takes the next shard that is ready.
+class GpuPool:
+    """As many actors as the cluster's GPUs allow, those that come later too; each takes the next shard that waits.
 
     An actor that does not come up, because another job holds its GPU, is not waited for as long as there is another.
     """
@@ -80,8 +91,8 @@ class ClassifierPool:
         """How many are up."""
         self.free_slots: deque[Any] = deque()
         """An actor stands here as often as it can take another shard."""
-        self.ready: deque[tuple[Chunk, Any]] = deque()
-        """Extracted shards that no actor has taken."""
+        self.ready: deque[Chunk] = deque()
+        """Shards that no actor has taken."""
         self.given: dict[int, Any] = {}
         """The actor that has a shard."""
         self.gone: set[Any] = set()
@@ -99,14 +110,15 @@ class ClassifierPool:
         wanted = count_actors(self.gpus_per_worker)
         wanted = wanted if self.most is None else min(wanted, self.most)
         for _ in range(wanted - self.actors - len(self.coming)):
-            actor = ClassifierActor.options(num_gpus=self.gpus_per_worker).remote(self.context)  # type: ignore[attr-defined]
+            options = {"num_gpus": self.gpus_per_worker, "max_concurrency": SHARDS_PER_ACTOR}
+            actor = GpuLabelActor.options(**options).remote(self.context, self.gpus_per_worker)  # type: ignore[attr-defined]
             self.coming[actor.device_name.remote()] = actor
         came, _ = ray.wait(list(self.coming), num_returns=len(self.coming), timeout=0) if self.coming else ([], [])
         for answer in came:
             self._take_in(answer, self.coming.pop(answer))
         if not self.actors and time.monotonic() - self.began > self.wait_s:
             raise UserError(
-                f"No GPU could be had within {self.wait_s:g} s: {count_actors(self.gpus_per_worker)} classifiers of "
+                f"No GPU could be had within {self.wait_s:g} s: {count_actors(self.gpus_per_worker)} workers of "
                 f"{self.gpus_per_worker:g} GPUs would fit the cluster, other jobs may hold them. "
                 "Wait longer (--wait-s), or leave --gpus-per-worker out to use CPUs."
             )
@@ -116,20 +128,25 @@ class ClassifierPool:
             device = ray.get(answer)
         except ray.exceptions.RayError as error:
             self.failures += 1
-            log.warning("A classifier did not come up: %s", reason(error)[:300])
+            log.warning("A GPU worker did not come up: %s", reason(error)[:300])
             if self.failures > MOST_FAILURES and not self.actors:
-                raise MisfortuneError(f"No classifier comes up, the last for this: {reason(error)[:300]}.") from error
+                raise MisfortuneError(f"No GPU worker comes up, the last for this: {reason(error)[:300]}.") from error
             return
         self.actors, self.failures = self.actors + 1, 0
-        log.info("%d classifiers, the last on %s", self.actors, device)
+        log.info("%d GPU workers, the last on %s", self.actors, device)
         if device == "cpu":
-            log.warning("A GPU was reserved but torch sees no CUDA device there: faces are classified on its CPU")
+            log.warning("A GPU was reserved but torch sees no CUDA device there: its shards are labelled by its cores")
         for _ in range(SHARDS_PER_ACTOR):
             self._give(actor)
 
-    def classify(self, chunk: Chunk, faces: Any) -> None:
-        """Have a shard's faces, behind a reference, classified and committed, as soon as an actor is free."""
-        self.ready.append((chunk, faces))
+    @property
+    def room(self) -> int:
+        """How many shards to have in work or waiting."""
+        return 2 * SHARDS_PER_ACTOR * max(1, self.actors)
+
+    def label(self, chunk: Chunk) -> None:
+        """Have a shard labelled and committed, as soon as an actor is free."""
+        self.ready.append(chunk)
         while self.free_slots and self.ready:
             actor = self.free_slots.popleft()
             if actor not in self.gone:
@@ -153,6 +170,6 @@ class ClassifierPool:
         if not self.ready:
             self.free_slots.append(actor)
             return
-        chunk, faces = self.ready.popleft()
+        chunk = self.ready.popleft()
         self.given[chunk.shards[0]] = actor
-        self.tasks.hear(chunk, actor.commit.remote(faces))
+        self.tasks.hear(chunk, actor.label.remote(chunk.shards[0], chunk.manifests[0]))

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from queue import Empty, SimpleQueue
-from typing import Any, cast
+from typing import Any
 
 import pyarrow as pa
 import ray
@@ -15,16 +15,9 @@ from fer_pipeline.core.processor import has_native_bf16
 from fer_pipeline.jobs.demand import Bundles
 from fer_pipeline.jobs.label.chunk import Chunk, Step
 from fer_pipeline.jobs.label.probe import label_singly, probe
-from fer_pipeline.jobs.label.worker import (
-    LabelContext,
-    load_context,
-    load_extractor,
-    load_labeller,
-    slow_machine,
-)
-from fer_pipeline.jobs.metrics import count_seconds
+from fer_pipeline.jobs.label.worker import LabelContext, load_context, load_labeller, slow_machine
 from fer_pipeline.jobs.shared import Deaths, Shared, by_node, cluster_cores
-from fer_pipeline.stages.label import ExtractedShard, Poison
+from fer_pipeline.stages.label import Poison
 
 Ended = tuple[Chunk, Any, BaseException | None]
 """A chunk whose task ended, what the task returned, and what it raised instead."""
@@ -41,12 +34,12 @@ class Tasks:
         """`ask`: tells an autoscaler what is needed."""
         self.context, self.ask = context, ask
         self._ended: SimpleQueue[Ended] = SimpleQueue()
-        self._running: dict[Any, tuple[Chunk, Any, float]] = {}
-        """The chunk, what the task returns and when it was started, by what tells its end."""
+        self._running: dict[Any, tuple[Chunk, float]] = {}
+        """The chunk and when its task was started, by what tells its end."""
         self._longest_s, self._deaths = 0.0, Deaths()
 
     def start(self, chunk: Chunk) -> None:
-        """Start the chunk's step. For `EXTRACT` the result is a reference to the faces, which stay where they are."""
+        """Start the chunk's step on the cluster's cores."""
         cores = cores_of_a_node() if chunk.whole_node else 1
         if chunk.step is Step.PROBE:
             self.hear(chunk, probe.options(name="probe a shard").remote(self.context, chunk.manifests[0], cores))
@@ -57,26 +50,22 @@ class Tasks:
                     self.context, chunk.shards[0], chunk.manifests[0], chunk.poison
                 ),
             )
-        elif chunk.step is Step.EXTRACT:
-            extract = _extract.options(num_cpus=cores, name="extract faces")
-            done, faces = cast("tuple[Any, Any]", extract.remote(self.context, chunk.manifests[0], chunk.poison))
-            self.hear(chunk, done, faces)
         else:
             task = _label.options(num_cpus=cores, name="label shards")
             self.hear(chunk, task.remote(self.context, chunk.shards, chunk.manifests, chunk.poison))
 
-    def hear(self, chunk: Chunk, done: Any, result: Any = None) -> None:
+    def hear(self, chunk: Chunk, done: Any) -> None:
         """Have `ended` tell when the task behind the reference `done` has ended."""
-        self._running[done] = (chunk, result, time.monotonic())
+        self._running[done] = (chunk, time.monotonic())
         done.future().add_done_callback(lambda future: self._end(done, future.exception() or future.result()))
 
     def _end(self, done: Any, outcome: Any) -> None:
         """Put what a task came to, or raised, where `ended` takes it; only once."""
-        chunk, result, started = self._running.pop(done, (None, None, 0.0))
+        chunk, started = self._running.pop(done, (None, 0.0))
         if chunk is not None:
             self._longest_s = max(self._longest_s, time.monotonic() - started)
             error = outcome if isinstance(outcome, BaseException) else None
-            self._ended.put((chunk, outcome if result is None and error is None else result, error))
+            self._ended.put((chunk, None if error else outcome, error))
 
     def ended(self, timeout_s: float) -> list[Ended]:
         """Return the tasks that have ended: as soon as there is one, all that there are; none after the time."""
@@ -110,8 +99,8 @@ class Tasks:
         died = self._deaths.last()
         if time.monotonic() - died < max(ANSWER_S, 3 * self._longest_s):
             return
-        for done, (chunk, _, started) in list(self._running.items()):
-            if started < died and chunk.step in (Step.LABEL, Step.EXTRACT):
+        for done, (chunk, started) in list(self._running.items()):
+            if started < died and chunk.step is Step.LABEL:
                 self._end(done, NodeDiedError("a node has died and the task is silent"))
 
 
@@ -138,11 +127,3 @@ def _label(context: Shared[LabelContext], shards: list[int], manifests: list[pa.
         for commit in commits:
             commit.result()
     return slow_machine(run.settings, has_native_bf16())
-
-
-@ray.remote(num_cpus=1, max_retries=0, num_returns=2)
-def _extract(context: Shared[LabelContext], manifest: pa.Table, poison: Poison) -> tuple[None, ExtractedShard]:
-    """Return one shard's faces, not yet labelled: what a GPU actor classifies."""
-    (shard,) = load_extractor(context)([manifest], poison)
-    count_seconds()  # it commits nothing: the actor that does counts its own
-    return None, shard

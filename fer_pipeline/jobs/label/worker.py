@@ -13,7 +13,7 @@ from fer_pipeline.jobs.metrics import count_shard
 from fer_pipeline.jobs.shared import Shared
 from fer_pipeline.models.bundle import Bundle
 from fer_pipeline.stages.detectors.spec import ResolvedDetector
-from fer_pipeline.stages.label import FaceExtractor, Labeller, LabelSettings
+from fer_pipeline.stages.label import Labeller, LabelSettings
 from fer_pipeline.table.reuse import Reusable
 
 
@@ -59,11 +59,6 @@ def load_labeller(context: Shared[LabelContext]) -> Labeller:
     return context.load(_make_labeller)
 
 
-def load_extractor(context: Shared[LabelContext]) -> FaceExtractor:
-    """Return this process's face extractor, loaded once; it needs no torch."""
-    return context.load(_make_extractor)
-
-
 def _itself(context: LabelContext) -> LabelContext:
     return context
 
@@ -73,10 +68,3 @@ def _make_labeller(context: LabelContext) -> Labeller:
     labeller.extract.bounded = bounded_memory(context.record_memory_bytes)  # measured now that all is loaded
     labeller.extract.known = context.known
     return labeller
-
-
-def _make_extractor(context: LabelContext) -> FaceExtractor:
-    extractor = FaceExtractor(context.detector, context.bundle.card, context.settings, alarm(context.record_timeout_s))
-    extractor.bounded = bounded_memory(context.record_memory_bytes)
-    extractor.known = context.known
-    return extractor

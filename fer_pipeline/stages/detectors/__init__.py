@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Literal
 
 from fer_pipeline.core.errors import UserError
 from fer_pipeline.stages.detectors.bounded import Bounded
-from fer_pipeline.stages.detectors.detections import Detector
+from fer_pipeline.stages.detectors.detections import BatchDetector, Detector
 from fer_pipeline.stages.detectors.mtcnn import MTCNN
 from fer_pipeline.stages.detectors.spec import DetectorSpec, ResolvedDetector, WeightsNotFound
 from fer_pipeline.stages.detectors.whole_image import NONE
@@ -54,6 +54,15 @@ def require_first_choice(name: str, resolved: ResolvedDetector) -> None:
             f"On a cluster {first} is not replaced by {resolved.name}, which is slower and finds other faces: "
             f"name the weights of {first} with --detector-weights, or say --detector {resolved.name}."
         )
+
+
+def load_batch_detector(resolved: ResolvedDetector, threshold: float, device: str, precision: str) -> BatchDetector:
+    """Return a resolved detector for images that were shrunk before, on a torch device if it has a form for that."""
+    spec = DETECTORS[resolved.name]
+    if spec.load_for_device:
+        return spec.load_for_device(resolved.weights, threshold, device, precision)
+    detector = spec.load(resolved.weights, threshold)
+    return lambda images: [detector(pixels) for pixels in images]
 
 
 def load_detector(resolved: ResolvedDetector, size_px: int, threshold: float) -> Detector:

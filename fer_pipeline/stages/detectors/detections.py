@@ -1,6 +1,6 @@
 """What a detector finds in one image."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -54,3 +54,9 @@ class Detector(Protocol):
     """Finds faces in a BGR uint8 image (h, w, 3)."""
 
     def __call__(self, pixels: Pixels) -> Detections: ...
+
+
+class BatchDetector(Protocol):
+    """Finds faces in BGR uint8 images (h, w, 3) of any sizes, all at once."""
+
+    def __call__(self, images: Sequence[Pixels]) -> list[Detections]: ...

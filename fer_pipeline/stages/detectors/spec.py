@@ -11,7 +11,7 @@ from pathlib import Path
 
 from fer_pipeline.core import storage
 from fer_pipeline.core.errors import UserError
-from fer_pipeline.stages.detectors.detections import Detector
+from fer_pipeline.stages.detectors.detections import BatchDetector, Detector
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +47,8 @@ class DetectorSpec:
     """Finds the weights, at the path given or where they usually are. Raises WeightsNotFound, or UserError for a wrong file."""
     load: Callable[[bytes, float], Detector]
     """Makes the detector from weights and threshold, in a worker: what is heavy to import is imported there."""
+    load_for_device: Callable[[bytes, float, str, str], BatchDetector] | None = None
+    """Makes the detector for batches from weights, threshold, torch device and precision, where it has such a form."""
     finds_faces: bool = True
     """False: every image counts as one face crop, and nothing is cut."""
 

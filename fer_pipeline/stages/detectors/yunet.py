@@ -5,7 +5,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fer_pipeline.stages.decode import Pixels
-from fer_pipeline.stages.detectors.detections import Detections
+from fer_pipeline.stages.detectors.detections import BatchDetector, Detections, Floats
 from fer_pipeline.stages.detectors.spec import DetectorSpec, WeightsFile
 
 WEIGHTS = WeightsFile(
@@ -50,29 +50,52 @@ class YuNet:
         self.outputs = [output.name for output in self.session.get_outputs()]
 
     def __call__(self, pixels: Pixels) -> Detections:
-        height, width = pixels.shape[:2]
-        padded = cv2.copyMakeBorder(pixels, 0, -height % 32, 0, -width % 32, cv2.BORDER_CONSTANT)
+        padded = pad(pixels)
         blob = padded.transpose(2, 0, 1)[None].astype(np.float32)
         out = dict(zip(self.outputs, self.session.run(None, {"input": blob}), strict=True))
         levels = [self._level(out, stride, padded.shape[1] // stride) for stride in STRIDES]
         boxes, scores, landmarks = (np.concatenate(parts) for parts in zip(*levels, strict=True))
-        kept = cv2.dnn.NMSBoxes(boxes.tolist(), scores.tolist(), self.threshold, OVERLAP)
-        order = np.asarray(kept, np.int64).ravel()
-        return Detections(boxes[order], scores[order], {"landmarks": landmarks[order]})
+        return strongest(boxes, scores, landmarks, self.threshold)
 
-    def _level(
-        self, out: dict[str, NDArray[np.float32]], stride: int, columns: int
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
-        """Return the boxes (n, 4), scores (n,) and landmarks (n, 5, 2) of one stride's anchors that pass the threshold."""
+    def _level(self, out: dict[str, Floats], stride: int, columns: int) -> tuple[Floats, Floats, Floats]:
+        """Return what `faces_at` does of one stride's anchors that pass the threshold."""
         products = (out[f"cls_{stride}"] * out[f"obj_{stride}"]).ravel()  # of two sigmoids, so within 0 and 1
         chosen = np.flatnonzero(products > self.threshold**2)
-        scores = np.sqrt(products[chosen])
-        anchors = np.stack([chosen % columns, chosen // columns], 1).astype(np.float32)
-        box = out[f"bbox_{stride}"].reshape(-1, 4)[chosen]
-        size = np.exp(box[:, 2:]) * stride
-        corner = (anchors + box[:, :2]) * stride - size / 2
-        points = out[f"kps_{stride}"].reshape(-1, 5, 2)[chosen]
-        return np.concatenate([corner, size], 1), scores, (points + anchors[:, None]) * stride
+        box, points = out[f"bbox_{stride}"].reshape(-1, 4)[chosen], out[f"kps_{stride}"].reshape(-1, 10)[chosen]
+        return faces_at(chosen, columns, stride, products[chosen], box, points)
+
+
+def pad(pixels: Pixels) -> Pixels:
+    """Return an image with black rows and columns below and right of it, up to multiples of 32, which the network needs."""
+    height, width = pixels.shape[:2]
+    return np.asarray(cv2.copyMakeBorder(pixels, 0, -height % 32, 0, -width % 32, cv2.BORDER_CONSTANT), np.uint8)
+
+
+def faces_at(
+    places: NDArray[np.integer], columns: int, stride: int, products: Floats, box: Floats, points: Floats
+) -> tuple[Floats, Floats, Floats]:
+    """Return boxes (n, 4), scores (n,) and landmarks (n, 5, 2) in pixels, from the network's answers at n anchors of a stride.
+
+    `products`: of its class and object scores; `box` (n, 4), `points` (n, 10): as it gives them.
+    """
+    anchors = np.stack([places % columns, places // columns], 1).astype(np.float32)
+    size = np.exp(box[:, 2:]) * stride
+    corner = (anchors + box[:, :2]) * stride - size / 2
+    landmarks = (points.reshape(-1, 5, 2) + anchors[:, None]) * stride
+    return np.concatenate([corner, size], 1), np.sqrt(products), landmarks
+
+
+def strongest(boxes: Floats, scores: Floats, landmarks: Floats, threshold: float) -> Detections:
+    """Return the faces of one image, the best first, without the weaker ones of those that overlap."""
+    kept = cv2.dnn.NMSBoxes(boxes.tolist(), scores.tolist(), threshold, OVERLAP)
+    order = np.asarray(kept, np.int64).ravel()
+    return Detections(boxes[order], scores[order], {"landmarks": landmarks[order]})
+
+
+def _in_batches(weights: bytes, threshold: float, device: str, precision: str) -> BatchDetector:
+    from fer_pipeline.stages.detectors.torch_yunet import TorchYuNet
+
+    return TorchYuNet(weights, threshold, device, precision)
 
 
 YUNET = DetectorSpec(
@@ -81,4 +104,5 @@ YUNET = DetectorSpec(
     threshold=0.6,
     resolve=WEIGHTS.resolve,
     load=YuNet,
+    load_for_device=_in_batches,
 )

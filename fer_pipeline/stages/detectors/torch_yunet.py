@@ -1,0 +1,102 @@
+"""YuNet in torch, for batches on a GPU: the official file's graph, layer by layer."""
+
+from collections.abc import Sequence
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+import torch.nn.functional as F
+from onnx import NodeProto, numpy_helper
+from torch import Tensor, nn
+
+from fer_pipeline.stages.batches import Batches
+from fer_pipeline.stages.decode import Pixels
+from fer_pipeline.stages.detectors.detections import Detections
+from fer_pipeline.stages.detectors.yunet import STRIDES, faces_at, pad, strongest
+
+IMAGES_AT_ONCE = 64
+"""At 640 px an image takes about 100 MB of the device's memory in fp32, half of that in bf16."""
+
+
+class YuNetGraph(nn.Module):
+    """The network as a module: float images (n, 3, h, w), sides multiples of 32, to its twelve outputs (n, anchors, values)."""
+
+    def __init__(self, weights: bytes) -> None:
+        super().__init__()
+        graph = onnx.load_from_string(weights).graph
+        self.nodes, self.outputs = list(graph.node), [output.name for output in graph.output]
+        for tensor in graph.initializer:
+            self.register_buffer(f"w{tensor.name.replace('.', '_')}", torch.from_numpy(numpy_helper.to_array(tensor).copy()))
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        values = {"input": images}
+        for node in self.nodes:
+            values[node.output[0]] = self._layer(node, values)
+        return {name: values[name] for name in self.outputs}
+
+    def _layer(self, node: NodeProto, values: dict[str, Tensor]) -> Tensor:
+        first = values[node.input[0]]
+        match node.op_type:
+            case "Conv":
+                settings: dict[str, Any] = {one.name: onnx.helper.get_attribute_value(one) for one in node.attribute}
+                weight, bias = (self.get_buffer(f"w{name.replace('.', '_')}") for name in node.input[1:3])
+                return F.conv2d(first, weight, bias, settings["strides"], settings["pads"][:2], groups=settings["group"])
+            case "Relu":
+                return F.relu(first)
+            case "MaxPool":
+                return F.max_pool2d(first, 2)
+            case "Resize":
+                return F.interpolate(first, scale_factor=2.0)
+            case "Add":
+                return first + values[node.input[1]]
+            case "Transpose":
+                return first.permute(0, 2, 3, 1)
+            case "Reshape":
+                return first.flatten(1, 2)
+            case "Sigmoid":
+                return first.float().sigmoid()
+        raise ValueError(f"YuNet's file has a layer '{node.op_type}', which is not known here")
+
+
+class TorchYuNet:
+    """Finds faces in BGR uint8 images (h, w, 3); those that are of one size when padded go through the network together."""
+
+    def __init__(self, weights: bytes, threshold: float, device: str, precision: str) -> None:
+        self.threshold, self.device, self.precision = threshold, device, precision
+        self.network = YuNetGraph(weights).to(device)
+        self.batches = Batches(IMAGES_AT_ONCE)
+
+    def __call__(self, images: Sequence[Pixels]) -> list[Detections]:
+        padded = [pad(pixels) for pixels in images]
+        found: dict[int, Detections] = {}
+        for shape in {one.shape for one in padded}:
+            alike = [index for index, one in enumerate(padded) if one.shape == shape]
+            batches = self.batches(self._detect, [padded[index] for index in alike])
+            found |= zip(alike, chain.from_iterable(batches), strict=True)
+        return [found[index] for index in range(len(images))]
+
+    @torch.inference_mode()
+    def _detect(self, images: list[Pixels]) -> list[Detections]:
+        """Return what is in images of one size; one copy goes to the device, and one comes back."""
+        batch = torch.from_numpy(np.stack(images)).to(self.device).permute(0, 3, 1, 2)  # channels last as it lies
+        with torch.autocast(self.device, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
+            out = self.network(batch.float())
+        rows = torch.cat([self._above_threshold(out, stride) for stride in STRIDES]).cpu().numpy()
+        columns = images[0].shape[1]
+        parts = []
+        for stride in STRIDES:
+            level = rows[rows[:, 0] == stride]
+            places, products, box, points = level[:, 2].astype(np.int64), level[:, 3], level[:, 4:8], level[:, 8:]
+            parts.append((level[:, 1], *faces_at(places, columns // stride, stride, products, box, points)))
+        image, boxes, scores, landmarks = (np.concatenate(part) for part in zip(*parts, strict=True))
+        whose = [image == index for index in range(len(images))]
+        return [strongest(boxes[its], scores[its], landmarks[its], self.threshold) for its in whose]
+
+    def _above_threshold(self, out: dict[str, Tensor], stride: int) -> Tensor:
+        """Return a float32 row for each anchor of a stride that passes: stride, image, place, product, box and points."""
+        products = (out[f"cls_{stride}"] * out[f"obj_{stride}"]).squeeze(2)
+        image, place = (products > self.threshold**2).nonzero(as_tuple=True)
+        where = torch.stack([torch.full_like(image, stride), image, place, products[image, place]], 1)
+        return torch.cat([where, out[f"bbox_{stride}"][image, place], out[f"kps_{stride}"][image, place]], 1).float()

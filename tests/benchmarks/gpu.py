@@ -1,0 +1,129 @@
+"""The GPU way without Ray: what each part gives, and whole shards end to end. One JSON line (make bench-gpu).
+
+    python -m tests.benchmarks.gpu [--device cuda] [--images 2000] [--megapixels 1.0] [--threads 16] [--precision bf16]
+
+Photos are JPEGs of noise and drawn shapes beside real faces of ../shared, in memory-backed files; a shard has 64. The network
+of the classifier is the embedded one; `resnet50` is measured with random weights at 224 px. Needs torch, OpenCV, pyarrow, onnx,
+pydantic and s3fs.
+"""
+
+import argparse
+import json
+import os
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pyarrow as pa
+import torch
+
+from fer_pipeline.core import stage_clock
+from fer_pipeline.core.manifest import Record
+from fer_pipeline.core.schemas import MANIFEST
+from fer_pipeline.models.bundle import EMBEDDED, read_bundle
+from fer_pipeline.stages.classify import Classifier
+from fer_pipeline.stages.decode import decode
+from fer_pipeline.stages.detectors import resolve_detector
+from fer_pipeline.stages.detectors.torch_yunet import TorchYuNet
+from fer_pipeline.stages.detectors.yunet import WEIGHTS
+from fer_pipeline.stages.device_label import DeviceLabeller
+from fer_pipeline.stages.label import LabelSettings
+from tests.benchmarks.classify import bundle_of, utilisation
+
+SHARED = Path(__file__).resolve().parents[3] / "shared"
+SHARD = 64
+
+
+def photos(folder: Path, count: int, megapixels: float) -> list[Path]:
+    """Write so many different JPEGs, each a scene of ../shared enlarged to so many pixels, moved and given some noise."""
+    scenes = [cv2.imread(str(file)) for file in sorted((SHARED / "data" / "scenes" / "images").iterdir())[:50]]
+    rng, files = np.random.default_rng(0), []
+    for number in range(count):
+        scene = np.asarray(scenes[number % len(scenes)], np.uint8)
+        scale = float(np.sqrt(megapixels * 1e6 / (scene.shape[0] * scene.shape[1])))
+        scene = np.asarray(cv2.resize(scene, None, fx=scale, fy=scale), np.uint8)
+        moved = np.roll(scene, int(rng.integers(0, 40)), axis=1)
+        noisy = cv2.add(moved, rng.integers(0, 12, moved.shape, np.uint8))
+        files.append(folder / f"{number:06d}.jpg")
+        cv2.imwrite(str(files[-1]), noisy, [cv2.IMWRITE_JPEG_QUALITY, 88])
+    return files
+
+
+def rate(function: Callable[[], Any], items: int, device: str, times: int = 3) -> float:
+    """Return items per second, the median of several calls after one that warms up."""
+    function()
+    seconds = []
+    for _ in range(times):
+        started = time.perf_counter()
+        function()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - started)
+    return round(items / sorted(seconds)[len(seconds) // 2], 1)
+
+
+def end_to_end(files: list[Path], options: argparse.Namespace) -> dict[str, Any]:
+    """Label the files by shards, three at once as an actor does; return images per second and where threads spent their time."""
+    blank = dict.fromkeys(MANIFEST.names)
+    rows = [blank | asdict(Record(str(file))) | {"record_id": i, "shard": i // SHARD} for i, file in enumerate(files)]
+    table = pa.Table.from_pylist(rows, schema=MANIFEST)
+    shards = [table.slice(start, SHARD) for start in range(0, len(table), SHARD)]
+    settings = LabelSettings(640, 0.6, 10**8, 10**9, options.precision, 0.5)
+    detector = resolve_detector("yunet", str(SHARED / "models" / WEIGHTS.name))
+    labeller = DeviceLabeller(detector, read_bundle(EMBEDDED), settings, options.device, options.threads, 60.0)
+    labeller(shards[0])
+    stage_clock.take()
+    stop, busy = threading.Event(), list[int]()
+    if options.device == "cuda":
+        threading.Thread(target=utilisation, args=(stop, busy), daemon=True).start()
+    started = time.perf_counter()
+    with ThreadPoolExecutor(3) as callers:
+        faces = sum(len(row) for done in callers.map(labeller, shards) for row in done["faces"].to_pylist())
+    seconds = time.perf_counter() - started
+    stop.set()
+    return {
+        "images_per_s": round(len(files) / seconds, 1),
+        "faces_per_image": round(faces / len(files), 2),
+        "ms_per_image_by_stage": {name: round(1e3 * spent / len(files), 3) for name, spent in stage_clock.take().items()},
+        "gpu_utilisation": round(sum(busy) / len(busy)) if busy else None,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--images", type=int, default=2000)
+    parser.add_argument("--megapixels", type=float, default=1.0)
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--precision", default="bf16", choices=("fp32", "bf16"))
+    options = parser.parse_args()
+    device, rng = options.device, np.random.default_rng(0)
+    batch = [rng.integers(0, 256, (480, 640, 3), np.uint8) for _ in range(SHARD)]
+    detect = TorchYuNet((SHARED / "models" / WEIGHTS.name).read_bytes(), 0.6, device, options.precision)
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+        files = photos(Path(folder), options.images, options.megapixels)
+        encoded = [file.read_bytes() for file in files[:SHARD]]
+        figures = {
+            "on": torch.cuda.get_device_name() if device == "cuda" else f"{torch.get_num_threads()} threads of a CPU",
+            "decode_images_per_s_one_thread": rate(lambda: [decode(one, 10**8, 640) for one in encoded], len(encoded), "cpu"),
+            "detect_images_per_s": rate(lambda: detect(batch), SHARD, device),
+            "end_to_end": end_to_end(files, options),
+        }
+        for name, count in ((EMBEDDED, 4096), ("resnet50", 512 if device == "cuda" else 16)):
+            with tempfile.TemporaryDirectory() as bundle:
+                classify = Classifier(read_bundle(bundle_of(name, bundle)), options.precision, device)
+            network = classify.card.network
+            crops = rng.integers(0, 256, (count, network.channels, network.image_px, network.image_px), np.uint8)
+            figures[f"{name}_crops_per_s"] = rate(lambda: classify(crops), count, device)  # noqa: B023 (called at once)
+    print(json.dumps(figures | vars(options)))
+
+
+if __name__ == "__main__":
+    main()
