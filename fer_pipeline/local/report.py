@@ -1,10 +1,15 @@
 """Write the page of a labelling run again, with or without pictures of faces."""
 
+from typing import Literal
+
 from fer_pipeline.core import storage
 from fer_pipeline.core.config import Config
 from fer_pipeline.core.errors import UserError
 from fer_pipeline.core.run import REPORT, RunFolder, RunRecord
+from fer_pipeline.models.bundle import EMBEDDED, read_bundle
+from fer_pipeline.models.card import ModelCard
 from fer_pipeline.report.labels import label_report
+from fer_pipeline.table.prior import CORRECTED, correct_prior
 
 
 class ReportConfig(Config):
@@ -16,20 +21,35 @@ class ReportConfig(Config):
     """Put pictures of faces onto the page."""
     before: str | None = None
     """Run folder of a finished run that it is compared with on the page."""
+    prior: Literal["learned", "em"] = "learned"
+    """`em`: estimate how often each expression occurs in this archive, and write the labels that follow beside the rows."""
+    model: str = EMBEDDED
+    """Model bundle that labelled the run, for `--prior em`."""
 
 
 class ReportResult(Config):
     """Where the page is."""
 
     report: str
+    corrected: str | None = None
+    """Folder of the labels under the estimated prior."""
 
 
 def run(config: ReportConfig) -> ReportResult:
-    """Write the page and return where it is. Raise UserError where one of the runs is not worked off."""
+    """Write the page and return where it is. Raise UserError where one of the runs is not worked off, or the model another."""
     folder, record = _finished(config.run)
     before = _finished(config.before)[1] if config.before else None
-    storage.write_bytes(folder.path(REPORT), label_report(folder, record, config.thumbnails, before).encode())
-    return ReportResult(report=folder.path(REPORT))
+    shifts = correct_prior(folder, record, _model_of(record, config.model)) if config.prior == "em" else []
+    storage.write_bytes(folder.path(REPORT), label_report(folder, record, config.thumbnails, before, shifts).encode())
+    return ReportResult(report=folder.path(REPORT), corrected=folder.path(CORRECTED) if shifts else None)
+
+
+def _model_of(record: RunRecord, url: str) -> ModelCard:
+    """Return the card of the model that labelled a run; raise UserError where this is another."""
+    bundle = read_bundle(url)
+    if bundle.digest != record.model.digest:
+        raise UserError(f"The run was labelled by another model than '{url}': name that of {record.model.name} by --model.")
+    return bundle.computing_in(record.settings["precision"]).card
 
 
 def _finished(url: str) -> tuple[RunFolder, RunRecord]:

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fer_pipeline.core.prior import learned_prior
 from fer_pipeline.models.card import Calibration
 
 
@@ -47,7 +48,9 @@ def calibrate(logits: Tensor, labels: Tensor, certain_accuracy: float) -> Calibr
     """Return the calibration fitted on a split's logits (n, classes) and labels (n,)."""
     temperature = fit_temperature(logits, labels)
     probabilities = torch.softmax(logits / temperature, 1).numpy()
+    prior = learned_prior(probabilities, labels.numpy())
     return Calibration(
+        prior=() if prior is None else tuple(round(float(share), 4) for share in prior),
         temperature=round(temperature, 4),
         uncertain_below=math.floor(fit_threshold(probabilities, labels.numpy(), certain_accuracy) * 10_000) / 10_000,
     )

@@ -22,6 +22,8 @@ class Calibration(Config):
     """Divides the logits before the softmax (Guo et al., 2017)."""
     uncertain_below: float = Field(0.0, ge=0, le=1)
     """Labels of less confidence are marked `uncertain`."""
+    prior: tuple[float, ...] = ()
+    """Shares of the classes that the probabilities go by (`core/prior.py`); empty where that is not known."""
 
 
 class TrainingData(Config):

@@ -1,6 +1,7 @@
 """The page of a labelling run: counts, expressions, places, pictures of labelled faces, what failed. It runs no script."""
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fer_pipeline.core import storage
@@ -10,15 +11,19 @@ from fer_pipeline.report.gallery import Choice, Group
 from fer_pipeline.report.page import render
 from fer_pipeline.report.places import Places
 from fer_pipeline.report.timelines import timelines
+from fer_pipeline.table.prior import PriorShift
 
 COLUMNS = ["record_id", "face_id", "x", "y", "w", "h", "detection_score", "expression", "confidence", "uncertain"]
 COLUMNS += ["uri", "member", "time_ms"]
 
 
-def label_report(folder: RunFolder, record: RunRecord, thumbnails: bool, before: RunRecord | None = None) -> str:
+def label_report(
+    folder: RunFolder, record: RunRecord, thumbnails: bool, before: RunRecord | None = None, shifts: Sequence[PriorShift] = ()
+) -> str:
     """Return the page of a run that is worked off, self-contained; without `thumbnails` no face is on it.
 
-    `before`: a finished run that it is compared with. Faces pass by file by file, and the page's size is bounded.
+    `before`: a finished run that it is compared with. `shifts`: its labels under the archive's own class prior. Faces pass by
+    file by file, and the page's size is bounded.
     """
     places, choice = Places(record.source), Choice(random.Random(record.run_id))
     for name in storage.list_names(folder.path("faces")):
@@ -33,6 +38,7 @@ def label_report(folder: RunFolder, record: RunRecord, thumbnails: bool, before:
         result=record.result,
         changes=_changes(record, before) if before else [],
         before=before,
+        shifts=shifts,
         groups=groups,
         numbers=_numbers(groups, places),
         places=places,

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
@@ -20,6 +21,11 @@ from fer_pipeline.jobs.label import job as label
 from fer_pipeline.jobs.label.job import LabelConfig
 from fer_pipeline.local import report
 from fer_pipeline.local.report import ReportConfig
+from fer_pipeline.models.bundle import EMBEDDED, read_bundle, save_bundle
+from fer_pipeline.models.card import ModelCard
+from fer_pipeline.models.network_config import NetworkConfig
+from fer_pipeline.models.networks import build
+from fer_pipeline.models.weights import pack
 from tests.conftest import copies
 
 Rows = list[dict[str, Any]]
@@ -113,6 +119,27 @@ def test_what_the_user_must_mend_writes_nothing(archive: Path, tmp_path: Path, l
         with pytest.raises(UserError, match=complaint):
             label.run(faulty)
         assert not (tmp_path / "out").exists()
+
+
+def test_labels_under_the_archives_own_prior_stand_beside_the_rows(finished: Path, tmp_path: Path) -> None:
+    before = sorted((finished / "faces").iterdir())
+    held = [file.read_bytes() for file in before]
+    result = report.run(ReportConfig(run=str(finished), prior="em"))
+    assert result.corrected == str(finished / "faces_prior_em") and [file.read_bytes() for file in before] == held
+    faces, corrected = pq.read_table(finished / "faces").to_pylist(), pq.read_table(result.corrected).to_pylist()
+    assert [(one["record_id"], one["face_id"]) for one in corrected] == [(one["record_id"], one["face_id"]) for one in faces]
+    classes = read_bundle(EMBEDDED).card.label_space.classes
+    for row in corrected:
+        assert sum(row["probabilities"]) == pytest.approx(1, abs=1e-5)
+        assert row["expression"] == classes[int(np.argmax(row["probabilities"]))]
+        assert row["confidence"] == max(row["probabilities"])
+    assert "own class prior" in (finished / "report.html").read_text()
+    card = ModelCard(name="another", network=NetworkConfig(width=4), label_space=read_bundle(EMBEDDED).card.label_space)
+    save_bundle(str(tmp_path / "another"), pack(build(card.network, 7), card))
+    with pytest.raises(UserError, match="by another model than"):
+        report.run(ReportConfig(run=str(finished), prior="em", model=str(tmp_path / "another")))
+    shutil.rmtree(finished / "faces_prior_em")
+    report.run(ReportConfig(run=str(finished)))
 
 
 def test_the_page_can_be_written_again_without_faces(finished: Path) -> None:

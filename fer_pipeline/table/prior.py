@@ -1,0 +1,80 @@
+"""The labels of a run under the class prior of its own archive: a table beside `faces/`, whose rows stay as they are."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from fer_pipeline.core import storage
+from fer_pipeline.core.errors import UserError
+from fer_pipeline.core.prior import corrected, estimated_prior
+from fer_pipeline.core.run import RunFolder, RunRecord
+from fer_pipeline.core.schemas import CATEGORY
+from fer_pipeline.models.card import ModelCard
+
+CORRECTED = "faces_prior_em"
+"""Folder of a run: a file for each one of `faces/`, a row for each of its faces, in its order."""
+SCHEMA = pa.schema(
+    [
+        pa.field("record_id", pa.int64(), nullable=False),
+        pa.field("face_id", pa.int32(), nullable=False),
+        pa.field("expression", CATEGORY, nullable=False),
+        pa.field("confidence", pa.float32(), nullable=False),
+        pa.field("probabilities", pa.list_(pa.float32()), nullable=False),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class PriorShift:
+    """One class: its share that the model's probabilities go by, its share of this archive, and its labels."""
+
+    expression: str
+    learned: float
+    estimated: float
+    labels: int
+    """As the rows have them."""
+    corrected: int
+    """Under the estimated prior."""
+
+
+def correct_prior(folder: RunFolder, record: RunRecord, card: ModelCard) -> list[PriorShift]:
+    """Estimate the class prior of a run's faces, write `CORRECTED` and return what changed, class by class.
+
+    `card`: of the form of the model that labelled. The probabilities of all faces are held at once: 28 MB a million. Raise
+    UserError for a model whose own prior is not known, and a run without faces.
+    """
+    learned = np.array(card.calibration.prior)
+    if not len(learned):
+        raise UserError(f"The card of the model '{card.name}' does not say what prior it learned: train or quantise it again.")
+    files = storage.list_names(folder.path("faces"))
+    found = [_probabilities(storage.read_table(folder.path("faces", name), ["probabilities"]), len(learned)) for name in files]
+    if not sum(map(len, found)):
+        raise UserError(f"The run in '{folder.url}' found no face: there is no prior to estimate.")
+    prior = estimated_prior(np.concatenate(found), learned)
+    names = np.array(card.label_space.classes)
+    before, after = (np.zeros(len(names), np.int64) for _ in range(2))
+    for name, probabilities in zip(files, found, strict=True):
+        keys = storage.read_table(folder.path("faces", name), ["record_id", "face_id"])
+        under_prior = corrected(probabilities, learned, prior)
+        best = under_prior.argmax(1)
+        before += np.bincount(probabilities.argmax(1), minlength=len(names))
+        after += np.bincount(best, minlength=len(names))
+        values = pa.array(under_prior.ravel(), pa.float32())
+        columns = {
+            "record_id": keys["record_id"],
+            "face_id": keys["face_id"],
+            "expression": pa.array(names[best]),
+            "confidence": pa.array(under_prior.max(1), pa.float32()),
+            "probabilities": pa.ListArray.from_arrays(np.arange(len(best) + 1, dtype=np.int32) * len(names), values),
+        }
+        table = pa.table(columns).cast(SCHEMA)
+        storage.write_table(folder.path(CORRECTED, name), table.replace_schema_metadata(record.metadata))
+    shifts = zip(card.label_space.classes, learned.tolist(), prior.tolist(), before.tolist(), after.tolist(), strict=True)
+    return [PriorShift(*shift) for shift in shifts]
+
+
+def _probabilities(faces: pa.Table, classes: int) -> NDArray[np.float32]:
+    values = faces["probabilities"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    return np.asarray(values, np.float32).reshape(-1, classes)
