@@ -1,5 +1,6 @@
 """The labels of a run under the class prior of its own archive: a table beside `faces/`, whose rows stay as they are."""
 
+import logging
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +14,10 @@ from fer_pipeline.core.run import RunFolder, RunRecord
 from fer_pipeline.core.schemas import CATEGORY
 from fer_pipeline.models.card import ModelCard
 
+log = logging.getLogger(__name__)
+
+MOST_UNCERTAIN = 0.6
+"""Share of uncertain labels; of FER-2013's PublicTest 43 % are."""
 CORRECTED = "faces_prior_em"
 """Folder of a run: a file for each one of `faces/`, a row for each of its faces, in its order."""
 SCHEMA = pa.schema(
@@ -52,6 +57,9 @@ def correct_prior(folder: RunFolder, record: RunRecord, card: ModelCard) -> list
     found = [_probabilities(storage.read_table(folder.path("faces", name), ["probabilities"]), len(learned)) for name in files]
     if not sum(map(len, found)):
         raise UserError(f"The run in '{folder.url}' found no face: there is no prior to estimate.")
+    if record.result and record.result.uncertain > MOST_UNCERTAIN * record.result.faces:
+        share = record.result.uncertain / record.result.faces
+        log.warning("%.0f%% of the labels are uncertain: the prior that is estimated from them is not to be trusted", 100 * share)
     prior = estimated_prior(np.concatenate(found), learned)
     names = np.array(card.label_space.classes)
     before, after = (np.zeros(len(names), np.int64) for _ in range(2))

@@ -1,4 +1,4 @@
-"""The recipes of the reference systems: each is what it says, and learns on a handful of images."""
+"""The recipes of the reference systems and the large ones: each is what it says, and learns on a handful of images."""
 
 import cv2
 import numpy as np
@@ -13,6 +13,7 @@ from fer_pipeline.jobs.train.rank import make_trainer
 from fer_pipeline.models.recipe import load_recipe, recipe_names
 from fer_pipeline.models.training.trainer import Epoch
 
+LARGE = ["resnet50-224", "convnext-tiny-224"]
 REFERENCES = [name for name in recipe_names() if name.startswith("reference-")]
 
 
@@ -51,7 +52,7 @@ def test_a_recipe_trains_as_the_paper_says(name: str, epochs: int, batch: int, r
     assert recipe.training.optimizer == "adam" and recipe.pretrained == pretrained
 
 
-@pytest.mark.parametrize("name", REFERENCES)
+@pytest.mark.parametrize("name", [*REFERENCES, *LARGE])
 def test_a_recipe_learns_from_a_handful_of_images(name: str, few: str) -> None:
     config = TrainConfig(recipe=name, data=few, out="", from_scratch=True, allow_missing_classes=True)
     recipe = load_recipe(name)
