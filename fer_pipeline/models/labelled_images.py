@@ -19,20 +19,24 @@ class LabelledImages:
     """float32 (n, vote classes): shares of the annotators' votes, zeros where an image has none."""
     ids: Sequence[str] = ()
     """Sample ids (n,); empty where nobody asks for them."""
+    taught: Any = None
+    """float32 (n, classes): teachers' probabilities, where they were asked once for all epochs."""
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, indices: Any) -> "LabelledImages":
         """Return the chosen images, without ids."""
-        return LabelledImages(self.images[indices], self.labels[indices], self.votes[indices])
+        taught = None if self.taught is None else self.taught[indices]
+        return LabelledImages(self.images[indices], self.labels[indices], self.votes[indices], taught=taught)
 
     def to(self, device: Any) -> "LabelledImages":
         """Return the images as torch tensors on a device, without ids."""
         import torch
 
         images, labels, votes = (torch.as_tensor(one).to(device) for one in (self.images, self.labels, self.votes))
-        return LabelledImages(images, labels, votes)
+        taught = None if self.taught is None else torch.as_tensor(self.taught).to(device)
+        return LabelledImages(images, labels, votes, taught=taught)
 
 
 def concatenate(batches: Sequence[LabelledImages]) -> LabelledImages:

@@ -115,6 +115,7 @@ def test_what_the_user_must_mend_writes_nothing(dataset: Path, tmp_path: Path) -
     (tmp_path / "votes.toml").write_text('[training]\nvotes = "target"')
     (tmp_path / "sampling.toml").write_text('[training]\nclass_balance = "sampling"')
     (tmp_path / "taught.toml").write_text("[network]\nimage_px = 40\n[training]\nteacher_weight = 0.5")
+    (tmp_path / "once.toml").write_text('[network]\nwidth = 24\n[training]\nteacher_weight = 0.5\nteacher_view = "original"')
     (tmp_path / "others.toml").write_text('label_space = "ferplus8"\n[training]\nteacher_weight = 0.5')
     good = TrainConfig(recipe="fer2013-small", data=str(dataset), out=str(tmp_path / "m"), allow_missing_classes=True)
     faults: list[tuple[dict[str, Any], str]] = [
@@ -127,6 +128,7 @@ def test_what_the_user_must_mend_writes_nothing(dataset: Path, tmp_path: Path) -
         ({"teachers": ("embedded",)}, "names no teacher_weight: leave out --teachers"),
         ({"recipe": str(tmp_path / "taught.toml")}, "learns from teachers: name them by --teachers"),
         ({"recipe": str(tmp_path / "taught.toml"), "teachers": ("embedded",)}, "does not see what"),
+        ({"recipe": str(tmp_path / "once.toml"), "teachers": ("embedded",), "data_from": "stream"}, "say teacher_view"),
         ({"recipe": str(tmp_path / "others.toml"), "teachers": ("embedded",)}, "'fer2013-small-steady' has other classes"),
         ({"num_workers": 99}, "fewer than 99 cores"),
         ({"data_from": "stream", "num_workers": 2}, "one for each worker and one for the data"),

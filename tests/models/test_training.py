@@ -1,4 +1,5 @@
 import io
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -187,8 +188,13 @@ def test_what_teachers_say_takes_its_share_of_the_target() -> None:
         learner.teachers = TheOpposite()  # type: ignore[assignment]
         return last(learner).validation_accuracy
 
-    assert taught(0.1) > 0.9
-    assert taught(1.0) < 0.1
+    def taught_once(weight: float) -> float:
+        data = stripes(256)
+        return last(trainer(replace(data, taught=TheOpposite()(data.images)), teacher_weight=weight)).validation_accuracy
+
+    for way in (taught, taught_once):
+        assert way(0.1) > 0.9
+        assert way(1.0) < 0.1
 
 
 def test_teachers_answer_with_the_mean_of_their_probabilities_over_both_views() -> None:
@@ -197,6 +203,8 @@ def test_teachers_answer_with_the_mean_of_their_probabilities_over_both_views() 
     views = [torch.softmax(predict(network, view) / temperature, 1) for view in (images, images.flip(3))]
     answers = Teachers((bundle, bundle), CPU, "fp32")(images)
     assert torch.allclose(answers, (views[0] + views[1]) / 2, atol=1e-5)
+    data = Teachers((bundle,), CPU, "fp32").teach(stripes(6))
+    assert torch.allclose(data[torch.tensor([4, 1])].taught, answers[[4, 1]], atol=1e-5)
 
 
 def test_augmentation_moves_every_image_in_its_own_way_and_repeats_with_its_seed() -> None:

@@ -166,6 +166,8 @@ def make_plan(
     streamed = config.data_from == "stream" or (config.data_from == "auto" and size_gb > config.resident_gb)
     if streamed and recipe.training.class_balance == "sampling":
         raise UserError('Streamed data cannot be sampled by class: say class_balance = "loss" in the recipe.')
+    if streamed and recipe.training.teacher_view == "original":
+        raise UserError('Streamed images are not kept, so teachers see them as they are moved: say teacher_view = "moved".')
     if streamed and recipe.training.batch_size % config.num_workers:
         raise UserError(f"A streamed batch of {recipe.training.batch_size} cannot be shared out evenly to {config.num_workers}.")
     return Plan(

@@ -149,12 +149,15 @@ def make_trainer(plan: Plan, device: torch.device, shard: Any = None) -> Trainer
     if plan.initial:
         take_over(network, load_network(plan.initial).state_dict())
     batch, side = training.batch_size, recipe.network.image_px
+    teachers = Teachers(plan.teachers, device, training.precision) if plan.teachers else None
     if shard is not None:
         feed: Feed = Streamed(shard, sum(plan.class_counts), batch, recipe.network.channels * side * side)
     else:
         balance = training.balance_power if training.class_balance == "sampling" else 0.0
-        feed = Resident(plan.train.load().to(device), batch, balance)
-    teachers = Teachers(plan.teachers, device, training.precision) if plan.teachers else None
+        data = plan.train.load().to(device)
+        if teachers and training.teacher_view == "original":
+            data, teachers = teachers.teach(data), None
+        feed = Resident(data, batch, balance)
     counts = list(plan.class_counts)
     return Trainer(network.to(device), counts, training, recipe.augmentation, feed, device, teachers)
 

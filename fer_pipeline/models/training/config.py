@@ -39,6 +39,9 @@ class TrainingConfig(Config):
     """Share of the target that the votes take (`target`), or weight of their loss beside the labels' (`auxiliary`)."""
     teacher_weight: float = Field(0.0, ge=0, le=1)
     """Share of the target that the teachers' mean probabilities take from the label (Hinton et al., 2015)."""
+    teacher_view: Literal["moved", "original"] = "moved"
+    """What the teachers see: each image as it was moved for this epoch (Beyer et al., 2022), or each image once, before training,
+    so that an epoch costs no more than one without teachers."""
     mixup: float = Field(0.0, ge=0)
     """Alpha of mixup (Zhang et al., 2018), drawn for each image; 0 turns it off."""
     ema_decay: float = Field(0.0, ge=0, lt=1)

@@ -203,7 +203,7 @@ class Trainer:
 
     def _loss(self, batch: LabelledImages, draws: "Draws") -> tuple[Tensor, Tensor]:
         moved = move(batch.images, self.augmentation, draws.generator)
-        targets = soft_targets(batch, self.classes, self.config, self.teachers(moved) if self.teachers else None)
+        targets = soft_targets(batch, self.classes, self.config, self.teachers(moved) if self.teachers else batch.taught)
         inputs = spoil(moved, self.augmentation, draws.generator)
         if self.config.mixup:
             share = draws.beta(self.config.mixup, len(batch)).to(self.device)[:, None]
