@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 FAULTS ?= faults
+SLOW ?= slow
 NIGHTS ?= nights and not long
 PRODUCTION ?= production and not long
 
@@ -20,8 +21,8 @@ pictures: $(INSTALLED)  ## The pictures of the documents, from small runs over p
 test: $(INSTALLED)  ## The tests
 	$(BIN)/python -m pytest
 
-test-slow: $(INSTALLED)  ## Tests of half a minute each: trainings, sweeps, whole datasets
-	$(BIN)/python -m pytest -m slow
+test-slow: $(INSTALLED)  ## Tests of half a minute each: trainings, sweeps, whole datasets; SLOW="slow and not long" for the short form
+	$(BIN)/python -m pytest -m "$(SLOW)"
 
 test-faults: $(INSTALLED)  ## Poison files, killed drivers and workers, lost nodes; FAULTS="faults and not long" for the short form
 	$(BIN)/python -m pytest -m "$(FAULTS)" tests/faults

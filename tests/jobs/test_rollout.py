@@ -16,7 +16,7 @@ from fer_pipeline.models.bundle import EMBEDDED, read_bundle, save_bundle
 from fer_pipeline.models.registry import open_registry
 from fer_pipeline.models.weights import load_network, pack
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 
 def noisy(folder: Path, amount: float, seed: int) -> str:

@@ -20,6 +20,7 @@ dropout = { low = 0.01, high = 0.3, log = true }
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_sweep_writes_a_table_a_picture_and_the_best_recipe(dataset: Path, tmp_path: Path) -> None:
     (tmp_path / "stripes.toml").write_text(RECIPE.replace("epochs = 8", "epochs = 5"))
     (tmp_path / "space.toml").write_text(SPACE)

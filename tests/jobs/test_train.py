@@ -141,6 +141,7 @@ def test_what_the_user_must_mend_writes_nothing(dataset: Path, tmp_path: Path) -
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_streamed_data_is_learnt_as_well(dataset: Path, tmp_path: Path) -> None:
     (tmp_path / "stripes.toml").write_text(RECIPE)
     config = TrainConfig(recipe=str(tmp_path / "stripes.toml"), data=str(dataset), out=str(tmp_path / "m"), data_from="stream")
@@ -166,6 +167,7 @@ def test_flagged_samples_are_left_out_when_leaks_are_to_be_dropped(dataset: Path
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_diverging_training_names_the_step_and_what_is_left(dataset: Path, tmp_path: Path) -> None:
     (tmp_path / "wild.toml").write_text(RECIPE.replace("0.02", "1e30"))
     config = TrainConfig(recipe=str(tmp_path / "wild.toml"), data=str(dataset), out=str(tmp_path / "m"))
