@@ -8,7 +8,8 @@ from matplotlib.figure import Figure
 from fer_pipeline.core.figures import CalibrationComparison, CertainFigures, Evaluation, Figures, RiskCoverage
 from fer_pipeline.models.card import ModelCard
 from fer_pipeline.report.mistakes import Confusion, Pictures
-from fer_pipeline.report.page import BLUE, GREY, RED, data_url, png, render, tidy
+from fer_pipeline.report.page import data_url, render
+from fer_pipeline.report.plots import BLUE, GREY, RED, png, tidy
 from fer_pipeline.report.training import confusion_png
 
 EMPTY: Pictures = {}

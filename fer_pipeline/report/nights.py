@@ -7,7 +7,8 @@ from matplotlib.ticker import MaxNLocator
 
 from fer_pipeline.core import storage
 from fer_pipeline.core.run import RunRecord
-from fer_pipeline.report.page import BLUE, GREY, RED, data_url, png, render, tidy
+from fer_pipeline.report.page import data_url, render
+from fer_pipeline.report.plots import BLUE, GREY, RED, png, tidy
 from fer_pipeline.table.audit import Audit
 from fer_pipeline.table.nights import Night, last_nights
 

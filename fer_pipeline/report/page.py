@@ -1,21 +1,12 @@
-"""The scaffold of every page: templates, colours, and pictures that stand in the page itself."""
+"""The scaffold of every page: templates, and pictures that stand in the page itself."""
 
 import base64
-import io
 import re
 
 import cv2
 import jinja2
-import matplotlib
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
-
-matplotlib.use("Agg")
-matplotlib.rcParams["text.parse_math"] = False  # the names of classes may hold anything
-
-BLUE, GREY, RED = "#2f62c9", "#8a94a6", "#c4453c"
 
 
 def render(template: str, **facts: object) -> str:
@@ -53,17 +44,3 @@ def data_url(picture: bytes, kind: str = "png") -> str:
 def jpeg_url(pixels: NDArray[np.uint8]) -> str:
     """Return a BGR picture as a URL that holds it as a JPEG."""
     return data_url(cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, 80])[1].tobytes(), "jpeg")
-
-
-def tidy(*axes: Axes) -> None:
-    """Give axes a light grid and no frame."""
-    for one in axes:
-        one.grid(alpha=0.25)
-        one.spines[["top", "right"]].set_visible(False)
-
-
-def png(figure: Figure) -> bytes:
-    """Return a figure as PNG."""
-    out = io.BytesIO()
-    figure.savefig(out, format="png", dpi=130)
-    return out.getvalue()

@@ -5,7 +5,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from fer_pipeline.report.page import BLUE, GREY, RED, png, tidy
+from fer_pipeline.report.plots import BLUE, GREY, RED, png, tidy
 
 
 def sweep_png(trials: list[dict[str, Any]], names: list[str]) -> bytes:

@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from fer_pipeline.report.page import BLUE, GREY, RED, png, tidy
+from fer_pipeline.report.plots import BLUE, GREY, RED, png, tidy
 
 
 def curves_png(history: list[dict[str, Any]], selected: int) -> bytes:

@@ -1,0 +1,26 @@
+"""What all plots have in common: colours, axes, and how a figure becomes a PNG."""
+
+import io
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+matplotlib.use("Agg")
+matplotlib.rcParams["text.parse_math"] = False  # the names of classes may hold anything
+
+BLUE, GREY, RED = "#2f62c9", "#8a94a6", "#c4453c"
+
+
+def tidy(*axes: Axes) -> None:
+    """Give axes a light grid and no frame."""
+    for one in axes:
+        one.grid(alpha=0.25)
+        one.spines[["top", "right"]].set_visible(False)
+
+
+def png(figure: Figure) -> bytes:
+    """Return a figure as PNG."""
+    out = io.BytesIO()
+    figure.savefig(out, format="png", dpi=130)
+    return out.getvalue()
