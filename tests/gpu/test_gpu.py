@@ -52,7 +52,7 @@ def faces(found: list[dict[str, list[dict[str, float]]]]) -> list[dict[str, floa
 def test_the_detectors_answers_in_fp32_are_those_of_a_cpu(weights: bytes) -> None:
     batch = torch.randint(0, 256, (4, 3, 480, 640)).float()
     network = YuNetGraph(weights)
-    with torch.inference_mode(), torch.backends.cudnn.flags(allow_tf32=False):
+    with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         expected = network(batch)
         found = network.to("cuda")(batch.to("cuda"))
     for name, values in expected.items():

@@ -65,7 +65,7 @@ class TorchYuNet:
 
     def __init__(self, weights: bytes, threshold: float, device: str, precision: str) -> None:
         self.threshold, self.device, self.precision = threshold, device, precision
-        self.network = YuNetGraph(weights).to(device)
+        self.network = YuNetGraph(weights).to(device).to(memory_format=torch.channels_last)
         self.batches = Batches(IMAGES_AT_ONCE)
 
     def __call__(self, images: Sequence[Pixels]) -> list[Detections]:
