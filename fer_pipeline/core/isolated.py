@@ -7,6 +7,7 @@ import select
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -82,6 +83,30 @@ def alarm(limit_s: float) -> Callable[[], AbstractContextManager[None]]:
             yield
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
+
+    return watched
+
+
+def alarm_of_threads(limit_s: float) -> Callable[[], AbstractContextManager[None]]:
+    """Return a context for pieces of work in many threads: as `alarm`, when none of those that have begun ends for so long.
+
+    What waits for its turn is not at work. A piece that hangs is noticed once the others have come to an end.
+    """
+    lock, at_work = threading.Lock(), 0
+
+    def count(change: int) -> None:
+        nonlocal at_work
+        with lock:
+            at_work += change
+            signal.setitimer(signal.ITIMER_REAL, limit_s if at_work else 0)
+
+    @contextmanager
+    def watched() -> Iterator[None]:
+        count(1)
+        try:
+            yield
+        finally:
+            count(-1)
 
     return watched
 

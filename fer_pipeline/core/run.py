@@ -19,13 +19,15 @@ from fer_pipeline.core.schema_version import require_schema_version
 from fer_pipeline.core.schemas import IMAGES, LINEAGE
 
 RUN, SUCCESS, REPORT = "run.json", "_SUCCESS", "report.html"
+CORRECTED = "faces_prior_em"
+"""Folder of a run: its labels under the class prior of its own archive, where they were asked for (`table/prior.py`)."""
 INDEXES = "indexes"
 """Folder of a run on a store: what the source's containers hold."""
 ASKED_SINGLY, READERS = 256, 16
 """Shards that are asked for one by one at most, and how many of their files are read or asked for at once."""
 SCHEMA_VERSION = 4
 """Of `run.json`, the manifest and the tables: a run continues under the same one only."""
-NO_LABELS = ("include", "exclude", "fps", "table", "precision", "uncertain_below")
+NO_LABELS = ("include", "exclude", "fps", "table", "precision", "device", "uncertain_below")
 """Settings that choose the records of a run, and the arithmetic, which machines may differ in, with its threshold of uncertain
 labels, unless one was asked for: no reason to label anew."""
 
@@ -237,7 +239,9 @@ class RunFolder:
         return storage.exists(self.path(SUCCESS))
 
     def reopen(self) -> None:
-        """Take back that the run is finished."""
+        """Take back that the run is finished, and what was made of its labels."""
+        for name in storage.list_names(self.path(CORRECTED)):
+            storage.remove(self.path(CORRECTED, name))
         storage.remove(self.path(SUCCESS))
 
     def finish(self, record: RunRecord, success: bool) -> None:

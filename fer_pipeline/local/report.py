@@ -5,11 +5,11 @@ from typing import Literal
 from fer_pipeline.core import storage
 from fer_pipeline.core.config import Config
 from fer_pipeline.core.errors import UserError
-from fer_pipeline.core.run import REPORT, RunFolder, RunRecord
+from fer_pipeline.core.run import CORRECTED, REPORT, RunFolder, RunRecord
 from fer_pipeline.models.bundle import EMBEDDED, read_bundle
 from fer_pipeline.models.card import ModelCard
 from fer_pipeline.report.labels import label_report
-from fer_pipeline.table.prior import CORRECTED, correct_prior
+from fer_pipeline.table.prior import correct_prior
 
 
 class ReportConfig(Config):

@@ -50,7 +50,7 @@ def calibrate(logits: Tensor, labels: Tensor, certain_accuracy: float) -> Calibr
     probabilities = torch.softmax(logits / temperature, 1).numpy()
     prior = learned_prior(probabilities, labels.numpy())
     return Calibration(
-        prior=() if prior is None else tuple(round(float(share), 4) for share in prior),
+        prior=() if prior is None else tuple(max(round(float(share), 6), 1e-6) for share in prior),
         temperature=round(temperature, 4),
         uncertain_below=math.floor(fit_threshold(probabilities, labels.numpy(), certain_accuracy) * 10_000) / 10_000,
     )

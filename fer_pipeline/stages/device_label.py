@@ -1,8 +1,10 @@
 """Label a shard on a GPU: threads fetch, decode and cut, the device detects and classifies all of the shard's images at once."""
 
 import hashlib
-from collections.abc import Callable, Container, Iterable, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from collections import deque
+from collections.abc import Callable, Container, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
@@ -22,14 +24,13 @@ from fer_pipeline.stages.detectors.bounded import shrink
 from fer_pipeline.stages.detectors.detections import Detections
 from fer_pipeline.stages.detectors.spec import ResolvedDetector
 from fer_pipeline.stages.fetch import Fetched, fetch
-from fer_pipeline.stages.label import ExtractedShard, LabelSettings, Outcome, label, to_fetch
+from fer_pipeline.stages.label import ExtractedShard, LabelSettings, Outcome, Watch, label, to_fetch
 from fer_pipeline.table.reuse import CARRIED
 
 Result = TypeVar("Result")
 
-
-class StuckError(RuntimeError):
-    """A thread has worked on one image for longer than a record may take. It cannot be ended: its process must be."""
+MOST_BYTES = 512 * 1024**2
+"""Of decoded photos that wait for detection together, in each call."""
 
 
 @dataclass
@@ -53,58 +54,56 @@ class DeviceLabeller:
         settings: LabelSettings,
         device: str,
         threads: int,
-        record_timeout_s: float,
+        watch: Watch = nullcontext,
         known: Container[str] = (),
     ) -> None:
-        """`known`: see `FaceExtractor.known`."""
-        self.card, self.settings, self.known, self.record_timeout_s = bundle.card, settings, known, record_timeout_s
+        """`watch`: around every piece of work, in any thread. `known`: see `FaceExtractor.known`."""
+        self.card, self.settings, self.watch, self.known = bundle.card, settings, watch, known
         self.finds_faces = DETECTORS[detector.name].finds_faces
         self.threads = ThreadPoolExecutor(threads, thread_name_prefix="prepare")
+        self.ahead = 2 * threads
         self.device_thread = ThreadPoolExecutor(1, thread_name_prefix="device")  # torch keeps settings by thread
         loading = partial(load_batch_detector, detector, settings.threshold, device, settings.precision)
-        self.detect = self._on_device("load", loading)
-        self.classify = self._on_device("load", partial(Classifier, bundle, settings.precision, device))
+        self.detect = self.device_thread.submit(loading).result()
+        self.classify = self.device_thread.submit(partial(Classifier, bundle, settings.precision, device)).result()
 
     def __call__(self, manifest: pa.Table) -> pa.Table:
-        """Return rows of `schemas.LABELLED` for rows of `schemas.MANIFEST`. Raise StuckError where an image never ends."""
+        """Return rows of `schemas.LABELLED` for rows of `schemas.MANIFEST`."""
+        outcomes, crops = list[Outcome](), [empty_inputs(0, self.card.network)]
         with fetch(to_fetch([manifest]), self.settings.max_bytes, self.settings.image_column) as fetched:
-            prepared = self._results([self._begin_preparing(data) for data in fetched])
-        looked_at = [one for one in prepared if one.small is not None]
+            for together in _within(MOST_BYTES, self._prepared(fetched)):
+                crops += self._found(together)
+                outcomes += [one.outcome for one in together]
+        faces = np.concatenate(crops)
+        probabilities = self._on_device("classify", partial(self.classify, faces))
+        return label(ExtractedShard(manifest, outcomes, faces), probabilities, self.card, self.settings.uncertain_below)
+
+    def _prepared(self, fetched: Iterator[Fetched]) -> Iterator[Prepared]:
+        """Yield the records in order, as threads have prepared them; only so many ahead, since photos are large."""
+        waiting: deque[Future[Prepared]] = deque()
+        for data in fetched:
+            waiting.append(self.threads.submit(self._prepare, data))
+            if isinstance(data, Frame):  # a video's frames are decoded in turn, and only while it is open
+                wait(waiting)
+            while len(waiting) > self.ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+    def _found(self, together: list[Prepared]) -> list[Pixels]:
+        """Detect faces in photos all at once, and cut them; the photos are let go."""
+        looked_at = [one for one in together if one.small is not None]
         found = self._on_device("detect", partial(self.detect, [one.small for one in looked_at if one.small is not None]))
-        cut = self._results([self._begin(self._cut, one, faces) for one, faces in zip(looked_at, found, strict=True)])
-        crops = np.concatenate([empty_inputs(0, self.card.network), *cut])
-        probabilities = self._on_device("classify", partial(self.classify, crops))
-        shard = ExtractedShard(manifest, [one.outcome for one in prepared], crops)
-        return label(shard, probabilities, self.card, self.settings.uncertain_below)
+        return list(self.threads.map(self._cut, looked_at, found))
 
     def _on_device(self, stage: str, function: Callable[[], Result]) -> Result:
         """Call a function in the device's thread, and count its time to a stage."""
 
         def call() -> Result:
-            with timed(stage):
+            with self.watch(), timed(stage):
                 return function()
 
         return self.device_thread.submit(call).result()
-
-    def _begin_preparing(self, data: Fetched) -> "Future[Prepared]":
-        """Have a record prepared by a thread; a video's frame at once: they are decoded in turn, and only while it is open."""
-        if not isinstance(data, Frame):
-            return self._begin(self._prepare, data)
-        done: Future[Prepared] = Future()
-        done.set_result(self._prepare(data))
-        return done
-
-    def _begin(self, function: Callable[..., Result], *arguments: object) -> "Future[Result]":
-        return self.threads.submit(function, *arguments)
-
-    def _results(self, began: Sequence["Future[Result]"]) -> list[Result]:
-        """Wait for all; raise StuckError where none of those that are left ends within the time that a record has."""
-        left: Iterable[Future[Result]] = began
-        while left:
-            done, left = wait(left, self.record_timeout_s, FIRST_COMPLETED)
-            if not done:
-                raise StuckError(f"an image takes longer than {self.record_timeout_s:g} s")
-        return [one.result() for one in began]
 
     def _prepare(self, data: Fetched) -> Prepared:
         """Decode and shrink one record: its status is decided here, or by what is found in it."""
@@ -113,7 +112,7 @@ class DeviceLabeller:
             return Prepared(Outcome(CARRIED, content_sha256=digest))
         size_px = self.settings.detect_px
         try:
-            with timed("decode"):
+            with self.watch(), timed("decode"):
                 photo = decode(data, self.settings.max_pixels, size_px if self.finds_faces else None)
                 small, factor = shrink(photo.pixels, size_px) if self.finds_faces else (photo.pixels, 1.0)
         except Exception as error:  # noqa: BLE001 (the boundary around one record)
@@ -123,15 +122,34 @@ class DeviceLabeller:
         return Prepared(outcome, photo, small, factor)
 
     def _cut(self, one: Prepared, found: Detections) -> Pixels:
-        """Cut the faces that were found in the small form out of the photo; complete its outcome."""
-        assert one.photo
-        if not len(found):
-            return empty_inputs(0, self.card.network)
-        faces = found.scaled(one.factor)
-        with timed("align"):
-            if self.finds_faces:
-                crops = align(one.photo.pixels, faces, self.card.network, self.card.framing)
-            else:
-                crops = resize_whole(one.photo.pixels, self.card.network)[None]
-        one.outcome.status, one.outcome.faces = "ok", faces.scaled(one.photo.reduction)
+        """Cut the faces that were found in the small form out of the photo, which is let go; complete the outcome."""
+        photo, one.photo, one.small = one.photo, None, None
+        crops = empty_inputs(0, self.card.network)
+        if photo is None or not len(found):
+            return crops
+        try:
+            with self.watch(), timed("align"):
+                faces = found.scaled(one.factor)
+                if self.finds_faces:
+                    crops = align(photo.pixels, faces, self.card.network, self.card.framing)
+                else:
+                    crops = resize_whole(photo.pixels, self.card.network)[None]
+        except Exception as error:  # noqa: BLE001 (the boundary around one record)
+            failed = as_record_error(error, "undecodable")
+            one.outcome = Outcome(failed.status, failed.reason, content_sha256=one.outcome.content_sha256)
+            return crops
+        one.outcome.status, one.outcome.faces = "ok", faces.scaled(photo.reduction)
         return crops
+
+
+def _within(most_bytes: int, prepared: Iterator[Prepared]) -> Iterator[list[Prepared]]:
+    """Yield records in groups whose photos take so many bytes together, or one more photo than that."""
+    group: list[Prepared] = []
+    size = 0
+    for one in prepared:
+        group.append(one)
+        size += one.photo.pixels.nbytes if one.photo else 0
+        if size > most_bytes:
+            yield group
+            group, size = [], 0
+    yield group

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from fer_pipeline.core import storage
 from fer_pipeline.core.errors import UserError
 from fer_pipeline.core.prior import corrected, estimated_prior
-from fer_pipeline.core.run import RunFolder, RunRecord
+from fer_pipeline.core.run import CORRECTED, RunFolder, RunRecord
 from fer_pipeline.core.schemas import CATEGORY
 from fer_pipeline.models.card import ModelCard
 
@@ -18,8 +18,10 @@ log = logging.getLogger(__name__)
 
 MOST_UNCERTAIN = 0.6
 """Share of uncertain labels; of FER-2013's PublicTest 43 % are."""
-CORRECTED = "faces_prior_em"
-"""Folder of a run: a file for each one of `faces/`, a row for each of its faces, in its order."""
+FEW = 300
+"""Faces below which an estimate is not to be trusted."""
+MOST_SAMPLED = 1_000_000
+"""Faces from which the prior is estimated, at most."""
 SCHEMA = pa.schema(
     [
         pa.field("record_id", pa.int64(), nullable=False),
@@ -47,12 +49,15 @@ class PriorShift:
 def correct_prior(folder: RunFolder, record: RunRecord, card: ModelCard) -> list[PriorShift]:
     """Estimate the class prior of a run's faces, write `CORRECTED` and return what changed, class by class.
 
-    `card`: of the form of the model that labelled. The probabilities of all faces are held at once: 28 MB a million. Raise
-    UserError for a model whose own prior is not known, and a run without faces.
+    A file there stands for one of `faces/`, a row for each of its faces, in its order. `card`: of the form of the model that
+    labelled. Raise UserError for a model whose own prior is not known, and a run without faces.
     """
     learned = np.array(card.calibration.prior)
-    if not len(learned):
-        raise UserError(f"The card of the model '{card.name}' does not say what prior it learned: train or quantise it again.")
+    if len(learned) != len(card.label_space.classes) or not (learned > 0).all():
+        raise UserError(
+            f"The card of the model '{card.name}' does not say what class prior it learned: label with one that was trained, or "
+            "quantised, by this version."
+        )
     files = storage.list_names(folder.path("faces"))
     found = [_probabilities(storage.read_table(folder.path("faces", name), ["probabilities"]), len(learned)) for name in files]
     if not sum(map(len, found)):
@@ -60,7 +65,12 @@ def correct_prior(folder: RunFolder, record: RunRecord, card: ModelCard) -> list
     if record.result and record.result.uncertain > MOST_UNCERTAIN * record.result.faces:
         share = record.result.uncertain / record.result.faces
         log.warning("%.0f%% of the labels are uncertain: the prior that is estimated from them is not to be trusted", 100 * share)
-    prior = estimated_prior(np.concatenate(found), learned)
+    everything = np.concatenate(found)
+    if len(everything) < FEW:
+        log.warning("%d faces are few: the prior that is estimated from them is not to be trusted", len(everything))
+    if len(everything) > MOST_SAMPLED:
+        everything = everything[np.random.default_rng(0).choice(len(everything), MOST_SAMPLED, replace=False)]
+    prior = estimated_prior(everything, learned)
     names = np.array(card.label_space.classes)
     before, after = (np.zeros(len(names), np.int64) for _ in range(2))
     for name, probabilities in zip(files, found, strict=True):

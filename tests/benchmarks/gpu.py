@@ -77,7 +77,7 @@ def end_to_end(files: list[Path], options: argparse.Namespace) -> dict[str, Any]
     shards = [table.slice(start, SHARD) for start in range(0, len(table), SHARD)]
     settings = LabelSettings(640, 0.6, 10**8, 10**9, options.precision, 0.5)
     detector = resolve_detector("yunet", str(SHARED / "models" / WEIGHTS.name))
-    labeller = DeviceLabeller(detector, read_bundle(EMBEDDED), settings, options.device, options.threads, 60.0)
+    labeller = DeviceLabeller(detector, read_bundle(EMBEDDED), settings, options.device, options.threads)
     labeller(shards[0])
     stage_clock.take()
     stop, busy = threading.Event(), list[int]()

@@ -81,8 +81,8 @@ def test_a_shard_has_the_statuses_of_a_cpu_and_nearly_all_its_labels(
     manifest = pa.Table.from_pylist(rows, schema=MANIFEST)
     detector, bundle = resolve_detector("yunet", str(SHARED / "models" / WEIGHTS.name)), read_bundle(EMBEDDED)
     settings = replace(SETTINGS, precision=precision)  # type: ignore[arg-type]
-    by_cpu = DeviceLabeller(detector, bundle, SETTINGS, "cpu", 4, 60.0)(manifest).to_pylist()
-    by_gpu = DeviceLabeller(detector, bundle, settings, "cuda", 4, 60.0)(manifest).to_pylist()
+    by_cpu = DeviceLabeller(detector, bundle, SETTINGS, "cpu", 4)(manifest).to_pylist()
+    by_gpu = DeviceLabeller(detector, bundle, settings, "cuda", 4)(manifest).to_pylist()
     assert [row["status"] for row in by_gpu].count("ok") == pytest.approx([row["status"] for row in by_cpu].count("ok"), abs=2)
     alike = [
         (one, other)

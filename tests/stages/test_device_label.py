@@ -1,6 +1,6 @@
 """The whole GPU way, on the CPU as its device, against the CPU way."""
 
-import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,12 @@ from fer_pipeline.models.bundle import EMBEDDED, read_bundle
 from fer_pipeline.sources.files import Selection
 from fer_pipeline.sources.listing import Listing
 from fer_pipeline.stages import device_label
-from fer_pipeline.stages.decode import decode
+from fer_pipeline.stages.align import resize_whole
+from fer_pipeline.stages.decode import Pixels
 from fer_pipeline.stages.detectors import resolve_detector
+from fer_pipeline.stages.detectors.detections import Detections
 from fer_pipeline.stages.detectors.spec import ResolvedDetector
-from fer_pipeline.stages.device_label import DeviceLabeller, StuckError
+from fer_pipeline.stages.device_label import DeviceLabeller
 from fer_pipeline.stages.label import Labeller
 from tests.stages.test_label import SETTINGS, labelled, manifest_of
 
@@ -32,7 +34,7 @@ def yunet(shared: Path) -> ResolvedDetector:
 def both(detector: ResolvedDetector, manifest: pa.Table) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Return the rows by the device, and by cores."""
     bundle = read_bundle(EMBEDDED)
-    device = DeviceLabeller(detector, bundle, AT_PX, "cpu", 2, 60.0)
+    device = DeviceLabeller(detector, bundle, AT_PX, "cpu", 2)
     return device(manifest).to_pylist(), labelled(Labeller(detector, bundle, AT_PX), manifest).to_pylist()
 
 
@@ -62,15 +64,32 @@ def test_a_detector_without_a_form_for_devices_gives_equal_rows(detector: str, a
     assert by_device == by_cores
 
 
-def test_an_image_that_never_ends_is_told_in_time(archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    labeller = DeviceLabeller(resolve_detector("none"), read_bundle(EMBEDDED), AT_PX, "cpu", 2, record_timeout_s=0.5)
+def test_photos_that_fill_the_memory_are_looked_at_in_groups(
+    archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest, bundle = manifest_of(archive, tmp_path), read_bundle(EMBEDDED)
+    labeller = DeviceLabeller(resolve_detector("none"), bundle, AT_PX, "cpu", 2)
+    whole, detect, groups = labeller(manifest), labeller.detect, list[int]()
+    monkeypatch.setattr(device_label, "MOST_BYTES", 3 * 10**6)
 
-    def slow(data: Any, *limits: Any) -> Any:
-        time.sleep(3 if len(data) == longest else 0)
-        return decode(data, *limits)
+    def counted(images: Sequence[Pixels]) -> list[Detections]:
+        groups.append(len(images))
+        return detect(images)
 
+    monkeypatch.setattr(labeller, "detect", counted)
+    assert labeller(manifest).equals(whole)
+    assert len(groups) > 3 and sum(groups) == whole["status"].to_pylist().count("ok")
+
+
+def test_a_fault_of_the_cut_is_the_records_own(archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     manifest = manifest_of(archive, tmp_path)
-    longest = max(size for size in manifest["size_bytes"].to_pylist() if size)
-    monkeypatch.setattr(device_label, "decode", slow)
-    with pytest.raises(StuckError, match=r"longer than 0\.5 s"):
-        labeller(manifest)
+    labeller = DeviceLabeller(resolve_detector("none"), read_bundle(EMBEDDED), AT_PX, "cpu", 2)
+    calls = iter(range(1000))
+
+    def fails_once(*arguments: Any) -> Any:
+        return resize_whole(*arguments) if next(calls) else 1 / 0
+
+    whole = labeller(manifest)["status"].to_pylist()
+    monkeypatch.setattr(device_label, "resize_whole", fails_once)
+    found = labeller(manifest)["status"].to_pylist()
+    assert found.count("ok") == whole.count("ok") - 1 and found.count("undecodable") == whole.count("undecodable") + 1

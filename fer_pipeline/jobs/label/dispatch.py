@@ -145,12 +145,15 @@ class Dispatcher:
                 shards, tables = [], []
 
     def _fill(self, fresh: Iterator[Chunk]) -> None:
-        """Keep two tasks for each core in work or waiting in the cluster, or as many as the pool has room for."""
-        while self.running < (self.pool.room if self.pool else 2 * self._cores + 1):
-            chunk = self.waiting.popleft() if self.waiting else next(fresh, None)
-            if chunk is None:
-                return
+        """Keep two tasks for each core in work or waiting in the cluster, or the pool supplied."""
+        while chunk := self._next(fresh):
             self._start(chunk)
+
+    def _next(self, fresh: Iterator[Chunk]) -> Chunk | None:
+        has_room = self.pool.has_room if self.pool else self.running < 2 * self._cores + 1
+        if self.waiting and (has_room or self.pool):  # with a pool it is cores that do again what was lost
+            return self.waiting.popleft()
+        return next(fresh, None) if has_room else None
 
     def _start(self, chunk: Chunk) -> None:
         self.running += 1

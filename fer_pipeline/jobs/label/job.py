@@ -41,6 +41,8 @@ from fer_pipeline.table.reuse import read_reusable
 
 log = logging.getLogger(__name__)
 
+NAMED = {"device": "device (--gpus-per-worker)"}
+"""Settings of a run that no option is called after."""
 DOUBLED = "(doubled)"
 """Under which members are counted that bear the name of another one of their container, of which a table holds the first."""
 
@@ -135,7 +137,7 @@ def run(config: LabelConfig, cluster: ClusterConfig = ClusterConfig()) -> RunRec
             return record
     log.info("Detector: %s (%s)", detector.name, detector.origin)
     with connected(cluster, *paths.values()), asking(cluster) as ask:
-        _require_gpus(config, ask, cluster.wait_s)
+        _require_gpus(config, detector, ask, cluster.wait_s)
         if again:
             _require_unpublished(config, record)
             log.info("%d shards hold records to try again", len(again))
@@ -154,11 +156,13 @@ def run(config: LabelConfig, cluster: ClusterConfig = ClusterConfig()) -> RunRec
     return _finish(config, folder, record.model_copy(update={"result": result}), tally)
 
 
-def _require_gpus(config: LabelConfig, ask: Asking | None, wait_s: float) -> None:
+def _require_gpus(config: LabelConfig, detector: ResolvedDetector, ask: Asking | None, wait_s: float) -> None:
     """Raise UserError for GPUs that this machine, or any part of one, cannot give; a cluster may bring them."""
     gpus = config.gpus_per_worker
     if gpus > 1 and gpus != int(gpus):
         raise UserError(f"--gpus-per-worker {gpus:g} is neither a share of one GPU nor a whole number of them.")
+    if gpus and DETECTORS[detector.name].finds_faces and not DETECTORS[detector.name].load_for_device:
+        log.warning("%s has no form for GPUs: one core of each GPU worker detects, and holds it up", detector.name)
     if gpus:
         wait_for_gpus(gpus, ask, wait_s)
 
@@ -209,7 +213,7 @@ def _require_same(config: LabelConfig, record: RunRecord, detector: ResolvedDete
     changed = [key for key in dict.fromkeys((*asked, "device")) if asked.get(key) != frozen.get(key)]
     if changed:
         raise UserError(
-            f"The run in '{config.out}' was begun with another {' and '.join(changed)}: "
+            f"The run in '{config.out}' was begun with another {' and '.join(NAMED.get(key, key) for key in changed)}: "
             "repeat its configuration to continue it, or choose another --out."
         )
 

@@ -11,13 +11,14 @@ import pyarrow as pa
 import ray
 
 from fer_pipeline.core.errors import MisfortuneError, UserError
+from fer_pipeline.core.isolated import alarm_of_threads
 from fer_pipeline.core.storage import reason
 from fer_pipeline.jobs.demand import Bundles
 from fer_pipeline.jobs.label.chunk import Chunk
 from fer_pipeline.jobs.label.tasks import Tasks
 from fer_pipeline.jobs.label.worker import LabelContext
 from fer_pipeline.jobs.shared import Shared, by_node
-from fer_pipeline.stages.device_label import DeviceLabeller, StuckError
+from fer_pipeline.stages.device_label import DeviceLabeller
 
 log = logging.getLogger(__name__)
 
@@ -38,21 +39,20 @@ class GpuLabelActor:
 
         self.run = run = context.get()
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        threads = cores_beside(gpus)
-        self.labeller = DeviceLabeller(
-            run.detector, run.bundle, run.settings, self.device, threads, run.record_timeout_s, run.known
-        )
+        watch = alarm_of_threads(run.record_timeout_s)
+        self.labeller = DeviceLabeller(run.detector, run.bundle, run.settings, self.device, cores_beside(gpus), watch, run.known)
 
     def device_name(self) -> str:
         return self.device
 
     def label(self, shard: int, manifest: pa.Table) -> None:
-        """Label one shard and commit it; die of an image that never ends."""
+        """Label one shard and commit it; die of what the device cannot do, so that cores see to the shard."""
         try:
-            self.run.commit(shard, self.labeller(manifest))
-        except StuckError as error:
-            log.error("Shard %d: %s", shard, error)
+            table = self.labeller(manifest)
+        except RuntimeError as error:
+            log.error("Shard %d is left to cores: %s", shard, reason(error)[:300])
             os._exit(1)
+        self.run.commit(shard, table)
 
 
 def cores_beside(gpus: float) -> int:
@@ -116,7 +116,7 @@ class GpuPool:
         came, _ = ray.wait(list(self.coming), num_returns=len(self.coming), timeout=0) if self.coming else ([], [])
         for answer in came:
             self._take_in(answer, self.coming.pop(answer))
-        if not self.actors and time.monotonic() - self.began > self.wait_s:
+        if self.ready and not self.actors and time.monotonic() - self.began > self.wait_s:
             raise UserError(
                 f"No GPU could be had within {self.wait_s:g} s: {count_actors(self.gpus_per_worker)} workers of "
                 f"{self.gpus_per_worker:g} GPUs would fit the cluster, other jobs may hold them. "
@@ -140,9 +140,9 @@ class GpuPool:
             self._give(actor)
 
     @property
-    def room(self) -> int:
-        """How many shards to have in work or waiting."""
-        return 2 * SHARDS_PER_ACTOR * max(1, self.actors)
+    def has_room(self) -> bool:
+        """Whether another shard is to be kept at hand."""
+        return len(self.ready) + len(self.given) < 2 * SHARDS_PER_ACTOR * max(1, self.actors)
 
     def label(self, chunk: Chunk) -> None:
         """Have a shard labelled and committed, as soon as an actor is free."""
