@@ -22,9 +22,10 @@ from fer_pipeline.jobs import publish
 from fer_pipeline.jobs.label import job as label
 from fer_pipeline.jobs.label.job import LabelConfig
 from fer_pipeline.jobs.publish import PublishConfig
-from fer_pipeline.local import models
+from fer_pipeline.local import models, report
 from fer_pipeline.local import table as upkeep
 from fer_pipeline.local.models import CardConfig
+from fer_pipeline.local.report import ReportConfig
 from fer_pipeline.models.bundle import EMBEDDED, read_bundle
 from fer_pipeline.models.evaluation import Predictions, evaluate
 from fer_pipeline.report.evaluation import evaluation_page
@@ -153,6 +154,8 @@ def test_the_page_of_a_labelling_run(tmp_path: Path, local_ray: None) -> None:
     assert "Open the file" not in opened(run / "report.html", 1100, "light")["text"]
     enlarged = opened(run / "report.html", 1100, "light", "#face-2")["text"]
     assert "Open the file" in enlarged and ".png" in enlarged, "the face is not enlarged, with the file that it is from"
+    report.run(ReportConfig(run=str(run), prior="em"))
+    require_sound(run / "report.html", 3, "own class prior", "Saerens", "disgust")
 
 
 def test_the_pages_of_a_night(tmp_path: Path, local_ray: None) -> None:
