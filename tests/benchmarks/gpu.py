@@ -3,7 +3,8 @@
     python -m tests.benchmarks.gpu [--device cuda] [--images 2000] [--megapixels 1.0] [--threads 16] [--precision bf16]
 
 Photos are JPEGs of noise and drawn shapes beside real faces of ../shared, in memory-backed files; a shard has 64. The network
-of the classifier is the embedded one; `resnet50` is measured with random weights at 224 px. Needs torch, OpenCV, pyarrow, onnx,
+of the classifier is the embedded one; `resnet50` is measured with random weights at 224 px, and trained so, by the recipe
+`resnet50-224` with its augmentation, against the network alone on one batch. Needs torch, torchvision, OpenCV, pyarrow, onnx,
 pydantic and s3fs.
 """
 
@@ -23,11 +24,18 @@ import cv2
 import numpy as np
 import pyarrow as pa
 import torch
+import torch.nn.functional as F
 
 from fer_pipeline.core import stage_clock
 from fer_pipeline.core.manifest import Record
 from fer_pipeline.core.schemas import MANIFEST
 from fer_pipeline.models.bundle import EMBEDDED, read_bundle
+from fer_pipeline.models.labelled_images import LabelledImages
+from fer_pipeline.models.networks import build
+from fer_pipeline.models.recipe import load_recipe
+from fer_pipeline.models.training.feed import Resident
+from fer_pipeline.models.training.optimizer import make_optimizer
+from fer_pipeline.models.training.trainer import Epoch, Trainer
 from fer_pipeline.stages.classify import Classifier
 from fer_pipeline.stages.decode import decode
 from fer_pipeline.stages.detectors import resolve_detector
@@ -96,6 +104,36 @@ def end_to_end(files: list[Path], options: argparse.Namespace) -> dict[str, Any]
     }
 
 
+def training(recipe_name: str, steps: int, options: argparse.Namespace) -> dict[str, float]:
+    """Return images/s of the trainer on random images that the device holds, and of the same network on one batch of them."""
+    recipe, device = load_recipe(recipe_name), torch.device(options.device)
+    config = recipe.training.model_copy(update={"epochs": 3, "batch_size": options.batch, "precision": options.precision})
+    network = build(recipe.network, 7).to(device)
+    generator = torch.Generator().manual_seed(0)
+    shape = (steps * options.batch, recipe.network.channels, recipe.network.image_px, recipe.network.image_px)
+    images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+    labels = torch.randint(0, 7, (len(images),), generator=generator)
+    data = LabelledImages(images, labels, torch.zeros(len(images), 0)).to(device)
+    trainer = Trainer(network, [1] * 7, config, recipe.augmentation, Resident(data, options.batch), device)
+    epochs: list[Epoch] = []
+    trainer.fit([data[: options.batch]], epochs.append)
+
+    batch, targets = data.images[: options.batch].float(), data.labels[: options.batch]
+    optimizer = make_optimizer(trainer.network.train(), config)
+
+    def plain() -> None:
+        for _ in range(steps):
+            with torch.autocast(options.device, dtype=torch.bfloat16, enabled=options.precision == "bf16"):
+                loss = F.cross_entropy(trainer.network(batch).float(), targets)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+    limit = rate(plain, len(images), options.device)
+    ours = epochs[-1].images_per_s
+    return {"images_per_s": round(ours, 1), "limit_images_per_s": limit, "ratio": round(ours / limit, 3)}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -103,6 +141,8 @@ def main() -> None:
     parser.add_argument("--megapixels", type=float, default=1.0)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--precision", default="bf16", choices=("fp32", "bf16"))
+    parser.add_argument("--batch", type=int, default=256, help="of the training of a ResNet50 at 224 px")
+    parser.add_argument("--steps", type=int, default=30, help="of an epoch of it")
     options = parser.parse_args()
     device, rng = options.device, np.random.default_rng(0)
     batch = [rng.integers(0, 256, (480, 640, 3), np.uint8) for _ in range(SHARD)]
@@ -122,6 +162,7 @@ def main() -> None:
             network = classify.card.network
             crops = rng.integers(0, 256, (count, network.channels, network.image_px, network.image_px), np.uint8)
             figures[f"{name}_crops_per_s"] = rate(lambda: classify(crops), count, device)  # noqa: B023 (called at once)
+    figures["train_resnet50_224"] = training("resnet50-224", options.steps, options)
     print(json.dumps(figures | vars(options)))
 
 
