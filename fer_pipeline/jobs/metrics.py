@@ -41,12 +41,6 @@ def count_shard(rows: pa.Table) -> None:
             metrics.faces.inc(count, {"uncertain": str(value).lower()})
     if size := pc.sum(rows["size_bytes"]).as_py():
         metrics.bytes.inc(size)
-    count_seconds()
-
-
-def count_seconds() -> None:
-    """Count the seconds by stage that this process spent since the last call, on one shard."""
-    metrics = _metrics()
     for stage, seconds in stage_clock.take().items():
         if seconds > 0:
             metrics.seconds.inc(seconds, {"stage": stage})

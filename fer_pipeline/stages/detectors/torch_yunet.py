@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fer_pipeline.stages.batches import Batches
 from fer_pipeline.stages.decode import Pixels
 from fer_pipeline.stages.detectors.detections import Detections
-from fer_pipeline.stages.detectors.yunet import STRIDES, faces_at, pad, strongest
+from fer_pipeline.stages.detectors.yunet_answers import STRIDES, faces_at, pad, strongest
 
 IMAGES_AT_ONCE = 64
 """At 640 px an image takes about 100 MB of the device's memory in fp32, half of that in bf16."""
