@@ -132,6 +132,16 @@ def test_flags_go_before_the_environment_and_that_before_a_file(tmp_path: Path, 
         assert line in out.stdout.splitlines()
 
 
+def test_a_variable_that_cannot_be_meant_is_named_unless_a_flag_goes_before_it(
+    monkeypatch: pytest.MonkeyPatch, call_here: Callable[..., Ended]
+) -> None:
+    monkeypatch.setenv("FER_PIPELINE_LABEL_DETECT_PX", "many")
+    out = call_here("label", "/nowhere", "--out", "/tmp/never")
+    assert out.returncode == 2 and "$FER_PIPELINE_LABEL_DETECT_PX, detect_px: Input should be a valid integer" in out.stderr
+    out = call_here("label", "/nowhere", "--out", "/tmp/never", "--detect-px", "few")
+    assert out.returncode == 2 and "detect_px" in out.stderr and "$" not in out.stderr
+
+
 def test_the_help_of_a_command_has_groups_and_no_flag_for_nothing() -> None:
     out = call("label", "--help").stdout
     assert all(title in out for title in ("What goes in and out", "How", "Limits", "The cluster")) and "--empty" not in out

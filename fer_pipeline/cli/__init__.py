@@ -11,7 +11,7 @@ from typing import Annotated, Any, get_type_hints
 from cyclopts import App, CycloptsError, Parameter, UnusedCliTokensError
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from fer_pipeline.cli.options import function_of, prepare, shown, sources
+from fer_pipeline.cli.options import function_of, prepare, shown, sources, variable_of
 from fer_pipeline.core.config import explain
 from fer_pipeline.core.errors import JobError, UserError
 from fer_pipeline.core.log import JsonLines
@@ -141,7 +141,8 @@ def main(arguments: list[str] | None = None) -> None:
     end_in_order()
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("fer_pipeline").setLevel(logging.INFO)
-    sys.exit(_exit_code(lambda: _run(sys.argv[1:] if arguments is None else arguments)))
+    given = sys.argv[1:] if arguments is None else arguments
+    sys.exit(_exit_code(lambda: _run(given), given))
 
 
 def _run(arguments: list[str]) -> Any:
@@ -152,9 +153,9 @@ def _run(arguments: list[str]) -> Any:
     return app.meta(arguments, exit_on_error=False, print_error=False)
 
 
-def _exit_code(command: Callable[[], Any]) -> int:
+def _exit_code(run: Callable[[], Any], given: Sequence[str]) -> int:
     try:
-        result = command()
+        result = run()
     except KeyboardInterrupt as stopped:
         print(f"fer-pipeline: {said_of(stopped)}", file=sys.stderr, flush=True)
         os._exit(stopped_code())  # threads of Ray may live on, and crash while Python ends
@@ -169,7 +170,12 @@ def _exit_code(command: Callable[[], Any]) -> int:
         return 2
     except CycloptsError as error:
         cause = error.__cause__
-        print(f"fer-pipeline: {explain(cause) if isinstance(cause, ValidationError) else error}", file=sys.stderr)
+        said = (
+            f"{variable_of(cause, _command_of(given), given)}{explain(cause)}"
+            if isinstance(cause, ValidationError)
+            else str(error)
+        )
+        print(f"fer-pipeline: {said}", file=sys.stderr)
         return 2
     except PermissionError as error:
         print(f"fer-pipeline: permission denied: {reason(error)}. Mend the rights, or name another place.", file=sys.stderr)

@@ -11,7 +11,7 @@ from typing import Any, get_type_hints
 import tomli_w
 from cyclopts import App, Group, Parameter
 from cyclopts.config import Env, Toml
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from fer_pipeline.core.config import Config
 from fer_pipeline.core.errors import UserError
@@ -103,12 +103,30 @@ def shown(app: App, command: str, tokens: Iterable[str], file: str | None) -> st
     return "\n".join(lines)
 
 
+def variable_of(error: ValidationError, command: str | None, given: Iterable[str]) -> str:
+    """Return `$VARIABLE, ` where a value that cannot be meant is that of an environment variable; else nothing."""
+    place = error.errors(include_url=False)[0]["loc"]
+    name = str(place[0]) if place else ""
+    variable = f"{_prefix(command or '')}{name.upper()}"
+    return f"${variable}, " if variable in os.environ and not _is_flagged(name, given) else ""
+
+
+def _prefix(command: str) -> str:
+    return f"{PREFIX}{command.upper().replace(' ', '_')}_"
+
+
+def _is_flagged(name: str, given: Iterable[str]) -> bool:
+    """Tell whether the tokens of a command line name an option."""
+    flag = name.replace("_", "-")
+    return any(token.split("=")[0] in (f"--{flag}", f"--no-{flag}") or token.startswith(f"--{flag}.") for token in given)
+
+
 def _lines(config: BaseModel, command: str, given: list[str], in_file: Mapping[str, Any], file: str | None) -> Iterable[str]:
-    variables = f"{PREFIX}{command.upper().replace(' ', '_')}_"
+    variables = _prefix(command)
     for name, value in config.model_dump(mode="json").items():
         flag = name.replace("_", "-")
         default = type(config).model_fields[name].default
-        if any(token.split("=")[0] in (f"--{flag}", f"--no-{flag}") or token.startswith(f"--{flag}.") for token in given):
+        if _is_flagged(name, given):
             origin = "flag"
         elif variables + name.upper() in os.environ:
             origin = f"${variables}{name.upper()}"
