@@ -41,7 +41,7 @@ def plant(point: str) -> None:
     owner: Any
     owner, name, how = {
         "list": (job, "write_manifest", after),
-        "label": (dispatch.Dispatcher, "_next_step", killed),
+        "label": (dispatch.Dispatcher, "_after_step", killed),
         "audit": (publish, "audit", killed),
         "before the commit": (LabelTable, "commit", killed),
         "in the commit": (LabelTable, "commit", lambda commit: within(commit, 0.003)),
