@@ -70,27 +70,11 @@ def lift_memory_limit() -> None:
 
 
 def alarm(limit_s: float) -> Callable[[], AbstractContextManager[None]]:
-    """Return a context that ends this process by SIGALRM when what is inside takes longer than `limit_s`.
+    """Return a context for pieces of work, which ends this process by SIGALRM when none that has begun ends within `limit_s`.
 
     The kernel sends the signal, so native code that hangs with the interpreter's lock held is ended too. Arming the timer costs
-    one system call. The driver sees the death of the process and has the shard's records probed.
-    """
-
-    @contextmanager
-    def watched() -> Iterator[None]:
-        signal.setitimer(signal.ITIMER_REAL, limit_s)
-        try:
-            yield
-        finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-
-    return watched
-
-
-def alarm_of_threads(limit_s: float) -> Callable[[], AbstractContextManager[None]]:
-    """Return a context for pieces of work in many threads: as `alarm`, when none of those that have begun ends for so long.
-
-    What waits for its turn is not at work. A piece that hangs is noticed once the others have come to an end.
+    one system call. The driver sees the death of the process and has the shard's records probed. Many threads may be at work:
+    waiting for one's turn is no work, and a piece that hangs is noticed once the others have come to an end.
     """
     lock, at_work = threading.Lock(), 0
 

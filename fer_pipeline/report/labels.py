@@ -11,7 +11,7 @@ from fer_pipeline.report.gallery import Choice, Group
 from fer_pipeline.report.page import render
 from fer_pipeline.report.places import Places
 from fer_pipeline.report.timelines import timelines
-from fer_pipeline.table.prior import PriorShift
+from fer_pipeline.table.prior import PriorShift, mostly_uncertain
 
 COLUMNS = ["record_id", "face_id", "x", "y", "w", "h", "detection_score", "expression", "confidence", "uncertain"]
 COLUMNS += ["uri", "member", "time_ms"]
@@ -39,6 +39,7 @@ def label_report(
         changes=_changes(record, before) if before else [],
         before=before,
         shifts=shifts,
+        mostly_uncertain=bool(shifts) and record.result is not None and mostly_uncertain(record.result),
         groups=groups,
         numbers=_numbers(groups, places),
         places=places,

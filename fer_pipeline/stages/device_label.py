@@ -5,18 +5,17 @@ from collections import deque
 from collections.abc import Callable, Container, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
 
-from fer_pipeline.core.boundary import as_record_error
 from fer_pipeline.core.stage_clock import timed
 from fer_pipeline.models.bundle import Bundle
 from fer_pipeline.sources.formats.spec import Frame
-from fer_pipeline.stages.align import align, empty_inputs, resize_whole
+from fer_pipeline.stages.align import empty_inputs
 from fer_pipeline.stages.classify import Classifier
 from fer_pipeline.stages.decode import Photo, Pixels, decode
 from fer_pipeline.stages.detectors import DETECTORS, load_batch_detector
@@ -24,7 +23,7 @@ from fer_pipeline.stages.detectors.bounded import shrink
 from fer_pipeline.stages.detectors.detections import Detections
 from fer_pipeline.stages.detectors.spec import ResolvedDetector
 from fer_pipeline.stages.fetch import Fetched, fetch
-from fer_pipeline.stages.label import ExtractedShard, LabelSettings, Outcome, Watch, label, to_fetch
+from fer_pipeline.stages.label import ExtractedShard, LabelSettings, Outcome, Watch, cut, failed, label, to_fetch
 from fer_pipeline.table.reuse import CARRIED
 
 Result = TypeVar("Result")
@@ -116,8 +115,7 @@ class DeviceLabeller:
                 photo = decode(data, self.settings.max_pixels, size_px if self.finds_faces else None)
                 small, factor = shrink(photo.pixels, size_px) if self.finds_faces else (photo.pixels, 1.0)
         except Exception as error:  # noqa: BLE001 (the boundary around one record)
-            failed = as_record_error(error, "undecodable")
-            return Prepared(Outcome(failed.status, failed.reason, content_sha256=digest))
+            return Prepared(replace(failed(error), content_sha256=digest))
         outcome = Outcome("no_face", None, photo.width, photo.height, content_sha256=digest)
         return Prepared(outcome, photo, small, factor)
 
@@ -128,15 +126,11 @@ class DeviceLabeller:
         if photo is None or not len(found):
             return crops
         try:
-            with self.watch(), timed("align"):
+            with self.watch():
                 faces = found.scaled(one.factor)
-                if self.finds_faces:
-                    crops = align(photo.pixels, faces, self.card.network, self.card.framing)
-                else:
-                    crops = resize_whole(photo.pixels, self.card.network)[None]
+                crops = cut(photo, faces, self.card, self.finds_faces)
         except Exception as error:  # noqa: BLE001 (the boundary around one record)
-            failed = as_record_error(error, "undecodable")
-            one.outcome = Outcome(failed.status, failed.reason, content_sha256=one.outcome.content_sha256)
+            one.outcome = replace(failed(error), content_sha256=one.outcome.content_sha256)
             return crops
         one.outcome.status, one.outcome.faces = "ok", faces.scaled(photo.reduction)
         return crops

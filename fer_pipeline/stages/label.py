@@ -20,7 +20,7 @@ from fer_pipeline.models.bundle import Bundle
 from fer_pipeline.models.card import ModelCard
 from fer_pipeline.stages.align import align, empty_inputs, resize_whole
 from fer_pipeline.stages.classify import Classifier, Precision
-from fer_pipeline.stages.decode import Pixels, decode
+from fer_pipeline.stages.decode import Photo, Pixels, decode
 from fer_pipeline.stages.detectors import DETECTORS, load_detector
 from fer_pipeline.stages.detectors.detections import Detections
 from fer_pipeline.stages.detectors.spec import ResolvedDetector
@@ -113,8 +113,7 @@ class FaceExtractor:
             try:
                 return self._extract_from(data)
             except Exception as error:  # noqa: BLE001 (the boundary around one record)
-                failed = as_record_error(error, "undecodable")
-        return Outcome(failed.status, failed.reason), empty_inputs(0, self.card.network)
+                return failed(error), empty_inputs(0, self.card.network)
 
     def _extract_from(self, data: Fetched) -> tuple[Outcome, Pixels]:
         network = self.card.network
@@ -124,12 +123,22 @@ class FaceExtractor:
             faces = self.detect(photo.pixels)
         if not len(faces):
             return Outcome("no_face", None, photo.width, photo.height), empty_inputs(0, network)
-        with timed("align"):
-            if self.finds_faces:
-                crops = align(photo.pixels, faces, network, self.card.framing)
-            else:
-                crops = resize_whole(photo.pixels, network)[None]
+        crops = cut(photo, faces, self.card, self.finds_faces)
         return Outcome("ok", None, photo.width, photo.height, faces.scaled(photo.reduction)), crops
+
+
+def failed(error: Exception) -> Outcome:
+    """Return what becomes of a record that raised this."""
+    its_own = as_record_error(error, "undecodable")
+    return Outcome(its_own.status, its_own.reason)
+
+
+def cut(photo: Photo, faces: Detections, card: ModelCard, finds_faces: bool) -> Pixels:
+    """Return the crops of a photo's faces (n, channels, side, side); of a detector that finds none, the photo as one."""
+    with timed("align"):
+        if finds_faces:
+            return align(photo.pixels, faces, card.network, card.framing)
+        return resize_whole(photo.pixels, card.network)[None]
 
 
 class Labeller:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from fer_pipeline.core import storage
 from fer_pipeline.core.errors import UserError
 from fer_pipeline.core.prior import corrected, estimated_prior
-from fer_pipeline.core.run import CORRECTED, RunFolder, RunRecord
+from fer_pipeline.core.run import CORRECTED, RunFolder, RunRecord, RunResult
 from fer_pipeline.core.schemas import CATEGORY
 from fer_pipeline.models.card import ModelCard
 
@@ -59,10 +59,11 @@ def correct_prior(folder: RunFolder, record: RunRecord, card: ModelCard) -> list
             "quantised, by this version."
         )
     files = storage.list_names(folder.path("faces"))
-    found = [_probabilities(storage.read_table(folder.path("faces", name), ["probabilities"]), len(learned)) for name in files]
+    tables = [storage.read_table(folder.path("faces", name), ["record_id", "face_id", "probabilities"]) for name in files]
+    found = [_probabilities(faces, len(learned)) for faces in tables]
     if not sum(map(len, found)):
         raise UserError(f"The run in '{folder.url}' found no face: there is no prior to estimate.")
-    if record.result and record.result.uncertain > MOST_UNCERTAIN * record.result.faces:
+    if record.result and mostly_uncertain(record.result):
         share = record.result.uncertain / record.result.faces
         log.warning("%.0f%% of the labels are uncertain: the prior that is estimated from them is not to be trusted", 100 * share)
     everything = np.concatenate(found)
@@ -73,8 +74,7 @@ def correct_prior(folder: RunFolder, record: RunRecord, card: ModelCard) -> list
     prior = estimated_prior(everything, learned)
     names = np.array(card.label_space.classes)
     before, after = (np.zeros(len(names), np.int64) for _ in range(2))
-    for name, probabilities in zip(files, found, strict=True):
-        keys = storage.read_table(folder.path("faces", name), ["record_id", "face_id"])
+    for name, keys, probabilities in zip(files, tables, found, strict=True):
         under_prior = corrected(probabilities, learned, prior)
         best = under_prior.argmax(1)
         before += np.bincount(probabilities.argmax(1), minlength=len(names))
@@ -91,6 +91,11 @@ def correct_prior(folder: RunFolder, record: RunRecord, card: ModelCard) -> list
         storage.write_table(folder.path(CORRECTED, name), table.replace_schema_metadata(record.metadata))
     shifts = zip(card.label_space.classes, learned.tolist(), prior.tolist(), before.tolist(), after.tolist(), strict=True)
     return [PriorShift(*shift) for shift in shifts]
+
+
+def mostly_uncertain(result: RunResult) -> bool:
+    """Tell whether so many labels of a run are uncertain that no prior can be estimated from them."""
+    return result.uncertain > MOST_UNCERTAIN * result.faces
 
 
 def _probabilities(faces: pa.Table, classes: int) -> NDArray[np.float32]:

@@ -9,9 +9,9 @@ import pytest
 PROGRAM = """
 import threading, time
 from concurrent.futures import ThreadPoolExecutor
-from fer_pipeline.core.isolated import alarm_of_threads
+from fer_pipeline.core.isolated import alarm
 
-watch = alarm_of_threads(0.6)
+watch = alarm(0.6)
 
 def work(seconds):
     with watch():

@@ -13,7 +13,7 @@ from fer_pipeline.core.manifest import read_shards, split_into_shards, write_man
 from fer_pipeline.models.bundle import EMBEDDED, read_bundle
 from fer_pipeline.sources.files import Selection
 from fer_pipeline.sources.listing import Listing
-from fer_pipeline.stages import device_label
+from fer_pipeline.stages import device_label, label
 from fer_pipeline.stages.align import resize_whole
 from fer_pipeline.stages.decode import Pixels
 from fer_pipeline.stages.detectors import resolve_detector
@@ -90,6 +90,6 @@ def test_a_fault_of_the_cut_is_the_records_own(archive: Path, tmp_path: Path, mo
         return resize_whole(*arguments) if next(calls) else 1 / 0
 
     whole = labeller(manifest)["status"].to_pylist()
-    monkeypatch.setattr(device_label, "resize_whole", fails_once)
+    monkeypatch.setattr(label, "resize_whole", fails_once)
     found = labeller(manifest)["status"].to_pylist()
     assert found.count("ok") == whole.count("ok") - 1 and found.count("undecodable") == whole.count("undecodable") + 1

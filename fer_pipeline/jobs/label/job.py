@@ -206,11 +206,17 @@ def _frozen(config: LabelConfig, settings: LabelSettings) -> dict[str, Any]:
 def _require_same(config: LabelConfig, record: RunRecord, detector: ResolvedDetector, bundle: Bundle) -> None:
     """Raise UserError unless continuing the run under this configuration gives the same labels."""
     settings = _settings(config, bundle, detector, record)
-    asked = {"source": config.source, "model": bundle.digest, "detector": detector.digest, **_frozen(config, settings)}
+    asked = {
+        "device": None,
+        "source": config.source,
+        "model": bundle.digest,
+        "detector": detector.digest,
+        **_frozen(config, settings),
+    }
     frozen = {"source": record.source, "model": record.model.digest, "detector": record.detector.digest, **record.settings}
     if config.detector not in ("auto", record.detector.name):
         asked["detector"] = config.detector
-    changed = [key for key in dict.fromkeys((*asked, "device")) if asked.get(key) != frozen.get(key)]
+    changed = [key for key in asked if asked[key] != frozen.get(key)]
     if changed:
         raise UserError(
             f"The run in '{config.out}' was begun with another {' and '.join(NAMED.get(key, key) for key in changed)}: "

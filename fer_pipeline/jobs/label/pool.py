@@ -11,7 +11,7 @@ import pyarrow as pa
 import ray
 
 from fer_pipeline.core.errors import MisfortuneError, UserError
-from fer_pipeline.core.isolated import alarm_of_threads
+from fer_pipeline.core.isolated import alarm
 from fer_pipeline.core.storage import reason
 from fer_pipeline.jobs.demand import Bundles
 from fer_pipeline.jobs.label.chunk import Chunk
@@ -39,7 +39,7 @@ class GpuLabelActor:
 
         self.run = run = context.get()
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        watch = alarm_of_threads(run.record_timeout_s)
+        watch = alarm(run.record_timeout_s)
         self.labeller = DeviceLabeller(run.detector, run.bundle, run.settings, self.device, cores_beside(gpus), watch, run.known)
 
     def device_name(self) -> str:
