@@ -64,6 +64,14 @@ def spoil(images: Tensor, config: AugmentationConfig, generator: Generator) -> T
     return _erase(images.clone(), config.erase, generator) if config.erase else images
 
 
+def shrink(images: Tensor, side: int) -> Tensor:
+    """Return uint8 images (n, c, h, w) scaled down to `side` without aliasing; those of that size as they are."""
+    if images.shape[-1] == side:
+        return images
+    smaller = F.interpolate(images.float(), (side, side), mode="bilinear", antialias=True, align_corners=False)
+    return smaller.round_().to(torch.uint8)
+
+
 def _erase(images: Tensor, probability: float, generator: Generator) -> Tensor:
     """Blank one rectangle of 2 to 25 % of the area to mid-grey, in a share `probability` of the images, in place."""
     count, _, height, width = images.shape

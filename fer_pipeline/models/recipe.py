@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import tomli_w
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from fer_pipeline.core.config import Config, explain
 from fer_pipeline.core.errors import UserError
@@ -15,6 +15,9 @@ from fer_pipeline.models.augmentation import AugmentationConfig
 from fer_pipeline.models.card import ModelCard
 from fer_pipeline.models.network_config import NetworkConfig
 from fer_pipeline.models.training.config import TrainingConfig
+
+ONE_SIZE = ("plain_cnn", "regularised_cnn", "vit_", "maxvit")
+"""How the names of the networks begin that take images of one size only."""
 
 
 class CalibrationConfig(Config):
@@ -40,6 +43,15 @@ class Recipe(Config):
     augmentation: AugmentationConfig = Field(default_factory=AugmentationConfig)
     training: TrainingConfig = Field(default_factory=TrainingConfig)
     calibration: CalibrationConfig = Field(default_factory=CalibrationConfig)
+
+    @model_validator(mode="after")
+    def _the_network_takes_smaller_images(self) -> "Recipe":
+        first, network = self.training.first_px, self.network
+        if first > network.image_px:
+            raise ValueError(f"training.first_px is {first}, above the network's image_px of {network.image_px}")
+        if first and network.architecture.startswith(ONE_SIZE):
+            raise ValueError(f"training.first_px is {first}, but '{network.architecture}' takes images of one size only")
+        return self
 
 
 def asked_calibration(card: ModelCard) -> CalibrationConfig:

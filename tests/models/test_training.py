@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from fer_pipeline.models.augmentation import AugmentationConfig, augment
+from fer_pipeline.models.augmentation import AugmentationConfig, augment, shrink
 from fer_pipeline.models.bundle import EMBEDDED, read_bundle
 from fer_pipeline.models.labelled_images import LabelledImages
 from fer_pipeline.models.network_config import NetworkConfig
@@ -215,6 +215,20 @@ def test_augmentation_moves_every_image_in_its_own_way_and_repeats_with_its_seed
     assert torch.equal(first, again)
     changes = {int((one.int() - other.int()).abs().sum()) for one, other in zip(first, images, strict=True)}
     assert len(changes) == 8
+
+
+def test_a_training_begins_with_small_images_and_ends_with_those_that_the_network_takes() -> None:
+    learner, sides = trainer(stripes(32), epochs=6, first_px=32), list[int]()
+    learner.network.register_forward_hook(lambda network, inputs, output: sides.append(inputs[0].shape[-1]))
+    learner.fit([stripes(8)], lambda epoch: None)
+    learned, judged = [sides[epoch * 3 : epoch * 3 + 2] for epoch in range(6)], sides[2::3]
+    assert learned == [[32, 32]] * 2 + [[40, 40]] * 2 + [[48, 48]] * 2 and judged == [48] * 6
+
+
+def test_shrinking_keeps_what_is_flat_and_evens_out_what_is_finer_than_its_pixels() -> None:
+    checked = 255 * (torch.arange(48) % 2).to(torch.uint8).expand(1, 1, 48, 48)
+    assert (shrink(torch.full((2, 3, 48, 48), 77, dtype=torch.uint8), 32) == 77).all()
+    assert shrink(checked, 16).float().std() < 20 and torch.equal(shrink(checked, 48), checked)
 
 
 def test_a_certain_flip_is_a_mirror_image_and_nothing_else() -> None:

@@ -42,6 +42,9 @@ class TrainingConfig(Config):
     teacher_view: Literal["moved", "original"] = "moved"
     """What the teachers see: each image as it was moved for this epoch (Beyer et al., 2022), or each image once, before training,
     so that an epoch costs no more than one without teachers."""
+    first_px: int = Field(0, ge=0)
+    """Side of the images in the first third of the epochs; half of the way to the network's in the second, the network's in the
+    third (Tan & Le, 2021): early epochs cost less. 0: the network's throughout."""
     mixup: float = Field(0.0, ge=0)
     """Alpha of mixup (Zhang et al., 2018), drawn for each image; 0 turns it off."""
     ema_decay: float = Field(0.0, ge=0, lt=1)

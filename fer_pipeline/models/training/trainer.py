@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from fer_pipeline.models.augmentation import AugmentationConfig, move, spoil
+from fer_pipeline.models.augmentation import AugmentationConfig, move, shrink, spoil
 from fer_pipeline.models.labelled_images import LabelledImages
 from fer_pipeline.models.training.config import TrainingConfig
 from fer_pipeline.models.training.feed import Feed
@@ -204,7 +204,7 @@ class Trainer:
     def _loss(self, batch: LabelledImages, draws: "Draws") -> tuple[Tensor, Tensor]:
         moved = move(batch.images, self.augmentation, draws.generator)
         targets = soft_targets(batch, self.classes, self.config, self.teachers(moved) if self.teachers else batch.taught)
-        inputs = spoil(moved, self.augmentation, draws.generator)
+        inputs = shrink(spoil(moved, self.augmentation, draws.generator), self._side(moved.shape[-1]))
         if self.config.mixup:
             share = draws.beta(self.config.mixup, len(batch)).to(self.device)[:, None]
             inputs = torch.lerp(inputs.flip(0).float(), inputs.float(), share[:, :, None, None])
@@ -216,6 +216,11 @@ class Trainer:
         if self.config.votes == "auxiliary":
             loss = loss + self.config.votes_weight * F.cross_entropy(outputs[:, self.classes :], targets[:, self.classes :])
         return loss, (logits.argmax(1) == wanted.argmax(1)).sum()
+
+    def _side(self, full: int) -> int:
+        """Return the side of this epoch's images, of a network that takes `full`."""
+        first, third = self.config.first_px or full, 3 * len(self.history) // self.config.epochs
+        return first + (full - first) * third // 2
 
     def _require_finite(self, losses: Tensor, epoch: int, done: int) -> None:
         """Raise DivergedError, on all ranks at once, naming the first step after `done` at which a rank's loss is not finite."""
