@@ -10,7 +10,7 @@ from pydantic import Field
 
 from fer_pipeline.core import storage
 from fer_pipeline.core.config import Config
-from fer_pipeline.core.errors import RecordError, UserError
+from fer_pipeline.core.errors import FailureRateExceeded, RecordError, UserError
 from fer_pipeline.core.isolated import MEMORY_BYTES, IsolatedProcess, bounded_memory, lift_memory_limit
 from fer_pipeline.core.manifest import Record, manifest_table
 from fer_pipeline.core.schemas import FINE
@@ -59,7 +59,7 @@ class PredictResult(Config):
 def run(image: str, *more: str, config: PredictConfig = PredictConfig()) -> PredictResult:
     """Label the images (files, folders, containers or videos) and return what was found.
 
-    Raise UserError where one does not exist or holds no images.
+    Raise UserError where one does not exist or holds no images, FailureRateExceeded where not one could be labelled.
     """
     selection = Selection(fps=config.fps)
     records = [record for source in (image, *more) for record in _records(storage.normalize(source), selection)]
@@ -94,6 +94,8 @@ def run(image: str, *more: str, config: PredictConfig = PredictConfig()) -> Pred
                 storage.write_bytes(path, cv2.imencode(".jpg", picture)[1].tobytes())
                 found.append(entry | {"annotated": path})
             log.info("%s: %s", row["member"] or row["uri"], _sentence(row))
+    if all(entry["status"] not in FINE for entry in found):
+        raise FailureRateExceeded(f"None of the {len(found)} images could be labelled: the lines above say why.")
     return PredictResult(images=found)
 
 

@@ -32,6 +32,12 @@ def test_a_place_without_images_is_refused(tmp_path: Path) -> None:
         run(str(tmp_path))
 
 
+def test_images_none_of_which_can_be_labelled_are_a_failure(tmp_path: Path) -> None:
+    (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8\xff no more")
+    out = call("predict", str(tmp_path / "broken.jpg"), "--out", str(tmp_path / "out"), "--detector", "none")
+    assert out.returncode == 3 and "undecodable" in out.stderr and "None of the 1 images could be labelled" in out.stderr
+
+
 def test_the_command_takes_several_images_and_needs_no_ray(archive: Path, tmp_path: Path) -> None:
     photos = sorted(str(path) for path in archive.rglob("hopper-*.jpg"))[:2]
     out = call("predict", *photos, "--out", str(tmp_path), "--detector", "none")
