@@ -5,7 +5,7 @@ from typing import get_args
 
 from prometheus_client import CollectorRegistry, Gauge, generate_latest
 
-from fer_pipeline.table.nights import Night, State, last_nights
+from fer_pipeline.table.nights import State, last_nights
 
 NIGHTS = 60
 """Nights that are looked at: an older success is none to speak of."""
@@ -14,7 +14,7 @@ NIGHTS = 60
 def exposition(table: str) -> bytes:
     """Return the figures of a table's last night, and when one ended well, in Prometheus' text format.
 
-    The only tag besides `table` is the state. Times are those at which a night began, in seconds since 1970.
+    The only tag besides `table` is the state. Times are in seconds since 1970.
     """
     registry, nights = CollectorRegistry(), last_nights(table, NIGHTS)
 
@@ -23,10 +23,11 @@ def exposition(table: str) -> bytes:
 
     good = [night for night in nights if night.state in ("published", "unchanged")]
     if good:
-        gauge("success_timestamp_seconds", "When the last night that ended well began.", _began(good[-1]))
+        ended = good[-1].ended_at or good[-1].begun_at
+        gauge("success_timestamp_seconds", "When the last night that ended well ended.", _moment(ended))
     if nights:
         last = nights[-1]
-        gauge("begun_timestamp_seconds", "When the last night began.", _began(last))
+        gauge("begun_timestamp_seconds", "When the last night began.", _moment(last.begun_at))
         gauge("records", "Records labelled or carried over by the last night.", last.records)
         gauge("failed", "Records that the last night could not look at.", last.failed)
         gauge("vanished", "Rows whose records the last night did not find any more.", last.vanished)
@@ -41,5 +42,5 @@ def exposition(table: str) -> bytes:
     return generate_latest(registry)
 
 
-def _began(night: Night) -> float:
-    return datetime.fromisoformat(night.begun_at).timestamp()
+def _moment(said: str) -> float:
+    return datetime.fromisoformat(said).timestamp()

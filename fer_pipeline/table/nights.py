@@ -6,7 +6,7 @@ from pydantic import Field
 
 from fer_pipeline.core import storage
 from fer_pipeline.core.config import Config
-from fer_pipeline.core.run import Identity, RunRecord, settings_digest
+from fer_pipeline.core.run import Identity, RunRecord, now, settings_digest
 
 FOLDER = "_nights"
 """Below the table; readers and vacuuming pass over names that begin so."""
@@ -19,6 +19,8 @@ class Night(Config):
 
     run_id: str
     begun_at: str
+    ended_at: str = ""
+    """When it was published, held or found to have changed nothing; empty of nights of earlier versions."""
     source: str
     filters: list[list[str]]
     """Globs that chose records, and those that left some out."""
@@ -52,6 +54,7 @@ def night_of(record: RunRecord, state: State, failing: list[str], accepted: list
     return Night(
         run_id=record.run_id,
         begun_at=record.created_at,
+        ended_at=now(),
         source=record.source,
         filters=[record.settings.get("include", []), record.settings.get("exclude", [])],
         state=state,

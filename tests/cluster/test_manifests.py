@@ -19,7 +19,7 @@ CRDS = ROOT.parent / "shared" / "schemas" / "kuberay"
 KUBERNETES = "1.34"
 MODES = ("HTTPMode", "K8sJobMode", "SidecarMode", "InteractiveMode")
 """Of a RayJob's submission: the operator's schema takes any word."""
-FILES = sorted((CLUSTER / "kubernetes").glob("*.yaml"))
+FILES = sorted((CLUSTER / "kubernetes").rglob("*.yaml"))
 RAY_FILES = [path for path in FILES if "ray.io/v1" in path.read_text()]
 
 needs_crds = pytest.mark.skipif(not CRDS.exists(), reason="the operator's schemas are not here")
@@ -92,7 +92,7 @@ def test_the_operator_takes_the_file(path: Path) -> None:
 
 @needs_crds
 def test_a_misspelt_key_of_a_night_is_found_wherever_it_stands() -> None:
-    night = document(CLUSTER / "kubernetes" / "night.yaml")
+    night = document(CLUSTER / "kubernetes" / "night" / "night.yaml")
     free = {"rayStartParams", "limits", "requests"}  # what stands in these is named by its user
     paths = [path for path in paths_of(night["spec"], ("spec",)) if len(path) > 1 and not free & set(path[:-1])]
     assert len(paths) > 60 and night["kind"] == "RayCronJob"
@@ -132,7 +132,7 @@ def test_every_pod_of_a_cluster_is_restricted_and_asks_for_a_token(path: Path) -
 
 @pytest.mark.parametrize("name", ["night", "training"])
 def test_a_job_ends_its_cluster_and_goes_on_after_a_failure(name: str) -> None:
-    manifest = document(CLUSTER / "kubernetes" / f"{name}.yaml")
+    manifest = document(CLUSTER / "kubernetes" / name / f"{name}.yaml")
     spec = job_of(manifest)
     assert spec["submissionMode"] == "HTTPMode" and spec["shutdownAfterJobFinishes"] and spec["backoffLimit"] > 0
     assert spec["activeDeadlineSeconds"] and spec["preRunningDeadlineSeconds"] and spec["ttlSecondsAfterFinished"]
@@ -140,16 +140,24 @@ def test_a_job_ends_its_cluster_and_goes_on_after_a_failure(name: str) -> None:
 
 
 def test_every_night_of_the_cron_job_has_a_folder_and_a_day_of_its_own() -> None:
-    spec = document(CLUSTER / "kubernetes" / "night.yaml")["spec"]
+    spec = document(CLUSTER / "kubernetes" / "night" / "night.yaml")["spec"]
     minute, hour = map(int, spec["schedule"].split()[:2])
     assert spec["timeZone"] == "Etc/UTC"  # `{date}` is the day in UTC: a night that is begun again must not pass into the next
     assert 3600 * hour + 60 * minute + spec["jobTemplate"]["activeDeadlineSeconds"] < 24 * 3600
     assert "/{date} " in spec["jobTemplate"]["entrypoint"] + " "
 
 
-def test_the_resources_of_the_kustomization_are_there() -> None:
-    listed = document(CLUSTER / "kubernetes" / "kustomization.yaml")["resources"]
-    assert listed and all((CLUSTER / "kubernetes" / name).exists() for name in listed)
+@pytest.mark.parametrize("shape", ["standing", "night", "training"])
+def test_a_shape_has_all_that_it_needs_and_its_images_are_found_in_one_place(shape: str) -> None:
+    folder = CLUSTER / "kubernetes" / shape
+    listed = document(folder / "kustomization.yaml")
+    (own,) = [name for name in listed["resources"] if name.endswith(".yaml")]
+    assert "../base" in listed["resources"] and listed["components"] == ["../images"]
+    base = document(folder.parent / "base" / "kustomization.yaml")["resources"]
+    assert all((folder.parent / "base" / name).exists() for name in base) and len(base) == 3
+    (replaced,) = document(folder.parent / "images" / "kustomization.yaml")["images"]
+    images = set(re.findall(r"image: (\S+)", (folder / own).read_text()))
+    assert images and {image.partition(":")[0] for image in images} == {replaced["name"]} and "newTag" not in replaced
 
 
 def test_ray_takes_the_file_for_aws() -> None:
