@@ -70,7 +70,7 @@ class IngestConfig(Config):
     group_by: str | None = None
     """Regular expression on a sample's name: samples in which it finds the same (its first group, or all of it) stay on one
     side, such as the pictures of one person."""
-    seed: int = 0
+    seed: int = Field(0, ge=0)
     """Decides which samples are held out."""
     skip_mislabelled: bool = False
     """Quarantine records whose label or box is wrong; without it they stop the ingest."""

@@ -28,7 +28,7 @@ from fer_pipeline.report.sweep import sweep_png
 
 log = logging.getLogger(__name__)
 
-TRIALS_FOLDER, TABLE, PICTURE, BEST = "trials", "trials.csv", "trials.png", "best.toml"
+TRIALS_FOLDER, SWEEP, TABLE, PICTURE, BEST = "trials", "sweep.json", "trials.csv", "trials.png", "best.toml"
 
 
 class SweepConfig(Config):
@@ -54,7 +54,7 @@ class SweepConfig(Config):
     """Leave the dataset's flagged samples out of training."""
     allow_missing_classes: bool = False
     """Train although the training split has no images of some classes."""
-    seed: int = 0
+    seed: int = Field(0, ge=0)
     """Decides which settings are drawn."""
 
 
@@ -77,6 +77,7 @@ def run(config: SweepConfig, cluster: ClusterConfig = ClusterConfig()) -> SweepR
     recipe, card = load_recipe(config.recipe), read_dataset(data)
     space = load_space(config.space, recipe)
     make_plan(_train_config(config, data), recipe, card, data, None)
+    _require_same(out, _facts(config, recipe, card))
     with connected(cluster, data, out):
         if ray.cluster_resources().get("GPU", 0) < config.gpus_per_trial:
             raise UserError(f"{config.gpus_per_trial:g} GPUs were asked for a trial, which this cluster does not have.")
@@ -100,16 +101,37 @@ def run(config: SweepConfig, cluster: ClusterConfig = ClusterConfig()) -> SweepR
     )
 
 
+def _facts(config: SweepConfig, recipe: Recipe, card: DatasetInfo) -> dict[str, Any]:
+    """Return what decides a sweep's trials and their figures."""
+    choice = config.model_dump(mode="json", include={"trials", "grace_epochs", "keep_one_in", "drop_leaks", "seed"})
+    space = tomllib.loads(Path(config.space).read_text())
+    return {"recipe": recipe.model_dump(mode="json", exclude={"description"}), "data": card.digest, "space": space, **choice}
+
+
+def _require_same(out: str, facts: dict[str, Any]) -> None:
+    """Keep what a sweep is of beside its trials; raise UserError where those that are there are of another one."""
+    path = storage.join(out, SWEEP)
+    if not storage.exists(path):
+        storage.write_bytes(path, json.dumps(facts, indent=1).encode())
+        return
+    kept = json.loads(storage.read_bytes(path))
+    if changed := [name for name in facts if facts[name] != kept.get(name)]:
+        raise UserError(
+            f"The sweep in '{out}' was begun with another {' and '.join(changed)}: repeat its configuration to continue it, or "
+            "choose another --out."
+        )
+
+
 def load_space(path: str, recipe: Recipe) -> dict[str, Any]:
     """Return the domains by `section.key`; raise UserError for what the recipe does not know or cannot take."""
     try:
         sections = tomllib.loads(Path(path).read_text())
     except (OSError, ValueError) as error:
         raise UserError(f"The search space '{path}' cannot be read: {error}.") from error
-    space: dict[str, Any] = {}
+    space, known = dict[str, Any](), recipe.model_dump()
     for section, keys in sections.items():
-        if not isinstance(keys, dict):
-            raise UserError(f"The search space '{path}' must have its settings in sections such as [training].")
+        if not isinstance(keys, dict) or not isinstance(known.get(section), dict):
+            raise UserError(f"The search space '{path}' must have its settings in sections of the recipe, such as [training].")
         for key, domain in keys.items():
             space[f"{section}.{key}"] = _domain(f"{section}.{key}", domain)
             samples = domain if isinstance(domain, list) else [domain["low"], domain["high"]]
@@ -123,12 +145,23 @@ def load_space(path: str, recipe: Recipe) -> dict[str, Any]:
 def _domain(name: str, domain: Any) -> Any:
     if isinstance(domain, list) and domain:
         return tune.choice(domain)
-    if isinstance(domain, dict) and {"low", "high"} <= set(domain) <= {"low", "high", "log"} and domain["low"] < domain["high"]:
+    if isinstance(domain, dict) and _is_range(domain):
         whole = isinstance(domain["low"], int) and isinstance(domain["high"], int)
         if domain.get("log"):
             return tune.lograndint(domain["low"], domain["high"] + 1) if whole else tune.loguniform(domain["low"], domain["high"])
         return tune.randint(domain["low"], domain["high"] + 1) if whole else tune.uniform(domain["low"], domain["high"])
-    raise UserError(f"The search space's {name} must be a list of values, or {{ low = .., high = .., log = true }}.")
+    raise UserError(
+        f"The search space's {name} must be a list of values, or {{ low = .., high = .., log = true }}: low below high, "
+        "and above 0 with log."
+    )
+
+
+def _is_range(domain: dict[str, Any]) -> bool:
+    low, high = (domain.get(end) for end in ("low", "high"))
+    if set(domain) - {"low", "high", "log"} or not all(type(end) in (int, float) for end in (low, high)):
+        return False
+    assert low is not None and high is not None
+    return bool(low < high and (low > 0 or not domain.get("log")))
 
 
 def with_settings(recipe: Recipe, settings: dict[str, Any]) -> Recipe:

@@ -11,12 +11,16 @@ from torch import Tensor
 from fer_pipeline.core.prior import learned_prior
 from fer_pipeline.models.card import Calibration
 
+MOST_TEMPERATURE = 1000.0
+"""What a card takes: probabilities are all but equal there."""
+
 
 def fit_temperature(logits: Tensor, labels: Tensor) -> float:
     """Return the temperature that minimises the Brier score of logits (n, classes).
 
     Temperature scaling as by Guo et al. (2017), who minimise the cross-entropy: on FER-2013's PublicTest that left the confidence
-    of labels two points above their accuracy, in halves that did not fit it (ECE .032); this does not (.024).
+    of labels two points above their accuracy, in halves that did not fit it (ECE .032); this does not (.024). Logits that say
+    nothing of the labels have no best temperature: it stays within `MOST_TEMPERATURE`.
     """
     truth = F.one_hot(labels, logits.shape[1])
     log_temperature = torch.zeros(1, dtype=torch.float64, requires_grad=True)
@@ -29,7 +33,7 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
         return value
 
     optimizer.step(loss)
-    return float(log_temperature.detach().exp())
+    return min(max(float(log_temperature.detach().exp()), 1 / MOST_TEMPERATURE), MOST_TEMPERATURE)
 
 
 def fit_threshold(probabilities: NDArray[np.floating], labels: NDArray[np.integer], accuracy: float) -> float:

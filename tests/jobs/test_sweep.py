@@ -49,6 +49,8 @@ def test_a_sweep_writes_a_table_a_picture_and_the_best_recipe(dataset: Path, tmp
     picture = cv2.imdecode(np.frombuffer((tmp_path / "sweep" / "trials.png").read_bytes(), np.uint8), 1)
     assert picture is not None and picture.std() > 5
     assert sweep.run(config) == result  # nothing is tried twice
+    with pytest.raises(UserError, match="begun with another trials and seed"):
+        sweep.run(config.model_copy(update={"trials": 7, "seed": 1}))
 
 
 @pytest.mark.parametrize(
@@ -59,6 +61,9 @@ def test_a_sweep_writes_a_table_a_picture_and_the_best_recipe(dataset: Path, tmp
         ("[training]\nlearning_rate = [-1.0]", "learning_rate"),
         ("[training]\nlearning_rate = 0.1", "must be a list of values"),
         ("seed = [1]", "in sections"),
+        ("[name]\nx = [1]", "in sections of the recipe"),
+        ("[training]\nweight_decay = { low = 0.0, high = 0.01, log = true }", "above 0 with log"),
+        ('[training]\nweight_decay = { low = "a", high = "b" }', "must be a list of values"),
         ("][", "cannot be read"),
     ],
 )

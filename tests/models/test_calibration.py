@@ -23,6 +23,13 @@ def test_the_temperature_undoes_overconfidence() -> None:
     assert after < 0.03 < before
 
 
+@pytest.mark.parametrize("wrong", [True, False])
+def test_logits_that_say_nothing_of_the_labels_have_a_temperature_that_a_card_takes(wrong: bool) -> None:
+    labels = torch.arange(60) % 7
+    logits = 3 * torch.nn.functional.one_hot((labels + 1) % 7, 7).float() if wrong else torch.randn(60, 7)
+    assert 0 < calibrate(logits, labels, 0.8).temperature <= 1000
+
+
 def test_the_threshold_keeps_labels_that_are_right_often_enough() -> None:
     confidence = np.array([0.9, 0.8, 0.7, 0.6, 0.5])
     probabilities = np.stack([confidence, 1 - confidence], 1)

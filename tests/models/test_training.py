@@ -13,6 +13,7 @@ from fer_pipeline.models.network_config import NetworkConfig
 from fer_pipeline.models.networks import build
 from fer_pipeline.models.training.config import TrainingConfig
 from fer_pipeline.models.training.feed import Resident
+from fer_pipeline.models.training.optimizer import make_optimizer, make_schedule
 from fer_pipeline.models.training.teachers import Teachers
 from fer_pipeline.models.training.trainer import DivergedError, Epoch, Trainer, predict
 from fer_pipeline.models.weights import load_network
@@ -119,6 +120,19 @@ def last(learner: Trainer) -> Epoch:
 )
 def test_every_way_of_optimising_learns_what_can_be_learnt(options: dict[str, Any]) -> None:
     assert last(trainer(stripes(256), **options)).validation_accuracy > 0.9
+
+
+@pytest.mark.parametrize("steps", range(1, 12))
+def test_however_short_a_training_is_its_rate_rises_to_the_highest_and_falls(steps: int) -> None:
+    for warmup in (0.0, 0.1, 0.2, 0.5, 1.0):
+        config = TrainingConfig(learning_rate=0.1, warmup=warmup)
+        optimizer = make_optimizer(torch.nn.Linear(1, 1), config)
+        schedule, rates = make_schedule(optimizer, config, steps), []
+        for _ in range(steps):
+            rates.append(schedule.get_last_lr()[0])
+            optimizer.step()
+            schedule.step()
+        assert 0 < max(rates) <= 0.1 and min(rates) >= 0, (warmup, rates)
 
 
 def test_accumulated_parts_make_the_step_of_the_whole_batch() -> None:

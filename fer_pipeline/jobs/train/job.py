@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from statistics import median
 from typing import Any, Literal
 
@@ -191,7 +192,7 @@ def _class_counts(dataset: DatasetInfo, data: str, split: str, space: LabelSpace
     """Return how many images of each class are learned: those of the split that are not left out."""
     counts = Counter(dataset.counts[split])
     if leave_out:
-        samples = read_samples(data, ["sample_id", "label"])
+        samples = read_samples(data, ["sample_id", "label", "split"]).filter(pc.field("split") == split)
         left_out = samples["label"].filter(pc.is_in(samples["sample_id"], pa.array(leave_out, pa.string())))
         counts.subtract(dataset.label_space.classes[label] for label in left_out.to_pylist())
     found = [0] * len(space.classes)
@@ -280,12 +281,21 @@ class _Trainer(TorchTrainer):
         pass
 
 
-def _train(plan: Plan, config: TrainConfig, checkpoints: str, digest: str) -> State:
-    """Run the loop on the workers and return the last checkpoint's state."""
+def _identity(plan: Plan, config: TrainConfig, digest: str) -> str:
+    """Return a digest of all that decides the weights: of the files that the recipe names, what is in them."""
     recipe, initial = plan.recipe, plan.initial
     parts = [recipe.model_dump_json(), digest, initial.digest if initial else "", "drop" * config.drop_leaks]
-    parts += [teacher.digest for teacher in plan.teachers]
-    name = hashlib.sha256("|".join(parts).encode()).hexdigest()[:16]
+    parts += [teacher.digest for teacher in plan.teachers] + [plan.space.model_dump_json()]
+    if recipe.pretrained and Path(recipe.pretrained).is_file():
+        parts.append(hashlib.sha256(Path(recipe.pretrained).read_bytes()).hexdigest())
+    if recipe.training.votes != "ignore":
+        parts.append(hashlib.sha256(str(read_samples(plan.train.dataset, ["votes"])["votes"].to_pylist()).encode()).hexdigest())
+    return hashlib.sha256("|".join(parts).encode()).hexdigest()[:16]
+
+
+def _train(plan: Plan, config: TrainConfig, checkpoints: str, digest: str) -> State:
+    """Run the loop on the workers and return the last checkpoint's state."""
+    recipe, name = plan.recipe, _identity(plan, config, digest)
     live = storage.join(checkpoints, name)
     cores = 1 if config.use_gpu else max(1, _cores_of_a_node() // _workers_of_a_node(config.num_workers))
     pretrained = share(pretrained_weights(recipe, plan.outputs)) if recipe.pretrained else None

@@ -22,11 +22,11 @@ class TrainingConfig(Config):
     """Highest learning rate of the schedule."""
     schedule: Literal["one_cycle", "cosine", "constant"] = "one_cycle"
     """`one_cycle` rises for the share `warmup` of the steps and falls to zero, `cosine` only falls, `constant` does neither."""
-    momentum: float = 0.9
+    momentum: float = Field(0.9, ge=0, lt=1)
     """Of SGD, with Nesterov's correction."""
-    weight_decay: float = 5e-4
-    label_smoothing: float = 0.1
-    warmup: float = 0.2
+    weight_decay: float = Field(5e-4, ge=0)
+    label_smoothing: float = Field(0.1, ge=0, le=1)
+    warmup: float = Field(0.2, ge=0, le=1)
     """Share of the steps in which the learning rate rises."""
     class_balance: Literal["none", "loss", "sampling"] = "none"
     """Against unequal classes: weigh the loss by their inverse frequency, or draw images so that classes come equally often."""
@@ -56,4 +56,4 @@ class TrainingConfig(Config):
     training split is kept in part. Epochs are evaluated without it."""
     precision: Literal["bf16", "fp32"] = "bf16"
     """Of the arithmetic; a CPU that has no bf16 computes in fp32."""
-    seed: int = 0
+    seed: int = Field(0, ge=0)

@@ -16,8 +16,10 @@ def make_optimizer(network: nn.Module, config: TrainingConfig) -> torch.optim.Op
 
 def make_schedule(optimizer: torch.optim.Optimizer, config: TrainingConfig, steps: int) -> torch.optim.lr_scheduler.LRScheduler:
     if config.schedule == "one_cycle":
+        total = steps + 1
+        warmup = 0.0 if config.warmup * total == 1 else config.warmup  # a rise of one step has no slope: torch divides by zero
         return torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, config.learning_rate, total_steps=steps + 1, pct_start=config.warmup, cycle_momentum=False
+            optimizer, config.learning_rate, total_steps=total, pct_start=warmup, cycle_momentum=False
         )
     if config.schedule == "cosine":
         return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)

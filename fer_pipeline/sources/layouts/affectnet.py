@@ -10,8 +10,9 @@ from fer_pipeline.core import storage
 from fer_pipeline.core.errors import UserError
 from fer_pipeline.core.labels import AFFECTNET8, LabelSpace
 from fer_pipeline.core.manifest import Record
-from fer_pipeline.sources.layouts.folders import name_below, plan_images
+from fer_pipeline.sources.layouts.folders import plan_images
 from fer_pipeline.sources.layouts.layout import (
+    DAMAGED,
     DROPPED,
     MISLABELLED,
     AnnotatedFace,
@@ -22,6 +23,7 @@ from fer_pipeline.sources.layouts.layout import (
     Reading,
     Sample,
     class_of,
+    name_below,
     split_of,
 )
 from fer_pipeline.sources.layouts.tables import Row, plan_csv, read_csv, whole_number
@@ -121,7 +123,10 @@ class AffectNetNpy:
 
     def read(self, part: Part) -> Reading:
         for record in part.records:
-            source = name_below(part.uri, record)
+            source = name_below(part.uri, record.uri, record.member)
+            if record.error:
+                yield Excluded(DAMAGED, source, record.error)
+                continue
             folder, name = posixpath.split(record.uri)
             annotation = storage.join(posixpath.dirname(folder), "annotations", f"{posixpath.splitext(name)[0]}_exp.npy")
             try:

@@ -18,6 +18,7 @@ from fer_pipeline.sources.layouts.layout import (
     Part,
     Reading,
     Sample,
+    class_of,
 )
 from fer_pipeline.sources.layouts.tables import Row, plan_csv, read_csv, whole_number
 
@@ -83,16 +84,18 @@ class Fer2013Csv:
             return Excluded(MISLABELLED, place, f"the label '{row.get('emotion', '')[:20]}' is not one of 0 to 6")
         if usage not in USAGES:
             return Excluded(MISLABELLED, place, f"the usage '{usage[:20]}' is none of {', '.join(USAGES)}")
+        name: str | Excluded = class_of(FER7.classes[label], self.space, place)
+        if votes and self.space == FERPLUS8:
+            name = _majority(votes)
+            if name not in FERPLUS8.classes:
+                return Excluded(DROPPED, place, name)
+        if isinstance(name, Excluded):
+            return name
         values = [whole_number(value) for value in row.get("pixels", "").split()]
         if len(values) != SIDE**2:
             return Excluded(DAMAGED, place, f"{len(values)} pixels instead of {SIDE**2}")
         if any(value is None or value > 255 for value in values):
             return Excluded(DAMAGED, place, "a pixel is not a number from 0 to 255")
-        name = FER7.classes[label]
-        if votes and self.space == FERPLUS8:
-            name = _majority(votes)
-            if name not in FERPLUS8.classes:
-                return Excluded(DROPPED, place, name)
         pixels = np.array(values, np.uint8).reshape(SIDE, SIDE)
         return Sample(cv2.imencode(".png", pixels)[1].tobytes(), name, SPLIT_NAMES[usage.lower()], place, votes)
 

@@ -6,8 +6,20 @@ from dataclasses import dataclass
 
 from fer_pipeline.core.errors import UserError
 from fer_pipeline.core.labels import LabelSpace
-from fer_pipeline.core.manifest import Record, split_into_shards
-from fer_pipeline.sources.layouts.layout import PART_BYTES, PART_RECORDS, LayoutSpec, Part, Reading, Sample, class_of, split_of
+from fer_pipeline.core.manifest import split_into_shards
+from fer_pipeline.sources.layouts.layout import (
+    DAMAGED,
+    PART_BYTES,
+    PART_RECORDS,
+    Excluded,
+    LayoutSpec,
+    Part,
+    Reading,
+    Sample,
+    class_of,
+    name_below,
+    split_of,
+)
 from fer_pipeline.sources.listing import Listing
 
 
@@ -26,12 +38,6 @@ def plan_images(source: str, part_records: int = PART_RECORDS, part_bytes: int =
     return parts
 
 
-def name_below(source: str, record: Record) -> str:
-    """Return the path of an image below the dataset, a member's going on behind its container's."""
-    name = record.uri.removeprefix(source).lstrip("/") or posixpath.basename(record.uri)
-    return posixpath.join(name, record.member) if record.member else name
-
-
 @dataclass(frozen=True)
 class ImageFolder:
     """The class is the name of the image's folder; the split that of a folder above it, `train` where none says one."""
@@ -44,7 +50,10 @@ class ImageFolder:
 
     def read(self, part: Part) -> Reading:
         for record in part.records:
-            source = name_below(part.uri, record)
+            source = name_below(part.uri, record.uri, record.member)
+            if record.error:
+                yield Excluded(DAMAGED, source, record.error)
+                continue
             folders = posixpath.dirname(record.member or source).split("/")
             label = class_of(folders[-1], self.space, source)
             yield Sample(record, label, split_of(folders[:-1]), source) if isinstance(label, str) else label

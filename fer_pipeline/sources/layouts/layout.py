@@ -1,6 +1,8 @@
 """What a layout's reader yields: where a labelled image is and what its annotators said of it; no image is decoded here."""
 
-from collections.abc import Callable, Iterator
+import posixpath
+import re
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -17,6 +19,8 @@ SPLIT_NAMES = {
     "val": "validation",
     "valid": "validation",
     "validation": "validation",
+    "dev": "validation",
+    "eval": "validation",
     "publictest": "validation",
     "test": "test",
     "testing": "test",
@@ -122,9 +126,27 @@ class LayoutSpec:
     """Under which terms the data may be used; a sentence for model cards."""
 
 
-def split_of(names: list[str], default: str = "train") -> str:
-    """Return the split that one of some names speaks for."""
-    return next((SPLIT_NAMES[name.lower()] for name in names if name.lower() in SPLIT_NAMES), default)
+def split_of(names: Iterable[str]) -> str:
+    """Return the split that the first of some names speaks for; `train` where none does."""
+    return next((SPLIT_NAMES[name.lower()] for name in names if name.lower() in SPLIT_NAMES), "train")
+
+
+def split_of_file(name: str) -> str:
+    """Return the split that a file's name, or the next folder above it, speaks for; `name` is its path below the dataset."""
+    folder, base = posixpath.split(name)
+    return split_of([*re.split(r"[^A-Za-z]+", base), *reversed(folder.split("/"))])
+
+
+def said_split(value: Any, source: str) -> str | Excluded:
+    """Return the split that a record itself names; or why that is none."""
+    split = SPLIT_NAMES.get(str(value).strip().lower())
+    return split or Excluded(MISLABELLED, source, f"the split '{str(value)[:20]}' is none of {', '.join(SPLIT_NAMES)}")
+
+
+def name_below(dataset: str, uri: str, member: str | None = None) -> str:
+    """Return the path of a file below the dataset, a member's going on behind its container's."""
+    name = uri.removeprefix(dataset).lstrip("/") or posixpath.basename(uri)
+    return posixpath.join(name, member) if member else name
 
 
 def class_of(value: Any, space: LabelSpace, source: str) -> str | Excluded:

@@ -1,8 +1,6 @@
 """Parquet with an encoded image and a class in every row, as Hugging Face datasets and this project's own samples are."""
 
 import json
-import posixpath
-import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +12,18 @@ from fer_pipeline.core.labels import LabelSpace
 from fer_pipeline.core.manifest import Record
 from fer_pipeline.sources.formats import FORMATS, format_of
 from fer_pipeline.sources.formats.parquets import image_column
-from fer_pipeline.sources.layouts.layout import LayoutSpec, Part, Reading, Sample, class_of, split_of
+from fer_pipeline.sources.layouts.layout import (
+    DAMAGED,
+    Excluded,
+    LayoutSpec,
+    Part,
+    Reading,
+    Sample,
+    class_of,
+    name_below,
+    said_split,
+    split_of_file,
+)
 from fer_pipeline.sources.walk import list_files
 
 LABEL_COLUMNS = ("label", "labels", "emotion", "expression", "class", "cls")
@@ -36,24 +45,22 @@ class Parquet:
         for file in list_files(self.source):
             if format_of(file.uri) is not FORMATS["parquet"]:
                 continue
-            with storage.opened_parquet(file.uri) as parquet:
-                schema, groups = parquet.schema_arrow, parquet.metadata.num_row_groups
-                if image_column(schema) is None or _first(schema, LABEL_COLUMNS) is None:
-                    raise UserError(
-                        f"'{file.uri}' needs a column of encoded images and one of classes ({', '.join(LABEL_COLUMNS)}); "
-                        f"it has {', '.join(schema.names)}."
-                    )
-                first = 0
-                for group in range(groups):
-                    parts.append(Part(file.uri, group, group + 1, first_row=first))
-                    first += parquet.metadata.row_group(group).num_rows
+            try:
+                parts += _parts_of(file.uri)
+            except pa.ArrowException:
+                parts.append(Part(file.uri))  # which `read` finds damaged
         if not parts:
             raise UserError(f"The source '{self.source}' holds no Parquet files with rows.")
         return parts
 
     def read(self, part: Part) -> Reading:
-        name = posixpath.basename(part.uri)
-        default = split_of([*re.split(r"[^A-Za-z]+", name), *reversed(posixpath.dirname(part.uri).split("/"))])
+        name = name_below(self.source, part.uri)
+        try:
+            yield from self._samples(part, name)
+        except pa.ArrowException as error:
+            yield Excluded(DAMAGED, name, f"the Parquet file is damaged: {storage.reason(error)}")
+
+    def _samples(self, part: Part, name: str) -> Reading:
         with storage.opened_parquet(part.uri) as parquet:
             schema = parquet.schema_arrow
             label_column, split_column = _first(schema, LABEL_COLUMNS), _first(schema, SPLIT_COLUMNS)
@@ -66,9 +73,30 @@ class Parquet:
             if names and isinstance(value, int) and 0 <= value < len(names):
                 value = names[value]
             label = class_of(value, self.space, source)
-            split = split_of([str(values[split_column])], default) if split_column else default
+            split = said_split(values[split_column], source) if split_column else split_of_file(name)
             record = Record(part.uri, f"row {row}", row)
-            yield Sample(record, label, split, source) if isinstance(label, str) else label
+            if isinstance(label, Excluded):
+                yield label
+            elif isinstance(split, Excluded):
+                yield split
+            else:
+                yield Sample(record, label, split, source)
+
+
+def _parts_of(uri: str) -> list[Part]:
+    """Return a part for each row group; raise UserError for a file without the columns, ArrowException for a damaged one."""
+    with storage.opened_parquet(uri) as parquet:
+        schema, metadata = parquet.schema_arrow, parquet.metadata
+        if image_column(schema) is None or _first(schema, LABEL_COLUMNS) is None:
+            raise UserError(
+                f"'{uri}' needs a column of encoded images and one of classes ({', '.join(LABEL_COLUMNS)}); "
+                f"it has {', '.join(schema.names)}."
+            )
+        parts, first = [], 0
+        for group in range(metadata.num_row_groups):
+            parts.append(Part(uri, group, group + 1, first_row=first))
+            first += metadata.row_group(group).num_rows
+    return parts
 
 
 def _first(schema: pa.Schema, names: tuple[str, ...]) -> str | None:

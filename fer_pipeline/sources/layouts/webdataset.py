@@ -2,7 +2,6 @@
 
 import json
 import posixpath
-import re
 import tarfile
 from dataclasses import dataclass
 from itertools import groupby
@@ -25,7 +24,8 @@ from fer_pipeline.sources.layouts.layout import (
     Reading,
     Sample,
     class_of,
-    split_of,
+    name_below,
+    split_of_file,
 )
 from fer_pipeline.sources.walk import list_files
 
@@ -47,8 +47,8 @@ class WebDataset:
         return parts
 
     def read(self, part: Part) -> Reading:
-        shard = posixpath.basename(part.uri)
-        split = split_of([*re.split(r"[^A-Za-z]+", shard), *reversed(posixpath.dirname(part.uri).split("/"))])
+        shard = name_below(self.source, part.uri)
+        split = split_of_file(shard)
         fs, path = storage.open_filesystem(part.uri)
         try:
             with fs.open(path, "rb") as opened, tarfile.open(fileobj=opened) as tar:

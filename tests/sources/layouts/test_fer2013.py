@@ -75,6 +75,14 @@ def test_a_csv_that_cannot_be_used_is_refused(tmp_path: Path, text: str, complai
         Fer2013Csv(str(tmp_path / "a.csv"), FER7).plan()
 
 
+def test_a_class_that_the_label_space_lacks_is_dropped(tmp_path: Path) -> None:
+    path = tmp_path / "fer2013.csv"
+    path.write_text(f"{HEADER}3,{pixels(0)},Training\n1,{pixels(1)},Training\n")
+    kept, dropped = read_csv(path, space=LabelSpace(name="mine", classes=("happy", "sad")))
+    assert isinstance(kept, Sample) and kept.label == "happy"
+    assert isinstance(dropped, Excluded) and (dropped.kind, dropped.reason) == ("dropped", "disgust is no class of mine")
+
+
 def test_the_majority_of_votes_is_the_label_in_ferplus8(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text(HEADER + f"0,{pixels(1)},Training\n" * 4)
     rows = ["0,0,0,2,1,0,0,7,0,0", "5,0,0,5,0,0,0,0,0,0", "1,0,0,0,0,0,0,0,9,0", "0,0,0,0,0,0,0,0,0,10"]

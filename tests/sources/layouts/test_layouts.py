@@ -105,7 +105,7 @@ def test_parquet_takes_names_from_hugging_faces_metadata(tmp_path: Path) -> None
     samples, excluded = read("parquet", tmp_path)
     assert [(s.split, s.label) for s in samples.values()] == [("test", "happy"), ("test", "angry"), ("test", "happy")]
     assert [item.kind for item in excluded.values()] == ["mislabelled"]
-    assert bytes_of(samples["test-00000-of-00001.parquet#3"]) == picture(3)
+    assert bytes_of(samples["data/test-00000-of-00001.parquet#3"]) == picture(3)
 
 
 def test_parquet_takes_indices_and_a_split_column(tmp_path: Path) -> None:
@@ -114,6 +114,38 @@ def test_parquet_takes_indices_and_a_split_column(tmp_path: Path) -> None:
     samples, excluded = read("parquet", tmp_path)
     assert [(s.split, s.label) for s in samples.values()] == [("validation", "happy")]
     assert "not one of 0 to 6" in excluded["all.parquet#1"].reason
+
+
+def test_parquet_files_of_one_name_are_told_apart_and_the_folders_above_the_dataset_say_nothing(tmp_path: Path) -> None:
+    source = tmp_path / "test" / "mine"
+    for folder in ("train", "validation", "other"):
+        (source / folder).mkdir(parents=True)
+        pq.write_table(pa.table({"image": [picture(1)], "label": ["happy"]}), source / folder / "0000.parquet")
+    samples, _ = read("parquet", source)
+    assert {name: one.split for name, one in samples.items()} == {
+        "train/0000.parquet#0": "train",
+        "validation/0000.parquet#0": "validation",
+        "other/0000.parquet#0": "train",
+    }
+
+
+def test_a_split_that_nobody_knows_is_not_learned(tmp_path: Path) -> None:
+    splits = ["train", "dev", "eval", "Test", "holdout", None]
+    table = pa.table({"image": [picture(n) for n in range(6)], "label": ["happy"] * 6, "split": splits})
+    pq.write_table(table, tmp_path / "a.parquet")
+    samples, excluded = read("parquet", tmp_path)
+    assert [one.split for one in samples.values()] == ["train", "validation", "validation", "test"]
+    assert [one.kind for one in excluded.values()] == ["mislabelled"] * 2
+    assert "the split 'holdout' is none of train" in excluded["a.parquet#4"].reason
+
+
+def test_a_damaged_container_is_one_damaged_record(tmp_path: Path) -> None:
+    write(tmp_path / "folders" / "train" / "sad.zip", b"PK no more")
+    _, excluded = read("image-folder", tmp_path / "folders")
+    assert [(one.kind, name) for name, one in excluded.items()] == [("damaged", "train/sad.zip")]
+    write(tmp_path / "tables" / "train.parquet", b"PAR1 no more")
+    _, excluded = read("parquet", tmp_path / "tables")
+    assert [(one.kind, name) for name, one in excluded.items()] == [("damaged", "train.parquet")]
 
 
 def affectnet_row(expression: int, name: str = "1/a.jpg", box: str = "10,20,100,120") -> str:
