@@ -14,6 +14,7 @@ does not come out of `Pending` within ten minutes gives its place back; one whos
 import asyncio
 import os
 import sys
+from collections.abc import Iterable
 from datetime import timedelta
 from typing import Any, cast
 
@@ -33,10 +34,12 @@ from pydantic import Field, ValidationError
 from fer_pipeline.core.config import Config, explain
 from fer_pipeline.core.errors import JobError, UserError
 from fer_pipeline.jobs.cluster import ClusterConfig
+from fer_pipeline.jobs.submission import is_head
 from flows.evaluate import evaluate_model
 from flows.ingest import ingest_dataset
 from flows.label import label_archive
 from flows.nightly import nightly
+from flows.orphans import watch
 from flows.retrain import retrain
 from flows.shell import read_facts
 from flows.train import train_model
@@ -106,6 +109,12 @@ def _deployment(name: str, title: str, facts: Any) -> RunnerDeployment:
     return cast("RunnerDeployment", deployed)
 
 
+def heads_of(deployments: Iterable[RunnerDeployment]) -> list[str]:
+    """Return the heads to which runs of these deployments submit their jobs."""
+    addresses = [deployment.parameters["cluster"]["address"] for deployment in deployments]
+    return [address for address in addresses if is_head(address)]
+
+
 def crash_silent_runs() -> None:
     """Have the server end runs whose process says nothing any more, so that they hold no later night up."""
     try:
@@ -136,6 +145,7 @@ def main(arguments: list[str]) -> None:
     deployments = deployments_of(read_facts(arguments[0]))
     try:
         crash_silent_runs()
+        watch(heads_of(deployments))
         serve(*deployments, pause_on_shutdown=False)
     except (ConnectionError, OSError, RuntimeError) as error:
         where = os.environ.get("PREFECT_API_URL", "PREFECT_API_URL, which is not set")

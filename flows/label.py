@@ -9,7 +9,7 @@ from fer_pipeline.jobs.cluster import ClusterConfig
 from fer_pipeline.jobs.label import job as label
 from fer_pipeline.jobs.label.job import LabelConfig
 from flows.shell import main
-from flows.steps import job_flow, publish, run_job, tag
+from flows.steps import job_flow, publish, run_job, shown_if_readable, tag
 
 ALONE = ClusterConfig()
 
@@ -24,10 +24,11 @@ def label_archive(config: LabelConfig, cluster: ClusterConfig = ALONE, notify: s
     try:
         return run_job("label", label.run, RunRecord, config, cluster)
     finally:
-        out = normalize(config.out)
-        record = RunFolder(out).load()
-        if record and record.result:
-            publish("label-archive", summary(record, join(out, REPORT)), f"Run {record.run_id}")
+        with shown_if_readable():
+            out = normalize(config.out)
+            record = RunFolder(out).load()
+            if record and record.result:
+                publish("label-archive", summary(record, join(out, REPORT)), f"Run {record.run_id}")
 
 
 def summary(record: RunRecord, page: str = "") -> str:

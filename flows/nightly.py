@@ -12,7 +12,7 @@ from fer_pipeline.jobs.nightly import NightlyConfig
 from fer_pipeline.table.audit import AUDIT, PAGE, Audit
 from fer_pipeline.table.nights import Night, kept_night
 from flows.shell import main
-from flows.steps import as_scheduled, job_flow, publish, run_job, tag
+from flows.steps import job_flow, publish, run_job, shown_if_readable, tag
 
 ALONE = ClusterConfig()
 
@@ -23,17 +23,17 @@ def nightly(config: NightlyConfig, cluster: ClusterConfig = ALONE, notify: str |
 
     `notify` names a Webhook block that hears of held and failed nights, and of the first that ends well again.
     """
-    config = as_scheduled(config, config.date)
     tag(model=config.model, table=config.table)
     try:
         return run_job("nightly", job.run, Night, config, cluster)
     finally:
         path = join(normalize(config.out), AUDIT)
-        if exists(path):
-            audit = Audit.model_validate_json(read_bytes(path))
-            night = kept_night(normalize(config.table), audit.run_id)
-            pages = [config.page, join(config.out, REPORT), join(config.out, PAGE)]
-            publish("nightly", summary(audit, night, pages), f"Run {audit.run_id}")
+        with shown_if_readable():
+            if exists(path):
+                audit = Audit.model_validate_json(read_bytes(path))
+                night = kept_night(normalize(config.table), audit.run_id)
+                pages = [config.page, join(config.out, REPORT), join(config.out, PAGE)]
+                publish("nightly", summary(audit, night, pages), f"Run {audit.run_id}")
 
 
 def summary(audit: Audit, night: Night | None, pages: list[str] | None = None) -> str:

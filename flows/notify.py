@@ -5,6 +5,7 @@ What is sent, as JSON: `event` (`held`, `failed`, `crashed`, `cancelled`, `recov
 """
 
 import logging
+from datetime import UTC, datetime
 from typing import Any, cast
 
 import httpx
@@ -41,6 +42,9 @@ def message_of(event: str, flow: str, flow_run: FlowRun, state: State[Any]) -> d
     """Return what is sent."""
     config = (flow_run.parameters or {}).get("config") or {}
     facts = config if isinstance(config, dict) else config.model_dump(mode="json")
+    scheduled = flow_run.expected_start_time or datetime.now(UTC)
+    date, time = facts.get("date") or f"{scheduled:%Y-%m-%d}", f"{scheduled:%H%M}"
+    places = {name: facts[name] for name in ("source", "table", "out") if facts.get(name)}
     return {
         "event": event,
         "flow": flow,
@@ -49,7 +53,7 @@ def message_of(event: str, flow: str, flow_run: FlowRun, state: State[Any]) -> d
         "state": state.name,
         "message": state.message,
         "url": f"{PREFECT_UI_URL.value()}/runs/flow-run/{flow_run.id}",
-        **{name: facts[name] for name in ("source", "table", "out") if facts.get(name)},
+        **{name: place.replace("{date}", date).replace("{time}", time) for name, place in places.items()},
     }
 
 

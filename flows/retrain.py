@@ -21,7 +21,7 @@ from fer_pipeline.local.quantize import QuantizeConfig
 from fer_pipeline.models.comparison import Rule
 from fer_pipeline.models.registry import Version, open_registry
 from flows.shell import main
-from flows.steps import as_scheduled, job_flow, publish, run_job, tag
+from flows.steps import job_flow, publish, run_job, tag
 
 ALONE = ClusterConfig()
 
@@ -50,7 +50,6 @@ class RetrainConfig(Config):
 @job_flow("retrain")
 def retrain(config: RetrainConfig, cluster: ClusterConfig = ALONE, notify: str | None = None) -> Verdict | None:
     """Train a candidate, judge it on the same images as the incumbent, and promote it if the rule holds."""
-    config = as_scheduled(config)
     tag(model=config.name, recipe=config.train.recipe)
     if config.ingest:
         run_job("ingest", ingest.run, DatasetInfo, config.ingest, cluster)

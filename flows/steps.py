@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from functools import wraps
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 from uuid import UUID
 
 from prefect import flow, get_run_logger, task
@@ -21,6 +21,7 @@ from pydantic import BaseModel
 
 from fer_pipeline.core.config import Config, Some, with_date
 from fer_pipeline.core.errors import FailureRateExceeded, HeldError, JobError, MisfortuneError, StoppedError, UserError
+from fer_pipeline.core.storage import STORAGE_ERRORS, reason
 from fer_pipeline.jobs import submission
 from fer_pipeline.jobs.cluster import ClusterConfig
 from flows.notify import tell
@@ -40,9 +41,9 @@ STATES: dict[type[JobError], str] = {
     StoppedError: "Stopped",
 }
 """What Prefect shows in the place of `Failed`; the state's message is the job's own sentence."""
+RAY_JOBS = "fer-"
+"""What the names of our Ray jobs begin with; the flow run's id and the step's command follow."""
 PROGRESS = re.compile(r"(?P<what>[a-z ]+): (?P<done>\d+) of (?P<all>\d+)(?:, |$)")
-ON_RAY = "fer-"
-"""What the ids of Ray jobs begin with; the flow run's id follows."""
 
 
 @task(retries=2, retry_delay_seconds=30, retry_condition_fn=may_pass)
@@ -53,12 +54,13 @@ def run_job(
     with _job_log() as say:
         if not submission.is_head(cluster.address):
             return job(config, cluster)
-        return kind.model_validate_json(submission.run(command, config, cluster, ray_job_name(this_flow_run.id), say))
+        name = f"{ray_jobs_of(this_flow_run.id)}{command.replace(' ', '-')}"
+        return kind.model_validate_json(submission.run(command, config, cluster, name, say))
 
 
-def ray_job_name(flow_run_id: Any) -> str:
-    """Return the name that the Ray jobs of a flow run have."""
-    return f"{ON_RAY}{flow_run_id}"
+def ray_jobs_of(flow_run_id: Any) -> str:
+    """Return what the names of a flow run's Ray jobs begin with; the command of the step follows."""
+    return f"{RAY_JOBS}{flow_run_id}-"
 
 
 @contextmanager
@@ -114,7 +116,8 @@ def _failed(error: JobError) -> Any:
 
     Its name says what happened, its message why, in one sentence.
     """
-    return Failed(name=STATES[type(error)], message=str(error), data=error)
+    name = next(STATES[kind] for kind in type(error).__mro__ if kind in STATES)
+    return Failed(name=name, message=str(error), data=error)
 
 
 def tag(**facts: str | None) -> None:
@@ -125,18 +128,27 @@ def tag(**facts: str | None) -> None:
         client.update_flow_run(run.id, tags=sorted({*run.tags, *new}))
 
 
+@contextmanager
+def shown_if_readable() -> Iterator[None]:
+    """Show what a job has left where this process can read it; its end counts in any case."""
+    try:
+        yield
+    except STORAGE_ERRORS as error:
+        log.warning("What the job has left cannot be shown, for this process cannot read it: %s", reason(error))
+
+
 def publish(key: str, markdown: str, description: str) -> None:
     """Show a page of figures with the flow run."""
     create_markdown_artifact(key=key, markdown=markdown, description=description)
 
 
-def as_scheduled(config: Some, date: str | None = None) -> Some:
+def as_scheduled(config: Some) -> Some:
     """Return a configuration with the date and time of this run's schedule, in UTC, in the place of `{date}` and `{time}`.
 
-    So a run that begins late, or is tried again after midnight, is of its own night.
+    So a run that begins late, or is tried again after midnight, is of its own night. A configuration's own `date` goes first.
     """
     scheduled = this_flow_run.scheduled_start_time or datetime.now(UTC)
-    return with_date(config, date or f"{scheduled:%Y-%m-%d}", f"{scheduled:%H%M}")
+    return with_date(config, getattr(config, "date", None) or f"{scheduled:%Y-%m-%d}", f"{scheduled:%H%M}")
 
 
 def stop_ray_jobs(flow: Flow[Any, Any], flow_run: FlowRun, state: State[Any]) -> None:
@@ -144,22 +156,24 @@ def stop_ray_jobs(flow: Flow[Any, Any], flow_run: FlowRun, state: State[Any]) ->
     cluster = (flow_run.parameters or {}).get("cluster") or {}
     address = cluster.get("address") if isinstance(cluster, dict) else getattr(cluster, "address", None)
     if submission.is_head(address):
-        stopped = submission.stop(str(address), ray_job_name(flow_run.id))
+        stopped = submission.stop(str(address), ray_jobs_of(flow_run.id))
         log.warning("Stopped on %s: %s", address, ", ".join(stopped) or "nothing, it is over")
 
 
-def job_flow(name: str) -> Callable[[Callable[Parameters, Returned]], Flow[Parameters, Returned]]:
+def job_flow(
+    name: str,
+) -> Callable[[Callable[Concatenate[Some, Parameters], Returned]], Flow[Concatenate[Some, Parameters], Returned]]:
     """Return the decorator of a flow over jobs, which ends in a state that says what a `JobError` says.
 
-    What it leaves on a cluster is stopped, and who wants to hear of its end does. Prefect calls hooks by the names of their
-    parameters: exactly `flow`, `flow_run` and `state`.
+    It gets its configuration with the schedule's date and time in it. What it leaves on a cluster is stopped, and who wants to
+    hear of its end does. Prefect calls hooks by the names of their parameters: exactly `flow`, `flow_run` and `state`.
     """
 
-    def decorate(function: Callable[Parameters, Returned]) -> Flow[Parameters, Returned]:
+    def decorate(function: Callable[Concatenate[Some, Parameters], Returned]) -> Flow[Concatenate[Some, Parameters], Returned]:
         @wraps(function)
-        def ending_in_words(*arguments: Parameters.args, **options: Parameters.kwargs) -> Returned:
+        def ending_in_words(config: Some, *arguments: Parameters.args, **options: Parameters.kwargs) -> Returned:
             try:
-                return function(*arguments, **options)
+                return function(as_scheduled(config), *arguments, **options)
             except JobError as error:
                 return _failed(error)  # type: ignore[no-any-return]
 

@@ -61,16 +61,18 @@ def run(command: str, config: Config, cluster: ClusterConfig, name: str, say: Sa
     return _outcome(job.details(), lines)
 
 
-def stop(head: str, name: str) -> list[str]:
-    """Stop the jobs of this name that are not over, wait until they are, and return their ids."""
-    client = _connect(head)
-    stopped = []
-    for job_id in _ids(client, name):
-        details = client.get_job_info(job_id)
-        if not details.status.is_terminal():
-            _Job(client, head, name, job_id=job_id).stop()
-            stopped.append(job_id)
-    return stopped
+def stop(head: str, beginning: str) -> list[str]:
+    """Stop the jobs whose names begin so and that are not over, wait until they are, and return their ids."""
+    found = unfinished(head, beginning)
+    for job_id in found:
+        _Job(_connect(head), head, job_id, job_id=job_id).stop()
+    return found
+
+
+def unfinished(head: str, beginning: str) -> list[str]:
+    """Return the ids of the jobs whose names begin so and that are not over."""
+    ids = [str(job.submission_id) for job in _connect(head).list_jobs() if not job.status.is_terminal()]
+    return [job_id for job_id in ids if job_id.startswith(beginning)]
 
 
 def _connect(head: str) -> JobSubmissionClient:

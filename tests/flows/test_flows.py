@@ -2,10 +2,14 @@
 
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import FlowRun
+from prefect.states import Failed
 from prefect.testing.utilities import prefect_test_harness
 
 from fer_pipeline.core.errors import FailureRateExceeded, UserError
@@ -13,7 +17,11 @@ from fer_pipeline.jobs.label.job import LabelConfig
 from fer_pipeline.jobs.nightly import NightlyConfig
 from flows.label import label_archive
 from flows.nightly import nightly
+from flows.notify import message_of
+from flows.retrain import RetrainConfig, retrain
+from flows.steps import shown_if_readable
 from flows.train import train_model
+from tests.conftest import RECIPE
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -44,6 +52,40 @@ def test_the_nightly_flow_publishes_and_shows_its_audit(archive: Path, tmp_path:
     with get_client(sync_client=True) as client:
         artifact = next(one for one in client.read_artifacts() if one.key == "nightly")
     assert "| expressions |" in str(artifact.data) and (tmp_path / "2026-01-02" / "_SUCCESS").exists()
+
+
+def test_retraining_promotes_a_first_candidate_and_judges_the_second(dataset: Path, tmp_path: Path) -> None:
+    (tmp_path / "short.toml").write_text(RECIPE.replace("epochs = 8", "epochs = 2"))
+    learned = {"recipe": str(tmp_path / "short.toml"), "data": str(dataset), "allow_missing_classes": True}
+    facts = {"name": "faces", "registry": str(tmp_path / "registry"), "quantize": False}
+    first, second = (
+        RetrainConfig.model_validate(facts | {"train": learned | {"out": f"{tmp_path}/{name}-{{date}}"}}) for name in ("a", "b")
+    )
+    assert retrain(first) is None
+    verdict = retrain(second)
+    assert verdict is not None and (verdict.incumbent, verdict.candidate) == ("1", "2")
+    assert len(list(tmp_path.glob("a-20??-??-??/model.json"))) == 1
+
+
+def test_every_flow_puts_the_date_of_its_schedule_into_paths(archive: Path, tmp_path: Path, local_ray: None) -> None:
+    photo = next(archive.rglob("hopper-640.jpg"))
+    label_archive(LabelConfig(source=str(photo), out=f"{tmp_path}/{{date}}", detector="none"))
+    assert [path.name for path in tmp_path.iterdir()] == [f"{datetime.now(UTC):%Y-%m-%d}"]
+
+
+def test_a_message_names_the_folder_that_the_run_wrote() -> None:
+    scheduled = datetime(2026, 1, 2, 23, 30, tzinfo=UTC)
+    run = FlowRun(flow_id=uuid4(), name="r", expected_start_time=scheduled, parameters={"config": {"out": "runs/{date}T{time}"}})
+    assert message_of("failed", "label-archive", run, Failed())["out"] == "runs/2026-01-02T2330"
+
+
+def test_what_cannot_be_read_here_does_not_change_how_a_job_ended() -> None:
+    with pytest.raises(UserError, match="the job's"):
+        try:
+            raise UserError("the job's own end")
+        finally:
+            with shown_if_readable():
+                raise PermissionError("no rights to the bucket")
 
 
 def test_what_a_retry_cannot_mend_is_not_tried_again(archive: Path, tmp_path: Path, local_ray: None) -> None:

@@ -174,6 +174,58 @@ def test_a_head_that_dies_in_mid_night_leaves_no_process_and_the_next_night_goes
     assert prefect.end_of(again.start(), 240)["type"] == "COMPLETED" and again.rows() == 360
 
 
+def stripes(path: Path) -> Path:
+    """Write Kaggle's CSV of two classes that differ by the direction of their stripes."""
+    wave, rows = [40 + 170 * (number // 4 % 2) for number in range(48)], ["emotion,pixels,Usage"]
+    for number in range(96):
+        across = number % 2 == 0
+        pixels = [(wave[x] if across else wave[y]) + (7 * x + 11 * y + number) % 13 for y in range(48) for x in range(48)]
+        rows.append(f"{3 if across else 4},{' '.join(map(str, pixels))},{'Training' if number < 64 else 'PublicTest'}")
+    path.write_text("\n".join(rows))
+    return path
+
+
+def test_a_model_is_retrained_by_a_job_for_each_step(stand: Stand, prefect: Prefect, head: Head) -> None:
+    folder = stand.folder / "retrained"
+    folder.mkdir()
+    (folder / "small.toml").write_text("[network]\nwidth = 4\n[training]\nepochs = 2\nlearning_rate = 0.02\nbatch_size = 16\n")
+    config: dict[str, Any] = {
+        "ingest": {"source": str(stripes(folder / "fer2013.csv")), "layout": "fer2013-csv", "out": str(folder / "data")},
+        "train": {"recipe": str(folder / "small.toml"), "data": str(folder / "data"), "out": str(folder / "{date}")},
+        "name": "faces",
+        "registry": str(folder / "registry"),
+    }
+    config["train"]["allow_missing_classes"] = True
+    stand.serve({"retrain": {"faces": {"cron": NEVER, "config": config, "cluster": {"address": head.url}}}}, "retrained")
+    run = prefect.start("retrain/faces")
+    state = prefect.end_of(run, 240)
+    assert state["type"] == "COMPLETED", (state, prefect.log(run)[-5:])
+    steps = {job["submission_id"].removeprefix(f"fer-{run}-"): job["status"] for job in jobs_of(head, run)}
+    assert steps == {"ingest": "SUCCEEDED", "train": "SUCCEEDED", "evaluate": "SUCCEEDED"}
+    assert (folder / "registry" / "faces").is_dir()
+
+
+@pytest.mark.long
+def test_a_job_whose_run_died_with_the_machine_that_served_it_is_stopped_and_told_of(
+    stand: Stand, prefect: Prefect, head: Head, many: Path, hook: tuple[str, list[dict[str, Any]]]
+) -> None:
+    url, told = hook
+    code = f"from prefect.blocks.webhook import Webhook; Webhook(url={url!r}).save('on-call', overwrite=True)"
+    subprocess.run([sys.executable, "-c", code], env=stand.environment, check=True, capture_output=True)
+    night = Night(stand, prefect, "orphan", many, head.url, notify="on-call", **SLOW)
+    run = night.begun()
+    night.served.kill()
+    state = {"type": "CRASHED", "name": "Crashed", "message": "silent"}
+    prefect.post(f"/flow_runs/{run}/set_state", state=state, force=True)  # what the automation does after two minutes
+    assert jobs_of(head, run)[0]["status"] == "RUNNING" and told == []
+    night.served.start()
+    took_s = until(lambda: jobs_of(head, run)[0]["status"] == "STOPPED", 300, "the end of the orphan")
+    print(f"The orphan was stopped {took_s:.0f} s after the schedules were served again")
+    until(lambda: told, 30, "telling the webhook")
+    assert [one["event"] for one in told] == ["crashed"] and told[0]["flow_run_id"] == run
+    assert not drivers(head)
+
+
 def test_a_token_that_does_not_fit_is_one_sentence(stand: Stand, prefect: Prefect, head: Head, archive: Path) -> None:
     config = {"source": str(archive), "table": str(stand.folder / "never"), "cluster": {"address": head.url}}
     command = [sys.executable, "-m", "flows.nightly", json.dumps(config)]
