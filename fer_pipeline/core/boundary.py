@@ -3,7 +3,7 @@
 import errno
 
 from fer_pipeline.core import storage
-from fer_pipeline.core.errors import ChangedError, RecordError, UserError
+from fer_pipeline.core.errors import ChangedError, OutageError, RecordError, UserError
 
 FULL_DISK = {errno.ENOSPC, errno.EDQUOT}
 NOT_THE_FILES = FULL_DISK | {errno.EMFILE, errno.ENFILE}
@@ -16,13 +16,13 @@ def as_record_error(error: Exception, status: str) -> RecordError:
     """Return what the work on one record or container raised as an error of it, with the exception's name and one line.
 
     Memory that ran out is `too_large`. Raise `error` itself where it is not the file's: what the user must mend, what is not
-    installed, a full disk, too many open files.
+    installed, a store that is down, a full disk, too many open files.
     """
     if isinstance(error, RecordError):
         return error
     if storage.says_changed(error):
         return ChangedError()
-    if isinstance(error, UserError | ImportError) or getattr(error, "errno", None) in NOT_THE_FILES:
+    if isinstance(error, UserError | ImportError | OutageError) or getattr(error, "errno", None) in NOT_THE_FILES:
         raise error
     reason = storage.reason(error)[:300]
     if isinstance(error, MemoryError) or any(words in reason.lower() for words in OUT_OF_MEMORY):

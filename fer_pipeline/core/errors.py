@@ -54,6 +54,10 @@ class RecordError(Exception):
         """What is wrong, in one line: the `error` of its row."""
 
 
+class OutageError(OSError):
+    """What failed is the store or this machine, not the file."""
+
+
 class ChangedError(RecordError):
     """A file is not, or no more, the one that was listed."""
 

@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from fer_pipeline.core import storage
+from fer_pipeline.core.errors import MisfortuneError
 from fer_pipeline.core.manifest import SHARDS_PER_FILE, read_manifest_file
 from fer_pipeline.core.run import READERS, RunFolder, RunRecord
 from fer_pipeline.core.schemas import FACES, FAILED, FINE
@@ -91,18 +92,25 @@ def flatten(images: pa.Table) -> pa.Table:
     return pa.table(columns).cast(FACES)
 
 
+def _read_shard(path: str) -> pa.Table:
+    try:
+        return storage.read_table(path)
+    except pa.ArrowException as error:
+        raise MisfortuneError(f"'{path}' is damaged: delete it and run again.") from error
+
+
 def write_faces(folder: RunFolder, record: RunRecord, number: int) -> Tally:
     """Write `faces/<number>.parquet` from the shards of one manifest file and return their counts.
 
-    Raise RuntimeError unless each shard's record ids are the manifest's, each once.
+    Raise MisfortuneError unless each shard's record ids are the manifest's, each once.
     """
     manifest = read_manifest_file(folder.manifest_prefix(record.run_id), number)
     paths = [folder.images_path(number * SHARDS_PER_FILE + index) for index in range(len(manifest))]
     tally, faces = Tally(), []
     with ThreadPoolExecutor(READERS) as pool:
-        for path, rows, images in zip(paths, manifest, pool.map(storage.read_table, paths), strict=True):
+        for path, rows, images in zip(paths, manifest, pool.map(_read_shard, paths), strict=True):
             if not images["record_id"].equals(rows["record_id"]):
-                raise RuntimeError(f"{path} does not hold the records of its shard: delete it and run again")
+                raise MisfortuneError(f"'{path}' does not hold the records of its shard: delete it and run again.")
             faces.append(flatten(images))
             tally.add(images, faces[-1], record.run_id)
     table = pa.concat_tables(faces).unify_dictionaries().replace_schema_metadata(record.metadata)

@@ -17,6 +17,7 @@ from typing import Any
 
 from fer_pipeline.core import storage
 from fer_pipeline.core.boundary import as_record_error
+from fer_pipeline.core.errors import OutageError
 
 START_S = 60.0
 """Time that the process may take to start."""
@@ -93,10 +94,6 @@ def alarm(limit_s: float) -> Callable[[], AbstractContextManager[None]]:
             count(-1)
 
     return watched
-
-
-class OutageError(OSError):
-    """What failed is the store or this machine, not the file."""
 
 
 class ProcessDiedError(ValueError):
@@ -198,6 +195,7 @@ def serve() -> None:
     os.dup2(2, 1)  # what native code prints does not get among the answers
     limited = False
     _say(out, {"end": True})
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches it too; it ends with its standard input
     for line in sys.stdin:
         name, arguments = json.loads(line)
         module, _, function = name.partition(":")

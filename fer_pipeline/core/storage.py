@@ -18,7 +18,8 @@ import aiohttp
 import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
-from botocore.exceptions import BotoCoreError, ConnectTimeoutError, EndpointConnectionError
+from botocore.exceptions import BotoCoreError, ConnectTimeoutError, EndpointConnectionError, HTTPClientError
+from botocore.exceptions import ConnectionError as BotoConnectionError
 from fsspec.implementations.local import LocalFileSystem
 from pyarrow.fs import FileSystem, FSSpecHandler, PyFileSystem
 from pyarrow.fs import LocalFileSystem as ArrowLocalFileSystem
@@ -171,8 +172,13 @@ def reason(error: BaseException) -> str:
 
 def says_damage(error: BaseException) -> bool:
     """Tell whether an error of `STORAGE_ERRORS` is a file's: gzip, bz2 and Arrow raise OSError without a number."""
-    outage = isinstance(error, TimeoutError | ConnectionError | aiohttp.ClientError)
-    return isinstance(error, OSError) and error.errno is None and not outage
+    return isinstance(error, OSError) and error.errno is None and not says_outage(error)
+
+
+def says_outage(error: BaseException | None) -> bool:
+    """Tell whether an error is that of a store that does not answer, or has an error of its own (5xx)."""
+    silent = (TimeoutError, ConnectionError, aiohttp.ClientError, BotoConnectionError, HTTPClientError)
+    return error is not None and (isinstance(error, silent) or (_http_status(error) or 0) >= 500)
 
 
 def cache_folder() -> Path:
@@ -357,7 +363,14 @@ def _temporary(path: str, data: bytes) -> str:
     folder, name = os.path.split(path)
     Path(folder).mkdir(parents=True, exist_ok=True)
     temporary = os.path.join(folder, f".{name}.{uuid.uuid4().hex}.tmp")
-    Path(temporary).write_bytes(data)
+    try:
+        with Path(temporary).open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())  # so that no power loss leaves a file of the name without its bytes
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
     return temporary
 
 

@@ -9,6 +9,7 @@ from typing import Any, Generic, TypeVar
 
 import ray
 
+from fer_pipeline.core.errors import UserError
 from fer_pipeline.core.isolated import lift_memory_limit
 
 Value = TypeVar("Value")
@@ -17,6 +18,8 @@ Result = TypeVar("Result")
 
 LOOK_S, SILENT_S = 2.0, 60.0
 """How often nodes are counted while a task is waited for; how long one may be silent after a death before it is done again."""
+WAIT_S = 600.0
+"""How long the first core of a cluster is waited for."""
 TASKS_AHEAD = 4
 """Tasks in work or waiting, for each core of the cluster."""
 
@@ -60,6 +63,20 @@ def cluster_cores() -> int:
     return max(1, int(ray.cluster_resources().get("CPU", 1)))
 
 
+class Patience:
+    """Waits for a cluster's first core so long, and no longer."""
+
+    def __init__(self, wait_s: float) -> None:
+        self.wait_s, self._seen = wait_s, time.monotonic()
+
+    def look(self) -> None:
+        """Raise UserError where the cluster has had no core for `wait_s`."""
+        if ray.cluster_resources().get("CPU", 0) >= 1:
+            self._seen = time.monotonic()
+        elif time.monotonic() - self._seen > self.wait_s:
+            raise UserError(f"No machine could take a task within {self.wait_s:g} s: wait longer (--wait-s).")
+
+
 class Deaths:
     """When a node of the cluster was last seen to have died.
 
@@ -93,15 +110,17 @@ def fan_out(
     once. Where it dies each time, `careful` is run in its place. An exception of the function is raised as it is.
     """
     task, deaths = _task(function, num_gpus), Deaths()
-    ahead = TASKS_AHEAD * cluster_cores()
     waiting: deque[Any] = deque()
     rest = iter(items)
     while True:
+        ahead = TASKS_AHEAD * cluster_cores()  # which may have grown
         waiting += [(item, time.monotonic(), task.remote(*arguments, item)) for item in islice(rest, ahead - len(waiting))]
         if not waiting:
             return
         item, began, reference = waiting.popleft()
+        patience = Patience(WAIT_S)
         while not ray.wait([reference], timeout=LOOK_S)[0]:
+            patience.look()
             died = deaths.last()
             if began < died < time.monotonic() - SILENT_S:
                 began, reference = time.monotonic(), task.remote(*arguments, item)
@@ -123,4 +142,4 @@ def _result(reference: Any) -> Any:
     try:
         return ray.get(reference)
     except ray.exceptions.RayTaskError as error:
-        raise error.as_instanceof_cause() from None
+        raise error.cause from error

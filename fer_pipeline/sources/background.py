@@ -23,6 +23,8 @@ class Background(Generic[Item]):
         pool.submit(self._work, make)
 
     def _work(self, make: Callable[[], Iterator[Item]]) -> None:
+        if self._unwanted.is_set():
+            return
         try:
             items = make()
             while batch := tuple(islice(items, BATCH)):

@@ -13,7 +13,8 @@ from queue import SimpleQueue
 from typing import Any
 
 from fer_pipeline.core.boundary import as_record_error
-from fer_pipeline.core.isolated import IsolatedProcess, OutageError
+from fer_pipeline.core.errors import OutageError
+from fer_pipeline.core.isolated import IsolatedProcess
 from fer_pipeline.core.manifest import Record
 from fer_pipeline.sources.background import Background
 from fer_pipeline.sources.files import File, Selection, valid_text
@@ -27,6 +28,11 @@ FILTERED = "(filtered)"
 CONTAINERS_AT_ONCE = min(8, 2 * (os.cpu_count() or 1))
 SIDE_BY_SIDE, FILES_AHEAD = 32, 10_000
 """Files that are looked into at once, and files that wait behind one of them."""
+
+
+def _hides_others(file: File) -> bool:
+    """Tell whether a place that cannot be looked at may be a folder, whose files nobody knows."""
+    return bool(file.error) and says_image(file.uri) is None
 
 
 class Listing:
@@ -66,6 +72,7 @@ class Listing:
                     for _, background in waiting:
                         if background:
                             background.stop()
+                    containers.shutdown(wait=False, cancel_futures=True)
         finally:
             for process in processes:
                 process.close()
@@ -102,7 +109,7 @@ class Listing:
                 return self._plain(file), None
             entries = Background(containers, partial(self._entries, file, source_format))
             return self._members(file, name, entries), entries
-        elif self._include and not self._matches(self._include, name):
+        elif self._include and not self._matches(self._include, name) and not _hides_others(file):
             self.skipped[FILTERED] += 1
         elif source_format is IMAGE or file.error:
             return self._plain(file), None

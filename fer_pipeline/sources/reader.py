@@ -6,7 +6,7 @@ from functools import partial
 
 from fer_pipeline.core import storage
 from fer_pipeline.core.boundary import as_record_error
-from fer_pipeline.core.errors import RecordError
+from fer_pipeline.core.errors import OutageError, RecordError
 from fer_pipeline.core.manifest import Record
 from fer_pipeline.sources.formats import format_of
 from fer_pipeline.sources.formats.images import IMAGE
@@ -60,6 +60,21 @@ def _follows(span: tuple[str, int, int], last: tuple[str, int, int]) -> bool:
     return span[0] == last[0] and last[1] <= span[1] <= last[2] + GAP_BYTES
 
 
+def why(record: Record, error: Exception) -> RecordError:
+    """Return the record's error: that its file is another one by now, where it is, whatever followed from that.
+
+    Raise OutageError where a second look finds the store down: that is nobody's row.
+    """
+    try:
+        storage.require_version(record.uri, record.etag)
+    except RecordError as other:
+        return other
+    except storage.STORAGE_ERRORS as other:
+        if storage.says_outage(other):
+            raise OutageError(f"the store of '{record.uri}' does not answer: {storage.reason(other)}") from other
+    return as_record_error(error, "unreadable")
+
+
 class RecordReader:
     """Reads records; what it opened stays open until it is closed. Safe to call from several threads."""
 
@@ -107,23 +122,14 @@ class RecordReader:
         try:
             data = self._file(record).read(record, window or partial(storage.read_range, record.uri, etag=record.etag))
         except Exception as error:
-            raise self._why(record, error) from error
+            raise why(record, error) from error
         if data is None:
             raise RecordError("unreadable", "the row holds no image")
         assert not isinstance(data, Frame)
         if record.member is not None and record.size_bytes is not None and len(data) != record.size_bytes:
             held = ValueError(f"the container holds {len(data)} of the member's {record.size_bytes} bytes")
-            raise self._why(record, held)
+            raise why(record, held)
         return data
-
-    @staticmethod
-    def _why(record: Record, error: Exception) -> RecordError:
-        """Return the record's error: that its file is another one by now, where it is, whatever followed from that."""
-        try:
-            storage.require_version(record.uri, record.etag)
-        except (RecordError, *storage.STORAGE_ERRORS) as other:
-            return other if isinstance(other, RecordError) else as_record_error(error, "unreadable")
-        return as_record_error(error, "unreadable")
 
     def _file(self, record: Record) -> OpenFile:
         """Return the record's file, opened; a container is kept for the records that follow."""

@@ -8,15 +8,15 @@ from contextlib import closing, contextmanager
 from functools import partial
 from itertools import groupby
 
+from fer_pipeline.core import storage
 from fer_pipeline.core.boundary import as_record_error
 from fer_pipeline.core.errors import RecordError
 from fer_pipeline.core.manifest import Record
-from fer_pipeline.core.storage import is_local, read_range
 from fer_pipeline.sources.formats import format_of
 from fer_pipeline.sources.formats.spec import Frame, OpenFile
-from fer_pipeline.sources.reader import RecordReader, blocks
+from fer_pipeline.sources.reader import RecordReader, blocks, why
 
-RECORDS_AHEAD = 8
+RECORDS_AHEAD, BYTES_AHEAD = 8, 256 * 1024**2
 LOCAL_TIMEOUT_S, STORE_TIMEOUT_S = 40.0, 300.0
 """Time that reading may take: a file of a file system; and neighbours in a container, which may have to be unpacked first, or
 whatever a store gives with its retries."""
@@ -30,7 +30,8 @@ def fetch(
 ) -> Iterator[Iterator[Fetched]]:
     """Give, in order, each record's encoded image or frame, or why there is none (a RecordError is passed on).
 
-    Up to `RECORDS_AHEAD` records, or runs of neighbours in a container, are read ahead. Records above `max_bytes` are not read.
+    Up to `RECORDS_AHEAD` records, or runs of neighbours in a container, and `BYTES_AHEAD` are read ahead. Records above
+    `max_bytes` are not read.
     The threads that read end with the context: the garbage collector may not end them, it can run in one that is being born.
     """
     with closing(_fetched(records, max_bytes, image_column)) as fetched:
@@ -67,9 +68,10 @@ def _frames(uri: str, records: Iterable[Record | RecordError]) -> Iterator[Fetch
             continue
         try:
             opened = opened or source_format.open(uri, record.etag, None)
-            yield opened.read(record, partial(read_range, uri)) or RecordError("undecodable", "there is no frame")
+            yield opened.read(record, partial(storage.read_range, uri)) or RecordError("undecodable", "there is no frame")
         except Exception as error:  # noqa: BLE001 (the boundary around one record)
-            yield as_record_error(error, "undecodable")
+            outage = storage.says_outage(error) or storage.says_outage(error.__cause__)
+            yield why(record, error) if outage else as_record_error(error, "undecodable")
     if opened:
         opened.close()
 
@@ -79,10 +81,10 @@ def _images(reader: RecordReader, records: Iterable[Record | RecordError], max_b
     pool, stuck = ThreadPoolExecutor(RECORDS_AHEAD, thread_name_prefix="fetch"), False
     try:
         for block in blocks(_bounded(record, max_bytes) for record in records):
-            waiting.append((block, pool.submit(reader.read_block, block)))
-            if len(waiting) > RECORDS_AHEAD:
+            while waiting and (len(waiting) > RECORDS_AHEAD or _size(block, *(ahead for ahead, _ in waiting)) > BYTES_AHEAD):
                 read, stuck = _taken(*waiting.popleft(), stuck)
                 yield from read
+            waiting.append((block, pool.submit(reader.read_block, block)))
         while waiting:
             read, stuck = _taken(*waiting.popleft(), stuck)
             yield from read
@@ -90,12 +92,17 @@ def _images(reader: RecordReader, records: Iterable[Record | RecordError], max_b
         pool.shutdown(wait=not stuck, cancel_futures=True)  # a thread that hangs in a read cannot be ended
 
 
+def _size(*some: list[Record | RecordError]) -> int:
+    """Return how many bytes these blocks of records take, as far as it is known."""
+    return sum(record.size_bytes or 0 for block in some for record in block if isinstance(record, Record))
+
+
 def _taken(
     block: list[Record | RecordError], read: "Future[list[bytes | RecordError]]", stuck: bool
 ) -> tuple[list[bytes | RecordError], bool]:
     """Return what a block of records came to, and whether any read hangs."""
     first = block[0]
-    plain = isinstance(first, Record) and first.member is None and is_local(first.uri)
+    plain = isinstance(first, Record) and first.member is None and storage.is_local(first.uri)
     limit_s = LOCAL_TIMEOUT_S if plain else STORE_TIMEOUT_S
     try:
         return read.result(limit_s), stuck

@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from fer_pipeline.core import storage
+from fer_pipeline.core.errors import UserError
 from fer_pipeline.core.manifest import Record
 from fer_pipeline.core.run import Increment
 from fer_pipeline.core.schemas import FAILED, FINE
@@ -115,8 +116,18 @@ class Comparison:
                 self.listed += 1
                 if record.error and record.member is None:  # what it holds is not known: it has not vanished
                     self.seen |= self.rows.container == _hashes([record.uri], [record.etag])
+                    self._require_nothing_below(record)
                 if (again := self._judge(place, version)) is not None:
                     yield replace(record, attempt=again) if again > 1 else record
+
+    def _require_nothing_below(self, record: Record) -> None:
+        """Raise UserError for a folder that cannot be listed, or a link to one that is not there, whose files the table holds."""
+        for file in self.files:
+            below = pc.starts_with(storage.read_columns(self.table.path(file.path), ["uri"])["uri"], f"{record.uri}/")
+            if pc.any(below).as_py():
+                raise UserError(
+                    f"Of '{record.uri}' the table holds files, but {record.error}: mend that, or --exclude the folder."
+                )
 
     def _judge(self, place: int, version: np.uint64) -> int | None:
         """Return which attempt labelling a record would be; None where its row is held."""

@@ -4,7 +4,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from fer_pipeline.core.errors import UserError
+from fer_pipeline.core.errors import MisfortuneError, UserError
 from fer_pipeline.core.faces import write_faces
 from fer_pipeline.core.manifest import Record, split_into_shards, write_manifest
 from fer_pipeline.core.run import Identity, RunFolder, RunRecord, new_run_id, now, with_lineage
@@ -44,7 +44,10 @@ def test_rows_that_are_not_the_manifests_are_found(tmp_path: Path) -> None:
     record = begun(folder)
     commit(folder, record, 0, [0, 1])
     commit(folder, record, 1, [2, 2])
-    with pytest.raises(RuntimeError, match=r"000001\.parquet does not hold the records"):
+    with pytest.raises(MisfortuneError, match=r"000001\.parquet' does not hold the records"):
+        write_faces(folder, record, 0)
+    Path(folder.images_path(1)).write_bytes(b"")  # as a power loss may leave it
+    with pytest.raises(MisfortuneError, match=r"000001\.parquet' is damaged: delete it and run again"):
         write_faces(folder, record, 0)
     commit(folder, record, 1, [2, 3])
     assert write_faces(folder, record, 0).statuses == {"no_face": 4}

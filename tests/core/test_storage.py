@@ -42,6 +42,16 @@ def without_links(source: str, target: str) -> None:
     raise OSError(errno.ENOTSUP, "Operation not supported")
 
 
+def test_a_write_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(file: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        storage.write_bytes(str(tmp_path / "a"), b"x")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_half_written_file_is_not_listed(tmp_path: Path) -> None:
     storage.write_table(str(tmp_path / "000000.parquet"), pa.table({"a": [1]}))
     half = storage._temporary(str(tmp_path / "000001.parquet"), b"half")

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ray.exceptions import NodeDiedError, OutOfMemoryError, RuntimeEnvSetupError, WorkerCrashedError
+from ray.exceptions import NodeDiedError, OutOfMemoryError, RayTaskError, RuntimeEnvSetupError, WorkerCrashedError
 
-from fer_pipeline.core.errors import MisfortuneError
+from fer_pipeline.core.errors import MisfortuneError, UserError
 from fer_pipeline.core.manifest import Record, split_into_shards, write_manifest
 from fer_pipeline.core.processor import has_native_bf16
 from fer_pipeline.core.run import Identity, RunFolder, RunRecord
@@ -108,6 +108,22 @@ def test_what_befalls_a_machine_is_not_counted_against_records(make: Callable[[]
 def test_a_cluster_that_only_loses_ends_the_run_with_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(MisfortuneError, match="run the same command again"):
         dispatched(tmp_path, 40, lambda chunk: NodeDiedError("preempted"))
+
+
+@pytest.mark.parametrize("make", [lambda: OutOfMemoryError("low on memory"), WorkerCrashedError])
+def test_a_cluster_on_which_every_task_dies_is_not_tried_for_ever(make: Callable[[], BaseException], tmp_path: Path) -> None:
+    with pytest.raises(MisfortuneError, match="run the same command again"):
+        dispatched(tmp_path, 40, lambda chunk: make())
+
+
+def test_a_workers_error_is_raised_as_it_was(tmp_path: Path) -> None:
+    def outcome(chunk: Chunk) -> BaseException:
+        error: BaseException = RayTaskError("label", "Traceback: a remote one", UserError("Mend this.")).as_instanceof_cause()
+        return error
+
+    with pytest.raises(UserError) as raised:
+        dispatched(tmp_path, 4, outcome)
+    assert type(raised.value) is UserError and str(raised.value) == "Mend this."
 
 
 def test_what_is_neither_misfortune_nor_the_datas_fault_ends_the_run(tmp_path: Path) -> None:

@@ -1,3 +1,4 @@
+import errno
 import io
 import os
 import tarfile
@@ -188,6 +189,21 @@ def test_globs_choose_records_by_their_path_below_the_source(tmp_path: Path) -> 
     assert [record.member or Path(record.uri).name for record in listing] == ["1.jpg", "x/4.jpg"]
     assert dict(listing.skipped) == {"(filtered)": 4}
     assert len(list(Listing(str(tmp_path), Selection(include=("b.tar/x/*",))))) == 2
+
+
+def test_a_folder_that_cannot_be_listed_has_a_row_whatever_the_globs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "locked").mkdir()
+    (tmp_path / "a.jpg").write_bytes(b"x")
+    listed = os.listdir
+
+    def fails(folder: str) -> list[str]:
+        if folder.endswith("locked"):
+            raise OSError(errno.EIO, "Input/output error")
+        return listed(folder)
+
+    monkeypatch.setattr(os, "listdir", fails)
+    records = list(Listing(str(tmp_path), Selection(include=("*.jpg",))))
+    assert [(Path(one.uri).name, bool(one.error)) for one in records] == [("a.jpg", False), ("locked", True)]
 
 
 def test_a_webdataset_shard_gives_its_images(tmp_path: Path) -> None:

@@ -3,8 +3,14 @@
 import threading
 from pathlib import Path
 
-from fer_pipeline.core.manifest import manifest_table
+import pytest
+from botocore.exceptions import EndpointConnectionError
+
+from fer_pipeline.core import storage
+from fer_pipeline.core.errors import OutageError
+from fer_pipeline.core.manifest import Record, manifest_table
 from fer_pipeline.sources.listing import Listing
+from fer_pipeline.stages import fetch as module
 from fer_pipeline.stages.fetch import fetch
 from fer_pipeline.stages.label import FaceExtractor
 
@@ -18,6 +24,35 @@ def test_no_thread_reads_on_after_the_context(archive: Path) -> None:
         next(fetched)
         assert readers()
     assert not readers()
+
+
+def test_large_files_are_not_read_far_ahead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "BYTES_AHEAD", 2500)
+    records = [Record(str(tmp_path / f"{number}.bmp"), size_bytes=1000) for number in range(7)]
+    for record in records:
+        Path(record.uri).write_bytes(b"x" * 1000)
+    read, reading = list[str](), storage.read_bytes
+
+    def counted(url: str, etag: str | None = None) -> bytes:
+        read.append(url)
+        return reading(url, etag)
+
+    monkeypatch.setattr(storage, "read_bytes", counted)
+    with fetch(records, 2**28) as fetched:
+        assert next(fetched) == b"x" * 1000 and len(read) <= 3
+        assert [len(one) for one in fetched if isinstance(one, bytes)] == [1000] * 6
+
+
+def test_a_store_that_is_down_is_no_records_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def down(*arguments: object, **options: object) -> None:
+        raise EndpointConnectionError(endpoint_url="http://store")
+
+    monkeypatch.setattr(storage, "require_version", down)
+    with (
+        pytest.raises(OutageError, match="does not answer"),
+        fetch([Record(str(tmp_path / "none.jpg"), etag="1")], 2**28) as fetched,
+    ):
+        next(fetched)
 
 
 def test_no_thread_reads_on_after_a_shard(extract: FaceExtractor, archive: Path) -> None:

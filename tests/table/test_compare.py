@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from fer_pipeline.core.errors import UserError
 from fer_pipeline.core.manifest import Record
 from fer_pipeline.core.run import Identity, settings_digest
 from fer_pipeline.jobs import publish
@@ -93,6 +94,16 @@ def test_what_a_container_held_that_cannot_be_read_tonight_has_not_vanished(tmp_
     late, other = (Record("/source/a.tar", size_bytes=99, etag=etag, error="it took longer than 60 s") for etag in "12")
     assert compared(table, [late])[1].vanished == 0
     assert compared(table, [other])[1].vanished == 3
+
+
+def test_a_folder_that_cannot_be_listed_ends_a_night_whose_table_holds_its_files(tmp_path: Path, local_ray: None) -> None:
+    finished_run(str(tmp_path / "run"), [Record("/source/2024/a.jpg", size_bytes=9, etag="1")])
+    publish.run(PublishConfig(run=str(tmp_path / "run"), table=str(tmp_path / "table")))
+    table = LabelTable(str(tmp_path / "table"))
+    gone, other = (Record(f"/source/{name}", error="the folder cannot be listed: Input/output error") for name in ("2024", "202"))
+    with pytest.raises(UserError, match="Of '/source/2024' the table holds files, but the folder cannot be listed"):
+        compared(table, [gone])
+    assert compared(table, [other])[1].vanished == 1
 
 
 def test_a_table_that_is_not_there_holds_nothing(tmp_path: Path) -> None:

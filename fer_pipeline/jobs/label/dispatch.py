@@ -22,6 +22,7 @@ from ray.exceptions import (
     ObjectLostError,
     OutOfDiskError,
     OutOfMemoryError,
+    RayTaskError,
     RuntimeEnvSetupError,
     WorkerCrashedError,
 )
@@ -33,7 +34,7 @@ from fer_pipeline.core.run import RunFolder, RunRecord
 from fer_pipeline.core.storage import reason
 from fer_pipeline.jobs.label.chunk import Chunk, Step
 from fer_pipeline.jobs.label.pool import GpuPool
-from fer_pipeline.jobs.label.tasks import Tasks
+from fer_pipeline.jobs.label.tasks import SilentError, Tasks
 
 log = logging.getLogger(__name__)
 
@@ -208,14 +209,18 @@ class Dispatcher:
             self._count_misfortune(error)
             return self._after_actors_death
         if isinstance(error, OutOfMemoryError):
+            self._count_misfortune(error)
             return self._after_memory_kill
         if isinstance(error, WorkerCrashedError):
+            if chunk.step is Step.SINGLY:  # in which no record kills the task itself
+                self._count_misfortune(error)
             return self._after_death
-        cause = getattr(error, "cause", error)
+        cause = error.cause if isinstance(error, RayTaskError) else error
         if isinstance(error, (*MISFORTUNES, ActorDiedError)) or getattr(cause, "errno", None) in FULL_DISK:
-            self._count_misfortune(error)
+            if not isinstance(error, SilentError):
+                self._count_misfortune(cause)
             return self._after_misfortune
-        raise error
+        raise cause from error
 
     def _count_misfortune(self, error: BaseException) -> None:
         self.lost += 1

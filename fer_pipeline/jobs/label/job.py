@@ -338,7 +338,7 @@ def _label(
         if not pending:
             return 0, 0
         shared, pool = share(context), None
-        tasks = Tasks(shared, ask)
+        tasks = Tasks(shared, ask, wait_s)
         if config.gpus_per_worker:
             pool = GpuPool(shared, tasks, config.gpus_per_worker, config.num_gpus, wait_s)
         dispatcher = Dispatcher(folder, record, tasks, pool, again, resumed)

@@ -1,5 +1,6 @@
 """The Ray tasks that a chunk goes through, and the one place that starts them and hears how they ended."""
 
+import math
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +17,7 @@ from fer_pipeline.jobs.demand import Bundles
 from fer_pipeline.jobs.label.chunk import Chunk, Step
 from fer_pipeline.jobs.label.probe import label_singly, probe
 from fer_pipeline.jobs.label.worker import LabelContext, load_context, load_labeller, slow_machine
-from fer_pipeline.jobs.shared import Deaths, Shared, by_node, cluster_cores
+from fer_pipeline.jobs.shared import Deaths, Patience, Shared, by_node, cluster_cores
 from fer_pipeline.stages.label import Poison
 
 Ended = tuple[Chunk, Any, BaseException | None]
@@ -27,16 +28,22 @@ ANSWER_S = 15.0
 """How long a task may have to be silent, at the least, after a node has died, to be taken for one of that node's."""
 
 
+class SilentError(NodeDiedError):
+    """A task is silent since the death of a node that another task's NodeDiedError tells of."""
+
+
 class Tasks:
     """Starts tasks and hears of their ends; neither costs more on a larger cluster."""
 
-    def __init__(self, context: Shared[LabelContext], ask: Callable[[Bundles], None] | None = None) -> None:
-        """`ask`: tells an autoscaler what is needed."""
+    def __init__(
+        self, context: Shared[LabelContext], ask: Callable[[Bundles], None] | None = None, wait_s: float = math.inf
+    ) -> None:
+        """`ask`: tells an autoscaler what is needed. `wait_s`: how long the cluster may have no core."""
         self.context, self.ask = context, ask
         self._ended: SimpleQueue[Ended] = SimpleQueue()
         self._running: dict[Any, tuple[Chunk, float]] = {}
         """The chunk and when its task was started, by what tells its end."""
-        self._longest_s, self._deaths = 0.0, Deaths()
+        self._longest_s, self._deaths, self._patience = 0.0, Deaths(), Patience(wait_s)
 
     def start(self, chunk: Chunk) -> None:
         """Start the chunk's step on the cluster's cores."""
@@ -92,16 +99,20 @@ class Tasks:
         self._give_up_lost()
         if self.ask:
             self.ask([*gpus, *[({"CPU": 1.0}, wanted)] * (wanted > 0)])
+        if wanted:
+            self._patience.look()
         return cluster_cores()
 
     def _give_up_lost(self) -> None:
         """Take tasks for lost that were at work when a node died and should have ended since: commits of a shard are the same."""
         died = self._deaths.last()
-        if time.monotonic() - died < max(ANSWER_S, 3 * self._longest_s):
-            return
-        for done, (chunk, started) in list(self._running.items()):
-            if started < died and chunk.step is Step.LABEL:
-                self._end(done, NodeDiedError("a node has died and the task is silent"))
+        if not self._longest_s or time.monotonic() - died < max(ANSWER_S, 3 * self._longest_s):
+            return  # before any task has ended nobody knows how long one takes; Ray itself answers after minutes
+        silent = [done for done, (chunk, started) in list(self._running.items()) if started < died and chunk.step is Step.LABEL]
+        for number, done in enumerate(silent):
+            said = "a node has died and the task is silent"
+            kind: Any = SilentError if number else NodeDiedError  # one death is one misfortune
+            self._end(done, kind(said))
 
 
 def _outcome(done: Any) -> Any:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from fer_pipeline.core import storage
-from fer_pipeline.core.isolated import OutageError
+from fer_pipeline.core.errors import OutageError
 from fer_pipeline.core.manifest import Record
 from fer_pipeline.sources.files import MOST_BYTES, File, Selection
 from fer_pipeline.sources.formats.images import IMAGE

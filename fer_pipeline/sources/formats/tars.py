@@ -26,15 +26,21 @@ COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ")
 def list_tar(file: File, selection: Selection) -> Iterator[Record | str]:
     """Yield a record for each image in a tar, the name of each member that is none."""
     with open_sparsely(file) as opened, tarfile.open(fileobj=opened) as tar:
-        seen: dict[str, tarfile.TarInfo] = {}
+        seen: dict[int, int] = {}
+        """Offset and size of each member, in one number, by the hash of its name: hard links repeat one of millions."""
         for info in sane_members(tar):
             if info.isdir():
                 continue
-            target = seen.get(info.linkname) if info.islnk() else info if info.isfile() and not info.issparse() else None
-            if target:
-                seen[info.name] = target
-            if target and is_image(info.name, partial(tar.extractfile, target)):
-                yield Record(file.uri, valid_text(info.name), target.offset_data, size_bytes=target.size, etag=file.etag)
+            if info.islnk() and (place := seen.get(hash(info.linkname))):
+                info.type = tarfile.REGTYPE
+                info.offset_data, info.size = divmod(place, MOST_BYTES)
+            if info.isfile() and not info.issparse():
+                seen[hash(info.name)] = info.offset_data * MOST_BYTES + info.size
+                image = is_image(info.name, partial(tar.extractfile, info))
+            else:
+                image = False
+            if image:
+                yield Record(file.uri, valid_text(info.name), info.offset_data, size_bytes=info.size, etag=file.etag)
             else:
                 yield info.name
         _require_end(tar)
