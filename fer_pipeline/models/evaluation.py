@@ -110,7 +110,8 @@ class Judged:
 
     calibration: Calibration
     validation: SplitFigures
-    without_training_images: SplitFigures
+    without_training_images: SplitFigures | None
+    """None where every image is a copy of a learned one."""
 
 
 def judge(
@@ -129,11 +130,12 @@ def judge(
     fitted = fresh if len(fresh) else predictions
     logits, labels = torch.from_numpy(fitted.logits), torch.from_numpy(fitted.labels)
     calibration = calibrate(logits, labels, certain_accuracy)
-    both = (
-        SplitFigures(**dict(evaluate(some, space, calibration, vote_classes, copies.groups)), selected_on_this_split=True, **how)
-        for some in (predictions, fresh)
-    )
-    return Judged(calibration, *both)
+
+    def figures(some: Predictions) -> SplitFigures:
+        found = evaluate(some, space, calibration, vote_classes, copies.groups)
+        return SplitFigures(**dict(found), selected_on_this_split=True, **how)
+
+    return Judged(calibration, figures(predictions), figures(fresh) if len(fresh) else None)
 
 
 def _calibration(

@@ -2,10 +2,11 @@ import numpy as np
 import pytest
 import torch
 
+from fer_pipeline.core.duplicates import Copies
 from fer_pipeline.core.figures import VoteFigures
 from fer_pipeline.core.labels import FER7, LabelSpace
 from fer_pipeline.models.card import Calibration
-from fer_pipeline.models.evaluation import Predictions, evaluate
+from fer_pipeline.models.evaluation import Predictions, evaluate, judge
 
 CLASSES = LabelSpace(name="three", classes=("happy", "sad", "neutral"))
 
@@ -40,6 +41,13 @@ def test_the_certain_labels_are_those_at_the_models_threshold() -> None:
     kept = torch.softmax(logits, 1).max(1).values >= 0.7
     assert certain.coverage == pytest.approx(float(kept.float().mean()))
     assert certain.accuracy == pytest.approx(float((logits.argmax(1).numpy() == predictions().labels)[kept.numpy()].mean()))
+
+
+def test_where_every_image_is_a_copy_of_a_learned_one_none_is_judged_without_them() -> None:
+    found = predictions(60)
+    copies = Copies({name: 0 for name in found.ids}, frozenset(found.ids), frozenset())
+    judged = judge(found, copies, CLASSES, 0.8, (), split="validation", precision="fp32", views=1)
+    assert judged.validation.images == 60 and judged.without_training_images is None
 
 
 def test_votes_for_other_classes_alone_judge_nothing() -> None:

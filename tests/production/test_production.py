@@ -49,6 +49,12 @@ def many(archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return copies(archive, tmp_path_factory.mktemp("many"), 20)
 
 
+@pytest.fixture(scope="module")
+def very_many(archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """4,320 records, which MTCNN takes more than five minutes for."""
+    return copies(archive, tmp_path_factory.mktemp("very-many"), 120)
+
+
 class Night:
     """A deployed night over a source of its own."""
 
@@ -207,12 +213,12 @@ def test_a_model_is_retrained_by_a_job_for_each_step(stand: Stand, prefect: Pref
 
 @pytest.mark.long
 def test_a_job_whose_run_died_with_the_machine_that_served_it_is_stopped_and_told_of(
-    stand: Stand, prefect: Prefect, head: Head, many: Path, hook: tuple[str, list[dict[str, Any]]]
+    stand: Stand, prefect: Prefect, head: Head, very_many: Path, hook: tuple[str, list[dict[str, Any]]]
 ) -> None:
     url, told = hook
     code = f"from prefect.blocks.webhook import Webhook; Webhook(url={url!r}).save('on-call', overwrite=True)"
     subprocess.run([sys.executable, "-c", code], env=stand.environment, check=True, capture_output=True)
-    night = Night(stand, prefect, "orphan", many, head.url, notify="on-call", **SLOW)
+    night = Night(stand, prefect, "orphan", very_many, head.url, notify="on-call", **SLOW)
     run = night.begun()
     night.served.kill()
     state = {"type": "CRASHED", "name": "Crashed", "message": "silent"}
