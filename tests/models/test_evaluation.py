@@ -45,7 +45,7 @@ def test_the_certain_labels_are_those_at_the_models_threshold() -> None:
 
 def test_where_every_image_is_a_copy_of_a_learned_one_none_is_judged_without_them() -> None:
     found = predictions(60)
-    copies = Copies({name: 0 for name in found.ids}, frozenset(found.ids), frozenset())
+    copies = Copies(dict.fromkeys(found.ids, 0), frozenset(found.ids), frozenset())
     judged = judge(found, copies, CLASSES, 0.8, (), split="validation", precision="fp32", views=1)
     assert judged.validation.images == 60 and judged.without_training_images is None
 
