@@ -33,8 +33,6 @@ from fer_pipeline.stages.training_data import SplitReader, class_indices, left_o
 log = logging.getLogger(__name__)
 
 EVALUATION, PAGE, PREDICTIONS = "evaluation.json", "evaluation.html", "predictions.parquet"
-ROWS_PER_BATCH = 512
-"""Samples that a task holds as images."""
 
 
 class EvaluateConfig(Config):

@@ -10,6 +10,7 @@ from dataclasses import asdict
 from fnmatch import translate
 from functools import partial
 from queue import SimpleQueue
+from threading import Event
 from typing import Any
 
 from fer_pipeline.core.boundary import as_record_error
@@ -43,15 +44,16 @@ class Listing:
         source: str,
         selection: Selection = Selection(),  # noqa: B008 (frozen)
         indexes: str | None = None,
-        index_elsewhere: Callable[[File], None] | None = None,
+        index_elsewhere: "Callable[[File, Event], None] | None" = None,
         at_once: int = CONTAINERS_AT_ONCE,
     ) -> None:
         """`indexes` is the folder, beside a run or a table, that keeps what containers hold.
 
-        `index_elsewhere` puts a container's index there from another machine, if it can; `at_once` containers are listed.
+        `index_elsewhere` puts a container's index there from another machine, if it can, and gives up where the event is set;
+        `at_once` containers are listed.
         """
         self.source, self.selection, self.indexes = source, selection, indexes
-        self.index_elsewhere, self.at_once = index_elsewhere, at_once
+        self.index_elsewhere, self.at_once, self._over = index_elsewhere, at_once, Event()
         self.skipped: Counter[str] = Counter()
         self._processes: SimpleQueue[IsolatedProcess] = SimpleQueue()
         """Those that list a container at the time are not here."""
@@ -60,6 +62,7 @@ class Listing:
 
     def __iter__(self) -> Iterator[Record]:
         remove_forgotten()
+        self._over.clear()
         processes = [IsolatedProcess() for _ in range(self.at_once)]
         for process in processes:
             self._processes.put(process)
@@ -69,6 +72,7 @@ class Listing:
                 try:
                     yield from self._records(peeks, containers, waiting)
                 finally:
+                    self._over.set()
                     for _, background in waiting:
                         if background:
                             background.stop()
@@ -150,8 +154,10 @@ class Listing:
         """
         entries = self._listed(file, source_format)
         key = source_format.index_key(self.selection) if source_format.index_key else None
+        given = self.index_elsewhere
+        elsewhere = (lambda one: given(one, self._over)) if given else None
         try:
-            yield from entries if key is None else remembered(file, key, entries, self.indexes, self.index_elsewhere)
+            yield from entries if key is None else remembered(file, key, entries, self.indexes, elsewhere)
         except OutageError:
             raise
         except Exception as error:  # noqa: BLE001 (the boundary around one container)

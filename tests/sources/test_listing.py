@@ -2,6 +2,7 @@ import errno
 import io
 import os
 import tarfile
+import threading
 import warnings
 import zipfile
 from contextlib import suppress
@@ -260,6 +261,23 @@ def test_a_listing_removes_what_killed_ones_left(tmp_path: Path) -> None:
     young.unlink()
 
 
+def test_a_listing_that_is_left_begins_nothing_more_and_says_so_to_who_indexes_elsewhere(tmp_path: Path) -> None:
+    for number in range(40):
+        tar_of(tmp_path / f"{number:02d}.tar", {"1.jpg": b"x"})
+    begun: list[str] = []
+    given_up = threading.Event()
+
+    def elsewhere(file: File, over: threading.Event) -> None:
+        begun.append(file.uri)
+        if len(begun) > 1 and over.wait(20):
+            given_up.set()
+
+    listing = iter(Listing(str(tmp_path), indexes=str(tmp_path / "indexes"), index_elsewhere=elsewhere, at_once=2))
+    next(listing)
+    listing.close()  # type: ignore[attr-defined]
+    assert given_up.is_set() and len(begun) <= 4
+
+
 @pytest.mark.parametrize("able", [True, False])
 def test_an_index_that_is_made_elsewhere_gives_the_same_records_and_so_does_none(tmp_path: Path, able: bool) -> None:
     source, indexes = tmp_path / "source", str(tmp_path / "indexes")
@@ -270,7 +288,7 @@ def test_an_index_that_is_made_elsewhere_gives_the_same_records_and_so_does_none
     (source / "05.tar").write_bytes(whole[:1500])  # a damaged one has no index
     asked: list[str] = []
 
-    def elsewhere(file: File) -> None:
+    def elsewhere(file: File, over: threading.Event) -> None:
         asked.append(file.uri)
         with suppress(ValueError):
             if able:

@@ -18,6 +18,10 @@ MOST_AT_ONCE = 256
 """Containers in work, each with a thread of the driver that waits for it."""
 
 
+LOOK_S = 1.0
+"""How often it is looked whether an index is still wanted."""
+
+
 class IndexingTasks:
     """Calls that put a container's index into the folder `indexes`, from any machine of the cluster; safe in many threads."""
 
@@ -26,14 +30,17 @@ class IndexingTasks:
         self.at_once = min(MOST_AT_ONCE, max(8, 2 * cluster_cores()))
         self._running, self._changed, self._hopeless = 0, threading.Lock(), False
 
-    def __call__(self, file: File) -> None:
-        """Have the index made; where that fails there is none, and the driver lists the container, or finds out why it cannot."""
-        if self._hopeless:
+    def __call__(self, file: File, over: threading.Event) -> None:
+        """Have the index made; where that fails there is none, and the driver lists the container, or finds out why it cannot.
+
+        Nothing is begun or waited for any more once `over` is set.
+        """
+        if self._hopeless or over.is_set():
             return
         self._count(1)
         try:
             done = _index.options(name="read an index").remote(file, self.selection, self.indexes)
-            if self._is_done(done):
+            if self._is_done(done, over):
                 ray.get(done)
         except Exception as error:  # noqa: BLE001 (whatever befalls a task, the driver can do without it)
             log.info("%s is listed by the driver: %s", file.uri, reason(error)[:200])
@@ -45,10 +52,13 @@ class IndexingTasks:
             self._running += more
             self.ask([({"CPU": 1.0}, self._running)] if self._running else [])
 
-    def _is_done(self, done: "ray.ObjectRef[None]") -> bool:
+    def _is_done(self, done: "ray.ObjectRef[None]", over: threading.Event) -> bool:
         """Wait for a task; for ever where the cluster has cores that are busy, `wait_s` where it has none."""
         started = time.monotonic()
-        while not ray.wait([done], timeout=10.0)[0]:
+        while not ray.wait([done], timeout=LOOK_S)[0]:
+            if over.is_set():
+                ray.cancel(done)
+                return False
             if ray.cluster_resources().get("CPU", 0) >= 1:
                 continue
             if time.monotonic() - started > self.wait_s:
