@@ -106,7 +106,9 @@ def _taken(
     limit_s = LOCAL_TIMEOUT_S if plain else STORE_TIMEOUT_S
     try:
         return read.result(limit_s), stuck
-    except FutureTimeoutError:
+    except FutureTimeoutError as late:
+        if isinstance(first, Record) and not storage.is_local(first.uri):
+            why(first, late)  # which raises where the store is down
         return [RecordError("timed_out", f"reading it took longer than {limit_s:g} s")] * len(block), True
 
 

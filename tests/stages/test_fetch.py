@@ -55,6 +55,17 @@ def test_a_store_that_is_down_is_no_records_fault(tmp_path: Path, monkeypatch: p
         next(fetched)
 
 
+@pytest.mark.slow
+@pytest.mark.long
+def test_a_store_whose_port_is_closed_is_no_records_fault_after_all_retries(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_DEFAULT_REGION"):
+        monkeypatch.setenv(name, "x")
+    record = Record("s3://closed/a.jpg", size_bytes=1, etag="1")
+    with pytest.raises(OutageError, match="EndpointConnectionError"), fetch([record], 2**28) as fetched:
+        next(fetched)
+
+
 def test_no_thread_reads_on_after_a_shard(extract: FaceExtractor, archive: Path) -> None:
     """A generator that is left to the garbage collector joins its threads in a thread that is being born: a deadlock."""
     (shard,) = extract([manifest_table(list(Listing(str(archive))), 0, 0)])
