@@ -375,6 +375,7 @@ print(json.dumps({"lines": lines, "records": json.loads(result)["records"]}))
 """
 
 
+@pytest.mark.long
 def test_a_log_that_breaks_off_is_taken_up_again_without_repeating_a_line(stand: Stand, head: Head, archive: Path) -> None:
     cut = Cut(head.dashboard, after=700)
     source = copies(archive, stand.folder / "cut-source", 3)
