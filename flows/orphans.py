@@ -5,6 +5,7 @@ crashed and calls none.
 """
 
 import logging
+import re
 import threading
 import time
 from collections.abc import Iterable, Iterator
@@ -14,16 +15,16 @@ from uuid import UUID
 
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun
-from prefect.exceptions import ObjectNotFound, PrefectException
+from prefect.exceptions import ObjectNotFound
 from prefect.flows import Flow
 
-from fer_pipeline.core.errors import JobError
 from fer_pipeline.jobs import submission
 from flows.notify import tell
 from flows.steps import RAY_JOBS, stop_ray_jobs
 
 log = logging.getLogger(__name__)
 
+OF_A_RUN = re.compile(rf"{RAY_JOBS}([0-9a-f]{{8}}(?:-[0-9a-f]{{4}}){{3}}-[0-9a-f]{{12}})-")
 LOOK_S = 60.0
 PATIENCE_S = 120.0
 """How long a run has been over before its hooks are taken not to have been called."""
@@ -39,7 +40,7 @@ def _watch(heads: list[str]) -> None:
         for head in heads:
             try:
                 stop_orphans(head)
-            except (JobError, PrefectException, OSError, RuntimeError) as error:
+            except Exception as error:  # noqa: BLE001 (a server or head that is away for a while ends no watch)
                 log.warning("Could not look for jobs left on %s: %s", head, type(error).__name__)
         time.sleep(LOOK_S)
 
@@ -55,7 +56,7 @@ def stop_orphans(head: str) -> None:
 
 def _over(job_ids: Iterable[str]) -> Iterator[tuple[FlowRun, Flow[..., Any]]]:
     """Yield the flow run of each job, with its flow, of which the name is needed; the job of another server has none."""
-    runs = {UUID(job_id.removeprefix(RAY_JOBS)[:36]) for job_id in job_ids}
+    runs = {UUID(found[1]) for job_id in job_ids if (found := OF_A_RUN.match(job_id))}
     with get_client(sync_client=True) as client:
         for run_id in runs:
             try:

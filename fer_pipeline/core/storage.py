@@ -176,9 +176,8 @@ def says_damage(error: BaseException) -> bool:
 
 
 def says_outage(error: BaseException | None) -> bool:
-    """Tell whether an error is that of a store that does not answer, or has an error of its own (5xx)."""
-    silent = (TimeoutError, ConnectionError, aiohttp.ClientError, BotoConnectionError, HTTPClientError)
-    return error is not None and (isinstance(error, silent) or (_http_status(error) or 0) >= 500)
+    """Tell whether an error is that of a store that does not answer; one that answers 5xx may do so for one object alone."""
+    return isinstance(error, TimeoutError | ConnectionError | aiohttp.ClientError | BotoConnectionError | HTTPClientError)
 
 
 def cache_folder() -> Path:

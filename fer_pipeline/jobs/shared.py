@@ -9,7 +9,7 @@ from typing import Any, Generic, TypeVar
 
 import ray
 
-from fer_pipeline.core.errors import UserError
+from fer_pipeline.core.errors import MisfortuneError
 from fer_pipeline.core.isolated import lift_memory_limit
 
 Value = TypeVar("Value")
@@ -70,11 +70,11 @@ class Patience:
         self.wait_s, self._seen = wait_s, time.monotonic()
 
     def look(self) -> None:
-        """Raise UserError where the cluster has had no core for `wait_s`."""
+        """Raise MisfortuneError where the cluster has had no core for `wait_s`."""
         if ray.cluster_resources().get("CPU", 0) >= 1:
             self._seen = time.monotonic()
         elif time.monotonic() - self._seen > self.wait_s:
-            raise UserError(f"No machine could take a task within {self.wait_s:g} s: wait longer (--wait-s).")
+            raise MisfortuneError(f"The cluster has had no core for {self.wait_s:g} s: run the same command again to continue.")
 
 
 class Deaths:
@@ -113,8 +113,8 @@ def fan_out(
     waiting: deque[Any] = deque()
     rest = iter(items)
     while True:
-        ahead = TASKS_AHEAD * cluster_cores()  # which may have grown
-        waiting += [(item, time.monotonic(), task.remote(*arguments, item)) for item in islice(rest, ahead - len(waiting))]
+        room = max(0, TASKS_AHEAD * cluster_cores() - len(waiting))  # the cluster may have grown, or shrunk
+        waiting += [(item, time.monotonic(), task.remote(*arguments, item)) for item in islice(rest, room)]
         if not waiting:
             return
         item, began, reference = waiting.popleft()

@@ -77,10 +77,10 @@ def run(config: SweepConfig, cluster: ClusterConfig = ClusterConfig()) -> SweepR
     recipe, card = load_recipe(config.recipe), read_dataset(data)
     space = load_space(config.space, recipe)
     make_plan(_train_config(config, data), recipe, card, data, None)
-    _require_same(out, _facts(config, recipe, card))
     with connected(cluster, data, out):
         if ray.cluster_resources().get("GPU", 0) < config.gpus_per_trial:
             raise UserError(f"{config.gpus_per_trial:g} GPUs were asked for a trial, which this cluster does not have.")
+        _require_same(out, _facts(config, recipe, card))
         results = _tuner(config, recipe, card, data, out, space).fit()
     trials = [trial_row(results[n].config or {}, results[n].metrics_dataframe) for n in range(len(results))]
     trials = sorted((trial for trial in trials if trial["history"]), key=lambda t: (-t["accuracy"], json.dumps(t["settings"])))

@@ -38,9 +38,9 @@ class ExportConfig(Config):
     split: str = "validation"
     """Which of its splits."""
     calibration_split: str = "train"
-    """On whose images the ranges of int8 are taken."""
+    """On whose first images the ranges of int8 are taken."""
     calibration_images: int = Field(1024, ge=1)
-    """How many of them, drawn at random."""
+    """How many."""
 
 
 class Exported(ExportFigures):
@@ -84,7 +84,7 @@ def run(config: ExportConfig) -> Exported:
 
 
 def _images(config: ExportConfig, card: ModelCard, split: str, limit: int | None = None) -> tuple[Any, Any]:
-    """Return images and labels of a split of the dataset, `limit` of them drawn at random; without one noise and no labels."""
+    """Return images and labels of a split of the dataset, or noise and no labels without one."""
     network = card.network
     if not config.data:
         shape = (NOISE, network.channels, network.image_px, network.image_px)
@@ -93,11 +93,15 @@ def _images(config: ExportConfig, card: ModelCard, split: str, limit: int | None
     dataset = read_dataset(data)
     left_out_by_class(dataset, split, card.label_space)
     reader = SplitReader(data, split, network, class_indices(dataset.label_space.classes, card.label_space))
-    whole = reader.load()
     if not limit:
+        whole = reader.load()
         return whole.images, whole.labels
-    drawn = np.sort(np.random.default_rng(0).permutation(len(whole))[:limit])  # files may be sorted by class
-    return whole.images[drawn], whole.labels[drawn]
+    first: list[Any] = []
+    for chunk in reader.chunks(limit):
+        first.append(chunk)
+        if sum(map(len, first)) >= limit:
+            break
+    return np.concatenate([chunk.images for chunk in first])[:limit], None
 
 
 def _as_onnx(bundle: Bundle, model: bytes) -> Bundle:

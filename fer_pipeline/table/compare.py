@@ -19,6 +19,7 @@ from fer_pipeline.core.errors import UserError
 from fer_pipeline.core.manifest import Record
 from fer_pipeline.core.run import Increment
 from fer_pipeline.core.schemas import FAILED, FINE
+from fer_pipeline.sources.formats import format_of
 from fer_pipeline.table.delta import LabelTable, TableFile
 from fer_pipeline.table.reuse import PLACES
 from fer_pipeline.table.rows import KEY, DigestSet, digests_of, digests_of_records
@@ -122,6 +123,8 @@ class Comparison:
 
     def _require_nothing_below(self, record: Record) -> None:
         """Raise UserError for a folder that cannot be listed, or a link to one that is not there, whose files the table holds."""
+        if format_of(record.uri):  # a file by its name: nothing is below it
+            return
         for file in self.files:
             below = pc.starts_with(storage.read_columns(self.table.path(file.path), ["uri"])["uri"], f"{record.uri}/")
             if pc.any(below).as_py():

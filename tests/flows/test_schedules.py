@@ -1,16 +1,19 @@
 """Schedules and configurations as people write them: what is wrong with one is one sentence."""
 
+import time
 import tomllib
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import yaml
 from prefect.client.schemas.objects import ConcurrencyLimitStrategy
 
 from fer_pipeline.core.errors import UserError
 from fer_pipeline.jobs.nightly import NightlyConfig
+from flows import orphans
 from flows.deploy import deployments_of
 from flows.shell import parameters_of, read_facts
 
@@ -86,3 +89,25 @@ def test_the_schedules_of_the_documents_are_read() -> None:
     block = text.split("<!-- the deployment that a test pastes -->", 1)[1].split("```toml\n", 1)[1].split("```", 1)[0]
     assert len(deployments_of(tomllib.loads(block))) == 1
     assert read_facts('{"a": 1}') == {"a": 1}
+
+
+def test_the_watch_for_orphans_outlives_whatever_goes_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    class EndedError(BaseException):
+        pass
+
+    looked: list[str] = []
+
+    def fails(head: str) -> None:
+        looked.append(head)
+        raise httpx.ConnectError("no server")
+
+    def slept(seconds: float) -> None:
+        if len(looked) > 1:
+            raise EndedError
+
+    monkeypatch.setattr(orphans, "stop_orphans", fails)
+    monkeypatch.setattr(time, "sleep", slept)
+    with pytest.raises(EndedError):
+        orphans._watch(["http://head:8265"])
+    assert len(looked) == 2 and not orphans.OF_A_RUN.match("fer-by-hand")
+    assert orphans.OF_A_RUN.match("fer-15d2f92b-dfa6-4b99-b979-550ff8a055dc-models-promote")

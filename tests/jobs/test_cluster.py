@@ -11,6 +11,7 @@ import pytest
 import ray
 
 from fer_pipeline.core.errors import UserError
+from fer_pipeline.jobs import shared
 from fer_pipeline.jobs.cluster import ClusterConfig
 from fer_pipeline.jobs.shared import fan_out
 from fer_pipeline.stages.detectors import require_first_choice
@@ -103,6 +104,12 @@ def test_a_ray_job_uses_the_cluster_that_it_runs_on(monkeypatch: pytest.MonkeyPa
 
 def _name_of_this_task(item: int) -> str:
     return f"{ray.get_runtime_context().get_task_name()} {item}"
+
+
+def test_a_cluster_that_shrinks_while_work_is_handed_out_loses_nothing(local_ray: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = iter([4, 1, 1])
+    monkeypatch.setattr(shared, "cluster_cores", lambda: next(sizes, 1))
+    assert len(list(fan_out(_name_of_this_task, range(20)))) == 20
 
 
 def test_rays_pages_name_a_task_in_words(local_ray: None) -> None:

@@ -8,7 +8,7 @@ import pytest
 import ray
 from ray.exceptions import NodeDiedError
 
-from fer_pipeline.core.errors import UserError
+from fer_pipeline.core.errors import MisfortuneError
 from fer_pipeline.jobs.label import tasks as module
 from fer_pipeline.jobs.label.chunk import Chunk, Step
 from fer_pipeline.jobs.label.tasks import SilentError, Tasks
@@ -81,7 +81,7 @@ def test_a_cluster_that_never_gets_a_core_is_waited_for_so_long_and_no_longer(
     tasks: Any = Tasks(None, wait_s=0.0)  # type: ignore[arg-type]
     assert tasks.cores(1, []) == 2
     monkeypatch.setattr(ray, "cluster_resources", dict)
-    with pytest.raises(UserError, match="wait longer"):
+    with pytest.raises(MisfortuneError, match="run the same command again"):
         tasks.cores(1, [])
 
 
