@@ -22,7 +22,7 @@ test: $(INSTALLED)  ## The tests
 	$(BIN)/python -m pytest
 
 test-slow: $(INSTALLED)  ## Tests of half a minute each: trainings, sweeps, whole datasets; SLOW="slow and not long" for the short form
-	$(BIN)/python -m pytest -m "$(SLOW)"
+	$(BIN)/python -m pytest -m "$(SLOW)" tests/jobs tests/stages tests/models
 
 test-faults: $(INSTALLED)  ## Poison files, killed drivers and workers, lost nodes; FAULTS="faults and not long" for the short form
 	$(BIN)/python -m pytest -m "$(FAULTS)" tests/faults
@@ -58,7 +58,7 @@ fuzz: $(INSTALLED)  ## Mutated files of every kind; FUZZ="--images 300000 --othe
 
 test-pages: $(INSTALLED)  ## Every page, opened in headless Chromium (installs it where it is missing; needs root; Debian)
 	command -v chromium >/dev/null || { apt-get update -q && apt-get install -qy --no-install-recommends chromium; }
-	$(BIN)/python -m pytest tests/report/test_pages.py
+	$(BIN)/python -m pytest -m pages tests/report/test_pages.py
 
 test-gpu: $(INSTALLED)  ## What runs on a CUDA device, against the same on a CPU; skips where there is none (needs ../shared, no Ray)
 	$(BIN)/python -m pytest -m gpu --noconftest -rs tests/gpu

@@ -17,6 +17,8 @@ from prefect.client.schemas.sorting import FlowRunSort
 from prefect.flows import Flow
 from prefect.settings import PREFECT_UI_URL
 
+from fer_pipeline.core.config import dated_text
+
 log = logging.getLogger(__name__)
 
 BADLY = {StateType.FAILED: "failed", StateType.CRASHED: "crashed", StateType.CANCELLED: "cancelled"}
@@ -53,7 +55,7 @@ def message_of(event: str, flow: str, flow_run: FlowRun, state: State[Any]) -> d
         "state": state.name,
         "message": state.message,
         "url": f"{PREFECT_UI_URL.value()}/runs/flow-run/{flow_run.id}",
-        **{name: place.replace("{date}", date).replace("{time}", time) for name, place in places.items()},
+        **{name: dated_text(place, date, time) for name, place in places.items()},
     }
 
 

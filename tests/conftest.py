@@ -3,13 +3,16 @@
 import os
 import resource
 import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import ClassVar
 
 import cv2
 import numpy as np
 import pytest
 
+from fer_pipeline.core.isolated import IsolatedProcess
 from fer_pipeline.core.manifest import Record
 from fer_pipeline.jobs import ingest
 from fer_pipeline.jobs.cluster import ClusterConfig, connected
@@ -17,9 +20,13 @@ from fer_pipeline.jobs.ingest import IngestConfig
 from fer_pipeline.local import sample_archive
 from fer_pipeline.local.sample_archive import SampleArchiveConfig
 from fer_pipeline.models.bundle import EMBEDDED, read_bundle
+from fer_pipeline.sources import listing
 from fer_pipeline.stages.decode import Pixels
 from fer_pipeline.stages.detectors import resolve_detector
 from fer_pipeline.stages.label import FaceExtractor, LabelSettings
+
+# Ray Train takes one report of an epoch each time it looks at its workers, every two seconds by default.
+os.environ |= {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2", "RAY_metrics_report_interval_ms": "1000"}
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
@@ -36,6 +43,35 @@ def memory_limit() -> Iterator[None]:
     before = resource.getrlimit(resource.RLIMIT_AS)
     yield
     assert resource.getrlimit(resource.RLIMIT_AS) == before
+
+
+class KeptProcess(IsolatedProcess):
+    """An isolated process that goes on for the next listing of another test, where it is idle: starting one takes a second."""
+
+    idle: ClassVar[list["subprocess.Popen[bytes]"]] = []
+
+    def _ask(self, function: str, arguments: tuple[object, ...]) -> bool:
+        if self._child is None and self.idle:
+            self._child, self._heard, self._idle = self.idle.pop(), b"", True
+        return super()._ask(function, arguments)
+
+    def close(self) -> None:
+        if self._child is not None and self._idle and self._child.poll() is None:
+            self.idle.append(self._child)
+            self._child = None
+        else:
+            super().close()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def kept_processes() -> Iterator[None]:
+    """Listings of different tests share the processes that open strangers' files."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(listing, "IsolatedProcess", KeptProcess)
+        yield
+    for child in KeptProcess.idle:
+        child.kill()
+        child.communicate()
 
 
 @pytest.fixture(scope="session")

@@ -18,6 +18,11 @@ class Config(BaseModel):
 Some = TypeVar("Some", bound=Config)
 
 
+def dated_text(text: str, date: str, time: str) -> str:
+    """Return a text with a date and a time in the place of `{date}` and `{time}`."""
+    return text.replace("{date}", date).replace("{time}", time)
+
+
 def with_date(config: Some, date: str | None = None, time: str | None = None) -> Some:
     """Return a configuration with a date and a time in the place of `{date}` and `{time}` wherever they stand in a text.
 
@@ -28,7 +33,7 @@ def with_date(config: Some, date: str | None = None, time: str | None = None) ->
     changes: dict[str, Any] = {}
     for name, value in vars(config).items():
         if isinstance(value, str):
-            changes[name] = value.replace("{date}", date).replace("{time}", time)
+            changes[name] = dated_text(value, date, time)
         elif isinstance(value, Config):
             changes[name] = with_date(value, date, time)
     return config.model_copy(update=changes)

@@ -47,6 +47,8 @@ class Increment(Config):
     table: str
     version: int
     """Of the table when it was read; -1 where there was none."""
+    nights: int = 0
+    """Nights kept beside the table then: of two runs, the one with more was listed later, whatever their clocks said."""
     listed: int
     held: int
     """Listed records whose rows stay as they are."""

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import aiohttp
 import fsspec
@@ -110,6 +111,15 @@ def _require_endpoint(url: str) -> None:
         raise
     except STORAGE_ERRORS:  # somebody answers: asked again with patience
         return
+
+
+def encoded(url: str) -> str:
+    """Return a normalized path or URL as a URL for libraries that parse it: `#`, `?`, `%` and spaces are percent-encoded.
+
+    A path that is not encoded is cut at `#` and `?`, and `%20` is read as a space: it would mean another place.
+    """
+    scheme, separator, rest = url.partition("://") if not is_local(url) else ("file", "://", url.removeprefix("file://"))
+    return f"{scheme}{separator}{quote(rest)}"
 
 
 def join(url: str, *parts: str) -> str:

@@ -91,10 +91,10 @@ def run(config: EvaluateConfig, cluster: ClusterConfig = ClusterConfig()) -> Eva
         if config.use_gpu and not ray.cluster_resources().get("GPU"):
             raise UserError("This cluster has no GPU: leave out --use-gpu.")
         context = ScoringContext(bundle, reader, config.precision, "cuda" if config.use_gpu else "cpu")
-        predictions = predict_split(context)
+        predictions = predict_split(context, cluster.wait_s)
         probabilities = softmax(predictions.logits, card.calibration.temperature)
         mistakes = confusions(predictions.ids, predictions.labels, probabilities, card.label_space.classes)
-        pictures = _pictures(data, mistakes) if config.thumbnails else {}
+        pictures = _pictures(data, mistakes, cluster.wait_s) if config.thumbnails else {}
     votes = tuple(config.map.get(name, name) for name in dataset.vote_classes)
     fresh = predictions.without(copies.learned)
     evaluation = Evaluation(
@@ -127,11 +127,11 @@ def run(config: EvaluateConfig, cluster: ClusterConfig = ClusterConfig()) -> Eva
     return _result(out, evaluation)
 
 
-def _pictures(data: str, mistakes: list[Confusion]) -> dict[str, str]:
+def _pictures(data: str, mistakes: list[Confusion], wait_s: float) -> dict[str, str]:
     """Return pictures of the mistakes' samples; each file of the dataset is looked through by a task."""
     wanted = pa.array([one.sample for confusion in mistakes for one in confusion.worst], pa.string())
     pictures: dict[str, str] = {}
-    for found in fan_out(_pictures_of_file, sample_files(data) if len(wanted) else (), share(wanted)):
+    for found in fan_out(_pictures_of_file, sample_files(data) if len(wanted) else (), share(wanted), wait_s=wait_s):
         pictures |= found
     return pictures
 

@@ -109,11 +109,11 @@ def run(config: IngestConfig, cluster: ClusterConfig = ClusterConfig()) -> Datas
     with connected(cluster, source, out):
         for name in leftovers:
             storage.remove(storage.join(samples, name))
-        excluded = _read(parts, share(IngestContext(layout, space, out, faces, detector)))
+        excluded = _read(parts, share(IngestContext(layout, space, out, faces, detector)), cluster.wait_s)
         _stop_at_wrong_labels(config, excluded)
         _require_samples(source, out, excluded)
         if config.validation_share or config.test_share:
-            _hold_out(config, out)
+            _hold_out(config, out, cluster.wait_s)
     info = _info(config, source, out, space, faces, excluded)
     storage.write_bytes(storage.join(out, DATASET_FILE), info.model_dump_json(indent=2).encode())
     log.info("%d samples, %d dropped, %d quarantined: %s", info.samples, sum(info.dropped.values()), info.quarantined, out)
@@ -149,11 +149,11 @@ Exclusion = dict[str, str]
 """`kind`, `source` and `reason` of a record that is no sample."""
 
 
-def _read(parts: list[Part], context: Shared[IngestContext]) -> list[Exclusion]:
+def _read(parts: list[Part], context: Shared[IngestContext], wait_s: float) -> list[Exclusion]:
     """Write each part's samples; return the records that are none, in the order of the source."""
     found: list[Exclusion] = []
     with progress("ingesting parts", len(parts)) as advance:
-        for excluded in fan_out(_read_part, enumerate(parts), context, careful=_read_part_carefully):
+        for excluded in fan_out(_read_part, enumerate(parts), context, wait_s=wait_s, careful=_read_part_carefully):
             found += excluded
             advance(1)
     return found
@@ -201,7 +201,7 @@ def _require_samples(source: str, out: str, excluded: list[Exclusion]) -> None:
         raise UserError(f"No record of '{source}' is a sample; the first was refused because {reason}.")
 
 
-def _hold_out(config: IngestConfig, out: str) -> None:
+def _hold_out(config: IngestConfig, out: str, wait_s: float) -> None:
     """Give some samples of the split `train` another one, and write the files that hold them again."""
     columns = dataset.read_samples(out, ["sample_id", "source", *duplicates.DUPLICATE_COLUMNS[1:]])
     splits = np.array(columns["split"].to_pylist(), object)
@@ -216,7 +216,7 @@ def _hold_out(config: IngestConfig, out: str) -> None:
         train = np.flatnonzero(splits == "train")
         if wanted:
             splits[train[hold_out(labels[train], groups[train], wanted, config.seed)]] = name
-    for _ in fan_out(_set_splits, _splits_by_file(out, splits)):
+    for _ in fan_out(_set_splits, _splits_by_file(out, splits), wait_s=wait_s):
         pass
 
 

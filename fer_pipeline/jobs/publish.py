@@ -1,20 +1,20 @@
 """Publish a finished run: audit it, write the table's new files on the cluster, commit them all at once."""
 
 import logging
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 
 from fer_pipeline.core import storage
 from fer_pipeline.core.config import Config
 from fer_pipeline.core.errors import HeldError, UserError
-from fer_pipeline.core.run import RunFolder, RunRecord
+from fer_pipeline.core.run import RunFolder, RunRecord, new_run_id
 from fer_pipeline.jobs.cluster import ClusterConfig, connected
 from fer_pipeline.jobs.shared import Shared, fan_out, share
 from fer_pipeline.report.nights import audit_page
-from fer_pipeline.table.audit import AUDIT, PAGE, audit
+from fer_pipeline.table.audit import AUDIT, NIGHTS_LOOKED_AT, PAGE, audit
 from fer_pipeline.table.delta import Changes, CommitRefused, LabelTable, TableFile
-from fer_pipeline.table.nights import Night, State, keep_night, kept_night, night_of
+from fer_pipeline.table.nights import Night, State, keep_night, kept_night, last_nights, night_ids, night_of
 from fer_pipeline.table.publish import Rewritten, Stale, files_of_new, rewrite, stale_keys, write_new
 from fer_pipeline.table.rows import Digests, concatenated
 from fer_pipeline.table.thresholds import Thresholds
@@ -24,7 +24,8 @@ log = logging.getLogger(__name__)
 MOST_REFUSALS = 20
 """Commits that may be refused, because others came first, before publishing is given up."""
 Accepted = Literal[
-    "failed", "vanished", "without_faces", "faces_per_image", "uncertain", "expressions", "confidence", "churn", "drift"
+    "failed", "vanished", "detector", "without_faces", "faces_per_image", "uncertain", "expressions", "confidence", "churn",
+    "drift",
 ]  # fmt: skip
 DRIFTS = ("without_faces", "faces_per_image", "uncertain", "expressions", "confidence")
 
@@ -47,6 +48,7 @@ def run(config: PublishConfig, cluster: ClusterConfig = ClusterConfig()) -> Nigh
     record = _finished(folder, table)
     if table.holds_run(record.run_id):
         return _published_before(table, record)
+    table.require_classes(record.classes)
     _require_latest(table, record)
     found = audit(folder, record, table, config.audit)
     storage.write_bytes(folder.path(AUDIT), found.model_dump_json(indent=1).encode())
@@ -60,10 +62,10 @@ def run(config: PublishConfig, cluster: ClusterConfig = ClusterConfig()) -> Nigh
     if not record.records and not (record.increment and record.increment.vanished):
         log.info("Nothing has changed, there is nothing to publish")
         return _keep(table, record, "unchanged", [], [])
-    table = table.make()
-    night = night_of(record, "published", found.failing, found.failing)
+    table = table.make(record.classes)
+    night = night_of(table.url, record, "published", found.failing, found.failing)
     with connected(cluster, folder.url, table.url):
-        table = _publish(folder, record, table, night)
+        table = _publish(folder, record, table, night, cluster.wait_s)
     log.info("Published: the table has %d rows in version %d", table.rows, table.version)
     return _keep(table, record, "published", found.failing, found.failing)
 
@@ -91,44 +93,77 @@ def _published_before(table: LabelTable, record: RunRecord) -> Night:
     return _keep(table, record, "published", accepted, accepted)
 
 
+def superseded_by(table: LabelTable, record: RunRecord) -> str | None:
+    """Return what publishing a run would undo, in words: what looked at its source after it was compared with the table.
+
+    That is another night of the source that was published since, a later one that found nothing changed, or a restored version.
+    """
+    if not record.increment:
+        return None
+    ours, since = night_of(table.url, record, "published", [], []), table.history(since=record.increment.version)
+    if restored := [entry["restored"] for entry in since if entry["restored"] is not None]:
+        return f"the restore to version {restored[0]}"
+    nights = _nights_of(since)
+    nights += [one for one in last_nights(table.url, NIGHTS_LOOKED_AT) if one.state == "unchanged" and one.order > ours.order]
+    same = [one for one in nights if (one.source, one.filters) == (ours.source, ours.filters)]
+    return f"the run '{same[0].run_id}' of the same source ({same[0].state})" if same else None
+
+
 def _require_latest(table: LabelTable, record: RunRecord) -> None:
-    """Raise UserError where a later run of the source was published since this one was compared with the table."""
+    """Raise UserError for a run that is superseded."""
+    if other := superseded_by(table, record):
+        raise UserError(
+            f"The run '{record.run_id}' was compared with the table before {other}, which it would undo: leave it, the next "
+            "night labels what is missing."
+        )
+
+
+def _nights_of(history: list[dict[str, Any]]) -> list[Night]:
+    """Return the nights that made commits."""
+    return [Night.model_validate(night) for entry in history if "run_id" in (night := entry["night"] or {})]
+
+
+def _later_runs(table: LabelTable, record: RunRecord) -> frozenset[str]:
+    """Return the runs whose rows this one does not replace: those of later listings.
+
+    What the table held when the run was compared with it is older, whatever the clocks said. Of a run without a table the
+    time in its id decides, but no run is later than now.
+    """
+    now_id, known = new_run_id(), set(night_ids(table.url))
+    if ahead := [run_id for run_id in known if run_id > now_id]:
+        log.warning("The clock of run %s was ahead of the time that it is now: its rows count as older", max(ahead))
     if record.increment:
-        held, ours = table.nights_in(table.version), night_of(record, "published", [], [])
-        nights = [entry["night"] or {} for entry in table.history(since=record.increment.version)]
-        nights = [night for night in nights if night.get("run_id") in held and night["run_id"] > record.run_id]
-        later = [one["run_id"] for one in nights if (one["source"], one["filters"]) == (ours.source, ours.filters)]
-        if later:
-            raise UserError(
-                f"The run '{record.run_id}' would undo '{later[0]}', a later one of the same source that is published: leave it, "
-                "the next night labels what is missing."
-            )
+        ours = night_of(table.url, record, "published", [], []).order
+        return frozenset(one.run_id for one in _nights_of(table.history(since=record.increment.version)) if one.order > ours)
+    known |= {night.run_id for night in _nights_of(table.history())}  # one that was killed just now is not kept yet
+    return frozenset(run_id for run_id in known if record.run_id < run_id <= now_id)
 
 
 def _keep(table: LabelTable, record: RunRecord, state: State, failing: list[str], accepted: list[str]) -> Night:
-    night = night_of(record, state, failing, accepted)
+    night = night_of(table.url, record, state, failing, accepted)
     night = night.model_copy(update={"table_rows": table.rows})
     keep_night(table.url, night)
     return night
 
 
-def _publish(folder: RunFolder, record: RunRecord, table: LabelTable, night: Night) -> LabelTable:
+def _publish(folder: RunFolder, record: RunRecord, table: LabelTable, night: Night, wait_s: float) -> LabelTable:
     """Bring new rows in and stale ones out by one commit; where another came first, see what it changed and try again."""
     stale = share(stale_keys(folder, record))
     looked_at: dict[TableFile, Rewritten] = {}
     new: list[TableFile] | None = None
-    newer = concatenated([])
+    kept = concatenated([])
     for _ in range(MOST_REFUSALS):
         if table.holds_run(record.run_id):
             return table
         _require_latest(table, record)
         files = [file for file in table.files if file not in looked_at]
-        looked_at |= {found.file: found for found in fan_out(_rewrite, files, table.url, stale)}
+        rewriting = fan_out(_rewrite, files, table.url, stale, _later_runs(table, record), wait_s=wait_s)
+        looked_at |= {found.file: found for found in rewriting}
         now = [looked_at[file] for file in table.files]
-        found_newer = concatenated(found.newer for found in now)
-        if new is None or not np.array_equal(found_newer, newer):
-            newer = found_newer
-            written = fan_out(_write_new, files_of_new(record), table.url, folder, record, share(newer))
+        found_kept = concatenated(found.kept for found in now)
+        if new is None or not np.array_equal(found_kept, kept):
+            kept = found_kept
+            written = fan_out(_write_new, files_of_new(record), table.url, folder, record, share(kept), wait_s=wait_s)
             new = [file for file in written if file]
         rest, gone = [found.rest for found in now if found.rest], [found.file for found in now if found.touched]
         try:
@@ -147,9 +182,9 @@ def _publish(folder: RunFolder, record: RunRecord, table: LabelTable, night: Nig
     raise UserError(f"The table '{table.url}' was changed by others {MOST_REFUSALS} times meanwhile: run the same command again.")
 
 
-def _rewrite(table: str, stale: Shared[Stale], file: TableFile) -> Rewritten:
-    return rewrite(table, file, stale.get())
+def _rewrite(table: str, stale: Shared[Stale], later: frozenset[str], file: TableFile) -> Rewritten:
+    return rewrite(table, file, stale.get(), later)
 
 
-def _write_new(table: str, folder: RunFolder, record: RunRecord, newer: Shared[Digests], numbers: list[int]) -> TableFile | None:
-    return write_new(table, folder, record, numbers, newer.get())
+def _write_new(table: str, folder: RunFolder, record: RunRecord, kept: Shared[Digests], numbers: list[int]) -> TableFile | None:
+    return write_new(table, folder, record, numbers, kept.get())

@@ -29,14 +29,14 @@ class ScoringContext:
     device: str
 
 
-def predict_split(context: ScoringContext) -> "Predictions":
-    """Return the predictions for the reader's split; the images stay in the tasks."""
+def predict_split(context: ScoringContext, wait_s: float) -> "Predictions":
+    """Return the predictions for the reader's split; the images stay in the tasks. `wait_s`: see `fan_out`."""
     from fer_pipeline.models.evaluation import joined
 
     files, batches = sample_files(context.reader.dataset), list["Predictions"]()
     gpus = 1.0 if context.device == "cuda" else 0.0
     with progress("evaluating files", len(files)) as advance:
-        for found in fan_out(_predict_file, files, share(context), num_gpus=gpus):
+        for found in fan_out(_predict_file, files, share(context), wait_s=wait_s, num_gpus=gpus):
             batches += found
             advance(1)
     return joined(batches)

@@ -18,8 +18,6 @@ Result = TypeVar("Result")
 
 LOOK_S, SILENT_S = 2.0, 60.0
 """How often nodes are counted while a task is waited for; how long one may be silent after a death before it is done again."""
-WAIT_S = 600.0
-"""How long the first core of a cluster is waited for."""
 TASKS_AHEAD = 4
 """Tasks in work or waiting, for each core of the cluster."""
 
@@ -101,13 +99,15 @@ def fan_out(
     function: Callable[..., Result],
     items: Iterable[Any],
     *arguments: Any,
+    wait_s: float,
     num_gpus: float = 0.0,
     careful: Callable[..., Result] | None = None,
 ) -> Iterator[Result]:
     """Yield `function(*arguments, item)` for each item, in order: a task of one core each, a bounded number of them ahead.
 
     A task whose worker or node dies is run again by Ray, and one that is silent after a node has died, by us: it may run twice at
-    once. Where it dies each time, `careful` is run in its place. An exception of the function is raised as it is.
+    once. Where it dies each time, `careful` is run in its place. An exception of the function is raised as it is. Raise
+    MisfortuneError where the cluster has had no core for `wait_s`.
     """
     task, deaths = _task(function, num_gpus), Deaths()
     waiting: deque[Any] = deque()
@@ -118,7 +118,7 @@ def fan_out(
         if not waiting:
             return
         item, began, reference = waiting.popleft()
-        patience = Patience(WAIT_S)
+        patience = Patience(wait_s)
         while not ray.wait([reference], timeout=LOOK_S)[0]:
             patience.look()
             died = deaths.last()

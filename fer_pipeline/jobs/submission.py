@@ -63,15 +63,20 @@ def run(command: str, config: Config, cluster: ClusterConfig, name: str, say: Sa
 
 def stop(head: str, beginning: str) -> list[str]:
     """Stop the jobs whose names begin so and that are not over, wait until they are, and return their ids."""
-    found = unfinished(head, beginning)
+    client = _connect(head)
+    found = _unfinished(client, beginning)
     for job_id in found:
-        _Job(_connect(head), head, job_id, job_id=job_id).stop()
+        _Job(client, head, job_id, job_id=job_id).stop()
     return found
 
 
 def unfinished(head: str, beginning: str) -> list[str]:
     """Return the ids of the jobs whose names begin so and that are not over."""
-    ids = [str(job.submission_id) for job in _connect(head).list_jobs() if not job.status.is_terminal()]
+    return _unfinished(_connect(head), beginning)
+
+
+def _unfinished(client: JobSubmissionClient, beginning: str) -> list[str]:
+    ids = [str(job.submission_id) for job in client.list_jobs() if not job.status.is_terminal()]
     return [job_id for job_id in ids if job_id.startswith(beginning)]
 
 

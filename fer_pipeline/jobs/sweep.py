@@ -157,11 +157,11 @@ def _domain(name: str, domain: Any) -> Any:
 
 
 def _is_range(domain: dict[str, Any]) -> bool:
-    low, high = (domain.get(end) for end in ("low", "high"))
-    if set(domain) - {"low", "high", "log"} or not all(type(end) in (int, float) for end in (low, high)):
+    if not {"low", "high"} <= set(domain) <= {"low", "high", "log"}:
         return False
-    assert low is not None and high is not None
-    return bool(low < high and (low > 0 or not domain.get("log")))
+    low, high = domain["low"], domain["high"]
+    numbers = type(low) in (int, float) and type(high) in (int, float)
+    return bool(numbers and low < high and (low > 0 or not domain.get("log")))
 
 
 def with_settings(recipe: Recipe, settings: dict[str, Any]) -> Recipe:

@@ -1,6 +1,7 @@
 """A file of an archive, what may be selected of it, and what damaged containers raise."""
 
 import lzma
+import posixpath
 import tarfile
 import zipfile
 import zlib
@@ -18,6 +19,10 @@ MOST_CHARACTERS = 4096
 """In the name of a member: the longest path of common file systems."""
 
 
+NOT_REGULAR = "this is not a regular file"
+"""The error of a pipe, a socket or a device."""
+
+
 @dataclass(frozen=True, slots=True)
 class File:
     """A file of a listing."""
@@ -28,6 +33,9 @@ class File:
     """The store's, or the mtime in nanoseconds on a local disk."""
     error: str | None = None
     """Why it cannot be read."""
+    hides: bool = False
+    """Whether other files may be below it, which cannot be listed: a folder, or a link that leads nowhere now."""
+    is_folder: bool = False
 
 
 @dataclass(frozen=True)
@@ -49,6 +57,12 @@ class Selection:
     """Time that a container may take to open, or to name its next member."""
     max_members: int = 10_000_000
     """Most records of one container."""
+
+
+def name_below(source: str, uri: str, member: str | None = None) -> str:
+    """Return the path of a file below a source, or its name where it is the source; a member's goes on behind its container's."""
+    name = uri.removeprefix(source).lstrip("/") or posixpath.basename(uri)
+    return posixpath.join(name, member) if member else name
 
 
 def valid_text(name: str) -> str:

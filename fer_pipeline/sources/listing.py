@@ -1,7 +1,6 @@
 """Listing an archive: every image and sampled frame below a source as a record, in a fixed order; the rest is counted."""
 
 import os
-import posixpath
 import re
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
@@ -18,7 +17,7 @@ from fer_pipeline.core.errors import OutageError
 from fer_pipeline.core.isolated import IsolatedProcess
 from fer_pipeline.core.manifest import Record
 from fer_pipeline.sources.background import Background
-from fer_pipeline.sources.files import File, Selection, valid_text
+from fer_pipeline.sources.files import NOT_REGULAR, File, Selection, name_below, valid_text
 from fer_pipeline.sources.formats import format_of, list_container
 from fer_pipeline.sources.formats.images import IMAGE, list_image, peek, says_image
 from fer_pipeline.sources.formats.spec import SourceFormat
@@ -31,13 +30,11 @@ SIDE_BY_SIDE, FILES_AHEAD = 32, 10_000
 """Files that are looked into at once, and files that wait behind one of them."""
 
 
-def _hides_others(file: File) -> bool:
-    """Tell whether a place that cannot be looked at may be a folder, whose files nobody knows."""
-    return bool(file.error) and says_image(file.uri) is None
-
-
 class Listing:
-    """The records below a source; `skipped` counts, by extension, the files that are none."""
+    """The records below a source; `skipped` counts, by extension, the files that are none.
+
+    `hidden` are the places that cannot be listed: folders, and links that lead nowhere now.
+    """
 
     def __init__(
         self,
@@ -55,6 +52,7 @@ class Listing:
         self.source, self.selection, self.indexes = source, selection, indexes
         self.index_elsewhere, self.at_once, self._over = index_elsewhere, at_once, Event()
         self.skipped: Counter[str] = Counter()
+        self.hidden: list[str] = []
         self._processes: SimpleQueue[IsolatedProcess] = SimpleQueue()
         """Those that list a container at the time are not here."""
         self._include = [re.compile(translate(glob)) for glob in selection.include]
@@ -63,6 +61,7 @@ class Listing:
     def __iter__(self) -> Iterator[Record]:
         remove_forgotten()
         self._over.clear()
+        self.hidden.clear()
         processes = [IsolatedProcess() for _ in range(self.at_once)]
         for process in processes:
             self._processes.put(process)
@@ -105,17 +104,24 @@ class Listing:
 
     def _begun(self, file: File, peeks: Executor, containers: Executor) -> tuple[Iterator[Record], Background[Any] | None]:
         """Return the records of a file, and what looks into it in the background, where it must be looked into."""
-        name, source_format = self._name(file.uri), format_of(file.uri)
-        if self._matches(self._exclude, name):
+        name, source_format = name_below(self.source, file.uri), format_of(file.uri)
+        if self._excluded(name, file.hides):
             self.skipped[FILTERED] += 1
-        elif source_format and source_format.is_container:
+            return iter(()), None
+        if file.hides:
+            self.hidden.append(valid_text(file.uri))
+        if source_format and source_format.is_container:
             if file.error or valid_text(file.uri) != file.uri:
                 return self._plain(file), None
             entries = Background(containers, partial(self._entries, file, source_format))
             return self._members(file, name, entries), entries
-        elif self._include and not self._matches(self._include, name) and not _hides_others(file):
+        if file.error:
+            if file.is_folder or says_image(file.uri) or (says_image(file.uri) is None and file.error != NOT_REGULAR):
+                return self._plain(file), None
+            self._skip(file.uri)
+        elif self._include and not self._matches(self._include, name):
             self.skipped[FILTERED] += 1
-        elif source_format is IMAGE or file.error:
+        elif source_format is IMAGE:
             return self._plain(file), None
         elif says_image(file.uri) is None:
             looked = Background(peeks, lambda: iter([peek(file)]))
@@ -129,9 +135,6 @@ class Listing:
             yield from self._plain(file)
         else:
             self._skip(file.uri)
-
-    def _name(self, uri: str) -> str:
-        return uri.removeprefix(self.source).lstrip("/") or posixpath.basename(uri)
 
     def _plain(self, file: File) -> Iterator[Record]:
         return (entry for entry in list_image(file, self.selection) if isinstance(entry, Record))
@@ -193,17 +196,26 @@ class Listing:
         finally:
             process.close()
 
-    def covers(self, uri: str, member: str | None, time_ms: int | None) -> bool:
-        """Tell whether a record is one that this listing would yield, were it still in the source, which it must be below."""
-        name = self._name(uri)
-        if self._matches(self._exclude, name):
+    def covers(self, uri: str, member: str | None, time_ms: int | None, is_place: bool = False) -> bool:
+        """Tell whether a record is one that this listing would yield, were it still in the source, which it must be below.
+
+        `is_place`: whether it may stand for a place that could not be listed, whatever is included.
+        """
+        name = name_below(self.source, uri)
+        if self._excluded(name, is_place):
             return False
+        if is_place and says_image(uri) is None:
+            return True
         if member is None and time_ms is None and (source_format := format_of(uri)) and source_format.is_container:
             return True  # it stands for a container that cannot be read
         return self._chosen(f"{name}/{member}" if member else name)
 
     def _chosen(self, name: str) -> bool:
         return not self._matches(self._exclude, name) and (not self._include or self._matches(self._include, name))
+
+    def _excluded(self, name: str, hides: bool) -> bool:
+        """Tell whether a file is left out; one that hides others also where all below it is."""
+        return self._matches(self._exclude, name) or (hides and self._matches(self._exclude, f"{name}/"))
 
     @staticmethod
     def _matches(globs: list[re.Pattern[str]], name: str) -> bool:

@@ -15,7 +15,7 @@ from s3fs import S3FileSystem
 
 from fer_pipeline.core import storage
 from fer_pipeline.core.errors import UserError
-from fer_pipeline.sources.files import File
+from fer_pipeline.sources.files import NOT_REGULAR, File
 
 SIDE_BY_SIDE = 16
 VERSION = "?versionId="
@@ -52,14 +52,14 @@ def _walk_local(path: str, above: tuple[str, ...] = ()) -> Iterator[File]:
     try:
         stat = os.stat(path)
     except OSError as error:  # a link to nowhere, or to itself
-        yield File(path, 0, "", f"the file cannot be found: {error.strerror}")
+        yield File(path, 0, "", f"the file cannot be found: {error.strerror}", hides=True)
         return
     if S_ISDIR(stat.st_mode):
         yield from _walk_folder(path, above)
     elif S_ISREG(stat.st_mode):
         yield File(path, stat.st_size, str(stat.st_mtime_ns))
     else:
-        yield File(path, 0, "", "this is not a regular file")
+        yield File(path, 0, "", NOT_REGULAR)
 
 
 def _walk_folder(folder: str, above: tuple[str, ...]) -> Iterator[File]:
@@ -69,7 +69,7 @@ def _walk_folder(folder: str, above: tuple[str, ...]) -> Iterator[File]:
     try:
         names = sorted(os.listdir(folder))  # noqa: PTH208 (names alone: a folder may hold millions)
     except OSError as error:
-        yield File(folder, 0, "", f"the folder cannot be listed: {error.strerror}")
+        yield File(folder, 0, "", f"the folder cannot be listed: {error.strerror}", hides=True, is_folder=True)
         return
     for name in names:
         yield from _walk_local(os.path.join(folder, name), (*above, real))

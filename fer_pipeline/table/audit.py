@@ -11,11 +11,11 @@ import pyarrow.compute as pc
 from fer_pipeline.core import storage
 from fer_pipeline.core.config import Config
 from fer_pipeline.core.manifest import SHARDS_PER_FILE, read_manifest_file
-from fer_pipeline.core.run import RunFolder, RunRecord, settings_digest
+from fer_pipeline.core.run import Identity, RunFolder, RunRecord
 from fer_pipeline.core.schemas import IMAGES
 from fer_pipeline.table.delta import LabelTable, TableFile
 from fer_pipeline.table.drift import excess, jensen_shannon, population_stability, share_difference
-from fer_pipeline.table.nights import Night, last_nights
+from fer_pipeline.table.nights import Night, last_nights, night_of
 from fer_pipeline.table.rows import KEY, Digests, DigestSet, concatenated, digests_of
 from fer_pipeline.table.thresholds import Thresholds
 
@@ -59,17 +59,20 @@ class Audit(Config):
 def audit(folder: RunFolder, record: RunRecord, table: LabelTable, thresholds: Thresholds) -> Audit:
     """Return what a finished run comes to beside its manifest and the last nights of the table."""
     churn = _churn(folder, record, table)
-    nights = last_nights(table.url, NIGHTS_LOOKED_AT, before=record.run_id)
-    nights = [night for night in nights if night.state == "published" and night.faces]
+    ours = night_of(table.url, record, "held", [], [])
+    nights = last_nights(table.url, NIGHTS_LOOKED_AT)
+    nights = [night for night in nights if night.state == "published" and night.order < ours.order]
     nights = [night for night in nights if night.source == record.source] or nights  # a source may bear its date
-    faces = [night for night in nights if night.detector.digest == record.detector.digest][-REFERENCE_NIGHTS:]
-    digest = settings_digest(record.settings)
-    labels = [night for night in faces if night.model.digest == record.model.digest and night.settings_digest == digest]
+    before = nights[-1].detector if nights else None
+    faces = [night for night in nights if night.faces][-REFERENCE_NIGHTS:]
+    labels = [
+        night for night in faces if night.model.digest == ours.model.digest and night.settings_digest == ours.settings_digest
+    ]
     return Audit(
         run_id=record.run_id,
         table=table.url,
         reference=[night.run_id for night in faces],
-        checks=list(_checks(folder, record, thresholds, faces, labels, churn)),
+        checks=[*_checks(folder, record, thresholds, faces, labels, churn), detector_check(record.detector, before)],
         churn=churn,
     )
 
@@ -95,6 +98,14 @@ def _checks(
         total = sum(sum(row.values()) for row in churn.values())
         moved = 1 - sum(row.get(old, 0) for old, row in churn.items()) / total if total else None
     yield _check("churn", "share of labels that the new model changed on the same bytes", moved, thresholds.churn)
+
+
+def detector_check(detector: Identity, before: Identity | None) -> Check:
+    """Return the check that the last published night was labelled with the same detector: another one finds other faces."""
+    says = "another detector than that of the last published night"
+    if before and before.digest != detector.digest:
+        says = f"{detector.name} found the faces, where {before.name} did in the last published night"
+    return _check("detector", says, float(before.digest != detector.digest) if before else None, 0)
 
 
 def drifts(record: RunRecord, thresholds: Thresholds, faces: list[Night], labels: list[Night]) -> Iterator[Check]:

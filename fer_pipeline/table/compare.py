@@ -3,6 +3,7 @@
 The table's rows of one source are kept as numbers, some fifty bytes each; the listing passes by.
 """
 
+import heapq
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
@@ -19,8 +20,8 @@ from fer_pipeline.core.errors import UserError
 from fer_pipeline.core.manifest import Record
 from fer_pipeline.core.run import Increment
 from fer_pipeline.core.schemas import FAILED, FINE
-from fer_pipeline.sources.formats import format_of
 from fer_pipeline.table.delta import LabelTable, TableFile
+from fer_pipeline.table.nights import night_ids
 from fer_pipeline.table.reuse import PLACES
 from fer_pipeline.table.rows import KEY, DigestSet, digests_of, digests_of_records
 
@@ -28,7 +29,7 @@ BATCH = 10_000
 HELD, RETRY, OUTDATED = range(3)
 IDENTITY = ("model_digest", "detector_digest", "settings_digest")
 """What made a row, besides the bytes: a row of another identity is outdated."""
-FACTS = [*KEY, "size_bytes", "etag", "status", "attempt", "content_sha256", "labelled_at", *IDENTITY]
+FACTS = [*KEY, "size_bytes", "etag", "status", "error", "attempt", "content_sha256", "labelled_at", *IDENTITY]
 
 
 @dataclass
@@ -40,6 +41,7 @@ class _Rows:
     """A hash of size and etag."""
     kind: NDArray[np.uint8]
     attempt: NDArray[np.uint8]
+    """Nights that tried a failed record, or tried in vain to make a row of another identity anew; 0: none has."""
     reusable: NDArray[np.bool_]
     """Whether equal bytes would get the same labels today."""
     container: NDArray[np.uint64]
@@ -56,27 +58,25 @@ class Comparison:
     def __init__(
         self,
         table: LabelTable,
-        covers: Callable[[str, str | None, int | None], bool],
+        covers: Callable[[str, str | None, int | None, bool], bool],
         prefix: str,
         identity: dict[str, str],
         max_attempts: int,
         relabel_budget: int | None = None,
     ) -> None:
-        """`covers`: whether a row below `prefix` is one that the listing could list. `identity`: what would label now.
+        """`covers`: whether a row below `prefix` is one that the listing could list (`Listing.covers`). `identity`: what would
+        label now.
 
-        At most `relabel_budget` rows of another identity are made anew, the oldest first.
+        At most `relabel_budget` rows of another identity are made anew: of those that are listed, the oldest first.
         """
         self.table, self.covers, self.prefix = table, covers, prefix
-        self.identity, self.max_attempts = identity, max_attempts
+        self.identity, self.max_attempts, self.relabel_budget = identity, max_attempts, relabel_budget
+        self.nights = len(night_ids(table.url))
         self.files = table.files
         parts = [self._read(number, file) for number, file in enumerate(self.files)]
         columns = {name: [getattr(part, name) for part in parts] for name in _Rows.__dataclass_fields__}
         empty = _Rows(*(np.empty((0, 2) if name == "digests" else 0, kind) for name, kind in _KINDS.items()))
         self.rows = _Rows(*(np.concatenate([getattr(empty, name), *found]) for name, found in columns.items()))
-        if relabel_budget is not None:
-            outdated = np.flatnonzero(self.rows.kind == OUTDATED)
-            by_age = outdated[np.argsort(self.rows.labelled_us[outdated], kind="stable")]
-            self.rows.kind[by_age[relabel_budget:]] = HELD
         self._find = DigestSet(self.rows.digests).find
         self.seen = np.zeros(len(self.rows.kind), bool)
         self.changed = np.zeros(len(self.rows.kind), bool)
@@ -87,13 +87,18 @@ class Comparison:
         below = pc.or_(pc.equal(rows["uri"], self.prefix), pc.starts_with(rows["uri"], self.prefix.rstrip("/") + "/"))
         place = np.flatnonzero(below.to_numpy())
         rows = rows.take(place)
-        covered = np.fromiter(map(self.covers, *(rows[name].to_pylist() for name in KEY)), bool, len(rows))
+        is_place = _all([pc.is_in(rows["status"], pa.array(FAILED)), pc.is_null(rows["member"]), pc.equal(rows["etag"], "")])
+        facts = [*(rows[name].to_pylist() for name in KEY), is_place.to_pylist()]
+        covered = np.fromiter(map(self.covers, *facts), bool, len(rows))
         rows, place = rows.filter(pa.array(covered)), place[covered]
         ours = _all([pc.equal(rows[name], self.identity[name]) for name in IDENTITY]).to_numpy()
-        attempt = np.minimum(rows["attempt"].to_numpy(), 255).astype(np.uint8)
-        failed = pc.is_in(rows["status"], pa.array(FAILED)).to_numpy() & (attempt < self.max_attempts)
-        kind = np.where(failed, RETRY, np.where(ours, HELD, OUTDATED)).astype(np.uint8)
-        fine = _all([pc.is_in(rows["status"], pa.array(FINE)), pc.is_valid(rows["content_sha256"])]).to_numpy()
+        looked_at = pc.is_in(rows["status"], pa.array(FINE)).to_numpy()
+        in_vain = ~looked_at | pc.is_valid(rows["error"]).to_numpy()
+        attempt = np.where(in_vain, np.minimum(rows["attempt"].to_numpy(), 255), 0).astype(np.uint8)
+        again = attempt < self.max_attempts
+        kind = np.where(~looked_at & again, RETRY, np.where(ours | (looked_at & ~again), HELD, OUTDATED)).astype(np.uint8)
+        attempt[~looked_at & (kind == OUTDATED)] = 0  # another model or detector begins anew
+        fine = looked_at & pc.is_valid(rows["content_sha256"]).to_numpy()
         etags = rows["etag"].to_pylist()
         version, container = _hashes(rows["size_bytes"].to_pylist(), etags), _hashes(rows["uri"].to_pylist(), etags)
         file_number = np.full(len(rows), number, np.int32)
@@ -101,12 +106,38 @@ class Comparison:
         return _Rows(digests_of(rows), version, kind, attempt, ours & fine, container, file_number, place, labelled_us)
 
     def to_label(self, records: Iterable[Record]) -> Iterator[Record]:
-        """Yield the records that must be labelled: new, changed, outdated, or failed before and to be tried again."""
+        """Yield the records that must be labelled: new, changed, failed before and to be tried again, and outdated.
+
+        Under a budget the outdated ones come last: which of those that are listed are the oldest is known at the end.
+        """
+        oldest: list[tuple[int, int, Record]] = []
+        """A heap of at most `relabel_budget` outdated records, the youngest row first, with their places in the listing."""
+        for record, place, same in self._listed(records):
+            again = self._judge(place, same)
+            if again is None:
+                continue
+            record = replace(record, attempt=again) if again > 1 else record
+            if self.relabel_budget is None or not same or self.rows.kind[place] != OUTDATED:
+                yield record
+                continue
+            age = (-int(self.rows.labelled_us[place]), -self.listed, record)
+            pushed_out = heapq.heappushpop(oldest, age) if len(oldest) >= self.relabel_budget else None
+            if pushed_out is None:
+                heapq.heappush(oldest, age)
+            else:
+                self.outdated -= 1
+                self.held += 1
+        yield from (record for _, _, record in sorted(oldest, key=lambda one: -one[1]))
+
+    def _listed(self, records: Iterable[Record]) -> Iterator[tuple[Record, int, bool]]:
+        """Yield the listing's records, the first of each key: with the place of its row, -1 for none, and whether that is of
+        the same size and etag."""
         rest, container, members = iter(records), "", set[str | None]()
         while batch := list(islice(rest, BATCH)):
             found = self._find(digests_of_records(batch))
             versions = _hashes([one.size_bytes for one in batch], [one.etag for one in batch])
-            for record, place, version in zip(batch, found.tolist(), versions, strict=True):
+            same = (found >= 0) & (self.rows.version[found] == versions) if len(self.rows.version) else found >= 0
+            for record, place, is_same in zip(batch, found.tolist(), same.tolist(), strict=True):
                 if record.uri != container:
                     container, members = record.uri, set()
                 if record.time_ms is None:
@@ -115,30 +146,29 @@ class Comparison:
                         continue
                     members.add(record.member)
                 self.listed += 1
-                if record.error and record.member is None:  # what it holds is not known: it has not vanished
+                if record.error and record.member is None and record.etag:  # what it holds is not known: it has not vanished
                     self.seen |= self.rows.container == _hashes([record.uri], [record.etag])
-                    self._require_nothing_below(record)
-                if (again := self._judge(place, version)) is not None:
-                    yield replace(record, attempt=again) if again > 1 else record
+                yield record, place, is_same
 
-    def _require_nothing_below(self, record: Record) -> None:
-        """Raise UserError for a folder that cannot be listed, or a link to one that is not there, whose files the table holds."""
-        if format_of(record.uri):  # a file by its name: nothing is below it
-            return
+    def require_nothing_below(self, places: Sequence[str]) -> None:
+        """Raise UserError where the table holds files below one of these places, which cannot be listed."""
         for file in self.files:
-            below = pc.starts_with(storage.read_columns(self.table.path(file.path), ["uri"])["uri"], f"{record.uri}/")
-            if pc.any(below).as_py():
-                raise UserError(
-                    f"Of '{record.uri}' the table holds files, but {record.error}: mend that, or --exclude the folder."
-                )
+            near = [place for place in places if (file.first_uri or "") < f"{place}0" and f"{place}/" <= (file.last_uri or "~")]
+            uris = storage.read_columns(self.table.path(file.path), ["uri"])["uri"] if near else None
+            for place in near:
+                if pc.any(pc.starts_with(uris, f"{place}/")).as_py():
+                    raise UserError(
+                        f"The table holds files below '{place}', which cannot be listed, so they cannot be told from vanished "
+                        "ones: make it readable, or leave it out with --exclude."
+                    )
 
-    def _judge(self, place: int, version: np.uint64) -> int | None:
-        """Return which attempt labelling a record would be; None where its row is held."""
+    def _judge(self, place: int, same: bool) -> int | None:
+        """Return which attempt labelling a record would be; None where its row is held. `same`: as the row's version."""
         if place < 0:
             self.new += 1
             return 1
         self.seen[place] = True
-        if self.rows.version[place] != version:
+        if not same:
             self.changed[place] = True
             return 1
         kind = self.rows.kind[place]
@@ -147,8 +177,8 @@ class Comparison:
             return None
         if kind == OUTDATED:
             self.outdated += 1
-            return 1
-        self.retried += 1
+        else:
+            self.retried += 1
         return int(self.rows.attempt[place]) + 1
 
     @property
@@ -161,6 +191,7 @@ class Comparison:
         return Increment(
             table=self.table.url,
             version=self.table.version,
+            nights=self.nights,
             listed=self.listed,
             held=self.held,
             new=self.new,

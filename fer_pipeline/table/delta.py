@@ -5,6 +5,7 @@ The library keeps the log; files are read and written as all of the project's ar
 
 import json
 import os
+import re
 import time
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
@@ -23,6 +24,10 @@ from fer_pipeline.table.rows import ROWS, SCHEMA_VERSION
 
 MAKER, NIGHT, COUNTER = "fer-pipeline.schema_version", "fer-pipeline.night", "fer-pipeline.commits"
 """What the table's configuration says of its schema, a commit's metadata of the night, and the log of commits by this project."""
+CLASSES = "fer-pipeline.classes"
+"""What the table's configuration says of `probabilities`: the classes that they are of, in order, as JSON."""
+ENCODED = re.compile("%[0-9A-Fa-f]{2}")
+"""What the library decodes once more than it was encoded: it would look for the table's log at another path than its own."""
 TABLE_INDEXES = "_indexes"
 """Folder below the table, which its readers and `vacuum` pass over: what the containers of its sources hold."""
 NO_TABLE = -1
@@ -58,6 +63,10 @@ class LabelTable:
     def __init__(self, url: str) -> None:
         """Raise UserError for a table of another maker, or of a later version of this project."""
         self.url = storage.normalize(url)
+        if code := ENCODED.search(self.url):
+            raise UserError(
+                f"Delta Lake cannot read a table whose path holds '{code[0]}' ('{self.url}'): choose another --table."
+            )
         storage.require_access(self.url)
         try:
             self._delta: DeltaTable | None = self._open()
@@ -71,7 +80,7 @@ class LabelTable:
             self._require_ours(self._delta)
 
     def _open(self, version: int | None = None) -> DeltaTable:
-        return DeltaTable(self.url, version, storage_options(self.url))
+        return DeltaTable(storage.encoded(self.url), version, storage_options(self.url))
 
     def _require_ours(self, delta: DeltaTable) -> None:
         schema_version = delta.metadata().configuration.get(MAKER)
@@ -111,15 +120,33 @@ class LabelTable:
         """Tell whether a run was published: the library accepts the same one twice."""
         return self._delta is not None and self._delta.transaction_version(run_id) is not None
 
-    def make(self) -> "LabelTable":
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """What `probabilities` are those of, in order; empty where there is no table, or one of an earlier version."""
+        configuration = {} if self._delta is None else self._delta.metadata().configuration
+        return tuple(json.loads(configuration.get(CLASSES) or "[]"))
+
+    def require_classes(self, classes: tuple[str, ...]) -> None:
+        """Raise UserError for a model of other classes, or of another order: `probabilities` would mean two things."""
+        if self.classes and classes and classes != self.classes:
+            raise UserError(
+                f"The table '{self.url}' holds probabilities of {', '.join(self.classes)}, the model's are of "
+                f"{', '.join(classes)}: choose another --table, or a model of the same classes in the same order."
+            )
+
+    def make(self, classes: tuple[str, ...] = ()) -> "LabelTable":
         """Return the table, made where there is none; raise UserError on a store that cannot keep two writers apart."""
         if self._delta is not None:
+            if classes and not self.classes:  # of an earlier version
+                self._delta.alter.set_table_properties({CLASSES: json.dumps(classes)}, raise_if_not_exists=False)
+                return self.refreshed().make(classes)
             return self._with_all_columns()
         storage.require_exclusive_writes(self.url)
         configuration = {MAKER: str(SCHEMA_VERSION), "delta.dataSkippingNumIndexedCols": "3"}
+        configuration |= {CLASSES: json.dumps(classes)} if classes else {}
         try:
             DeltaTable.create(
-                self.url,
+                storage.encoded(self.url),
                 ROWS,
                 name="apparent expressions",
                 configuration=configuration,

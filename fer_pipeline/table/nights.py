@@ -6,7 +6,7 @@ from pydantic import Field
 
 from fer_pipeline.core import storage
 from fer_pipeline.core.config import Config
-from fer_pipeline.core.run import Identity, RunRecord, now, settings_digest
+from fer_pipeline.core.run import Identity, RunRecord, new_run_id, now, settings_digest
 
 FOLDER = "_nights"
 """Below the table; readers and vacuuming pass over names that begin so."""
@@ -18,6 +18,8 @@ class Night(Config):
     """One run and what came of it: `_nights/<run id>.json`, and the metadata of its commit."""
 
     run_id: str
+    listed_after: int = 0
+    """Nights kept before its source was listed."""
     begun_at: str
     ended_at: str = ""
     """When it was published, held or found to have changed nothing; empty of nights of earlier versions."""
@@ -46,13 +48,19 @@ class Night(Config):
     table_rows: int | None = None
     """After it was published."""
 
+    @property
+    def order(self) -> tuple[int, str]:
+        """What sorts nights by when their sources were listed, clocks that jump notwithstanding."""
+        return self.listed_after, self.run_id
 
-def night_of(record: RunRecord, state: State, failing: list[str], accepted: list[str]) -> Night:
+
+def night_of(table: str, record: RunRecord, state: State, failing: list[str], accepted: list[str]) -> Night:
     """Return what is kept of a finished run."""
     result = record.result
     assert result
     return Night(
         run_id=record.run_id,
+        listed_after=_listed_after(table, record),
         begun_at=record.created_at,
         ended_at=now(),
         source=record.source,
@@ -76,16 +84,31 @@ def night_of(record: RunRecord, state: State, failing: list[str], accepted: list
     )
 
 
+def _listed_after(table: str, record: RunRecord) -> int:
+    """Return how many nights were kept before a run's source was listed; of a run without a table, before its first audit."""
+    if record.increment:
+        return record.increment.nights
+    kept = kept_night(table, record.run_id)
+    return kept.listed_after if kept else len(night_ids(table))
+
+
 def keep_night(table: str, night: Night) -> None:
     """Write what is kept of a night, over what was kept of it before."""
     storage.write_bytes(storage.join(table, FOLDER, f"{night.run_id}.json"), night.model_dump_json(indent=1).encode())
 
 
-def last_nights(table: str, count: int, before: str | None = None) -> list[Night]:
-    """Return the last nights, the latest last; only those whose run id is less than `before`, where it is given."""
-    names = storage.list_names(storage.join(table, FOLDER))
-    names = [name for name in names if before is None or name.removesuffix(".json") < before]
-    return [Night.model_validate_json(storage.read_bytes(storage.join(table, FOLDER, name))) for name in names[-count:]]
+def night_ids(table: str) -> list[str]:
+    """Return the run ids of all nights, published or not, sorted."""
+    return [name.removesuffix(".json") for name in storage.list_names(storage.join(table, FOLDER))]
+
+
+def last_nights(table: str, count: int) -> list[Night]:
+    """Return the last nights, the latest listed last: one whose clock was ahead does not stand at the end for years."""
+    ids, now_id = night_ids(table), new_run_id()
+    ahead = sum(run_id > now_id for run_id in ids)
+    paths = [storage.join(table, FOLDER, f"{run_id}.json") for run_id in ids[-count - ahead :]]
+    nights = sorted((Night.model_validate_json(storage.read_bytes(path)) for path in paths), key=lambda night: night.order)
+    return nights[-count:]
 
 
 def kept_night(table: str, run_id: str) -> Night | None:

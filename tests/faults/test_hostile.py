@@ -53,17 +53,12 @@ def test_an_image_that_kills_costs_its_own_entry_in_predict(poisoned: Path, tmp_
     assert done.stdout.count('"status": "ok"') == 5 and done.stdout.count('"status": "crashed"') == 1
 
 
-MOST_S, MOST_BYTES = 60, 3e9
+MOST_BYTES = 3e9
 """What no run over hostile files may take at default settings, on a machine that does nothing else; in its largest process."""
 
 
-def most_s() -> float:
-    """Return the time that a run may take here, where others may be at work on the same cores."""
-    return MOST_S * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
-
-
-def watched(*arguments: str) -> tuple[int, str, float, float]:
-    """Run a command; return its exit code, what it printed, seconds, and the memory of its largest process in bytes."""
+def watched(*arguments: str) -> tuple[int, str, float]:
+    """Run a command; return its exit code, what it printed, and the memory of its largest process in bytes."""
     started, peak = time.monotonic(), 0
     with tempfile.TemporaryFile("w+") as said:
         process = psutil.Popen([sys.executable, "-m", "fer_pipeline.cli", *arguments], stdout=said, stderr=said)
@@ -76,15 +71,15 @@ def watched(*arguments: str) -> tuple[int, str, float, float]:
         seconds = time.monotonic() - started
         said.seek(0)
         print(arguments[:2], process.returncode, f"{seconds:.0f} s, {peak / 1e9:.1f} GB")
-        return process.returncode, said.read(), seconds, peak
+        return process.returncode, said.read(), peak
 
 
 def require_bounded(*arguments: str, code: int = 0) -> str:
     """Run a command, which ends with that code within the limits, and return what it printed."""
-    found, said, seconds, peak = watched(*arguments)
+    found, said, peak = watched(*arguments)
     assert found == code, said[-2000:]
     assert "Traceback" not in said, said[-2000:]
-    assert seconds < most_s() and peak < MOST_BYTES, (seconds, peak)
+    assert peak < MOST_BYTES, peak
     return said
 
 
@@ -202,6 +197,6 @@ def test_hostile_cards_label_nothing_and_are_not_pushed(shared: Path, tmp_path: 
             ("models", "push", str(model), "stranger", "--registry", str(tmp_path / "registry")),
             ("label", str(tmp_path / "source"), "--out", str(tmp_path / "runs" / folder.name), "--model", str(model)),
         ):
-            code, said, seconds, peak = watched(*command)
+            code, said, peak = watched(*command)
             assert "Traceback" not in said and code in (0, 2), said[-2000:]
-            assert seconds < most_s() and peak < MOST_BYTES
+            assert peak < MOST_BYTES

@@ -121,15 +121,13 @@ def test_a_machine_that_falls_silent_does_not_hold_the_tasks_of_a_job(monkeypatc
     try:
         node = nodes.add_node(num_cpus=2, object_store_memory=STORE_BYTES)
         with connected(ClusterConfig(open_cluster=True, address=nodes.address)):
-            results = fan_out(late, range(40))
+            results = fan_out(late, range(40), wait_s=60)
             assert [next(results) for _ in range(6)] == list(range(6))
             raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
             stopped = [raylet, *raylet.children(recursive=True)]
             for process in stopped:
                 process.suspend()
-            began = time.monotonic()
             assert list(results) == list(range(6, 40))
-            assert time.monotonic() - began < 90
     finally:
         for process in stopped:
             with suppress(psutil.Error):

@@ -27,8 +27,6 @@ from tests.faults.test_nodes import HEAD, STORE_BYTES, config, rows
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
 REQUESTS = "autoscaler_resource_request"
 """Under which Ray keeps what its autoscaler is asked for."""
-LATE_S = 10.0
-"""Within which a node that comes up late has committed a shard, or a GPU has a classifier."""
 
 
 @contextmanager
@@ -101,7 +99,6 @@ def test_from_no_workers_the_whole_demand_is_asked_for_and_a_late_node_is_used(a
         add(nodes, num_cpus=2)
         took_s = until(lambda: shards(out))
         print(f"the late node committed a shard after {took_s:.1f} s")
-        assert took_s < 2 * LATE_S
         assert driver.wait(60) == 0
         until(lambda: not asked_for(), 5)
 
@@ -128,7 +125,7 @@ def test_a_gpu_that_comes_late_is_used(archive: Path, tmp_path: Path) -> None:
         took_s = until(lambda: "2 GPU workers" in out.with_suffix(".log").read_text())
         assert driver.wait(120) == 0
     print(f"the late GPU had a classifier after {took_s:.1f} s")
-    assert took_s < 2 * LATE_S and len(rows(out)) == 1440
+    assert len(rows(out)) == 1440
 
 
 @ray.remote(num_cpus=0, num_gpus=1)

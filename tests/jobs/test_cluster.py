@@ -39,7 +39,7 @@ holder = held.open()
 fcntl.flock(holder, fcntl.LOCK_EX)
 before = set(place.glob("fer-ray-????????"))
 with connected(ClusterConfig(num_cpus=1)):
-    list(fan_out(write, range(2), sys.argv[1]))
+    list(fan_out(write, range(2), sys.argv[1], wait_s=60))
     mine = [psutil.Process(), *psutil.Process().children(recursive=True)]
     found = [c for one in mine for c in one.net_connections("inet") if c.status == psutil.CONN_LISTEN]
     folders = set(place.glob("fer-ray-????????")) - before
@@ -91,9 +91,9 @@ def test_results_keep_the_users_umask(facts: dict[str, Any]) -> None:
 
 def test_a_cluster_does_not_fall_back_to_a_slower_detector() -> None:
     with pytest.raises(UserError, match="--detector-weights, or say --detector mtcnn"):
-        require_first_choice("auto", ResolvedDetector("mtcnn", "0"))
-    require_first_choice("mtcnn", ResolvedDetector("mtcnn", "0"))
-    require_first_choice("auto", ResolvedDetector("yunet", "0"))
+        require_first_choice("auto", ResolvedDetector("mtcnn", "0"), "On a cluster")
+    require_first_choice("mtcnn", ResolvedDetector("mtcnn", "0"), "On a cluster")
+    require_first_choice("auto", ResolvedDetector("yunet", "0"), "On a cluster")
 
 
 def test_a_ray_job_uses_the_cluster_that_it_runs_on(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,11 +109,11 @@ def _name_of_this_task(item: int) -> str:
 def test_a_cluster_that_shrinks_while_work_is_handed_out_loses_nothing(local_ray: None, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = iter([4, 1, 1])
     monkeypatch.setattr(shared, "cluster_cores", lambda: next(sizes, 1))
-    assert len(list(fan_out(_name_of_this_task, range(20)))) == 20
+    assert len(list(fan_out(_name_of_this_task, range(20), wait_s=60))) == 20
 
 
 def test_rays_pages_name_a_task_in_words(local_ray: None) -> None:
-    assert list(fan_out(_name_of_this_task, [1])) == ["name of this task 1"]
+    assert list(fan_out(_name_of_this_task, [1], wait_s=60)) == ["name of this task 1"]
 
 
 BESIDE = """

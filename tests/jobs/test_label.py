@@ -1,12 +1,7 @@
 """The labelling job on a real Ray: whole, resumed, killed, doubled, refused."""
 
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +21,6 @@ from fer_pipeline.models.card import ModelCard
 from fer_pipeline.models.network_config import NetworkConfig
 from fer_pipeline.models.networks import build
 from fer_pipeline.models.weights import pack
-from tests.conftest import copies
 
 Rows = list[dict[str, Any]]
 
@@ -148,35 +142,3 @@ def test_the_page_can_be_written_again_without_faces(finished: Path) -> None:
     assert "data:image" not in (finished / "report.html").read_text()
     report.run(ReportConfig(run=str(finished)))
     assert "data:image" in (finished / "report.html").read_text()
-
-
-@pytest.fixture(scope="module")
-def many(archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """432 records: the sample archive twelve times."""
-    return copies(archive, tmp_path_factory.mktemp("many"), 12)
-
-
-def drive(source: Path, out: Path) -> "subprocess.Popen[bytes]":
-    """Start a driver of its own, with its own Ray, on crops (so that the test is short)."""
-    command = [sys.executable, "-m", "fer_pipeline.cli", "label", str(source), "--out", str(out)]
-    command += ["--detector", "none", "--shard-records", "4"]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-
-
-def test_a_killed_driver_and_two_at_once_give_the_labels_of_an_undisturbed_run(
-    many: Path, tmp_path: Path, local_ray: None
-) -> None:
-    undisturbed, disturbed = tmp_path / "undisturbed", tmp_path / "disturbed"
-    label.run(config(many, undisturbed, detector="none", shard_records=4))
-    driver = drive(many, disturbed)
-    while driver.poll() is None and len(list(disturbed.glob("images/*.parquet"))) < 10:
-        time.sleep(0.02)
-    os.kill(driver.pid, signal.SIGKILL)
-    driver.wait()
-    done = len(list(disturbed.glob("images/*.parquet")))
-    assert 10 <= done < 108 and not (disturbed / "_SUCCESS").exists()
-    both = [drive(many, disturbed), drive(many, disturbed)]
-    assert [one.wait() for one in both] == [0, 0]
-    assert [row["record_id"] for row in rows(disturbed)] == list(range(432))
-    assert rows(disturbed) == rows(undisturbed)
-    assert len(rows(disturbed, "faces")) == len(rows(undisturbed, "faces"))

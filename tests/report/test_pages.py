@@ -57,7 +57,10 @@ AXE = files("axe_core_python") / "axe.min.js"
 """What people see of a page who cannot see it, checked (https://github.com/dequelabs/axe-core)."""
 SCHEMES = {"light": "--blink-settings=preferredColorScheme=1", "dark": "--blink-settings=preferredColorScheme=0"}
 
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here: make test-pages installs it")
+pytestmark = [
+    pytest.mark.pages,
+    pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here: make test-pages installs it"),
+]
 
 
 def opened(page: Path, width: int, scheme: str, fragment: str = "") -> dict[str, Any]:

@@ -15,6 +15,7 @@ from fer_pipeline.core import isolated, storage
 from fer_pipeline.core.isolated import IsolatedProcess
 from fer_pipeline.core.labels import FER7
 from fer_pipeline.core.manifest import Record
+from fer_pipeline.sources import listing
 from fer_pipeline.sources.files import Selection
 from fer_pipeline.sources.layouts import open_layout
 from fer_pipeline.sources.layouts.layout import Excluded
@@ -40,10 +41,8 @@ def tar_with(path: Path, name: str, size: int) -> None:
 @pytest.mark.parametrize("size", [-512, 2**63 - 1])
 def test_a_tar_member_of_impossible_size_ends_its_listing(size: int, tmp_path: Path) -> None:
     tar_with(tmp_path / "a.tar", "a.jpg", size)
-    started = time.monotonic()
     *_, broken = listed(tmp_path)
-    assert broken.error and "the container cannot be read" in broken.error
-    assert time.monotonic() - started < 20
+    assert broken.error and "the container cannot be read" in broken.error and "longer than" not in broken.error
 
 
 def test_a_member_with_an_impossible_name_ends_its_listing(tmp_path: Path) -> None:
@@ -72,9 +71,8 @@ def test_rows_that_the_bytes_cannot_hold_are_refused(tmp_path: Path) -> None:
 
 def test_every_hostile_file_is_listed_in_seconds_and_in_sane_memory(shared: Path) -> None:
     for kind in ("containers", "parquet", "videos"):
-        started = time.monotonic()
         records = listed(shared / "data" / "hostile" / kind)
-        assert records and time.monotonic() - started < 60, kind
+        assert records and not [record for record in records if "longer than" in (record.error or "")], kind
         places = [number for record in records for number in (record.offset, record.size_bytes) if number is not None]
         assert all(0 <= number < 2**62 for number in places)
 
@@ -114,6 +112,7 @@ def many(count: int):  # type: ignore[no-untyped-def]
 
 
 def test_code_in_the_folder_of_an_archive_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listing, "IsolatedProcess", IsolatedProcess)  # a new one, that starts in this folder
     (tmp_path / "av.py").write_text("open('ran', 'w')")
     (tmp_path / "json.py").write_text("open('ran', 'w')")
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
@@ -145,7 +144,6 @@ def test_a_torn_index_is_made_anew(tmp_path: Path) -> None:
 
 def test_a_webdataset_with_a_member_that_points_back_ends(tmp_path: Path) -> None:
     tar_with(tmp_path / "train.tar", "a.jpg", -512)
-    started = time.monotonic()
     layout = open_layout("webdataset", str(tmp_path), FER7)
     found = [item for part in layout.plan() for item in layout.read(part)]
-    assert time.monotonic() - started < 20 and isinstance(found[-1], Excluded) and "impossible size" in found[-1].reason
+    assert isinstance(found[-1], Excluded) and "impossible size" in found[-1].reason

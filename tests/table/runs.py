@@ -1,7 +1,9 @@
 """Finished runs and tables of made-up rows: what publishing works on, without labelling."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -12,6 +14,7 @@ from fer_pipeline.core.manifest import Record, read_shards, split_into_shards, w
 from fer_pipeline.core.run import Identity, Increment, RunFolder, RunRecord, RunResult, new_run_id, now, with_lineage
 from fer_pipeline.core.schemas import LABELLED
 from fer_pipeline.table.delta import LabelTable
+from fer_pipeline.table.nights import night_ids
 from fer_pipeline.table.rows import KEY
 
 MODEL, DETECTOR = Identity(name="model", digest="m1"), Identity(name="none", digest="d1")
@@ -33,9 +36,17 @@ def finished_run(
     shard_records: int = 4,
     scope: int = 1000,
     created_at: str | None = None,
+    failing: Mapping[str, str] = MappingProxyType({}),
+    detector: Identity = DETECTOR,
+    classes: tuple[str, ...] = (),
+    run_id: str | None = None,
+    source: str = "/source",
 ) -> RunRecord:
-    """Write a finished run of these records, each with one face; `expressions` and so on are what its record says of them."""
-    folder, run_id = RunFolder(url), new_run_id()
+    """Write a finished run of these records, each with one face; `expressions` and so on are what its record says of them.
+
+    `failing`: the statuses of uris that cannot be looked at.
+    """
+    folder, run_id = RunFolder(url), run_id or new_run_id()
     size = write_manifest(folder.manifest_prefix(run_id), split_into_shards(records, shard_records, 10**9))
     increment = None
     if table is not None:
@@ -43,27 +54,29 @@ def finished_run(
         keys = pa.Table.from_pylist([{"uri": uri} for uri in vanished], schema=schema)
         storage.write_table(folder.vanished_path(run_id), keys)
         increment = Increment(
-            table=table.url, version=table.version, listed=scope, held=0, new=len(records), changed=0, outdated=0, retried=0,
-            vanished=len(vanished), scope=scope,
+            table=table.url, version=table.version, nights=len(night_ids(table.url)), listed=scope, held=0,
+            new=len(records), changed=0, outdated=0, retried=0, vanished=len(vanished), scope=scope,
         )  # fmt: skip
     record = folder.begin(
         RunRecord(
             run_id=run_id,
             created_at=created_at or now(),
-            source="/source",
+            source=source,
             settings={"uncertain_below": 0.5},
             model=model,
-            detector=DETECTOR,
+            detector=detector,
+            classes=classes,
             records=size.records,
             shards=size.shards,
             increment=increment,
         )
     )
     for shard, rows in read_shards(folder.manifest_prefix(run_id), range(size.shards)):
-        folder.commit(shard, with_lineage(_labelled(rows, expression), record))
+        folder.commit(shard, with_lineage(_labelled(rows, expression, failing), record))
     faces = sum(expressions.values()) if expressions else size.records
     result = RunResult(
-        counts={"ok": size.records}, failed=0, faces=faces, uncertain=faces // 5, expressions=expressions or {expression: faces},
+        counts={"ok": size.records}, failed=sum(one.uri in failing for one in records), faces=faces, uncertain=faces // 5,
+        expressions=expressions or {expression: faces},
         confidences=list(confidences) if confidences is not None else [0] * (BINS - 1) + [faces],
         faces_per_image=[0, size.records] + [0] * (MOST_FACES - 1), failures=[], labelled_now=size.records, seconds=1.0,
         images_per_s=10.0, finished_at=now(),
@@ -73,7 +86,7 @@ def finished_run(
     return record
 
 
-def _labelled(manifest: pa.Table, expression: str) -> pa.Table:
+def _labelled(manifest: pa.Table, expression: str, failing: Mapping[str, str]) -> pa.Table:
     face = {
         "face_id": 0, "x": 0.0, "y": 0.0, "w": 9.0, "h": 9.0, "detection_score": 1.0, "landmarks": None, "expression": expression,
         "confidence": 0.99, "probabilities": [0.99, 0.01], "uncertain": False,
@@ -87,17 +100,23 @@ def _labelled(manifest: pa.Table, expression: str) -> pa.Table:
             "status": "ok",
             "faces": [face],
         }
+        | ({"status": status, "error": "made to fail", "faces": []} if (status := failing.get(row["uri"])) else {})
         for row in manifest.to_pylist()
     ]
     return pa.Table.from_pylist(rows, schema=LABELLED)
 
 
+def rows_of_table(table: str | Path) -> list[dict[str, Any]]:
+    """Return the rows of a table, read by its files."""
+    found = LabelTable(str(table))
+    return [row for file in found.files for row in storage.read_table(found.path(file.path)).to_pylist()]
+
+
 def keys_of(table: str | Path) -> dict[str, str]:
     """Return the etag of each uri of a table, read by its files; fail where a key is there twice."""
-    found = LabelTable(str(table))
-    rows = [row for file in found.files for row in storage.read_table(found.path(file.path), ["uri", "etag"]).to_pylist()]
+    rows = rows_of_table(table)
     keys = {row["uri"]: row["etag"] for row in rows}
-    assert len(keys) == len(rows) == found.rows, "a key is there twice"
+    assert len(keys) == len(rows) == LabelTable(str(table)).rows, "a key is there twice"
     return keys
 
 

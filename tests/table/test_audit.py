@@ -47,7 +47,7 @@ def record() -> RunRecord:
 
 def nights(record: RunRecord, rng: np.random.Generator, faces: int) -> list[Night]:
     before = [record.model_copy(update={"result": result(rng, faces)}) for _ in range(7)]
-    return [night_of(one, "published", [], []) for one in before]
+    return [night_of("", one, "published", [], []) for one in before]
 
 
 def alarms(record: RunRecord, usual: list[Night], night: RunResult) -> list[str]:
@@ -82,7 +82,9 @@ def test_a_shift_is_found_nine_times_in_ten(faces: int, check: str, shifted: dic
 def test_a_night_is_compared_with_published_nights_of_its_own_source(tmp_path: Path) -> None:
     run = finished_run(str(tmp_path / "run"), [record_of("/source/1.jpg")], expressions={"sad": 5_000})
     table = LabelTable(str(tmp_path / "table"))
-    usual = night_of(finished_run(str(tmp_path / "a"), [], expressions={"happy": 5_000}), "published", [], [])
+    usual = night_of(
+        str(tmp_path / "table"), finished_run(str(tmp_path / "a"), [], expressions={"happy": 5_000}), "published", [], []
+    )
     folder = RunFolder(str(tmp_path / "run"))
 
     def failing_after(run_id: str, **change: Any) -> list[str]:

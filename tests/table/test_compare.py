@@ -4,8 +4,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
+from fer_pipeline.core import storage
 from fer_pipeline.core.errors import UserError
 from fer_pipeline.core.manifest import Record
 from fer_pipeline.core.run import Identity, settings_digest
@@ -16,7 +18,7 @@ from fer_pipeline.sources.listing import Listing
 from fer_pipeline.table.compare import Comparison
 from fer_pipeline.table.delta import LabelTable
 from fer_pipeline.table.rows import DigestSet, key_digests
-from tests.table.runs import DETECTOR, MODEL, finished_run, record_of
+from tests.table.runs import DETECTOR, MODEL, finished_run, record_of, rows_of_table
 
 IDENTITY = {"model_digest": MODEL.digest, "detector_digest": DETECTOR.digest, "settings_digest": settings_digest({})}
 URIS = [f"/source/{number}.jpg" for number in range(8)]
@@ -100,10 +102,66 @@ def test_a_folder_that_cannot_be_listed_ends_a_night_whose_table_holds_its_files
     finished_run(str(tmp_path / "run"), [Record("/source/2024/a.jpg", size_bytes=9, etag="1")])
     publish.run(PublishConfig(run=str(tmp_path / "run"), table=str(tmp_path / "table")))
     table = LabelTable(str(tmp_path / "table"))
-    gone, other = (Record(f"/source/{name}", error="the folder cannot be listed: Input/output error") for name in ("2024", "202"))
-    with pytest.raises(UserError, match="Of '/source/2024' the table holds files, but the folder cannot be listed"):
-        compared(table, [gone])
-    assert compared(table, [other])[1].vanished == 1
+    _, found = compared(table, [])
+    with pytest.raises(UserError, match="The table holds files below '/source/2024', which cannot be listed"):
+        found.require_nothing_below(["/source/2023", "/source/2024"])
+    found.require_nothing_below(["/source/202", "/source/2024/a.jpg", "/source/2025"])
+
+
+def test_places_that_cannot_be_listed_cost_one_look_at_the_files_near_them(
+    tmp_path: Path, local_ray: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Many dead links do not read the table's uris once each, and none that is far from all files of the table reads any."""
+    finished_run(str(tmp_path / "run"), [record_of(f"/source/m/{number}.jpg") for number in range(8)])
+    publish.run(PublishConfig(run=str(tmp_path / "run"), table=str(tmp_path / "table")))
+    _, found = compared(LabelTable(str(tmp_path / "table")), [])
+    read: list[str] = []
+
+    def read_columns(url: str, columns: list[str]) -> pa.Table:
+        read.append(url)
+        return pa.table({"uri": ["/source/m/0.jpg"]})
+
+    monkeypatch.setattr(storage, "read_columns", read_columns)
+    found.require_nothing_below([f"/source/a{number}" for number in range(1000)])
+    assert read == []
+    found.require_nothing_below([f"/source/m/{number}.jpg" for number in range(1000)])
+    assert len(read) == 1
+
+
+def test_the_budget_is_spent_on_rows_that_are_listed(tmp_path: Path, local_ray: None) -> None:
+    """The oldest rows are those of a container that cannot be read tonight: the budget goes to the next ones."""
+    url, other = str(tmp_path / "table"), IDENTITY | {"model_digest": "m2"}
+    members = [Record("/source/a.tar", f"{number}.jpg", 512, size_bytes=9, etag="1") for number in range(3)]
+    for number, records in enumerate((members, [record_of(uri) for uri in URIS])):
+        run = str(tmp_path / f"run-{number}")
+        finished_run(run, records, created_at=f"2026-01-0{number + 1}T00:00:00+00:00")
+        publish.run(PublishConfig(run=run, table=url, accept=("drift",)))
+    broken = Record("/source/a.tar", size_bytes=9, etag="1", error="it took longer than 60 s")
+    labelled, found = compared(LabelTable(url), [broken, *map(record_of, URIS)], identity=other, relabel_budget=2)
+    assert labelled == ["/source/a.tar", *URIS[:2]] and (found.outdated, found.held, found.vanished) == (2, 6, 0)
+
+
+def test_a_label_stays_where_the_same_bytes_cannot_be_labelled_anew(tmp_path: Path, local_ray: None) -> None:
+    """Each failed attempt is counted, and after the last one the row is left alone; changed bytes lose their label."""
+    url, identity = str(tmp_path / "table"), IDENTITY | {"model_digest": "m2"}
+    finished_run(str(tmp_path / "run"), [record_of(uri) for uri in URIS[:3]])
+    publish.run(PublishConfig(run=str(tmp_path / "run"), table=url))
+    listed = [record_of(URIS[0]), record_of(URIS[1], etag="2"), record_of(URIS[2])]
+    for night in (1, 2, 3):
+        run, table = str(tmp_path / f"night-{night}"), LabelTable(url)
+        found = Comparison(table, Listing("/source", Selection()).covers, "/source", identity, 3)
+        to_label = list(found.to_label(listed))
+        assert [one.attempt for one in to_label if one.uri == URIS[0]] == [night]
+        model = Identity(name="model", digest="m2")
+        finished_run(run, to_label, table, model=model, failing={URIS[0]: "unreadable", URIS[1]: "timed_out"})
+        publish.run(PublishConfig(run=run, table=url, accept=("failed", "drift", "churn")))
+        rows = {row["uri"]: row for row in rows_of_table(url)}
+        kept, changed, fine = (rows[uri] for uri in URIS[:3])
+        assert (kept["status"], kept["attempt"], kept["model_digest"]) == ("ok", night, MODEL.digest) and kept["faces"]
+        assert "labelling it anew failed (unreadable): made to fail" in kept["error"]
+        assert (changed["status"], changed["etag"]) == ("timed_out", "2") and fine["model_digest"] == "m2"
+    assert compared(LabelTable(url), listed, identity=identity)[0] == []
+    assert compared(LabelTable(url), [record_of(URIS[0], etag="9")], identity=identity)[0] == [URIS[0]]
 
 
 def test_a_table_that_is_not_there_holds_nothing(tmp_path: Path) -> None:

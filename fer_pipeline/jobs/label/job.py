@@ -35,8 +35,10 @@ from fer_pipeline.stages.classify import Classifier, Precision
 from fer_pipeline.stages.detectors import DETECTOR_HELP, DETECTORS, DetectorName, require_first_choice, resolve_detector
 from fer_pipeline.stages.detectors.spec import ResolvedDetector
 from fer_pipeline.stages.label import LabelSettings
+from fer_pipeline.table.audit import NIGHTS_LOOKED_AT
 from fer_pipeline.table.compare import Comparison
 from fer_pipeline.table.delta import TABLE_INDEXES, LabelTable
+from fer_pipeline.table.nights import last_nights
 from fer_pipeline.table.reuse import read_reusable
 
 log = logging.getLogger(__name__)
@@ -127,8 +129,8 @@ def run(config: LabelConfig, cluster: ClusterConfig = ClusterConfig()) -> RunRec
     if record is None and not storage.exists(config.source):
         raise UserError(f"The source '{config.source}' does not exist.")
     detector = resolve_detector(record.detector.name if record else config.detector, config.detector_weights)
-    if cluster.cluster and not record:
-        require_first_choice(config.detector, detector)
+    if not record and (cluster.cluster or config.table):
+        require_first_choice(config.detector, detector, "On a cluster" if cluster.cluster else _for_the_table(config.table))
     again = shards_with(folder, set(config.retry_status)) if record and config.retry_status else []
     if record:
         _require_same(config, record, detector, bundle)
@@ -151,9 +153,15 @@ def run(config: LabelConfig, cluster: ClusterConfig = ClusterConfig()) -> RunRec
         reusable = read_reusable(record.increment.table, folder.places_path(record.run_id)) if record.increment else None
         context = LabelContext(folder, record, detector, bundle, _settings(config, bundle, detector, record), *limits, reusable)
         labelled, lost = _label(config, context, ask, cluster.wait_s, frozenset(again), resumed)
-        tally = _sum_up(folder, record)
+        tally = _sum_up(folder, record, cluster.wait_s)
     result = _result(tally, labelled, lost, time.perf_counter() - started)
     return _finish(config, folder, record.model_copy(update={"result": result}), tally)
+
+
+def _for_the_table(url: str | None) -> str:
+    """Return, for a message, what labels a table: the detector of its last published night, where there is one."""
+    nights = [night for night in last_nights(url, NIGHTS_LOOKED_AT) if night.state == "published"] if url else []
+    return f"For a table whose faces {nights[-1].detector.name} found," if nights else "For a table"
 
 
 def _require_gpus(config: LabelConfig, detector: ResolvedDetector, ask: Asking | None, wait_s: float) -> None:
@@ -236,6 +244,7 @@ def _begin(
         records = comparison.to_label(records)
     size = write_manifest(folder.manifest_prefix(run_id), split_into_shards(records, config.shard_records, config.shard_bytes))
     if comparison:
+        comparison.require_nothing_below(listing.hidden)
         _require_plausible(config, comparison)
         comparison.write_vanished(folder.vanished_path(run_id))
         comparison.write_places(folder.places_path(run_id))
@@ -292,6 +301,7 @@ def _comparison(config: LabelConfig, listing: Listing, detector: ResolvedDetecto
         "settings_digest": settings_digest(settings),
     }
     table = LabelTable(config.table)
+    table.require_classes(bundle.card.label_space.classes)
     found = Comparison(table, listing.covers, config.source, identity, config.max_attempts, config.relabel_budget)
     log.info("The table holds %d rows, %d of them of this source", table.rows, len(found.seen))
     return found
@@ -348,10 +358,10 @@ def _label(
             raise KeyboardInterrupt(f"{len(folder.committed())} of {record.shards} shards are kept") from None
 
 
-def _sum_up(folder: RunFolder, record: RunRecord) -> Tally:
+def _sum_up(folder: RunFolder, record: RunRecord, wait_s: float) -> Tally:
     """Write `faces/` and return the counts: a task for each file of the manifest, which verifies that no row is missing."""
     tally = Tally()
-    for part in fan_out(write_faces, range(file_count(record.shards)), folder, record):
+    for part in fan_out(write_faces, range(file_count(record.shards)), folder, record, wait_s=wait_s):
         tally.merge(part)
     return tally
 

@@ -105,7 +105,7 @@ def run(config: TrainConfig, cluster: ClusterConfig = ClusterConfig()) -> TrainR
     with connected(cluster, data, out, checkpoints):
         _require_resources(config, plan, cluster)
         state = _train(plan, config, checkpoints, dataset.digest)
-        validation, epochs = publish(plan, dataset, out, state), state["history"]
+        validation, epochs = publish(plan, dataset, out, state, cluster.wait_s), state["history"]
     return TrainResult(
         out=out,
         name=recipe.name,

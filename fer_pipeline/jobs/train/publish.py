@@ -27,7 +27,7 @@ FILES_BEFORE_CARD = (HISTORY, CURVES, CONFUSION, CARD_MARKDOWN, CARD_PAGE, WEIGH
 """What a training that was killed while it published its bundle may have left."""
 
 
-def publish(plan: Plan, dataset: DatasetInfo, out: str, state: State) -> SplitFigures:
+def publish(plan: Plan, dataset: DatasetInfo, out: str, state: State, wait_s: float) -> SplitFigures:
     """Write curves, confusion matrix and bundle into the folder `out`, and return its figures."""
     recipe, classes = plan.recipe, plan.space.classes
     network = build(recipe.network, len(classes))
@@ -40,7 +40,8 @@ def publish(plan: Plan, dataset: DatasetInfo, out: str, state: State) -> SplitFi
     never_learned = frozenset() if plan.initial or plan.teachers else plan.train.leave_out
     copies = find_copies(samples, recipe.validation_split, recipe.train_split, never_learned)
     unjudged = pack(network, ModelCard(name=recipe.name, network=recipe.network, label_space=plan.space))
-    predictions = predict_split(ScoringContext(unjudged, plan.validation, "fp32", "cuda" if plan.use_gpu else "cpu"))
+    context = ScoringContext(unjudged, plan.validation, "fp32", "cuda" if plan.use_gpu else "cpu")
+    predictions = predict_split(context, wait_s)
     views = 2 if recipe.network.flip_averaging else 1
     how = {"split": recipe.validation_split, "views": views, "precision": "fp32"}
     judged = judge(predictions, copies, plan.space, recipe.calibration.certain_accuracy, dataset.vote_classes, **how)

@@ -15,6 +15,7 @@ def make_optimizer(network: nn.Module, config: TrainingConfig) -> torch.optim.Op
 
 
 def make_schedule(optimizer: torch.optim.Optimizer, config: TrainingConfig, steps: int) -> torch.optim.lr_scheduler.LRScheduler:
+    """Return the schedule of the learning rate over so many steps of a whole training."""
     if config.schedule == "one_cycle":
         total = steps + 1
         warmup = 0.0 if config.warmup * total == 1 else config.warmup  # a rise of one step has no slope: torch divides by zero

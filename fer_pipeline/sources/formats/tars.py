@@ -34,12 +34,10 @@ def list_tar(file: File, selection: Selection) -> Iterator[Record | str]:
             if info.islnk() and (place := seen.get(hash(info.linkname))):
                 info.type = tarfile.REGTYPE
                 info.offset_data, info.size = divmod(place, MOST_BYTES)
-            if info.isfile() and not info.issparse():
+            plain = info.isfile() and not info.issparse()
+            if plain:
                 seen[hash(info.name)] = info.offset_data * MOST_BYTES + info.size
-                image = is_image(info.name, partial(tar.extractfile, info))
-            else:
-                image = False
-            if image:
+            if plain and is_image(info.name, partial(tar.extractfile, info)):
                 yield Record(file.uri, valid_text(info.name), info.offset_data, size_bytes=info.size, etag=file.etag)
             else:
                 yield info.name

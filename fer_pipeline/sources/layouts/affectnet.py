@@ -10,6 +10,7 @@ from fer_pipeline.core import storage
 from fer_pipeline.core.errors import UserError
 from fer_pipeline.core.labels import AFFECTNET8, LabelSpace
 from fer_pipeline.core.manifest import Record
+from fer_pipeline.sources.files import name_below
 from fer_pipeline.sources.layouts.folders import plan_images
 from fer_pipeline.sources.layouts.layout import (
     DAMAGED,
@@ -23,7 +24,6 @@ from fer_pipeline.sources.layouts.layout import (
     Reading,
     Sample,
     class_of,
-    name_below,
     split_of,
 )
 from fer_pipeline.sources.layouts.tables import Row, plan_csv, read_csv, whole_number

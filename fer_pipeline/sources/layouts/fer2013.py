@@ -84,11 +84,7 @@ class Fer2013Csv:
             return Excluded(MISLABELLED, place, f"the label '{row.get('emotion', '')[:20]}' is not one of 0 to 6")
         if usage not in USAGES:
             return Excluded(MISLABELLED, place, f"the usage '{usage[:20]}' is none of {', '.join(USAGES)}")
-        name: str | Excluded = class_of(FER7.classes[label], self.space, place)
-        if votes and self.space == FERPLUS8:
-            name = _majority(votes)
-            if name not in FERPLUS8.classes:
-                return Excluded(DROPPED, place, name)
+        name = _majority(votes, place) if votes and self.space == FERPLUS8 else class_of(FER7.classes[label], self.space, place)
         if isinstance(name, Excluded):
             return name
         values = [whole_number(value) for value in row.get("pixels", "").split()]
@@ -100,12 +96,13 @@ class Fer2013Csv:
         return Sample(cv2.imencode(".png", pixels)[1].tobytes(), name, SPLIT_NAMES[usage.lower()], place, votes)
 
 
-def _majority(votes: tuple[float, ...]) -> str:
-    """Return the class with most votes, or why there is none."""
+def _majority(votes: tuple[float, ...], place: str) -> str | Excluded:
+    """Return the class with most votes; or why the row at `place` has none."""
     most = [name for name, count in zip(VOTES, votes, strict=True) if count == max(votes)]
     if len(most) > 1:
-        return "no majority of votes"
-    return {"unknown": "most votes for unknown", "NF": "most votes for no face"}.get(most[0], canonical(most[0]))
+        return Excluded(DROPPED, place, "no majority of votes")
+    none = {"unknown": "most votes for unknown", "NF": "most votes for no face"}.get(most[0])
+    return Excluded(DROPPED, place, none) if none else canonical(most[0])
 
 
 FER2013_CSV = LayoutSpec(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from fer_pipeline.core.errors import UserError
 from fer_pipeline.core.labels import LabelSpace
 from fer_pipeline.core.manifest import split_into_shards
+from fer_pipeline.sources.files import name_below
 from fer_pipeline.sources.layouts.layout import (
     DAMAGED,
     PART_BYTES,
@@ -17,7 +18,6 @@ from fer_pipeline.sources.layouts.layout import (
     Reading,
     Sample,
     class_of,
-    name_below,
     split_of,
 )
 from fer_pipeline.sources.listing import Listing

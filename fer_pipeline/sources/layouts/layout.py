@@ -143,12 +143,6 @@ def said_split(value: Any, source: str) -> str | Excluded:
     return split or Excluded(MISLABELLED, source, f"the split '{str(value)[:20]}' is none of {', '.join(SPLIT_NAMES)}")
 
 
-def name_below(dataset: str, uri: str, member: str | None = None) -> str:
-    """Return the path of a file below the dataset, a member's going on behind its container's."""
-    name = uri.removeprefix(dataset).lstrip("/") or posixpath.basename(uri)
-    return posixpath.join(name, member) if member else name
-
-
 def class_of(value: Any, space: LabelSpace, source: str) -> str | Excluded:
     """Return the class that an index into the label space, or a name, stands for; or why the record at `source` has none."""
     text = str(value).strip()

@@ -10,6 +10,7 @@ from fer_pipeline.core import storage
 from fer_pipeline.core.errors import UserError
 from fer_pipeline.core.labels import LabelSpace
 from fer_pipeline.core.manifest import Record
+from fer_pipeline.sources.files import name_below
 from fer_pipeline.sources.formats import FORMATS, format_of
 from fer_pipeline.sources.formats.parquets import image_column
 from fer_pipeline.sources.layouts.layout import (
@@ -20,7 +21,6 @@ from fer_pipeline.sources.layouts.layout import (
     Reading,
     Sample,
     class_of,
-    name_below,
     said_split,
     split_of_file,
 )

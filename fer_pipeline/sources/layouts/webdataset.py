@@ -11,7 +11,7 @@ from fer_pipeline.core import storage
 from fer_pipeline.core.errors import UserError
 from fer_pipeline.core.labels import LabelSpace
 from fer_pipeline.core.manifest import Record
-from fer_pipeline.sources.files import CONTAINER_ERRORS
+from fer_pipeline.sources.files import CONTAINER_ERRORS, name_below
 from fer_pipeline.sources.formats import FORMATS, format_of
 from fer_pipeline.sources.formats.images import says_image
 from fer_pipeline.sources.formats.tars import sane_members
@@ -24,7 +24,6 @@ from fer_pipeline.sources.layouts.layout import (
     Reading,
     Sample,
     class_of,
-    name_below,
     split_of_file,
 )
 from fer_pipeline.sources.walk import list_files

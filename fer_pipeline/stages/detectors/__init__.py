@@ -1,15 +1,17 @@
 """Detectors: faces as boxes, landmarks and whatever else they find. One file each, and the table `DETECTORS`."""
 
-from dataclasses import replace
+import logging
 from typing import TYPE_CHECKING, Literal
 
 from fer_pipeline.core.errors import UserError
 from fer_pipeline.stages.detectors.bounded import Bounded
 from fer_pipeline.stages.detectors.detections import BatchDetector, Detector
 from fer_pipeline.stages.detectors.mtcnn import MTCNN
-from fer_pipeline.stages.detectors.spec import DetectorSpec, ResolvedDetector, WeightsNotFound
+from fer_pipeline.stages.detectors.spec import MODELS, DetectorSpec, ResolvedDetector, WeightsNotFound
 from fer_pipeline.stages.detectors.whole_image import NONE
 from fer_pipeline.stages.detectors.yunet import YUNET
+
+log = logging.getLogger(__name__)
 
 DETECTORS: dict[str, DetectorSpec] = {spec.name: spec for spec in (YUNET, MTCNN, NONE)}
 """Every detector, in the order in which `auto` tries those that find faces."""
@@ -41,18 +43,22 @@ def resolve_detector(name: str, weights: str | None = None) -> ResolvedDetector:
         except WeightsNotFound as error:
             missing.append(str(error))
             continue
-        why = f", in the place of a faster one: {' '.join(missing)}" if missing else ""
-        return replace(found, origin=found.origin + why)
+        if missing:
+            log.warning("%s finds the faces in the place of a faster detector: %s", found.name, " ".join(missing))
+        return found
     raise UserError(" ".join(missing))
 
 
-def require_first_choice(name: str, resolved: ResolvedDetector) -> None:
-    """Raise UserError where `auto` fell back: a cluster is not to work at a ninth of the speed because of one failed download."""
+def require_first_choice(name: str, resolved: ResolvedDetector, where: str) -> None:
+    """Raise UserError where `auto` fell back and that is not harmless: `where` says where it is not.
+
+    A cluster is not to work at a ninth of the speed because of one failed download, and a table not to be labelled anew.
+    """
     first = next(iter(DETECTORS))
     if name == AUTO and resolved.name != first:
         raise UserError(
-            f"On a cluster {first} is not replaced by {resolved.name}, which is slower and finds other faces: "
-            f"name the weights of {first} with --detector-weights, or say --detector {resolved.name}."
+            f"{where} {first} is not replaced by {resolved.name}, which is slower and finds other faces: put the weights of "
+            f"{first} into ${MODELS}, name them with --detector-weights, or say --detector {resolved.name}."
         )
 
 
