@@ -8,7 +8,7 @@ SLOW ?= slow
 NIGHTS ?= nights and not long
 PRODUCTION ?= production and not long
 
-.PHONY: demo pictures test test-slow test-faults test-s3 test-nights test-production rehearsal test-images test-monitoring test-doors test-examples fuzz test-pages test-gpu check bench bench-gpu bench-compare clean
+.PHONY: demo packages pictures test test-slow test-faults test-s3 test-nights test-production rehearsal test-images test-monitoring test-doors test-examples fuzz test-pages test-gpu check bench bench-gpu bench-compare clean
 
 demo: $(INSTALLED)  ## Label a small photo archive, in a few minutes, install included
 	test -f demo/archive/notes.txt || { rm -rf demo/archive && $(BIN)/fer-pipeline sample-archive demo/archive; }
@@ -59,6 +59,11 @@ fuzz: $(INSTALLED)  ## Mutated files of every kind; FUZZ="--images 300000 --othe
 test-pages: $(INSTALLED)  ## Every page, opened in headless Chromium (installs it where it is missing; needs root; Debian)
 	command -v chromium >/dev/null || { apt-get update -q && apt-get install -qy --no-install-recommends chromium; }
 	$(BIN)/python -m pytest -m pages tests/report/test_pages.py
+
+packages:  ## What test-s3, test-pages and test-monitoring install, all at once (needs root; Debian)
+	for tool in chromium promtool swift-proxy-server memcached; do command -v $$tool >/dev/null || missing=1; done; \
+	test -z "$$missing" || { apt-get update -q && RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends \
+	chromium prometheus swift-proxy swift-account swift-container swift-object memcached; }
 
 test-gpu: $(INSTALLED)  ## What runs on a CUDA device, against the same on a CPU; skips where there is none (needs ../shared, no Ray)
 	$(BIN)/python -m pytest -m gpu --noconftest -rs tests/gpu

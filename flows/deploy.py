@@ -8,7 +8,7 @@
     notify = "on-call"
 
 One run of a deployment at a time: a night that is not over when the next is due goes on, and the next is cancelled. A run that
-does not come out of `Pending` within ten minutes gives its place back; one whose process is silent for two minutes is crashed.
+does not come out of `Pending` within five minutes, or whose process is silent for two minutes, is crashed.
 """
 
 import asyncio
@@ -145,7 +145,7 @@ def main(arguments: list[str]) -> None:
     deployments = deployments_of(read_facts(arguments[0]))
     try:
         crash_silent_runs()
-        watch(heads_of(deployments))
+        watch(heads_of(deployments), [f"{deployment.flow_name}/{deployment.name}" for deployment in deployments])
         serve(*deployments, pause_on_shutdown=False)
     except (ConnectionError, OSError, RuntimeError) as error:
         where = os.environ.get("PREFECT_API_URL", "PREFECT_API_URL, which is not set")

@@ -10,11 +10,13 @@ from fer_pipeline.jobs import nightly as job
 from fer_pipeline.jobs.cluster import ClusterConfig
 from fer_pipeline.jobs.nightly import NightlyConfig
 from fer_pipeline.table.audit import AUDIT, PAGE, Audit
-from fer_pipeline.table.nights import Night, kept_night
+from fer_pipeline.table.nights import Night, last_nights
 from flows.shell import main
 from flows.steps import job_flow, publish, run_job, shown_if_readable, tag
 
 ALONE = ClusterConfig()
+LOOKED_AT = 20
+"""Nights of a table among which those that this run made are looked for."""
 
 
 @job_flow("nightly")
@@ -24,29 +26,40 @@ def nightly(config: NightlyConfig, cluster: ClusterConfig = ALONE, notify: str |
     `notify` names a Webhook block that hears of held and failed nights, and of the first that ends well again.
     """
     tag(model=config.model, table=config.table)
+    before = _nights(config)
     try:
         return run_job("nightly", job.run, Night, config, cluster)
     finally:
-        path = join(normalize(config.out), AUDIT)
-        with shown_if_readable():
-            if exists(path):
-                audit = Audit.model_validate_json(read_bytes(path))
-                night = kept_night(normalize(config.table), audit.run_id)
-                pages = [config.page, join(config.out, REPORT), join(config.out, PAGE)]
-                publish("nightly", summary(audit, night, pages), f"Run {audit.run_id}")
+        for night in _nights(config):
+            if night not in before:
+                with shown_if_readable():
+                    publish("nightly", summary(config.table, night, _audit(night), config.page), f"Run {night.run_id}")
 
 
-def summary(audit: Audit, night: Night | None, pages: list[str] | None = None) -> str:
+def _nights(config: NightlyConfig) -> list[Night]:
+    """Return the last nights of the table over this source; none where this process cannot read it."""
+    table, source = normalize(config.table), normalize(config.source)
+    with shown_if_readable():
+        return [night for night in last_nights(table, LOOKED_AT) if night.source == source]
+    return []
+
+
+def _audit(night: Night) -> Audit | None:
+    """Return a night's audit; None where nothing had changed, and nothing was audited."""
+    path = join(night.folder, AUDIT)
+    return Audit.model_validate_json(read_bytes(path)) if night.folder and exists(path) else None
+
+
+def summary(table: str, night: Night, audit: Audit | None, page: str) -> str:
     """Return the night's figures and the checks of its audit as Markdown."""
-    state = night.state if night else "held" if audit.failing else "not published yet"
-    lines = [f"# {audit.table}: {state}", ""]
-    if night:
-        lines += [f"{night.records:,} records, {night.faces:,} faces, {night.failed:,} failed, {night.vanished:,} vanished", ""]
-    lines += ["| check | found | at most | |", "|---|--:|--:|---|"]
-    for check in audit.checks:
+    lines = [f"# {table}: {night.state}", ""]
+    lines += [f"{night.records:,} records, {night.faces:,} faces, {night.failed:,} failed, {night.vanished:,} vanished", ""]
+    lines += ["| check | found | at most | |", "|---|--:|--:|---|"] if audit else []
+    for check in audit.checks if audit else ():
         found = "–" if check.value is None else f"{check.value:.3g}"
         lines.append(f"| {check.name} | {found} | {check.limit:.3g} | {'' if check.passed else '**falls short**'} |")
-    return "\n".join([*lines, "", *(f"- `{page}`" for page in pages or [])])
+    pages = [page, *([join(night.folder, REPORT), join(night.folder, PAGE)] if night.folder else [])]
+    return "\n".join([*lines, "", *(f"- `{one}`" for one in pages)])
 
 
 if __name__ == "__main__":

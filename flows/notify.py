@@ -5,25 +5,33 @@ What is sent, as JSON: `event` (`held`, `failed`, `crashed`, `cancelled`, `recov
 """
 
 import logging
-from datetime import UTC, datetime
 from typing import Any, cast
 
 import httpx
 from prefect.blocks.webhook import Webhook
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.filters import FlowFilter, FlowFilterId, FlowRunFilter, FlowRunFilterDeploymentId
+from prefect.client.schemas.filters import (
+    FlowFilter,
+    FlowFilterId,
+    FlowRunFilter,
+    FlowRunFilterDeploymentId,
+    FlowRunFilterExpectedStartTime,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+)
 from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.flows import Flow
 from prefect.settings import PREFECT_UI_URL
 
 from fer_pipeline.core.config import dated_text
+from flows.dates import scheduled
 
 log = logging.getLogger(__name__)
 
 BADLY = {StateType.FAILED: "failed", StateType.CRASHED: "crashed", StateType.CANCELLED: "cancelled"}
-LOOKED_BACK = 10
-"""Runs among which the one before is looked for."""
+LOOKED_BACK = 200
+"""Runs among which the one before is looked for, as many as the server gives at once: those that were refused a place count."""
 PATIENCE_S = 10.0
 
 
@@ -44,8 +52,8 @@ def message_of(event: str, flow: str, flow_run: FlowRun, state: State[Any]) -> d
     """Return what is sent."""
     config = (flow_run.parameters or {}).get("config") or {}
     facts = config if isinstance(config, dict) else config.model_dump(mode="json")
-    scheduled = flow_run.expected_start_time or datetime.now(UTC)
-    date, time = facts.get("date") or f"{scheduled:%Y-%m-%d}", f"{scheduled:%H%M}"
+    due = scheduled(flow_run)
+    date, time = facts.get("date") or f"{due:%Y-%m-%d}", f"{due:%H%M}"
     places = {name: facts[name] for name in ("source", "table", "out") if facts.get(name)}
     return {
         "event": event,
@@ -68,13 +76,18 @@ def _send(webhook: Webhook, message: dict[str, Any]) -> None:
 
 def _ended_badly_before(flow_run: FlowRun) -> bool:
     """Tell whether the last finished run of the same deployment, or of the same flow without one, ended badly."""
-    wanted = FlowRunFilter()
-    if flow_run.deployment_id:
-        wanted = FlowRunFilter(deployment_id=FlowRunFilterDeploymentId(any_=[flow_run.deployment_id]))
+    over = FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.COMPLETED, *BADLY]))
+    before = FlowRunFilterExpectedStartTime(before_=flow_run.expected_start_time) if flow_run.expected_start_time else None
+    of_deployment = FlowRunFilterDeploymentId(any_=[flow_run.deployment_id]) if flow_run.deployment_id else None
+    wanted = FlowRunFilter(state=over, expected_start_time=before, deployment_id=of_deployment)
     of_flow = FlowFilter(id=FlowFilterId(any_=[flow_run.flow_id]))
     with get_client(sync_client=True) as client:
         runs = client.read_flow_runs(
             flow_filter=of_flow, flow_run_filter=wanted, sort=FlowRunSort.EXPECTED_START_TIME_DESC, limit=LOOKED_BACK
         )
-    ended = [run.state.type for run in runs if run.id != flow_run.id and run.state and run.state.is_final()]
+    ended = [
+        run.state.type
+        for run in runs
+        if run.id != flow_run.id and run.state and (run.state.type is not StateType.CANCELLED or run.run_count)
+    ]  # a run that was cancelled before it began was refused a place: that tells nothing
     return bool(ended) and ended[0] in BADLY

@@ -6,6 +6,7 @@ Run it once:     python -m flows.retrain retrain.toml
 from prefect import task
 from pydantic import Field
 
+from fer_pipeline.core import storage
 from fer_pipeline.core.config import Config
 from fer_pipeline.core.dataset import DatasetInfo
 from fer_pipeline.jobs import evaluate, ingest, promote
@@ -19,7 +20,10 @@ from fer_pipeline.local import models, quantize
 from fer_pipeline.local.models import PushConfig
 from fer_pipeline.local.quantize import QuantizeConfig
 from fer_pipeline.models.comparison import Rule
+from fer_pipeline.models.recipe import load_recipe
 from fer_pipeline.models.registry import Version, open_registry
+from fer_pipeline.stages.classify import Precision
+from flows.retries import may_pass
 from flows.shell import main
 from flows.steps import job_flow, publish, run_job, tag
 
@@ -40,7 +44,7 @@ class RetrainConfig(Config):
     alias: str = "production"
     """The alias that moves if the candidate is better. The first version of a name gets it at once."""
     split: str = "validation"
-    """On which split both are compared."""
+    """On which split both are compared: `test` says more than the split that selected the candidate (`ingest.test_share`)."""
     quantize: bool = True
     """Give the candidate its int8 form, which labelling on CPUs takes."""
     rule: Rule = Field(default_factory=Rule)
@@ -57,7 +61,8 @@ def retrain(config: RetrainConfig, cluster: ClusterConfig = ALONE, notify: str |
     if config.quantize:
         add_int8_form(config)
     out = config.train.out
-    judged = EvaluateConfig(model=out, data=config.train.data, split=config.split, out=f"{out}.evaluation")
+    precision: Precision = "int8" if config.quantize else "fp32"
+    judged = EvaluateConfig(model=out, data=config.train.data, split=config.split, out=f"{out}.evaluation", precision=precision)
     figures = run_job("evaluate", evaluate.run, EvaluateResult, judged, cluster)
     version, first = push_candidate(config)
     if first:
@@ -77,20 +82,25 @@ def retrain(config: RetrainConfig, cluster: ClusterConfig = ALONE, notify: str |
     return verdict
 
 
-@task
+@task(retries=2, retry_delay_seconds=30, retry_condition_fn=may_pass)
 def add_int8_form(config: RetrainConfig) -> None:
-    """Quantize the candidate."""
-    quantize.run(QuantizeConfig(model=config.train.out, data=config.train.data, split=config.split))
+    """Quantize the candidate, calibrated on the split that selected it and not on the one that it is compared on."""
+    recipe = load_recipe(config.train.recipe)
+    wanted = QuantizeConfig(
+        model=config.train.out, data=config.train.data, split=recipe.validation_split, ranges_split=recipe.train_split
+    )
+    quantize.run(wanted)
 
 
-@task
+@task(retries=2, retry_delay_seconds=30, retry_condition_fn=may_pass)
 def push_candidate(config: RetrainConfig) -> tuple[Version, bool]:
     """Keep the candidate as a new version; tell whether it is the first, which gets the alias without a comparison."""
     registry = open_registry(config.registry)
-    first = config.alias not in registry.aliases(config.name)
-    aliases = (config.alias,) if first else ()
-    pushed = PushConfig(model=config.train.out, name=config.name, alias=aliases, registry=config.registry)
-    return models.push(pushed), first
+    standing = registry.aliases(config.name).get(config.alias)
+    aliases = () if standing else (config.alias,)
+    version = models.push(PushConfig(model=config.train.out, name=config.name, alias=aliases, registry=config.registry))
+    verdicts = storage.join(registry.url, config.name, "verdicts", config.alias)
+    return version, standing is None or (standing == version.version and not storage.list_names(verdicts))
 
 
 def summary(verdict: Verdict, figures: EvaluateResult) -> str:
@@ -99,6 +109,7 @@ def summary(verdict: Verdict, figures: EvaluateResult) -> str:
     moved = "moves onto it" if verdict.promoted else f"stays on version {verdict.incumbent}"
     lines = [f"# {verdict.name}@{verdict.candidate}: {verdict.alias} {moved}", ""]
     lines += [f"- {reason}" for reason in found.reasons]
+    lines += [f"- judged: {promote.describe(one)}" for one in verdict.judged]
     lines += [
         "",
         f"Accuracy {found.accuracy:.4f} beside {found.incumbent_accuracy:.4f} on {found.images:,} images, p = {found.p:.3g}.",

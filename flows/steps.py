@@ -13,6 +13,7 @@ from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_markdown_artifact, create_progress_artifact, update_progress_artifact
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun, State
+from prefect.context import FlowRunContext
 from prefect.exceptions import PrefectException
 from prefect.flows import Flow
 from prefect.runtime import flow_run as this_flow_run
@@ -24,6 +25,7 @@ from fer_pipeline.core.errors import FailureRateExceeded, HeldError, JobError, M
 from fer_pipeline.core.storage import STORAGE_ERRORS, reason
 from fer_pipeline.jobs import submission
 from fer_pipeline.jobs.cluster import ClusterConfig
+from flows.dates import scheduled
 from flows.notify import tell
 from flows.retries import may_pass
 
@@ -143,12 +145,13 @@ def publish(key: str, markdown: str, description: str) -> None:
 
 
 def as_scheduled(config: Some) -> Some:
-    """Return a configuration with the date and time of this run's schedule, in UTC, in the place of `{date}` and `{time}`.
+    """Return a configuration with the date and time of this run's schedule, on its clock, in the place of `{date}` and `{time}`.
 
     So a run that begins late, or is tried again after midnight, is of its own night. A configuration's own `date` goes first.
     """
-    scheduled = this_flow_run.scheduled_start_time or datetime.now(UTC)
-    return with_date(config, getattr(config, "date", None) or f"{scheduled:%Y-%m-%d}", f"{scheduled:%H%M}")
+    context = FlowRunContext.get()
+    due = scheduled(context.flow_run) if context and context.flow_run else datetime.now(UTC)
+    return with_date(config, getattr(config, "date", None) or f"{due:%Y-%m-%d}", f"{due:%H%M}")
 
 
 def stop_ray_jobs(flow: Flow[Any, Any], flow_run: FlowRun, state: State[Any]) -> None:

@@ -1,5 +1,6 @@
 """What the documents say can be done is done: their queries run on a real run folder."""
 
+import ast
 import re
 import shlex
 from pathlib import Path
@@ -10,8 +11,11 @@ import pytest
 
 from fer_pipeline import cli
 from fer_pipeline.cli.options import function_of, prepare
+from fer_pipeline.jobs import publish
 from fer_pipeline.jobs.label import job as label
 from fer_pipeline.jobs.label.job import LabelConfig
+from fer_pipeline.jobs.publish import PublishConfig
+from tests.table.runs import finished_run, record_of
 
 ROOT = Path(__file__).parents[1]
 QUERIES = re.findall(r"```sql\n(.*?)```", (ROOT / "docs" / "labels.md").read_text(), re.DOTALL)
@@ -95,3 +99,15 @@ def test_links_between_the_documents_lead_somewhere(page: Path) -> None:
         found = page.parent / target if target else page
         assert found.exists(), target
         assert not anchor or anchor in anchors(found), f"{target}#{anchor}"
+
+
+def test_the_query_of_a_table_runs(tmp_path: Path, local_ray: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "nightly.md").read_text(), re.DOTALL)
+    finished_run(str(tmp_path / "run"), [record_of("/source/1.jpg"), record_of("/source/2.jpg")])
+    publish.run(PublishConfig(run=str(tmp_path / "run"), table=str(tmp_path / "labels")))
+    monkeypatch.chdir(tmp_path)
+    *before, query = ast.parse(code).body
+    names: dict[str, Any] = {}
+    exec(compile(ast.Module(before, []), "nightly.md", "exec"), names)
+    assert isinstance(query, ast.Expr)
+    assert eval(compile(ast.Expression(query.value), "nightly.md", "eval"), names).fetchall() == [("happy", 2)]

@@ -1,6 +1,7 @@
 """Imports go down the list of layers only, and some packages have one home."""
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -73,3 +74,20 @@ def test_a_planted_wrong_import_is_found(file: str, line: str, tmp_path: Path) -
     planted.parent.mkdir(parents=True)
     planted.write_text(line + "\n")
     assert len(list(faults(tmp_path))) == 1
+
+
+def test_no_table_is_read_by_a_file_system_in_python() -> None:
+    """Threads of Arrow that call Python can abort a process that has done its work, at its exit."""
+    banned = re.compile(r"PyFileSystem|FSSpecHandler|pyarrow\.dataset|to_pyarrow_(dataset|table)\(|ray\.data\.read_|filesystem=")
+    texts = [*ROOT.glob("fer_pipeline/**/*.py"), *ROOT.glob("flows/**/*.py"), *ROOT.glob("examples/**/*.py")]
+    texts += [*ROOT.glob("docs/*.md"), ROOT / "README.md"]
+    found = {
+        f"{path.relative_to(ROOT)}: {line.strip()}"
+        for path in texts
+        for line in path.read_text().splitlines()
+        if banned.search(line)
+    }
+    checkpoints = {line for line in found if "checkpoint" in line or "storage_filesystem=filesystem" in line}
+    imports = {"fer_pipeline/core/storage.py: from pyarrow.fs import FileSystem, FSSpecHandler, PyFileSystem"}
+    assert {line.split(":")[0] for line in found - checkpoints - imports} <= {"fer_pipeline/core/storage.py"}
+    assert sum("PyFileSystem(" in line for line in found) == 1

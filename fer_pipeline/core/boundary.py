@@ -12,6 +12,16 @@ OUT_OF_MEMORY = ("insufficient memory", "can't allocate memory", "bad alloc", "b
 """How OpenCV, torch, ONNX Runtime and Arrow say it, in lower case."""
 
 
+def as_file_error(url: str, error: Exception, status: str) -> RecordError:
+    """Return what reading a file raised as an error of its record, as `as_record_error` does.
+
+    Raise OutageError where its store failed and a second look at the store, not at the file, finds it down: that is nobody's row.
+    """
+    if storage.says_store_failed(error) or storage.says_store_failed(error.__cause__):
+        storage.require_store(url)
+    return as_record_error(error, status)
+
+
 def as_record_error(error: Exception, status: str) -> RecordError:
     """Return what the work on one record or container raised as an error of it, with the exception's name and one line.
 

@@ -5,6 +5,8 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from fer_pipeline.core.errors import UserError
+
 
 class Config(BaseModel):
     """A frozen configuration; the same class is the command line, the Prefect parameter schema and the record.
@@ -37,6 +39,16 @@ def with_date(config: Some, date: str | None = None, time: str | None = None) ->
         elif isinstance(value, Config):
             changes[name] = with_date(value, date, time)
     return config.model_copy(update=changes)
+
+
+def require_same(what: str, asked: dict[str, Any], kept: dict[str, Any], option: str = "--out") -> None:
+    """Raise UserError where `what`, which is there already, is of another configuration than the one asked for."""
+    changed = [name for name in asked if asked[name] != kept.get(name)]
+    if changed:
+        raise UserError(
+            f"{what} was begun with another {' and '.join(changed)}: repeat its configuration to continue it, or choose another "
+            f"{option}."
+        )
 
 
 def explain(error: ValidationError) -> str:

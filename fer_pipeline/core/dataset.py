@@ -1,7 +1,7 @@
 """An ingested dataset: `samples/*.parquet`, `flagged.parquet`, and `dataset.json`, which is written last and makes it one."""
 
 import json
-from typing import Literal
+from typing import Any, Literal
 
 import pyarrow as pa
 from pydantic import Field, ValidationError
@@ -60,8 +60,10 @@ class DatasetInfo(Config):
     quarantined: int
     quarantined_records: list[dict[str, str]] = Field(default_factory=list)
     """The first of the records that are no samples: `source` and `reason`."""
+    settings: dict[str, Any] | None = None
+    """What decided its samples: an ingest of the same is done when it is asked for again."""
     digest: str
-    """sha256 over the samples' digests, labels and splits, in order."""
+    """sha256 over the samples' digests, splits and class names, in order."""
 
 
 def read_dataset(url: str) -> DatasetInfo:

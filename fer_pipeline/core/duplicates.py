@@ -2,6 +2,7 @@
 
 import hashlib
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import permutations
 from typing import Any
@@ -206,13 +207,9 @@ def near_pairs(hashes: pa.ChunkedArray) -> NDArray[np.intp]:
 
     By the pigeonhole principle such a pair agrees in one of `NEAR_BITS + 1` bands, so only those that do are compared.
     """
-    packed = np.frombuffer(b"".join(hashes.to_pylist()), np.uint8).reshape(-1, 32)
-    bits = np.unpackbits(packed, axis=1)
-    width = bits.shape[1] // (NEAR_BITS + 1)
-    weights = 1 << np.arange(width)
+    packed = _packed(hashes.to_pylist())
     found = [np.zeros((0, 2), np.intp)]
-    for band in range(NEAR_BITS + 1):
-        keys = bits[:, band * width : (band + 1) * width] @ weights
+    for keys in _bands(packed):
         for group in _groups(keys):
             if len(group) > BUCKET:
                 continue
@@ -220,3 +217,33 @@ def near_pairs(hashes: pa.ChunkedArray) -> NDArray[np.intp]:
             one, other = np.nonzero(np.triu(apart <= NEAR_BITS, 1))
             found.append(np.stack([group[one], group[other]], 1))
     return np.unique(np.concatenate(found), axis=0)
+
+
+def near_to(hashes: pa.ChunkedArray, others: pa.ChunkedArray) -> NDArray[np.bool_]:
+    """Tell of 256-bit hashes (n,), null for none, whether any of some others differs in at most `NEAR_BITS` bits."""
+    values = hashes.to_pylist()
+    has = np.array([value is not None for value in values], bool)
+    ours, theirs = _packed([value for value in values if value is not None]), _packed(others.to_pylist())
+    near = np.zeros(len(ours), bool)
+    for keys, their_keys in zip(_bands(ours), _bands(theirs), strict=True):
+        order = np.argsort(their_keys, kind="stable")
+        first, last = (np.searchsorted(their_keys[order], keys, side) for side in ("left", "right"))
+        for index in np.flatnonzero(~near & (last > first)):
+            apart = np.bitwise_count(theirs[order[first[index] : last[index]]] ^ ours[index]).sum(1)
+            near[index] = (apart <= NEAR_BITS).any()
+    found = np.zeros(len(values), bool)
+    found[has] = near
+    return found
+
+
+def _packed(hashes: list[bytes]) -> NDArray[np.uint8]:
+    return np.frombuffer(b"".join(hashes), np.uint8).reshape(-1, 32)
+
+
+def _bands(packed: NDArray[np.uint8]) -> Iterator[NDArray[np.int64]]:
+    """Yield, for each of `NEAR_BITS + 1` stretches of the bits of hashes (n, 32), its value in each hash (n,)."""
+    bits = np.unpackbits(packed, axis=1)
+    width = 256 // (NEAR_BITS + 1)
+    weights = 1 << np.arange(width)
+    for band in range(NEAR_BITS + 1):
+        yield bits[:, band * width : (band + 1) * width] @ weights

@@ -1,5 +1,9 @@
 """The figures of a model on labelled images: what `evaluation.json`, model cards and pages hold."""
 
+from typing import Any
+
+from pydantic import Field
+
 from fer_pipeline.core.config import Config
 
 Interval = tuple[float, float]
@@ -149,6 +153,8 @@ class EvaluatedData(Config):
     """Images of classes that the model does not have."""
     framed_as_the_model: bool
     """Whether the dataset's faces are framed as the crops that the model learned from."""
+    leaks_checked: bool = False
+    """Whether all that the model learned is known, and was looked for."""
     training_split: str | None
     """The dataset's split that the model learned from; None where the dataset does not hold it."""
     exact_copies_of_training_images: int
@@ -164,6 +170,8 @@ class Evaluation(Config):
     views: int
     precision: str
     version: str
+    settings: dict[str, Any] = Field(default_factory=dict)
+    """What decided the figures: an evaluation of the same is done when it is asked for again."""
     evaluated_at: str
     all: Figures
     without_training_images: Figures | None

@@ -1,6 +1,7 @@
 """Label spaces: which apparent expressions a dataset or a model distinguishes, in which order, and how they map."""
 
 import tomllib
+from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import Field, ValidationError, field_validator
@@ -47,6 +48,28 @@ FERPLUS8 = LabelSpace(
 
 LABEL_SPACES = {space.name: space for space in (FER7, AFFECTNET8, FERPLUS8)}
 
+
+@dataclass(frozen=True)
+class Numbering:
+    """The classes that numeric labels stand for, from `first` on."""
+
+    classes: tuple[str, ...]
+    first: int = 0
+
+    def __str__(self) -> str:
+        return ", ".join(f"{number} {name}" for number, name in enumerate(self.classes, self.first))
+
+    def name_of(self, number: int) -> str | None:
+        """Return the class of a number; None for one that is out of range."""
+        place = number - self.first
+        return self.classes[place] if 0 <= place < len(self.classes) else None
+
+
+RAFDB = Numbering(("surprise", "fear", "disgust", "happy", "sad", "angry", "neutral"), first=1)
+"""The numbers of RAF-DB's basic expressions (Li et al., 2017)."""
+
+NUMBERINGS = {space.name: Numbering(space.classes) for space in LABEL_SPACES.values()} | {"rafdb": RAFDB}
+
 SYNONYMS = {
     "anger": "angry",
     "disgusted": "disgust",
@@ -79,6 +102,15 @@ def load_label_space(name: str) -> LabelSpace:
     if len(space.classes) < 2:
         raise UserError(f"The label space '{name}' needs two classes or more.")
     return space
+
+
+def load_numbering(name: str) -> Numbering:
+    """Return the numbering called `name`, or that of the label space in a TOML file, from 0; raise UserError for none."""
+    if name in NUMBERINGS:
+        return NUMBERINGS[name]
+    if not name.endswith(".toml"):
+        raise UserError(f"There is no numbering '{name}'; choose one of {', '.join(NUMBERINGS)}, or name a .toml file.")
+    return Numbering(load_label_space(name).classes)
 
 
 def canonical(name: str) -> str:

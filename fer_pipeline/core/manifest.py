@@ -1,12 +1,14 @@
 """The manifest: what a run will do, frozen before it begins, cut into shards that are read and committed together."""
 
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from itertools import groupby
+from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from fer_pipeline.core import storage
@@ -132,21 +134,26 @@ def shard_sizes(prefix: str, shards: int) -> list[int]:
 
 def find_records(prefix: str, record_ids: list[int]) -> dict[int, Record]:
     """Return the records with these ids; row groups that cannot hold one are not read."""
-    table = _where(prefix, ("record_id", "in", record_ids))
+    table = _where(prefix, "record_id", record_ids)
     return dict(zip(table["record_id"].to_pylist(), records_of(table), strict=True))
 
 
 def last_moments_ms(prefix: str, uris: list[str]) -> dict[str, int]:
     """Return the moment of each video's last sampled frame."""
-    table = _where(prefix, ("uri", "in", uris)).group_by("uri").aggregate([("time_ms", "max")])
+    table = _where(prefix, "uri", uris).group_by("uri").aggregate([("time_ms", "max")])
     return dict(zip(table["uri"].to_pylist(), table["time_ms_max"].to_pylist(), strict=True))
 
 
-def _where(prefix: str, condition: tuple[str, str, object]) -> pa.Table:
-    fs, path = storage.arrow_filesystem(prefix)
-    folder, _, start = path.rpartition("/")
-    names = [name for name in storage.list_names(prefix.rpartition("/")[0]) if name.startswith(start)]
-    return pq.read_table([f"{folder}/{name}" for name in names], filesystem=fs, filters=[condition], schema=MANIFEST)
+def _where(prefix: str, column: str, values: Sequence[Any]) -> pa.Table:
+    """Return the manifest's rows in which a column has one of some values."""
+    folder, _, start = prefix.rpartition("/")
+    found = [MANIFEST.empty_table()]
+    for name in storage.list_names(folder) if values else ():
+        if name.startswith(start):
+            parquet = storage.open_parquet(storage.join(folder, name))
+            rows = parquet.read_row_groups(storage.groups_that_may_hold(parquet, column, values))
+            found.append(rows.filter(pc.is_in(rows[column], pa.array(values))))
+    return pa.concat_tables(found)
 
 
 def records_of(table: pa.Table) -> list[Record]:

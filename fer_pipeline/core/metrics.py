@@ -26,6 +26,11 @@ def softmax(logits: Floats, temperature: float = 1.0) -> NDArray[np.float32]:
     return probabilities
 
 
+def is_uncertain(confidence: Floats | float, uncertain_below: float) -> Any:
+    """Tell of confidences (n,) whether their labels are uncertain: below a threshold, or all of them under a threshold of 1."""
+    return (np.asarray(confidence) < uncertain_below) | (uncertain_below >= 1)
+
+
 def confusion_matrix(truth: Ints, predicted: Ints, classes: int) -> NDArray[np.int64]:
     """Return counts (classes, classes); rows are the truth, columns the prediction."""
     counts = np.bincount(truth.astype(np.int64) * classes + predicted, minlength=classes * classes)

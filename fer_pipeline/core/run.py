@@ -114,6 +114,11 @@ class RunRecord(Config):
     result: RunResult | None = None
 
     @property
+    def changes_nothing(self) -> bool:
+        """Whether a table holds all that was listed, and nothing else of the source."""
+        return self.increment is not None and not self.records and not self.increment.vanished
+
+    @property
     def failure_rate(self) -> float:
         """The share of the listed records that failed, and did not in an earlier night; 0 before there is a result."""
         failed = self.result.failed - self.result.failed_again if self.result else 0

@@ -9,7 +9,8 @@ import posixpath
 import re
 import time
 import uuid
-from collections.abc import Iterator
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from s3fs import S3FileSystem
 from s3fs.core import _error_wrapper
 from s3fs.utils import FileExpired
 
-from fer_pipeline.core.errors import ChangedError, UserError
+from fer_pipeline.core.errors import ChangedError, OutageError, UserError
 
 STORAGE_ERRORS = (OSError, BotoCoreError, aiohttp.ClientError)
 """What a file that is missing, forbidden or unreachable raises, locally and on S3."""
@@ -42,6 +43,8 @@ NO_HARD_LINKS = {errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK}
 """What file systems say that have none: FUSE mounts of stores, FAT."""
 RESERVED_S = 2.0
 """How long a name without hard links may stay reserved before its maker is taken for dead."""
+FOOTER_BYTES, GAP_BYTES = 64 * 1024, 256 * 1024
+"""How much of a Parquet file's end is read first, and what is read in vain between two columns rather than by another request."""
 ATTEMPTS = 8
 CONNECTIONS = 32
 
@@ -127,8 +130,8 @@ def join(url: str, *parts: str) -> str:
     return posixpath.join(url, *parts)
 
 
-def arrow_filesystem(url: str) -> tuple[FileSystem, str]:
-    """Return a pyarrow filesystem for `url` and the path on it."""
+def checkpoint_filesystem(url: str) -> tuple[FileSystem, str]:
+    """Return a pyarrow file system for Ray's checkpoints, which wants one, and the path on it; tables are not read by it."""
     fs, path = open_filesystem(url)
     return (ArrowLocalFileSystem() if isinstance(fs, LocalFileSystem) else PyFileSystem(FSSpecHandler(fs))), path
 
@@ -186,8 +189,28 @@ def says_damage(error: BaseException) -> bool:
 
 
 def says_outage(error: BaseException | None) -> bool:
-    """Tell whether an error is that of a store that does not answer; one that answers 5xx may do so for one object alone."""
+    """Tell whether an error is that of a store that does not answer."""
     return isinstance(error, TimeoutError | ConnectionError | aiohttp.ClientError | BotoConnectionError | HTTPClientError)
+
+
+def says_store_failed(error: BaseException | None) -> bool:
+    """Tell whether a store did not answer, or answered that it failed (5xx): for this object, or for all of them."""
+    return error is not None and (says_outage(error) or (_http_status(error) or 0) >= 500)
+
+
+def require_store(url: str) -> None:
+    """Raise OutageError where the store of `url` does not answer, or answers another question with 5xx, too."""
+    if is_local(url):
+        return
+    fs, path = open_filesystem(url)
+    try:
+        if isinstance(fs, S3FileSystem):
+            fs.call_s3("list_objects_v2", Bucket=path.partition("/")[0], MaxKeys=1)
+        else:
+            fs.exists(path)
+    except STORAGE_ERRORS as error:
+        if says_store_failed(error):
+            raise OutageError(f"the store of '{url}' fails: {reason(error)}") from error
 
 
 def cache_folder() -> Path:
@@ -399,19 +422,73 @@ def open_parquet(url: str) -> pq.ParquetFile:
 
 @contextmanager
 def opened_parquet(url: str) -> Iterator[pq.ParquetFile]:
-    """Open a Parquet file of any size for a while; only what is asked for is read."""
-    fs, path = arrow_filesystem(url)
-    with fs.open_input_file(path) as opened:
-        yield pq.ParquetFile(opened)
+    """Open a Parquet file of any size for a while; only what is asked for is read.
+
+    By a handle: a dataset over a file system in Python (`PyFileSystem`) can abort the process at its exit with status 134, since
+    threads of Arrow still hold Python objects (pyarrow 26).
+    """
+    fs, path = open_filesystem(url)
+    if isinstance(fs, LocalFileSystem):
+        with pa.OSFile(path) as opened:
+            yield pq.ParquetFile(opened)
+        return
+    with fs.open(path, "rb", cache_type="none") as opened:  # s3fs reads far ahead, pyarrow knows what it needs
+        yield pq.ParquetFile(opened, pre_buffer=False)
 
 
 def read_columns(url: str, columns: list[str]) -> pa.Table:
-    """Return some columns of a Parquet file; of a file on a store only they are read."""
+    """Return some columns of a Parquet file; of a file on a store only they are read, neighbours by one request."""
     fs, path = open_filesystem(url)
     if isinstance(fs, LocalFileSystem):
         return pq.ParquetFile(path).read(columns=columns)
-    with fs.open(path, "rb", cache_type="none") as opened:  # s3fs reads far ahead, pyarrow knows what it needs
-        return pq.ParquetFile(opened, pre_buffer=True).read(columns=columns)
+    size = int(fs.info(path)["size"])
+    whole = bytearray(size)  # of which the system gives the pages that are written
+    _fill(fs, path, whole, [(max(0, size - FOOTER_BYTES), size)])
+    footer = int.from_bytes(whole[-8:-4], "little") + 8
+    if footer > FOOTER_BYTES:
+        _fill(fs, path, whole, [(max(0, size - footer), size - FOOTER_BYTES)])
+    metadata = pq.ParquetFile(pa.BufferReader(whole)).metadata
+    _fill(fs, path, whole, list(_chunks(metadata, columns)))
+    return pq.ParquetFile(pa.BufferReader(whole), metadata=metadata).read(columns=columns)
+
+
+def _chunks(metadata: Any, columns: list[str]) -> Iterator[tuple[int, int]]:
+    """Yield the first byte and the one behind the last of stretches of a file that hold some columns."""
+    places = []
+    for group in (metadata.row_group(index) for index in range(metadata.num_row_groups)):
+        for column in (group.column(index) for index in range(group.num_columns)):
+            if column.path_in_schema.partition(".")[0] in columns:
+                start = min(filter(None, (column.dictionary_page_offset, column.data_page_offset)))
+                places.append((start, start + column.total_compressed_size))
+    places.sort()
+    while places:
+        start, end = places.pop(0)
+        while places and places[0][0] - end <= GAP_BYTES:
+            end = max(end, places.pop(0)[1])
+        yield start, end
+
+
+def _fill(fs: Any, path: str, whole: bytearray, stretches: list[tuple[int, int]]) -> None:
+    """Read stretches of a file into their places, side by side."""
+    starts, ends = [start for start, _ in stretches], [end for _, end in stretches]
+    found = fs.cat_ranges([path] * len(stretches), starts, ends, on_error="raise")
+    for start, end, data in zip(starts, ends, found, strict=True):
+        whole[start:end] = data
+
+
+def groups_that_may_hold(parquet: pq.ParquetFile, column: str, values: Sequence[Any]) -> list[int]:
+    """Return the row groups whose statistics allow for one of `values` in a column."""
+    wanted = sorted(set(values))
+
+    def may(group: Any) -> bool:
+        columns = (group.column(index) for index in range(group.num_columns))
+        found = next(one.statistics for one in columns if one.path_in_schema == column)
+        if not (found and found.has_min_max):
+            return True
+        place = bisect_left(wanted, found.min)
+        return place < len(wanted) and bool(wanted[place] <= found.max)
+
+    return [index for index in range(parquet.num_row_groups) if may(parquet.metadata.row_group(index))]
 
 
 def read_table(url: str, columns: list[str] | None = None) -> pa.Table:

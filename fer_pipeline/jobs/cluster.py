@@ -53,7 +53,7 @@ class ClusterConfig(Config):
     num_cpus: int | None = Field(None, ge=1)
     """Cores to use when Ray starts on this machine; all of them by default."""
     wait_s: float = Field(600.0, ge=0)
-    """How long machines that an autoscaler can bring are waited for."""
+    """How long machines that an autoscaler can bring, and the start of a submitted job, are waited for."""
     silent_s: float = Field(300.0, gt=0)
     """How long a head to which a job was submitted may be silent before the job is given up."""
     open_cluster: bool = False

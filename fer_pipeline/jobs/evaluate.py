@@ -1,33 +1,39 @@
 """Evaluate a model on a split of an ingested dataset: predictions file by file on Ray, then figures, a page and a table."""
 
 import logging
-from typing import Literal
+from contextlib import closing
+from functools import partial
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import ray
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 import fer_pipeline
 from fer_pipeline.core import duplicates, storage
-from fer_pipeline.core.config import Config
+from fer_pipeline.core.config import Config, require_same
 from fer_pipeline.core.dataset import read_dataset, read_flagged, read_samples, sample_files
 from fer_pipeline.core.duplicates import Copies, split_digest
-from fer_pipeline.core.errors import UserError
+from fer_pipeline.core.errors import OutageError, RecordError, UserError
 from fer_pipeline.core.figures import EvaluatedData, EvaluatedModel, Evaluation
+from fer_pipeline.core.manifest import Record
 from fer_pipeline.core.metrics import softmax
 from fer_pipeline.core.run import now
 from fer_pipeline.jobs.cluster import ClusterConfig, connected
 from fer_pipeline.jobs.scoring import ScoringContext, predict_split
 from fer_pipeline.jobs.shared import Shared, fan_out, share
-from fer_pipeline.models.bundle import read_bundle
+from fer_pipeline.models.bundle import read_bundle, read_learned
 from fer_pipeline.models.card import ModelCard
-from fer_pipeline.models.evaluation import Predictions, evaluate, learned_copies
+from fer_pipeline.models.evaluation import Predictions, evaluate, find_leaks
 from fer_pipeline.report.evaluation import evaluation_page
-from fer_pipeline.report.mistakes import Confusion, confusions, picture
+from fer_pipeline.report.mistakes import Confusion, confusions
+from fer_pipeline.report.page import drawn
+from fer_pipeline.report.pictures import PictureLimits, PictureProcess, Wanted
 from fer_pipeline.stages.classify import Classifier
+from fer_pipeline.stages.ingest import MAX_BYTES, MAX_PIXELS
 from fer_pipeline.stages.training_data import SplitReader, class_indices, left_out_by_class
 
 log = logging.getLogger(__name__)
@@ -45,7 +51,7 @@ class EvaluateConfig(Config):
     split: str
     """Which of its splits."""
     out: str
-    """Folder of the results; those of an earlier evaluation there are replaced."""
+    """Folder of the results: a new one, or that of the same evaluation, which is then done."""
     map: dict[str, str] = Field(default_factory=dict)
     """Classes of the dataset that stand for a class of the model of another name, such as `--map.contempt disgust`."""
     precision: Literal["fp32", "bf16", "int8"] = "fp32"
@@ -70,6 +76,8 @@ class EvaluateResult(Config):
     images_without_training_images: int | None
     accuracy_without_training_images: float | None
     selected_on_this_split: bool
+    leaks_checked: bool
+    """Whether all that the model learned is known, and was looked for."""
 
 
 def run(config: EvaluateConfig, cluster: ClusterConfig = ClusterConfig()) -> EvaluateResult:
@@ -79,6 +87,12 @@ def run(config: EvaluateConfig, cluster: ClusterConfig = ClusterConfig()) -> Eva
     bundle, dataset = read_bundle(config.model).computing_in(config.precision), read_dataset(data)
     card = bundle.card
     left_out = left_out_by_class(dataset, config.split, card.label_space, config.map)
+    settings: dict[str, Any] = config.model_dump(mode="json", include={"split", "precision", "map"})
+    settings |= {"model": bundle.digest, "data": dataset.digest, "faces": dataset.faces.model_dump(mode="json")}
+    settings |= {"votes": list(dataset.vote_classes)}
+    if done := _done_before(out, settings):
+        log.info("This evaluation is finished, there is nothing to do: %s", out)
+        return _result(out, done)
     others = set(storage.list_names(out)) - {EVALUATION, PAGE, PREDICTIONS}
     if others:
         raise UserError(f"'{out}' holds other files ({min(others)}): choose a new folder for --out.")
@@ -86,7 +100,9 @@ def run(config: EvaluateConfig, cluster: ClusterConfig = ClusterConfig()) -> Eva
     classes = class_indices(dataset.label_space.classes, card.label_space, config.map)
     reader = SplitReader(data, config.split, card.network, classes, tuple(range(len(dataset.vote_classes))))
     samples = read_samples(data, duplicates.DUPLICATE_COLUMNS)
-    learned_split, copies = learned_copies(card, samples, config.split, read_flagged(data))
+    learned = read_learned(config.model, card)
+    leaks = find_leaks(card, learned, samples, config.split, read_flagged(data), dataset.layout, dataset.digest)
+    copies = leaks.copies
     with connected(cluster, data, out):
         if config.use_gpu and not ray.cluster_resources().get("GPU"):
             raise UserError("This cluster has no GPU: leave out --use-gpu.")
@@ -105,7 +121,8 @@ def run(config: EvaluateConfig, cluster: ClusterConfig = ClusterConfig()) -> Eva
             split=config.split,
             left_out_by_class=left_out,
             framed_as_the_model=dataset.faces.framing == card.framing,
-            training_split=learned_split,
+            leaks_checked=leaks.checked,
+            training_split=leaks.split,
             exact_copies_of_training_images=len(copies.exact),
             near_copies_of_training_images=len(copies.near),
         ),
@@ -113,18 +130,35 @@ def run(config: EvaluateConfig, cluster: ClusterConfig = ClusterConfig()) -> Eva
         views=2 if card.network.flip_averaging else 1,
         precision=config.precision if card.format == "safetensors" or config.precision == "int8" else "as exported",
         version=fer_pipeline.__version__,
+        settings=settings,
         evaluated_at=now(),
         all=evaluate(predictions, card.label_space, card.calibration, votes, copies.groups),
         without_training_images=evaluate(fresh, card.label_space, card.calibration, votes, copies.groups)
         if 0 < len(fresh) < len(predictions)
         else None,
     )
-    page = evaluation_page(evaluation, card, mistakes, pictures)
     storage.write_table(storage.join(out, PREDICTIONS), _table(predictions, probabilities, card, copies))
-    storage.write_bytes(storage.join(out, EVALUATION), evaluation.model_dump_json(indent=1).encode())
+    draw = partial(evaluation_page, evaluation, card, mistakes, pictures)
+    page = drawn("An evaluation", draw, f"Evaluate once more into another folder to have the page: this one is '{out}'.")
     storage.write_bytes(storage.join(out, PAGE), page.encode())
+    storage.write_bytes(storage.join(out, EVALUATION), evaluation.model_dump_json(indent=1).encode())
     log.info("%s", storage.join(out, PAGE))
     return _result(out, evaluation)
+
+
+def _done_before(out: str, settings: dict[str, Any]) -> Evaluation | None:
+    """Return the evaluation of the same that stands in `out`; raise UserError for one of another."""
+    path = storage.join(out, EVALUATION)
+    if not storage.exists(path):
+        return None
+    try:
+        found = Evaluation.model_validate_json(storage.read_bytes(path))
+    except ValidationError as error:
+        raise UserError(f"'{path}' is no evaluation of this version: choose a new folder for --out.") from error
+    if not found.settings:  # of an earlier version: replaced, as it was there
+        return None
+    require_same(f"The evaluation in '{out}'", settings, found.settings)
+    return found
 
 
 def _pictures(data: str, mistakes: list[Confusion], wait_s: float) -> dict[str, str]:
@@ -137,13 +171,19 @@ def _pictures(data: str, mistakes: list[Confusion], wait_s: float) -> dict[str, 
 
 
 def _pictures_of_file(wanted: Shared[pa.Array], uri: str) -> dict[str, str]:
-    """Return pictures of those of the wanted samples that a file holds."""
-    if not pc.any(pc.is_in(storage.read_table(uri, ["sample_id"])["sample_id"], wanted.get())).as_py():
+    """Return pictures of those of the wanted samples that a file holds; one that cannot be decoded has none."""
+    ids = storage.read_columns(uri, ["sample_id"])["sample_id"]
+    rows = np.flatnonzero(pc.is_in(ids, wanted.get()).to_numpy()).tolist()
+    if not rows:
         return {}
-    samples = storage.read_table(uri, ["sample_id", "image"])
-    samples = samples.filter(pc.is_in(samples["sample_id"], wanted.get()))
-    found = {row["sample_id"]: picture(row["image"]) for row in samples.to_pylist()}
-    return {sample: url for sample, url in found.items() if url}
+    with closing(PictureProcess(PictureLimits(MAX_PIXELS, MAX_BYTES, "image"))) as process:
+        try:
+            found = process.cut([Wanted(Record(uri, f"row {row}", row)) for row in rows])
+        except OutageError as error:
+            log.warning("'%s' gives no pictures of mistakes: %s", uri, error)
+            return {}
+    samples = ids.take(pa.array(rows)).to_pylist()
+    return {sample: urls[0] for sample, urls in zip(samples, found, strict=True) if not isinstance(urls, RecordError)}
 
 
 def _result(out: str, evaluation: Evaluation) -> EvaluateResult:
@@ -161,6 +201,7 @@ def _result(out: str, evaluation: Evaluation) -> EvaluateResult:
         images_without_training_images=without.images if without else None,
         accuracy_without_training_images=without.accuracy if without else None,
         selected_on_this_split=evaluation.selected_on_this_split,
+        leaks_checked=evaluation.data.leaks_checked,
     )
 
 

@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from fer_pipeline.core import dataset, duplicates, storage
-from fer_pipeline.core.config import Config
+from fer_pipeline.core.config import Config, require_same
 from fer_pipeline.core.dataset import DATASET_FILE, FLAGGED_FILE, QUARANTINED_KEPT, SAMPLES_FOLDER, DatasetInfo, FaceExtraction
 from fer_pipeline.core.errors import UserError
 from fer_pipeline.core.framing import load_framing
 from fer_pipeline.core.isolated import MEMORY_BYTES, alarm, limit_memory
-from fer_pipeline.core.labels import LABEL_SPACES, LabelSpace, load_label_space
+from fer_pipeline.core.labels import LABEL_SPACES, NUMBERINGS, LabelSpace, load_label_space, load_numbering
 from fer_pipeline.core.run import Identity
 from fer_pipeline.core.splits import hold_out
 from fer_pipeline.jobs.cluster import ClusterConfig, connected
@@ -49,6 +49,11 @@ class IngestConfig(Config):
         "fer7",
         description=f"Which classes the labels are of: {', '.join(LABEL_SPACES)}, or a .toml file with `name` and `classes`. "
         "Other expressions are dropped and counted.",
+    )
+    numbering: str | None = Field(
+        None,
+        description=f"What numeric labels of folders, WebDatasets and Parquet files count: {', '.join(NUMBERINGS)}, or a .toml "
+        "file of a label space. Without it, numbers that the dataset does not explain itself stop the ingest.",
     )
     votes: str | None = None
     """FER+'s `fer2013new.csv`, whose votes are joined to the rows of layout `fer2013-csv`."""
@@ -92,10 +97,16 @@ def run(config: IngestConfig, cluster: ClusterConfig = ClusterConfig()) -> Datas
     """Ingest the dataset and return what its `dataset.json` says. Raise UserError with nothing written."""
     source, out = storage.normalize(config.source), storage.normalize(config.out)
     space = load_label_space(config.label_space)
-    options = LayoutOptions(votes=storage.normalize(config.votes) if config.votes else None)
+    votes = storage.normalize(config.votes) if config.votes else None
+    options = LayoutOptions(votes, load_numbering(config.numbering) if config.numbering else None)
     layout = open_layout(config.layout, source, space, options)
     _check(config)
     storage.require_access(source, out)
+    faces, detector = _face_extraction(config)
+    settings = _settings(config, source, space, faces)
+    if done := _done_before(out, settings):
+        log.info("This dataset is finished, there is nothing to do: %s", out)
+        return done
     if not storage.exists(source):
         raise UserError(f"The source '{source}' does not exist.")
     samples = storage.join(out, SAMPLES_FOLDER)
@@ -104,7 +115,6 @@ def run(config: IngestConfig, cluster: ClusterConfig = ClusterConfig()) -> Datas
         re.fullmatch(r"\d{5}\.parquet", name) for name in leftovers
     ):
         raise UserError(f"'{out}' is not empty: choose a new folder for --out.")
-    faces, detector = _face_extraction(config)
     parts = layout.plan()
     with connected(cluster, source, out):
         for name in leftovers:
@@ -114,10 +124,33 @@ def run(config: IngestConfig, cluster: ClusterConfig = ClusterConfig()) -> Datas
         _require_samples(source, out, excluded)
         if config.validation_share or config.test_share:
             _hold_out(config, out, cluster.wait_s)
-    info = _info(config, source, out, space, faces, excluded)
+    info = _info(config, source, out, space, faces, excluded).model_copy(update={"settings": settings})
     storage.write_bytes(storage.join(out, DATASET_FILE), info.model_dump_json(indent=2).encode())
     log.info("%d samples, %d dropped, %d quarantined: %s", info.samples, sum(info.dropped.values()), info.quarantined, out)
     return info
+
+
+def _settings(config: IngestConfig, source: str, space: LabelSpace, faces: FaceExtraction) -> dict[str, Any]:
+    """Return what decides a dataset's samples, as JSON; of the source its place alone."""
+    choice = {"layout", "votes", "validation_share", "test_share", "group_by", "seed", "skip_mislabelled"}
+    facts: dict[str, Any] = {
+        "source": source,
+        "label_space": space.model_dump(mode="json"),
+        "faces": faces.model_dump(mode="json"),
+    }
+    facts |= {"numbering": str(load_numbering(config.numbering)) if config.numbering else None}
+    return facts | config.model_dump(mode="json", include=choice)
+
+
+def _done_before(out: str, settings: dict[str, Any]) -> DatasetInfo | None:
+    """Return the dataset that an ingest of the same left in `out`; raise UserError for one of another ingest."""
+    if not storage.exists(storage.join(out, DATASET_FILE)):
+        return None
+    found = dataset.read_dataset(out)
+    if found.settings is None:
+        return None
+    require_same(f"The dataset in '{out}'", settings, found.settings)
+    return found
 
 
 def _face_extraction(config: IngestConfig) -> tuple[FaceExtraction, ResolvedDetector | None]:
@@ -266,15 +299,16 @@ def _info(
         dropped=dict(Counter(e["reason"] for e in excluded if e["kind"] == DROPPED)),
         quarantined=len(quarantined),
         quarantined_records=quarantined[:QUARANTINED_KEPT],
-        digest=_digest(out),
+        digest=_digest(out, space),
     )
 
 
-def _digest(out: str) -> str:
+def _digest(out: str, space: LabelSpace) -> str:
+    """Return the sha256 over the samples' images, splits and class names, in order."""
     digest, names = hashlib.sha256(), ["sha256", "split", "label"]
     for uri in dataset.sample_files(out):
         with storage.opened_parquet(uri) as parquet:
             samples = parquet.read(names)
-        for values in zip(*(samples[name].to_pylist() for name in names), strict=True):
-            digest.update("|".join(map(str, values)).encode())
+        for image, split, label in zip(*(samples[name].to_pylist() for name in names), strict=True):
+            digest.update(f"{image}|{split}|{space.classes[label]}".encode())
     return digest.hexdigest()

@@ -1,17 +1,24 @@
 """Promote a version of a registered model: an alias moves onto it only where it is better, beyond chance, on the same images."""
 
 import logging
+from typing import Literal
 from uuid import uuid4
+
+from pydantic import ValidationError
 
 from fer_pipeline.core import storage
 from fer_pipeline.core.config import Config
+from fer_pipeline.core.dataset import read_dataset
 from fer_pipeline.core.errors import UserError
+from fer_pipeline.core.figures import Evaluation
 from fer_pipeline.core.run import now
 from fer_pipeline.jobs import evaluate
 from fer_pipeline.jobs.cluster import ClusterConfig, connected
-from fer_pipeline.jobs.evaluate import PREDICTIONS, EvaluateConfig
+from fer_pipeline.jobs.evaluate import EVALUATION, PREDICTIONS, EvaluateConfig
+from fer_pipeline.models.bundle import read_bundle
 from fer_pipeline.models.comparison import Comparison, Rule, compare
 from fer_pipeline.models.registry import Registry, open_registry, require_alias
+from fer_pipeline.stages.classify import Precision, auto_precision
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +38,19 @@ class PromoteConfig(Config):
     """The alias to move."""
     registry: str | None = None
     """Folder or s3:// URL; by default $FER_PIPELINE_REGISTRY."""
+    precision: Literal["auto", "fp32", "bf16", "int8"] = "auto"
+    """The form that is judged; `auto` takes what CPUs label with: int8 where a version has it, else fp32."""
     rule: Rule = Rule()
+
+
+class JudgedForm(Config):
+    """How one of two versions was judged."""
+
+    version: str
+    precision: Precision
+    selected_on_this_split: bool
+    """Whether the split chose its weights or fitted its calibration: the figures flatter it then."""
+    leaks_checked: bool
 
 
 class Verdict(Config):
@@ -49,22 +68,32 @@ class Verdict(Config):
     rule: Rule
     evidence: str
     """What the folders of both evaluations begin with."""
+    judged: tuple[JudgedForm, ...] = ()
+    """The candidate's form and the incumbent's; empty in verdicts of earlier versions."""
     comparison: Comparison
 
 
 def run(config: PromoteConfig, cluster: ClusterConfig = ClusterConfig()) -> Verdict:
-    """Compare, keep the verdict, and move the alias where the rule holds. Raise UserError where another promotion came first."""
+    """Compare, keep the verdict, and move the alias where the rule holds. Raise UserError where another promotion came first.
+
+    The last verdict, where it answers the same question and the alias stands as it left it, is returned as it is.
+    """
     registry = open_registry(config.registry)
     require_alias(config.alias)
     candidate = registry.resolve(config.name, config.version).version
     incumbent = registry.resolve(config.name, config.alias).version
+    verdicts = storage.join(registry.url, config.name, "verdicts", config.alias)
+    names = [name for name in storage.list_names(verdicts) if name.endswith(".json")]
+    last = _read_verdict(storage.join(verdicts, names[-1])) if names else None
+    if last and _answers(last, config, registry, candidate, incumbent):
+        log.info("This was decided by verdict %d, there is nothing to do", last.number)
+        return last
     if candidate == incumbent:
         raise UserError(f"{config.name}@{config.alias} is version {incumbent} already: name another candidate.")
-    verdicts = storage.join(registry.url, config.name, "verdicts", config.alias)
-    number = 1 + len([name for name in storage.list_names(verdicts) if name.endswith(".json")])
+    number = 1 + len(names)
     with connected(cluster, storage.normalize(config.data), registry.url):
         evidence = f"{verdicts}/{number:06d}-{uuid4().hex[:8]}"
-        comparison = _compared(config, registry, candidate, incumbent, evidence, cluster)
+        comparison, judged = _compared(config, registry, candidate, incumbent, evidence, cluster)
     verdict = Verdict(
         name=config.name,
         alias=config.alias,
@@ -77,6 +106,7 @@ def run(config: PromoteConfig, cluster: ClusterConfig = ClusterConfig()) -> Verd
         split=config.split,
         rule=config.rule,
         evidence=evidence,
+        judged=judged,
         comparison=comparison,
     )
     still = registry.resolve(config.name, config.alias).version
@@ -84,6 +114,7 @@ def run(config: PromoteConfig, cluster: ClusterConfig = ClusterConfig()) -> Verd
         raise UserError(
             f"{config.name}@{config.alias} was decided on by another promotion meanwhile: run the same command again."
         )
+    log.info("Judged: %s", "; ".join(map(describe, judged)))
     if verdict.promoted:
         registry.point(config.name, config.alias, candidate)
         log.info("%s@%s is version %s now; back: models alias %s %s %s", config.name, config.alias, candidate, config.name,
@@ -93,18 +124,64 @@ def run(config: PromoteConfig, cluster: ClusterConfig = ClusterConfig()) -> Verd
     return verdict
 
 
+def _read_verdict(url: str) -> Verdict | None:
+    """Return a verdict; None for one of an earlier version, whose rule is none today."""
+    try:
+        return Verdict.model_validate_json(storage.read_bytes(url))
+    except ValidationError:
+        return None
+
+
+def _form(config: PromoteConfig, registry: Registry, version: str) -> Precision:
+    """Return the form in which a version is judged."""
+    if config.precision != "auto":
+        return config.precision
+    return auto_precision(read_bundle(f"{registry.url}/{config.name}@{version}"), on_gpu=False, has_bf16=False)
+
+
+def _answers(verdict: Verdict, config: PromoteConfig, registry: Registry, candidate: str, incumbent: str) -> bool:
+    """Tell whether a verdict answers the question that is asked, of data that are the same, and its answer still stands."""
+    asked = candidate, config.data, config.split, config.rule
+    if (verdict.candidate, verdict.data, verdict.split, verdict.rule) != asked or not verdict.judged:
+        return False
+    same_form = all(one.precision == _form(config, registry, one.version) for one in verdict.judged)
+    evaluation = storage.join(f"{verdict.evidence}-{candidate}", EVALUATION)
+    if not same_form or incumbent != (candidate if verdict.promoted else verdict.incumbent) or not storage.exists(evaluation):
+        return False
+    kept = Evaluation.model_validate_json(storage.read_bytes(evaluation))
+    return kept.data.digest == read_dataset(storage.normalize(config.data)).digest
+
+
+def describe(judged: JudgedForm) -> str:
+    """Return in words how a version was judged."""
+    flattered = ", on the very images that selected it" if judged.selected_on_this_split else ""
+    leaks = "" if judged.leaks_checked else ", leaks not checked"
+    return f"version {judged.version} in {judged.precision}{flattered}{leaks}"
+
+
 def _compared(
     config: PromoteConfig, registry: Registry, candidate: str, incumbent: str, folder: str, cluster: ClusterConfig
-) -> Comparison:
+) -> tuple[Comparison, tuple[JudgedForm, ...]]:
     """Evaluate both models into folders of the verdict and compare their answers, image by image."""
-    answers = []
+    answers, judged = [], list[JudgedForm]()
     for version in (candidate, incumbent):
         model, out = f"{registry.url}/{config.name}@{version}", f"{folder}-{version}"
-        evaluate.run(EvaluateConfig(model=model, data=config.data, split=config.split, out=out), cluster)
+        precision = _form(config, registry, version)
+        wanted = EvaluateConfig(model=model, data=config.data, split=config.split, out=out, precision=precision)
+        found = evaluate.run(wanted, cluster)
+        judged.append(
+            JudgedForm(
+                version=version,
+                precision=precision,
+                selected_on_this_split=found.selected_on_this_split,
+                leaks_checked=found.leaks_checked,
+            )
+        )
         answers.append(storage.read_table(storage.join(out, PREDICTIONS)).sort_by("sample_id"))
     first, second = answers
     if not first["sample_id"].equals(second["sample_id"]) or not first["label"].equals(second["label"]):
         raise UserError(f"{config.name}@{candidate} and @{incumbent} do not have the same classes: they cannot be compared.")
     fresh = first["copy_of_training"].is_null().to_numpy() & second["copy_of_training"].is_null().to_numpy()
     labels, answer, former = (column.to_pylist() for column in (first["label"], first["expression"], second["expression"]))
-    return compare(labels, answer, former, fresh, config.rule)
+    unchecked = [f"version {one.version}" for one in judged if not one.leaks_checked]
+    return compare(labels, answer, former, fresh, config.rule, unchecked), tuple(judged)

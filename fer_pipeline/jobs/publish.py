@@ -1,6 +1,7 @@
 """Publish a finished run: audit it, write the table's new files on the cluster, commit them all at once."""
 
 import logging
+from collections.abc import Iterable
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -12,9 +13,10 @@ from fer_pipeline.core.run import RunFolder, RunRecord, new_run_id
 from fer_pipeline.jobs.cluster import ClusterConfig, connected
 from fer_pipeline.jobs.shared import Shared, fan_out, share
 from fer_pipeline.report.nights import audit_page
-from fer_pipeline.table.audit import AUDIT, NIGHTS_LOOKED_AT, PAGE, audit
+from fer_pipeline.report.page import drawn
+from fer_pipeline.table.audit import AUDIT, NIGHTS_LOOKED_AT, PAGE, Audit, audit
 from fer_pipeline.table.delta import Changes, CommitRefused, LabelTable, TableFile
-from fer_pipeline.table.nights import Night, State, keep_night, kept_night, last_nights, night_ids, night_of
+from fer_pipeline.table.nights import Night, State, filters_of, keep_night, kept_night, last_nights, night_ids, night_of
 from fer_pipeline.table.publish import Rewritten, Stale, files_of_new, rewrite, stale_keys, write_new
 from fer_pipeline.table.rows import Digests, concatenated
 from fer_pipeline.table.thresholds import Thresholds
@@ -47,27 +49,49 @@ def run(config: PublishConfig, cluster: ClusterConfig = ClusterConfig()) -> Nigh
     folder, table = RunFolder(storage.normalize(config.run)), LabelTable(config.table)
     record = _finished(folder, table)
     if table.holds_run(record.run_id):
-        return _published_before(table, record)
+        return _published_before(table, record, folder.url)
     table.require_classes(record.classes)
     _require_latest(table, record)
     found = audit(folder, record, table, config.audit)
     storage.write_bytes(folder.path(AUDIT), found.model_dump_json(indent=1).encode())
-    storage.write_bytes(folder.path(PAGE), audit_page(record, found).encode())
-    accepted = {*config.accept, *(DRIFTS if "drift" in config.accept else ())}
-    if held := [name for name in found.failing if name not in accepted]:
-        _keep(table, record, "held", found.failing, [])
+    page = drawn(f"Audit of {record.run_id}", lambda: audit_page(record, found), f"{AUDIT} beside it says what was found.")
+    storage.write_bytes(folder.path(PAGE), page.encode())
+    if held := [name for name in found.failing if name not in accepted_checks(config.accept)]:
+        _keep(table, record, "held", found.failing, [], folder.url)
         may = [name for name in held if name in get_args(Accepted)]
         remedy = f"; --accept {' --accept '.join(may)} publishes it knowingly" if may == held else ""
         raise HeldError(f"The run is held, for {', '.join(held)}: nothing was published. {folder.path(PAGE)} says why{remedy}.")
     if not record.records and not (record.increment and record.increment.vanished):
         log.info("Nothing has changed, there is nothing to publish")
-        return _keep(table, record, "unchanged", [], [])
+        return _keep(table, record, "unchanged", [], [], folder.url)
     table = table.make(record.classes)
     night = night_of(table.url, record, "published", found.failing, found.failing)
     with connected(cluster, folder.url, table.url):
         table = _publish(folder, record, table, night, cluster.wait_s)
     log.info("Published: the table has %d rows in version %d", table.rows, table.version)
-    return _keep(table, record, "published", found.failing, found.failing)
+    return _keep(table, record, "published", found.failing, found.failing, folder.url)
+
+
+def keep_unchanged(record: RunRecord, table: str) -> Night:
+    """Keep that a night found nothing changed, without a run folder, and return what is kept."""
+    log.info("Nothing has changed, there is nothing to publish")
+    return _keep(LabelTable(table), record, "unchanged", [], [], "")
+
+
+def would_pass(folder: RunFolder, accept: Iterable[str], thresholds: Thresholds) -> bool:
+    """Tell whether a run that was held would pass now, by what its audit found then."""
+    path = folder.path(AUDIT)
+    if not storage.exists(path):
+        return False
+    checks = Audit.model_validate_json(storage.read_bytes(path)).checks
+    limits = {check.name: float(getattr(thresholds, check.name, check.limit)) for check in checks}
+    failing = {check.name for check in checks if check.value is not None and check.value > limits[check.name]}
+    return failing <= accepted_checks(accept)
+
+
+def accepted_checks(accept: Iterable[str]) -> set[str]:
+    """Return the checks that a night may fall short of."""
+    return {*accept, *(DRIFTS if "drift" in accept else ())}
 
 
 def _finished(folder: RunFolder, table: LabelTable) -> RunRecord:
@@ -80,7 +104,7 @@ def _finished(folder: RunFolder, table: LabelTable) -> RunRecord:
     return record
 
 
-def _published_before(table: LabelTable, record: RunRecord) -> Night:
+def _published_before(table: LabelTable, record: RunRecord, folder: str) -> Night:
     """Return what is kept of a run whose rows are published; what a kill kept from being written is written now."""
     night = kept_night(table.url, record.run_id)
     if night and night.state == "undone":
@@ -90,7 +114,7 @@ def _published_before(table: LabelTable, record: RunRecord) -> Night:
         return night
     entries = (entry["night"] or {} for entry in table.history())
     accepted: list[str] = next((entry["accepted"] for entry in entries if entry.get("run_id") == record.run_id), [])
-    return _keep(table, record, "published", accepted, accepted)
+    return _keep(table, record, "published", accepted, accepted, folder)
 
 
 def superseded_by(table: LabelTable, record: RunRecord) -> str | None:
@@ -100,12 +124,13 @@ def superseded_by(table: LabelTable, record: RunRecord) -> str | None:
     """
     if not record.increment:
         return None
-    ours, since = night_of(table.url, record, "published", [], []), table.history(since=record.increment.version)
+    since, ours = table.history(since=record.increment.version), (record.increment.nights, record.run_id)
     if restored := [entry["restored"] for entry in since if entry["restored"] is not None]:
         return f"the restore to version {restored[0]}"
     nights = _nights_of(since)
-    nights += [one for one in last_nights(table.url, NIGHTS_LOOKED_AT) if one.state == "unchanged" and one.order > ours.order]
-    same = [one for one in nights if (one.source, one.filters) == (ours.source, ours.filters)]
+    looked_at = max(NIGHTS_LOOKED_AT, len(night_ids(table.url)) - record.increment.nights)
+    nights += [one for one in last_nights(table.url, looked_at) if one.state == "unchanged" and one.order > ours]
+    same = [one for one in nights if (one.source, one.filters) == (record.source, filters_of(record))]
     return f"the run '{same[0].run_id}' of the same source ({same[0].state})" if same else None
 
 
@@ -139,9 +164,9 @@ def _later_runs(table: LabelTable, record: RunRecord) -> frozenset[str]:
     return frozenset(run_id for run_id in known if record.run_id < run_id <= now_id)
 
 
-def _keep(table: LabelTable, record: RunRecord, state: State, failing: list[str], accepted: list[str]) -> Night:
+def _keep(table: LabelTable, record: RunRecord, state: State, failing: list[str], accepted: list[str], folder: str) -> Night:
     night = night_of(table.url, record, state, failing, accepted)
-    night = night.model_copy(update={"table_rows": table.rows})
+    night = night.model_copy(update={"table_rows": table.rows, "folder": folder})
     keep_night(table.url, night)
     return night
 

@@ -19,7 +19,7 @@ from queue import Empty, SimpleQueue
 import aiohttp
 
 from fer_pipeline.core.config import Config
-from fer_pipeline.core.errors import JOB_ERRORS, StoppedError, UserError
+from fer_pipeline.core.errors import JOB_ERRORS, MisfortuneError, StoppedError, UserError
 from fer_pipeline.core.storage import reason
 from fer_pipeline.jobs.cluster import ClusterConfig
 
@@ -32,6 +32,8 @@ log = logging.getLogger(__name__)
 
 LOOK_S, AGAIN_S = 1.0, 3.0
 """How often a job's status is asked for, and when a lost connection is tried again."""
+LEAST_PENDING_S = 60.0
+"""How long a job may be pending at the least: its environment is set up meanwhile."""
 STOPPED_S = 60.0
 """How long a job that is told to stop may take: Ray kills it after $RAY_JOB_STOP_WAIT_TIME_S of the head."""
 SAID = "fer-pipeline: "
@@ -50,7 +52,7 @@ def run(command: str, config: Config, cluster: ClusterConfig, name: str, say: Sa
     `say` gets the job's log, line by line, each once. Raise what the command raised, StoppedError where the job was stopped.
     """
     head = str(cluster.address)
-    job = _Job(_connect(head), head, name, cluster.silent_s)
+    job = _Job(_connect(head), head, name, cluster.silent_s, cluster.wait_s)
     job.submit(_entrypoint(command, config, cluster))
     try:
         lines = list(job.follow(say))
@@ -126,6 +128,8 @@ class _Job:
     head: str
     name: str
     silent_s: float = 60.0
+    wait_s: float = 600.0
+    """How long it may be pending."""
     job_id: str = ""
 
     def submit(self, entrypoint: str) -> None:
@@ -159,7 +163,7 @@ class _Job:
         tail = _Tail(self.client, self.job_id, lines, over)
         tail.start()
         try:
-            heard = time.monotonic()
+            began = heard = time.monotonic()
             while True:
                 for line in _taken(lines, LOOK_S):
                     say(line)
@@ -172,6 +176,11 @@ class _Job:
                     continue
                 if status.is_terminal():
                     break
+                if status is JobStatus.PENDING and heard - began > max(self.wait_s, LEAST_PENDING_S):
+                    raise MisfortuneError(
+                        f"The Ray job {self.job_id} has been pending for {heard - began:.0f} s (--wait-s): "
+                        f"{self.details().message} Is there room on '{self.head}'? It is told to stop; run it again to continue."
+                    )
             over.set()
             tail.join(self.silent_s)
             for line in _taken(lines, 0):

@@ -16,12 +16,12 @@ from ray import tune
 from ray.tune.schedulers import ASHAScheduler
 
 from fer_pipeline.core import storage
-from fer_pipeline.core.config import Config, explain
+from fer_pipeline.core.config import Config, explain, require_same
 from fer_pipeline.core.dataset import DatasetInfo, read_dataset
 from fer_pipeline.core.errors import UserError
 from fer_pipeline.jobs.cluster import ClusterConfig, connected
-from fer_pipeline.jobs.train.job import TrainConfig, make_plan
-from fer_pipeline.jobs.train.rank import make_trainer
+from fer_pipeline.jobs.train.job import TrainConfig, facts_of, make_plan
+from fer_pipeline.jobs.train.rank import Plan, make_trainer
 from fer_pipeline.models.recipe import Recipe, load_recipe, recipe_toml
 from fer_pipeline.models.training.trainer import DivergedError, Epoch
 from fer_pipeline.report.sweep import sweep_png
@@ -76,11 +76,11 @@ def run(config: SweepConfig, cluster: ClusterConfig = ClusterConfig()) -> SweepR
     storage.require_access(data, out)
     recipe, card = load_recipe(config.recipe), read_dataset(data)
     space = load_space(config.space, recipe)
-    make_plan(_train_config(config, data), recipe, card, data, None)
+    plan = make_plan(_train_config(config, data), recipe, card, data, None)
     with connected(cluster, data, out):
         if ray.cluster_resources().get("GPU", 0) < config.gpus_per_trial:
             raise UserError(f"{config.gpus_per_trial:g} GPUs were asked for a trial, which this cluster does not have.")
-        _require_same(out, _facts(config, recipe, card))
+        _require_same(out, _facts(config, plan, card))
         results = _tuner(config, recipe, card, data, out, space).fit()
     trials = [trial_row(results[n].config or {}, results[n].metrics_dataframe) for n in range(len(results))]
     trials = sorted((trial for trial in trials if trial["history"]), key=lambda t: (-t["accuracy"], json.dumps(t["settings"])))
@@ -88,9 +88,9 @@ def run(config: SweepConfig, cluster: ClusterConfig = ClusterConfig()) -> SweepR
         raise UserError("No trial finished an epoch: lower the learning rates of the space.")
     names = list(space)
     storage.write_bytes(storage.join(out, TABLE), _table(trials, names))
-    storage.write_bytes(storage.join(out, PICTURE), sweep_png(trials, names))
     best = with_settings(recipe, trials[0]["settings"])
     storage.write_bytes(storage.join(out, BEST), recipe_toml(best).encode())
+    storage.write_bytes(storage.join(out, PICTURE), sweep_png(trials, names))
     log.info("Best recipe: %s", storage.join(out, BEST))
     return SweepResult(
         out=out,
@@ -101,11 +101,10 @@ def run(config: SweepConfig, cluster: ClusterConfig = ClusterConfig()) -> SweepR
     )
 
 
-def _facts(config: SweepConfig, recipe: Recipe, card: DatasetInfo) -> dict[str, Any]:
+def _facts(config: SweepConfig, plan: Plan, card: DatasetInfo) -> dict[str, Any]:
     """Return what decides a sweep's trials and their figures."""
-    choice = config.model_dump(mode="json", include={"trials", "grace_epochs", "keep_one_in", "drop_leaks", "seed"})
-    space = tomllib.loads(Path(config.space).read_text())
-    return {"recipe": recipe.model_dump(mode="json", exclude={"description"}), "data": card.digest, "space": space, **choice}
+    choice = config.model_dump(mode="json", include={"trials", "grace_epochs", "keep_one_in", "seed"})
+    return facts_of(plan, card) | {"space": tomllib.loads(Path(config.space).read_text())} | choice
 
 
 def _require_same(out: str, facts: dict[str, Any]) -> None:
@@ -114,12 +113,7 @@ def _require_same(out: str, facts: dict[str, Any]) -> None:
     if not storage.exists(path):
         storage.write_bytes(path, json.dumps(facts, indent=1).encode())
         return
-    kept = json.loads(storage.read_bytes(path))
-    if changed := [name for name in facts if facts[name] != kept.get(name)]:
-        raise UserError(
-            f"The sweep in '{out}' was begun with another {' and '.join(changed)}: repeat its configuration to continue it, or "
-            "choose another --out."
-        )
+    require_same(f"The sweep in '{out}'", facts, json.loads(storage.read_bytes(path)))
 
 
 def load_space(path: str, recipe: Recipe) -> dict[str, Any]:
@@ -188,7 +182,7 @@ def _train_config(config: SweepConfig, data: str) -> TrainConfig:
 
 
 def _tuner(config: SweepConfig, recipe: Recipe, card: DatasetInfo, data: str, out: str, space: dict[str, Any]) -> tune.Tuner:
-    filesystem, path = storage.arrow_filesystem(out)
+    filesystem, path = storage.checkpoint_filesystem(out)
 
     def trial(settings: dict[str, Any]) -> None:
         _trial(with_settings(recipe, settings), config, card, data)

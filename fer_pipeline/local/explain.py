@@ -1,21 +1,19 @@
 """Explain one record of a run: where it came from, what was done to it, by which model. On this machine, without Ray."""
 
 import logging
+from contextlib import closing
 from typing import Any
 
-import cv2
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from fer_pipeline.core import storage
 from fer_pipeline.core.config import Config
-from fer_pipeline.core.errors import RecordError, UserError
+from fer_pipeline.core.errors import OutageError, UserError
 from fer_pipeline.core.manifest import find_records
 from fer_pipeline.core.run import RunFolder, RunRecord
 from fer_pipeline.core.schemas import FINE
-from fer_pipeline.report.annotate import annotate
-from fer_pipeline.stages.decode import decode
-from fer_pipeline.stages.fetch import fetch
+from fer_pipeline.report.pictures import PictureLimits, PictureProcess
 
 log = logging.getLogger(__name__)
 
@@ -98,13 +96,12 @@ def _picture(config: ExplainConfig, folder: RunFolder, record: RunRecord, row: d
     if row["status"] not in FINE:
         return None
     found = find_records(folder.manifest_prefix(record.run_id), [row["record_id"]])
-    limits = record.settings["max_pixels"], record.settings["max_bytes"]
-    with fetch(list(found.values()), limits[1], record.settings.get("image_column")) as fetched:
+    out = storage.normalize(str(config.out))
+    with closing(PictureProcess(PictureLimits.of(record))) as process:
         try:
-            pixels = decode(next(fetched), limits[0]).pixels
-        except RecordError as error:
+            picture = process.marked(found[row["record_id"]], row["faces"] or [])
+        except (ValueError, OutageError) as error:
             log.warning("The picture cannot be had any more: %s", error)
             return None
-    out = storage.normalize(str(config.out))
-    storage.write_bytes(out, cv2.imencode(".jpg", annotate(pixels, row["faces"] or []))[1].tobytes())
+    storage.write_bytes(out, picture)
     return out

@@ -12,7 +12,7 @@ from fer_pipeline.core.errors import UserError
 from fer_pipeline.core.figures import ExportFigures
 from fer_pipeline.core.metrics import softmax
 from fer_pipeline.local.models import require_empty, write_card
-from fer_pipeline.models.bundle import Bundle, bundle_of, read_bundle, save_bundle
+from fer_pipeline.models.bundle import LEARNED_FILE, Bundle, bundle_of, read_bundle, read_files, read_learned, save_bundle
 from fer_pipeline.models.card import ModelCard, ModelMetrics
 from fer_pipeline.models.export import to_int8, to_onnx
 from fer_pipeline.stages.classify import Classifier
@@ -79,6 +79,8 @@ def run(config: ExportConfig) -> Exported:
     metrics = metrics.model_copy(update={"export": figures})
     exported = bundle_of(exported.card.model_copy(update={"metrics": metrics}), exported.weights)
     write_card(out, exported, None)
+    if read_learned(config.model, bundle.card) is not None:  # its very bytes: the card names their digest
+        storage.write_bytes(storage.join(out, LEARNED_FILE), read_files(config.model)[LEARNED_FILE])
     save_bundle(out, exported)
     return Exported(out=out, **dict(figures))
 

@@ -2,26 +2,25 @@
 
 import logging
 import re
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import cv2
 from pydantic import Field
 
 from fer_pipeline.core import storage
 from fer_pipeline.core.config import Config
-from fer_pipeline.core.errors import FailureRateExceeded, RecordError, UserError
+from fer_pipeline.core.errors import FailureRateExceeded, UserError
 from fer_pipeline.core.isolated import MEMORY_BYTES, IsolatedProcess, bounded_memory, lift_memory_limit
 from fer_pipeline.core.manifest import Record, manifest_table
 from fer_pipeline.core.schemas import FINE
 from fer_pipeline.models.bundle import EMBEDDED, read_bundle
-from fer_pipeline.report.annotate import annotate
+from fer_pipeline.report.pictures import PictureLimits, PictureProcess
 from fer_pipeline.sources.files import Selection
 from fer_pipeline.sources.listing import Listing
 from fer_pipeline.stages.classify import Precision
-from fer_pipeline.stages.decode import decode, survives
+from fer_pipeline.stages.decode import survives
 from fer_pipeline.stages.detectors import DETECTOR_HELP, DETECTORS, DetectorName, resolve_detector
-from fer_pipeline.stages.fetch import fetch
 from fer_pipeline.stages.label import Labeller, LabelSettings, Poison
 
 log = logging.getLogger(__name__)
@@ -82,21 +81,28 @@ def run(image: str, *more: str, config: PredictConfig = PredictConfig()) -> Pred
         lift_memory_limit()
     rows = labelled.to_pylist()
     out, found = storage.normalize(config.out), []
-    spared = (RecordError(*poison[index]) if index in poison else record for index, record in enumerate(records))
-    with fetch(spared, settings.max_bytes) as fetched:
-        for number, (row, data) in enumerate(zip(rows, fetched, strict=True)):
+    with closing(PictureProcess(PictureLimits(settings.max_pixels, settings.max_bytes))) as process:
+        for number, (row, record) in enumerate(zip(rows, records, strict=True)):
             entry = {key: row[key] for key in ("uri", "member", "time_ms", "status", "error", "faces")}
-            if row["status"] not in FINE:
-                found.append(entry | {"annotated": None})
-            else:
-                picture = annotate(decode(data, config.max_pixels).pixels, row["faces"])
-                path = storage.join(out, f"{number:04d}-{_stem(row)}.jpg")
-                storage.write_bytes(path, cv2.imencode(".jpg", picture)[1].tobytes())
-                found.append(entry | {"annotated": path})
+            path = storage.join(out, f"{number:04d}-{_stem(row)}.jpg")
+            found.append(entry | {"annotated": path if _marked(process, record, row, path) else None})
             log.info("%s: %s", row["member"] or row["uri"], _sentence(row))
     if all(entry["status"] not in FINE for entry in found):
         raise FailureRateExceeded(f"None of the {len(found)} images could be labelled: the lines above say why.")
     return PredictResult(images=found)
+
+
+def _marked(process: PictureProcess, record: Record, row: dict[str, Any], path: str) -> bool:
+    """Write a copy of an image with its faces marked, where it was looked at; tell whether there is one."""
+    if row["status"] not in FINE:
+        return False
+    try:
+        picture = process.marked(record, row["faces"])
+    except ValueError as error:
+        log.warning("%s has no copy with its faces marked: %s", row["member"] or row["uri"], error)
+        return False
+    storage.write_bytes(path, picture)
+    return True
 
 
 def _records(source: str, selection: Selection) -> list[Record]:

@@ -1,6 +1,8 @@
 """Give a bundle its form in 8 bits, which labelling on CPUs takes. On this machine, without Ray."""
 
 import hashlib
+import logging
+from typing import Any
 
 import numpy as np
 from pydantic import Field
@@ -10,15 +12,17 @@ from fer_pipeline.core.config import Config
 from fer_pipeline.core.dataset import DatasetInfo, read_dataset, read_flagged, read_samples
 from fer_pipeline.core.errors import UserError
 from fer_pipeline.local.models import write_card
-from fer_pipeline.models.bundle import EMBEDDED, HISTORY, Bundle, bundle_of, read_bundle, read_files, save_bundle
+from fer_pipeline.models.bundle import EMBEDDED, HISTORY, Bundle, bundle_of, read_bundle, read_files, read_learned, save_bundle
 from fer_pipeline.models.card import Calibration, Int8Form, ModelCard
-from fer_pipeline.models.evaluation import Judged, Predictions, judge, learned_copies
+from fer_pipeline.models.evaluation import Judged, Predictions, find_leaks, judge
 from fer_pipeline.models.export import to_int8, to_onnx
 from fer_pipeline.models.labelled_images import LabelledImages
 from fer_pipeline.models.recipe import asked_calibration
 from fer_pipeline.models.registry import is_reference
 from fer_pipeline.stages.classify import Classifier, Precision
 from fer_pipeline.stages.training_data import SplitReader, class_indices, left_out_by_class
+
+log = logging.getLogger(__name__)
 
 PRECISIONS: tuple[Precision, Precision] = ("fp32", "int8")
 
@@ -61,6 +65,10 @@ def run(config: QuantizeConfig) -> Quantized:
         raise UserError("Versions of a registry and the embedded model do not change: name the folder of a bundle, then push it.")
     bundle, data = read_bundle(config.model), storage.normalize(config.data)
     dataset = read_dataset(data)
+    settings = config.model_dump(mode="json", exclude={"model", "data"}) | {"data": dataset.digest}
+    settings |= {"weights": hashlib.sha256(bundle.weights).hexdigest()}
+    if done := _done_before(bundle, settings):
+        return done.model_copy(update={"model": storage.normalize(config.model)})
     images = _read(bundle, dataset, data, config.ranges_split).images
     chosen = np.random.default_rng(0).permutation(len(images))[: config.ranges_images]
     int8 = to_int8(to_onnx(bundle), images[np.sort(chosen)])
@@ -68,26 +76,43 @@ def run(config: QuantizeConfig) -> Quantized:
     unjudged = _with(bundle, Int8Form(sha256="", calibration=Calibration()), int8)
     fp32, logits = (Classifier(unjudged, precision).logits(split.images) for precision in PRECISIONS)
     predictions = Predictions(np.array(split.ids, object), logits, split.labels, split.votes)
-    judged = _judged(config, bundle.card, data, predictions, dataset.vote_classes)
+    judged = _judged(config, bundle.card, data, predictions, dataset)
     form = Int8Form(
         sha256=hashlib.sha256(int8).hexdigest(),
         calibration=judged.calibration,
         validation=judged.validation,
         validation_without_training_images=judged.without_training_images,
+        accuracy_fp32=float((fp32.argmax(1) == split.labels).mean()),
+        same_label=float((fp32.argmax(1) == logits.argmax(1)).mean()),
+        settings=settings,
     )
     quantized, out = _with(bundle, form, int8), storage.normalize(config.model)
     write_card(out, quantized, read_files(config.model).get(HISTORY))
     save_bundle(out, quantized)
-    calibration = judged.validation.calibration
+    return _quantized(quantized, form, out)
+
+
+def _done_before(bundle: Bundle, settings: dict[str, Any]) -> Quantized | None:
+    """Return what quantizing the same came to, where the bundle has that form; another form is replaced."""
+    form = bundle.card.int8
+    if form is None or bundle.int8 is None or form.settings != settings or form.validation is None:
+        return None
+    log.info("The model has this int8 form, there is nothing to do")
+    return _quantized(bundle, form, "")
+
+
+def _quantized(bundle: Bundle, form: Int8Form, out: str) -> Quantized:
+    validation = form.validation
+    assert validation and bundle.int8 is not None and form.accuracy_fp32 is not None and form.same_label is not None
     return Quantized(
         model=out,
-        digest=quantized.digest,
-        bytes=len(int8),
-        images=len(split),
-        accuracy=judged.validation.accuracy,
-        accuracy_fp32=float((fp32.argmax(1) == split.labels).mean()),
-        same_label=float((fp32.argmax(1) == logits.argmax(1)).mean()),
-        ece_cross_fitted=calibration.cross_fitted.ece if calibration else None,
+        digest=bundle.digest,
+        bytes=len(bundle.int8),
+        images=validation.images,
+        accuracy=validation.accuracy,
+        accuracy_fp32=form.accuracy_fp32,
+        same_label=form.same_label,
+        ece_cross_fitted=validation.calibration.cross_fitted.ece if validation.calibration else None,
     )
 
 
@@ -98,15 +123,14 @@ def _read(bundle: Bundle, dataset: DatasetInfo, data: str, split: str) -> Labell
     return SplitReader(data, split, bundle.card.network, classes, tuple(range(len(dataset.vote_classes)))).load()
 
 
-def _judged(
-    config: QuantizeConfig, card: ModelCard, data: str, predictions: Predictions, vote_classes: tuple[str, ...]
-) -> Judged:
+def _judged(config: QuantizeConfig, card: ModelCard, data: str, predictions: Predictions, dataset: DatasetInfo) -> Judged:
     samples = read_samples(data, duplicates.DUPLICATE_COLUMNS)
-    _, copies = learned_copies(card, samples, config.split, read_flagged(data))
+    learned = read_learned(config.model, card)
+    copies = find_leaks(card, learned, samples, config.split, read_flagged(data), dataset.layout, dataset.digest).copies
     views = 2 if card.network.flip_averaging else 1
     how = {"split": config.split, "views": views, "precision": "int8"}
     certain = config.certain_accuracy or asked_calibration(card).certain_accuracy
-    return judge(predictions, copies, card.label_space, certain, vote_classes, **how)
+    return judge(predictions, copies, card.label_space, certain, dataset.vote_classes, **how)
 
 
 def _with(bundle: Bundle, form: Int8Form, int8: bytes) -> Bundle:

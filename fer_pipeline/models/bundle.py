@@ -6,11 +6,14 @@ from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 from pydantic import ValidationError
 
 from fer_pipeline.core import storage
 from fer_pipeline.core.config import explain
 from fer_pipeline.core.errors import UserError
+from fer_pipeline.core.learned import LEARNED, MOST_IMAGES
 from fer_pipeline.core.schema_version import require_schema_version
 from fer_pipeline.models import registry
 from fer_pipeline.models.card import SCHEMA_VERSION, ModelCard
@@ -23,7 +26,10 @@ CARD_MARKDOWN, CARD_PAGE, HISTORY, CURVES, CONFUSION = (
     "curves.png",
     "confusion.png",
 )
-BUNDLE_FILES = (MODEL_FILE, WEIGHTS_FILE, ONNX_FILE, INT8_FILE, CARD_MARKDOWN, CARD_PAGE, HISTORY, CURVES, CONFUSION)
+LEARNED_FILE = "learned.parquet"
+BUNDLE_FILES = (
+    MODEL_FILE, WEIGHTS_FILE, ONNX_FILE, INT8_FILE, LEARNED_FILE, CARD_MARKDOWN, CARD_PAGE, HISTORY, CURVES, CONFUSION
+)  # fmt: skip
 """All files that a bundle may have."""
 EMBEDDED = "embedded"
 """The name of the model that comes with the package."""
@@ -91,6 +97,33 @@ def read_files(url: str) -> dict[str, bytes]:
     """Return a bundle's files by name, those beside card and weights too: pictures, history, pages."""
     files = _open(url)
     return {name: files.read(name) for name in files.names() if name in BUNDLE_FILES}
+
+
+def read_learned(url: str, card: ModelCard) -> pa.Table | None:
+    """Return the images that a bundle's model learned, as rows of `learned.LEARNED`; None where the card names no such file.
+
+    Raise UserError for a file that is not the one that the card names.
+    """
+    if card.data.learned_sha256 is None:
+        return None
+    try:
+        data = _open(url).read(LEARNED_FILE)
+    except storage.STORAGE_ERRORS as error:
+        raise UserError(f"The model at '{url}' lacks {LEARNED_FILE}, which its card names: copy the whole bundle.") from error
+    if hashlib.sha256(data).hexdigest() != card.data.learned_sha256:
+        raise UserError(f"The {LEARNED_FILE} of the model at '{url}' is not the one that its card names: copy the whole bundle.")
+    file = pq.ParquetFile(pa.BufferReader(data))
+    if file.schema_arrow != LEARNED or file.metadata.num_rows > MOST_IMAGES:
+        raise UserError(f"The {LEARNED_FILE} of the model at '{url}' does not hold digests of at most {MOST_IMAGES} images.")
+    return file.read()
+
+
+def learned_file(learned: pa.Table) -> bytes:
+    """Return rows of `learned.LEARNED` as the bundle keeps them."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(learned, sink, compression="zstd")
+    data: bytes = sink.getvalue().to_pybytes()
+    return data
 
 
 def _open(url: str) -> "Folder | registry.Pushed":

@@ -1,18 +1,19 @@
 """Calibration: probabilities that mean what they say, and the confidence under which a label is called uncertain."""
 
-import math
-
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fer_pipeline.core.metrics import softmax
 from fer_pipeline.core.prior import learned_prior
 from fer_pipeline.models.card import Calibration
 
 MOST_TEMPERATURE = 1000.0
 """What a card takes: probabilities are all but equal there."""
+STEPS = 10_000
+"""Thresholds of confidence in the unit interval that are tried."""
 
 
 def fit_temperature(logits: Tensor, labels: Tensor) -> float:
@@ -39,24 +40,28 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
 def fit_threshold(probabilities: NDArray[np.floating], labels: NDArray[np.integer], accuracy: float) -> float:
     """Return the least confidence such that the labels at or above it are right in a share of at least `accuracy`.
 
-    1.0 (every label is uncertain) where no threshold reaches it.
+    A multiple of 1 / `STEPS` below 1. Labels between two multiples are certain together, or not at all; 1.0 (every label is
+    uncertain) where no threshold reaches the accuracy.
     """
-    confidence = probabilities.max(1)
-    order = np.argsort(-confidence, kind="stable")
-    correct = (probabilities.argmax(1) == labels)[order]
-    reached = np.nonzero(np.cumsum(correct) / np.arange(1, len(order) + 1) >= accuracy)[0]
-    return float(confidence[order][reached[-1]]) if len(reached) else 1.0
+    confidence = probabilities.max(1).astype(np.float64)
+    step = np.floor(confidence * STEPS)
+    step = np.minimum(step - (step / STEPS > confidence), STEPS - 1)
+    order = np.argsort(-step, kind="stable")
+    step, correct = step[order], (probabilities.argmax(1) == labels)[order]
+    last_of_step = np.append(step[1:] != step[:-1], True)
+    reached = np.nonzero((np.cumsum(correct) / np.arange(1, len(order) + 1) >= accuracy) & last_of_step)[0]
+    return float(step[reached[-1]] / STEPS) if len(reached) else 1.0
 
 
 def calibrate(logits: Tensor, labels: Tensor, certain_accuracy: float) -> Calibration:
     """Return the calibration fitted on a split's logits (n, classes) and labels (n,)."""
-    temperature = fit_temperature(logits, labels)
-    probabilities = torch.softmax(logits / temperature, 1).numpy()
+    temperature = round(fit_temperature(logits, labels), 4)  # as the card says it: labelling divides by that
+    probabilities = softmax(logits.numpy(), temperature)
     prior = learned_prior(probabilities, labels.numpy())
     return Calibration(
         prior=() if prior is None else tuple(max(round(float(share), 6), 1e-6) for share in prior),
-        temperature=round(temperature, 4),
-        uncertain_below=math.floor(fit_threshold(probabilities, labels.numpy(), certain_accuracy) * 10_000) / 10_000,
+        temperature=temperature,
+        uncertain_below=fit_threshold(probabilities, labels.numpy(), certain_accuracy),
     )
 
 

@@ -42,6 +42,12 @@ class TrainingData(Config):
     validation_split: str | None = None
     validation_digest: str | None = None
     """Likewise of the split that selected the model and fitted its calibration."""
+    learned_sha256: str | None = None
+    """Of `learned.parquet`: the digests of all images that the model, what it began as and its teachers learned."""
+    external: tuple[str, ...] = ()
+    """Datasets that weights of other makers were trained on, as recipes say; their images are not among the digests."""
+    unknown: tuple[str, ...] = ()
+    """Models that this one began as or learned from, of which it is not known what they learned."""
 
 
 def _ours(value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
@@ -77,6 +83,12 @@ class Int8Form(Config):
     """Of its own: fitted on the answers of this form."""
     validation: Measured = None
     validation_without_training_images: Measured = None
+    accuracy_fp32: float | None = None
+    """Of the network as it was, on the same split."""
+    same_label: float | None = None
+    """Share of the split's images that both forms label alike."""
+    settings: dict[str, Any] | None = None
+    """What it was made of, and how: asked for again, it is done."""
 
 
 class ModelCard(Config):
@@ -104,5 +116,7 @@ class ModelCard(Config):
         "Labels the apparent expression of faces in pictures, not what a person feels. Inferring emotions at work or in "
         "education is unlawful in the EU (AI Act, Art. 5(1)(f))."
     )
+    training: dict[str, Any] | None = None
+    """What decided the weights, as digests and settings: a training of the same is done when it is asked for again."""
     limits: tuple[str, ...] = ()
     """What the model is known to do badly, or was never tried on: sentences for its card."""

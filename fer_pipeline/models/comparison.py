@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +14,7 @@ from fer_pipeline.core.config import Config
 class Rule(Config):
     """What a candidate must show, on images of which neither model learned a copy, before an alias moves onto it."""
 
-    min_gain: float = Field(0.0, ge=-1, le=1)
+    min_gain: float = Field(0.0, ge=0, le=1)
     """Accuracy that it is better by, at least."""
     max_p: float = Field(0.05, gt=0, le=1)
     """Of McNemar's exact test, two-sided: 1 asks for no significance."""
@@ -21,6 +22,8 @@ class Rule(Config):
     """Recall that a class may lose; classes of fewer than `min_images` images are not asked."""
     min_images: int = Field(30, ge=1)
     """Images of a class, and of the comparison, under which nothing is concluded."""
+    allow_unchecked_leaks: bool = False
+    """Promote although it is not known of all images that either model learned, by itself or by way of others."""
 
 
 class Comparison(Config):
@@ -36,6 +39,8 @@ class Comparison(Config):
     p: float
     recalls: dict[str, tuple[float, float, int]]
     """By class: the candidate's recall, the incumbent's, images."""
+    leaks: Literal["checked", "cannot be checked"] = "checked"
+    """Whether all that both models learned is known, and was looked for among the images."""
     reasons: list[str]
     """In what the candidate falls short of the rule; none: it is promoted."""
 
@@ -48,9 +53,17 @@ def mcnemar(only_first_right: int, only_second_right: int) -> float:
 
 
 def compare(
-    labels: Sequence[str], candidate: Sequence[str], incumbent: Sequence[str], fresh: NDArray[np.bool_], rule: Rule
+    labels: Sequence[str],
+    candidate: Sequence[str],
+    incumbent: Sequence[str],
+    fresh: NDArray[np.bool_],
+    rule: Rule,
+    unchecked: Sequence[str] = (),
 ) -> Comparison:
-    """Return what two models' answers (n,) to the same images are worth beside each other; `fresh` (n,) are the images to use."""
+    """Return what two models' answers (n,) to the same images are worth beside each other; `fresh` (n,) are the images to use.
+
+    `unchecked` names the models whose leaks cannot be checked.
+    """
     truth, first, second = (np.array(one, object)[fresh] for one in (labels, candidate, incumbent))
     right, was_right = first == truth, second == truth
     won, lost = int((right & ~was_right).sum()), int((was_right & ~right).sum())
@@ -73,6 +86,10 @@ def compare(
         for name, (now, was, count) in recalls.items()
         if count >= rule.min_images and was - now > rule.max_recall_loss
     ]
+    if unchecked and not rule.allow_unchecked_leaks:
+        reasons.append(
+            f"leaks cannot be checked, for it is not known what {' and '.join(unchecked)} learned (allow_unchecked_leaks)"
+        )
     return Comparison(
         images=images,
         left_out=len(labels) - images,
@@ -82,5 +99,6 @@ def compare(
         only_incumbent_right=lost,
         p=p,
         recalls=recalls,
+        leaks="cannot be checked" if unchecked else "checked",
         reasons=reasons,
     )

@@ -19,7 +19,16 @@ from fer_pipeline.core.figures import (
     VoteFigures,
 )
 from fer_pipeline.core.labels import LabelSpace, mapping
-from fer_pipeline.core.metrics import expected_calibration_error, log_loss, reliability, risk_coverage, softmax, summarize
+from fer_pipeline.core.learned import find_learned
+from fer_pipeline.core.metrics import (
+    expected_calibration_error,
+    is_uncertain,
+    log_loss,
+    reliability,
+    risk_coverage,
+    softmax,
+    summarize,
+)
 from fer_pipeline.models.calibration import calibrate, cross_fitted
 from fer_pipeline.models.card import Calibration, ModelCard
 
@@ -74,7 +83,7 @@ def evaluate(
     if not len(predictions):
         return figures
     confidence, correct = probabilities.max(1), probabilities.argmax(1) == labels
-    certain = confidence >= calibration.uncertain_below
+    certain = ~is_uncertain(confidence, calibration.uncertain_below)
     votes = None
     if vote_classes and predictions.votes.any():
         votes = _against_votes(probabilities.argmax(1), labels, predictions.votes, vote_classes, space)
@@ -92,16 +101,44 @@ def evaluate(
     )
 
 
-def learned_copies(card: ModelCard, samples: pa.Table, split: str, flagged: pa.Table) -> tuple[str | None, Copies]:
-    """Return the dataset's split that the model learned from, None where it is none, and the copies that `split` has of it.
+@dataclass(frozen=True)
+class Leaks:
+    """What a split shares with what a model learned."""
 
-    It is told by the digest of its images; `flagged` are the dataset's, which the training may have left out.
+    split: str | None
+    """The dataset's split that the model learned from as it is; None where it is none."""
+    copies: Copies
+    checked: bool
+    """Whether all that the model learned, by whatever way, is known and was looked for."""
+
+
+def _may_be(name: str, layout: str) -> bool:
+    """Tell whether a dataset that a recipe names may be one that was ingested from a layout; some layouts hold any dataset."""
+    own = {"fer2013", "affectnet", "rafdb"}
+    kind = layout.split("-")[0]
+    return name.lower() != "imagenet" and (kind not in own or name.lower().startswith(kind))
+
+
+def find_leaks(
+    card: ModelCard, learned: pa.Table | None, samples: pa.Table, split: str, flagged: pa.Table, layout: str, digest: str
+) -> Leaks:
+    """Return the copies that a dataset's `split` has of what a model learned.
+
+    `learned` are the digests that its bundle keeps (`bundle.read_learned`). Without them it is told by the digest of its whole
+    training split; `flagged` are the dataset's samples that the training may have left out. `layout` and `digest` are the
+    dataset's.
     """
-    names: list[str] = samples["split"].unique().to_pylist() if card.data.train_digest else []
-    learned = next((name for name in names if split_digest(samples, name) == card.data.train_digest), None)
-    rows = flagged.to_pylist() if card.data.left_out else []
-    left_out = frozenset(row["sample_id"] for row in rows if row["split"] == learned)
-    return learned, find_copies(samples, split, learned, left_out)
+    data = card.data
+    names: list[str] = samples["split"].unique().to_pylist() if data.train_digest else []
+    whole = next((name for name in names if split_digest(samples, name) == data.train_digest), None)
+    if learned is not None:
+        known = not data.unknown and not any(_may_be(name, layout) for name in data.external)
+        return Leaks(whole, find_learned(samples, split, learned), known)
+    rows = flagged.to_pylist() if data.left_out and data.digest == digest else []
+    left_out = frozenset(row["sample_id"] for row in rows if row["split"] == whole)
+    recipe = card.recipe
+    others = recipe.get("initial"), recipe.get("pretrained"), (recipe.get("training") or {}).get("teacher_weight")
+    return Leaks(whole, find_copies(samples, split, whole, left_out), whole is not None and not any(others))
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,8 @@ class Recipe(Config):
     network: NetworkConfig = Field(default_factory=NetworkConfig)
     pretrained: str | None = None
     """Weights to start from, all but the last layer: torchvision's by name (`DEFAULT`), or a file; else the seed decides them."""
+    pretrained_on: str | None = None
+    """Name of the dataset that the pretrained weights were trained on, as a layout calls it: leaks from it cannot be found."""
     framing: Framing | None = None
     """The framing that the recipe needs; a dataset of another one is refused. By default it takes the dataset's."""
     augmentation: AugmentationConfig = Field(default_factory=AugmentationConfig)

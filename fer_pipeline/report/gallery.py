@@ -1,32 +1,25 @@
 """The faces that a run's page shows: those that people look for first, and some of each expression."""
 
 import random
-from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from fer_pipeline.core import storage
-from fer_pipeline.core.errors import RecordError
+from fer_pipeline.core.errors import OutageError, RecordError
 from fer_pipeline.core.manifest import find_records
 from fer_pipeline.core.run import RunFolder, RunRecord
-from fer_pipeline.report.page import jpeg_url
-from fer_pipeline.stages.align import square, warp_crop
-from fer_pipeline.stages.decode import decode
-from fer_pipeline.stages.fetch import fetch
+from fer_pipeline.report.pictures import PictureLimits, PictureProcess, Wanted
 
 PER_GROUP = 12
 SMALLEST_PX = 40
 """Faces smaller than this show nothing in a picture: of them only the smallest are shown."""
-PICTURE_PX = 128
-SURROUNDINGS = 1.8
-"""Side of the pictured square over that of the face's box."""
-ENOUGH_PX = 1024
 
 FaceRow = dict[str, Any]
 
@@ -81,19 +74,19 @@ class Choice:
             some = [(self.rng.random(), face) for face in rows.take(places).to_pylist()]
             self.drawn[expression] = sorted(self.drawn[expression] + some, key=lambda pair: pair[0])[: 2 * PER_GROUP]
 
-    def groups(self, folder: RunFolder, record: RunRecord) -> list[Group]:
-        """Return the groups with the faces' pictures; faces whose files are gone are left out."""
+    def groups(self, folder: RunFolder, record: RunRecord) -> tuple[list[Group], Counter[str]]:
+        """Return the groups with the faces' pictures, and the number of faces without one, by what their images came to."""
         groups = [Group(title, faces) for title, faces in self.ranked.items()]
         groups += [Group(name, [face for _, face in self.drawn[name]], name) for name in sorted(self.drawn)]
         shown: set[tuple[int, int]] = set()
         for group in groups:
             group.faces = [face for face in group.faces if _key(face) not in shown][:PER_GROUP]
             shown |= set(map(_key, group.faces))
-        pictures = dict(_pictures(folder, record, [face for group in groups for face in group.faces]))
+        pictures, missing = _pictures(folder, record, [face for group in groups for face in group.faces])
         for group in groups:
             faces = [face for face in group.faces if _key(face) in pictures]
             group.faces = [face | {"picture": pictures[_key(face)], "link": _link(face["uri"])} for face in faces]
-        return [group for group in groups if group.faces]
+        return [group for group in groups if group.faces], missing
 
 
 def _key(face: FaceRow) -> tuple[int, int]:
@@ -105,23 +98,22 @@ def _link(uri: str) -> str | None:
     return Path(uri).as_uri() if storage.is_local(uri) and Path(uri).is_absolute() else None
 
 
-def _pictures(folder: RunFolder, record: RunRecord, faces: Iterable[FaceRow]) -> Iterator[tuple[tuple[int, int], str]]:
-    """Yield a data URL of each face's picture, by record and face id; a file that is gone by now yields none."""
+def _pictures(folder: RunFolder, record: RunRecord, faces: Iterable[FaceRow]) -> tuple[dict[tuple[int, int], str], Counter[str]]:
+    """Return a data URL of each face's picture, by record and face id, and the number of faces without one, by status."""
     by_record: dict[int, dict[int, FaceRow]] = defaultdict(dict)
     for face in faces:
         by_record[face["record_id"]][face["face_id"]] = face
-    if not by_record:
-        return
-    records = find_records(folder.manifest_prefix(record.run_id), list(by_record))
-    ids = sorted(records)
-    limits = record.settings["max_pixels"], record.settings["max_bytes"]
-    with fetch([records[i] for i in ids], limits[1], record.settings.get("image_column")) as fetched:
-        for record_id, data in zip(ids, fetched, strict=True):
-            try:
-                photo = decode(data, limits[0], ENOUGH_PX)
-            except RecordError:
-                continue
-            for face in by_record[record_id].values():
-                box = np.array([face["x"], face["y"], face["w"], face["h"]]) / photo.reduction
-                picture = warp_crop(photo.pixels, square(box, SURROUNDINGS, PICTURE_PX), PICTURE_PX)
-                yield _key(face), jpeg_url(picture)
+    records = find_records(folder.manifest_prefix(record.run_id), list(by_record)) if by_record else {}
+    ids, pictures, missing = sorted(records), dict[tuple[int, int], str](), Counter[str]()
+    wanted = [Wanted(records[i], tuple((f["x"], f["y"], f["w"], f["h"]) for f in by_record[i].values())) for i in ids]
+    with closing(PictureProcess(PictureLimits.of(record))) as process:
+        try:
+            found = process.cut(wanted) if wanted else []
+        except OutageError:
+            return {}, Counter({"unreachable": sum(map(len, by_record.values()))})
+    for record_id, urls in zip(ids, found, strict=True):
+        if isinstance(urls, RecordError):
+            missing[urls.status] += len(by_record[record_id])
+        else:
+            pictures |= dict(zip(map(_key, by_record[record_id].values()), urls, strict=True))
+    return pictures, missing

@@ -1,6 +1,7 @@
 """The page of a labelling run: counts, expressions, places, pictures of labelled faces, what failed. It runs no script."""
 
 import random
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -31,7 +32,7 @@ def label_report(
         places.add(faces)
         if thumbnails:
             choice.add(faces)
-    groups = choice.groups(folder, record) if thumbnails else []
+    groups, missing = choice.groups(folder, record) if thumbnails else ([], Counter[str]())
     return render(
         "labels.html",
         run=record,
@@ -41,6 +42,7 @@ def label_report(
         shifts=shifts,
         mostly_uncertain=bool(shifts) and record.result is not None and mostly_uncertain(record.result),
         groups=groups,
+        missing=dict(sorted(missing.items())),
         numbers=_numbers(groups, places),
         places=places,
         folders=places.by_folder(),

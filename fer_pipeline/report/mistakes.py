@@ -3,17 +3,10 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from fer_pipeline.core.errors import RecordError
-from fer_pipeline.report.page import jpeg_url
-from fer_pipeline.stages.decode import decode
-from fer_pipeline.stages.ingest import MAX_PIXELS
-
 PAIRS, PER_PAIR = 8, 6
-PICTURE_PX = 96
 
 
 @dataclass(frozen=True)
@@ -55,17 +48,6 @@ def confusions(
         mistakes = [Mistake(str(ids[place]), float(confidence[place])) for place in worst]
         found.append(Confusion(classes[label], classes[other], int(counts[pair]), mistakes))
     return found
-
-
-def picture(image: bytes) -> str | None:
-    """Return a data URL of an encoded image, small; None where it cannot be decoded."""
-    try:
-        pixels = decode(image, MAX_PIXELS, PICTURE_PX).pixels
-    except RecordError:
-        return None
-    scale = PICTURE_PX / max(pixels.shape[:2])
-    small = cv2.resize(pixels, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
-    return jpeg_url(np.asarray(small, np.uint8))
 
 
 Pictures = Mapping[str, str]

@@ -7,7 +7,7 @@ from matplotlib.ticker import MaxNLocator
 
 from fer_pipeline.core import storage
 from fer_pipeline.core.run import RunRecord
-from fer_pipeline.report.page import data_url, render
+from fer_pipeline.report.page import data_url, drawn, render
 from fer_pipeline.report.plots import BLUE, GREY, RED, png, tidy
 from fer_pipeline.table.audit import Audit
 from fer_pipeline.table.nights import Night, last_nights
@@ -25,7 +25,8 @@ def audit_page(record: RunRecord, audit: Audit) -> str:
 def write_nights_page(table: str, page: str, count: int) -> None:
     """Write the page over the last `count` nights of a table; nothing, where there was none yet."""
     if nights := last_nights(table, count):
-        storage.write_bytes(page, nights_page(table, nights).encode())
+        again = f"`fer-pipeline table page {table}` draws it again."
+        storage.write_bytes(page, drawn("Nights", lambda: nights_page(table, nights), again).encode())
 
 
 def nights_page(table: str, nights: list[Night]) -> str:

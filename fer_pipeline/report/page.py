@@ -1,12 +1,18 @@
 """The scaffold of every page: templates, and pictures that stand in the page itself."""
 
 import base64
+import logging
 import re
+from collections.abc import Callable
 
 import cv2
 import jinja2
 import numpy as np
 from numpy.typing import NDArray
+
+from fer_pipeline.core.storage import reason
+
+log = logging.getLogger(__name__)
 
 
 def render(template: str, **facts: object) -> str:
@@ -17,6 +23,18 @@ def render(template: str, **facts: object) -> str:
         environment.finalize = _in_markdown
     environment.filters |= {"percent": percent, "count": "{:,}".format, "moment": moment}
     return environment.get_template(template).render(facts)
+
+
+def drawn(title: str, draw: Callable[[], str], again: str) -> str:
+    """Return a page; where it cannot be drawn, one that says why, and `again`, a sentence on how to have it drawn.
+
+    What is done stays done: the caller writes its results first.
+    """
+    try:
+        return draw()
+    except Exception as error:
+        log.warning("%s cannot be drawn: %s", title, reason(error), exc_info=True)
+        return render("undrawn.html", title=title, reason=reason(error), again=again)
 
 
 def _in_markdown(value: object) -> object:

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
+from fer_pipeline.core import storage
+
 CONTAINER_ERRORS = (
     tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, pa.ArrowException, EOFError, ValueError, RuntimeError
 )  # fmt: skip
@@ -57,6 +59,14 @@ class Selection:
     """Time that a container may take to open, or to name its next member."""
     max_members: int = 10_000_000
     """Most records of one container."""
+
+
+def says_damage(error: BaseException) -> bool:
+    """Tell whether an error of reading a container is the container's: of what a damaged one raises, or an OSError of a library.
+
+    gzip, bz2 and Arrow raise OSErrors without a number for what they cannot decode.
+    """
+    return isinstance(error, CONTAINER_ERRORS) or storage.says_damage(error)
 
 
 def name_below(source: str, uri: str, member: str | None = None) -> str:

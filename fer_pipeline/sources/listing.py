@@ -116,9 +116,14 @@ class Listing:
             entries = Background(containers, partial(self._entries, file, source_format))
             return self._members(file, name, entries), entries
         if file.error:
-            if file.is_folder or says_image(file.uri) or (says_image(file.uri) is None and file.error != NOT_REGULAR):
+            said = says_image(file.uri)
+            is_record = said or file.is_folder or (said is None and file.error != NOT_REGULAR)
+            if is_record and self.covers(file.uri, None, None, not file.etag):
                 return self._plain(file), None
-            self._skip(file.uri)
+            if is_record:
+                self.skipped[FILTERED] += 1
+            else:
+                self._skip(file.uri)
         elif self._include and not self._matches(self._include, name):
             self.skipped[FILTERED] += 1
         elif source_format is IMAGE:
@@ -157,16 +162,24 @@ class Listing:
         """
         entries = self._listed(file, source_format)
         key = source_format.index_key(self.selection) if source_format.index_key else None
-        given = self.index_elsewhere
-        elsewhere = (lambda one: given(one, self._over)) if given else None
+        elsewhere = self._elsewhere if self.index_elsewhere else None
         try:
             yield from entries if key is None else remembered(file, key, entries, self.indexes, elsewhere)
         except OutageError:
             raise
         except Exception as error:  # noqa: BLE001 (the boundary around one container)
+            if self._over.is_set():
+                return
             what = "video" if source_format.in_sequence else "container"
             reason = f"the {what} cannot be read: {as_record_error(error, 'unreadable').reason}"
             yield Record(file.uri, size_bytes=file.size_bytes, etag=file.etag, error=reason)
+
+    def _elsewhere(self, file: File) -> None:
+        """Have the index of a container made by another machine; raise InterruptedError where the listing is over meanwhile."""
+        assert self.index_elsewhere
+        self.index_elsewhere(file, self._over)
+        if self._over.is_set():
+            raise InterruptedError("the listing is over")
 
     def _listed(self, file: File, source_format: SourceFormat) -> Iterator[Record | str]:
         """Yield what a container holds, listed in a process of its own; raise ValueError for more than `max_members` entries."""
@@ -175,6 +188,8 @@ class Listing:
         process = self._processes.get()
         try:
             for count, entry in enumerate(process.call(function, source_format.name, *facts, timeout_s=limit_s)):
+                if self._over.is_set():
+                    raise InterruptedError("the listing is over")
                 if count == self.selection.max_members:
                     raise ValueError(f"it holds more than {count} members (--max-members)")
                 if isinstance(entry, str):

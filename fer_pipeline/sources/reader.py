@@ -5,8 +5,8 @@ from collections.abc import Iterable, Iterator
 from functools import partial
 
 from fer_pipeline.core import storage
-from fer_pipeline.core.boundary import as_record_error
-from fer_pipeline.core.errors import OutageError, RecordError
+from fer_pipeline.core.boundary import as_file_error
+from fer_pipeline.core.errors import RecordError
 from fer_pipeline.core.manifest import Record
 from fer_pipeline.sources.formats import format_of
 from fer_pipeline.sources.formats.images import IMAGE
@@ -63,16 +63,16 @@ def _follows(span: tuple[str, int, int], last: tuple[str, int, int]) -> bool:
 def why(record: Record, error: Exception) -> RecordError:
     """Return the record's error: that its file is another one by now, where it is, whatever followed from that.
 
-    Raise OutageError where a second look finds the store down: that is nobody's row.
+    Raise OutageError where the store is down (`as_file_error`).
     """
+    found = as_file_error(record.uri, error, "unreadable")
     try:
         storage.require_version(record.uri, record.etag)
     except RecordError as other:
         return other
-    except storage.STORAGE_ERRORS as other:
-        if storage.says_outage(other):
-            raise OutageError(f"the store of '{record.uri}' does not answer: {storage.reason(other)}") from other
-    return as_record_error(error, "unreadable")
+    except storage.STORAGE_ERRORS:
+        return found
+    return found
 
 
 class RecordReader:

@@ -16,6 +16,17 @@ from fer_pipeline.stages.decode import Pixels
 Precision = Literal["fp32", "bf16", "int8"]
 
 
+def auto_precision(bundle: Bundle, on_gpu: bool, has_bf16: bool) -> Precision:
+    """Return the arithmetic in which a model labels where nobody says it.
+
+    `has_bf16`: whether the processors that label multiply bf16 natively.
+    """
+    if bundle.int8 is not None and not on_gpu:
+        return "int8"
+    own = bundle.card.format == "safetensors"  # an ONNX network computes as it was exported
+    return "bf16" if own and has_bf16 else "fp32"
+
+
 class Classifier:
     """A bundle's network on one core or one GPU. Raise UserError where the bundle's files do not fit together.
 

@@ -7,9 +7,10 @@ from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import closing, contextmanager
 from functools import partial
 from itertools import groupby
+from threading import Event
 
 from fer_pipeline.core import storage
-from fer_pipeline.core.boundary import as_record_error
+from fer_pipeline.core.boundary import as_file_error
 from fer_pipeline.core.errors import RecordError
 from fer_pipeline.core.manifest import Record
 from fer_pipeline.sources.formats import format_of
@@ -70,26 +71,23 @@ def _frames(uri: str, records: Iterable[Record | RecordError]) -> Iterator[Fetch
             opened = opened or source_format.open(uri, record.etag, None)
             yield opened.read(record, partial(storage.read_range, uri)) or RecordError("undecodable", "there is no frame")
         except Exception as error:  # noqa: BLE001 (the boundary around one record)
-            outage = storage.says_outage(error) or storage.says_outage(error.__cause__)
-            yield why(record, error) if outage else as_record_error(error, "undecodable")
+            yield as_file_error(uri, error, "undecodable")
     if opened:
         opened.close()
 
 
 def _images(reader: RecordReader, records: Iterable[Record | RecordError], max_bytes: int) -> Iterator[Fetched]:
     waiting: deque[tuple[list[Record | RecordError], Future[list[bytes | RecordError]]]] = deque()
-    pool, stuck = ThreadPoolExecutor(RECORDS_AHEAD, thread_name_prefix="fetch"), False
+    pool, stuck = ThreadPoolExecutor(RECORDS_AHEAD, thread_name_prefix="fetch"), Event()
     try:
         for block in blocks(_bounded(record, max_bytes) for record in records):
             while waiting and (len(waiting) > RECORDS_AHEAD or _size(block, *(ahead for ahead, _ in waiting)) > BYTES_AHEAD):
-                read, stuck = _taken(*waiting.popleft(), stuck)
-                yield from read
+                yield from _taken(*waiting.popleft(), stuck)
             waiting.append((block, pool.submit(reader.read_block, block)))
         while waiting:
-            read, stuck = _taken(*waiting.popleft(), stuck)
-            yield from read
+            yield from _taken(*waiting.popleft(), stuck)
     finally:
-        pool.shutdown(wait=not stuck, cancel_futures=True)  # a thread that hangs in a read cannot be ended
+        pool.shutdown(wait=not stuck.is_set(), cancel_futures=True)  # a thread that hangs in a read cannot be ended
 
 
 def _size(*some: list[Record | RecordError]) -> int:
@@ -98,18 +96,19 @@ def _size(*some: list[Record | RecordError]) -> int:
 
 
 def _taken(
-    block: list[Record | RecordError], read: "Future[list[bytes | RecordError]]", stuck: bool
-) -> tuple[list[bytes | RecordError], bool]:
-    """Return what a block of records came to, and whether any read hangs."""
+    block: list[Record | RecordError], read: "Future[list[bytes | RecordError]]", stuck: Event
+) -> list[bytes | RecordError]:
+    """Return what a block of records came to; set `stuck` where reading it hangs."""
     first = block[0]
     plain = isinstance(first, Record) and first.member is None and storage.is_local(first.uri)
     limit_s = LOCAL_TIMEOUT_S if plain else STORE_TIMEOUT_S
     try:
-        return read.result(limit_s), stuck
+        return read.result(limit_s)
     except FutureTimeoutError as late:
+        stuck.set()
         if isinstance(first, Record) and not storage.is_local(first.uri):
             why(first, late)  # which raises where the store is down
-        return [RecordError("timed_out", f"reading it took longer than {limit_s:g} s")] * len(block), True
+        return [RecordError("timed_out", f"reading it took longer than {limit_s:g} s")] * len(block)
 
 
 def _bounded(record: Record | RecordError, max_bytes: int) -> Record | RecordError:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from fer_pipeline.core.boundary import as_record_error
 from fer_pipeline.core.errors import RecordError
 from fer_pipeline.core.manifest import Record, records_of
+from fer_pipeline.core.metrics import is_uncertain
 from fer_pipeline.core.schemas import FACE_ATTRIBUTES, LABELLED
 from fer_pipeline.core.stage_clock import timed
 from fer_pipeline.models.bundle import Bundle
@@ -226,7 +227,7 @@ def _faces(
                 "expression": classes[best],
                 "confidence": confidence,
                 "probabilities": probabilities[index].tolist(),
-                "uncertain": confidence < uncertain_below,
+                "uncertain": bool(is_uncertain(confidence, uncertain_below)),
             }
         )
     return rows

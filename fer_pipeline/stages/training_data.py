@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -111,18 +110,12 @@ class SplitReader:
     def _tables(self, uri: str, rows: int) -> Iterator[pa.Table]:
         """Yield the split's samples of a file; row groups that hold none of them are not read."""
         with storage.opened_parquet(uri) as parquet:
-            groups = [group for group in range(parquet.num_row_groups) if self._may_hold(parquet.metadata.row_group(group))]
+            groups = storage.groups_that_may_hold(parquet, "split", [self.split])
             for batch in parquet.iter_batches(rows, groups, TRAINING_COLUMNS):
                 table = pa.Table.from_batches([batch])
                 mine = table.filter(pc.equal(table["split"], self.split))
                 if len(mine):
                     yield mine
-
-    def _may_hold(self, group: Any) -> bool:
-        """Tell whether a row group of samples may hold some of the split, as its statistics say."""
-        columns = (group.column(index) for index in range(group.num_columns))
-        found = next(column.statistics for column in columns if column.path_in_schema == "split")
-        return not (found and found.has_min_max) or found.min <= self.split <= found.max
 
     def load(self) -> LabelledImages:
         """Return the whole split; raise UserError where the dataset has none."""

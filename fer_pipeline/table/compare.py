@@ -63,14 +63,17 @@ class Comparison:
         identity: dict[str, str],
         max_attempts: int,
         relabel_budget: int | None = None,
+        retry_status: Sequence[str] = (),
     ) -> None:
         """`covers`: whether a row below `prefix` is one that the listing could list (`Listing.covers`). `identity`: what would
         label now.
 
-        At most `relabel_budget` rows of another identity are made anew: of those that are listed, the oldest first.
+        At most `relabel_budget` rows of another identity are made anew: of those that are listed, the oldest first. Failed
+        records of a `retry_status` are tried again however often that was done.
         """
         self.table, self.covers, self.prefix = table, covers, prefix
         self.identity, self.max_attempts, self.relabel_budget = identity, max_attempts, relabel_budget
+        self.retry_status = pa.array(retry_status, pa.string())
         self.nights = len(night_ids(table.url))
         self.files = table.files
         parts = [self._read(number, file) for number, file in enumerate(self.files)]
@@ -95,7 +98,7 @@ class Comparison:
         looked_at = pc.is_in(rows["status"], pa.array(FINE)).to_numpy()
         in_vain = ~looked_at | pc.is_valid(rows["error"]).to_numpy()
         attempt = np.where(in_vain, np.minimum(rows["attempt"].to_numpy(), 255), 0).astype(np.uint8)
-        again = attempt < self.max_attempts
+        again = (attempt < self.max_attempts) | pc.is_in(rows["status"], self.retry_status).to_numpy()
         kind = np.where(~looked_at & again, RETRY, np.where(ours | (looked_at & ~again), HELD, OUTDATED)).astype(np.uint8)
         attempt[~looked_at & (kind == OUTDATED)] = 0  # another model or detector begins anew
         fine = looked_at & pc.is_valid(rows["content_sha256"]).to_numpy()
@@ -151,14 +154,18 @@ class Comparison:
                 yield record, place, is_same
 
     def require_nothing_below(self, places: Sequence[str]) -> None:
-        """Raise UserError where the table holds files below one of these places, which cannot be listed."""
+        """Raise UserError where the table holds files below one of these places, which cannot be listed, or members of it."""
         for file in self.files:
-            near = [place for place in places if (file.first_uri or "") < f"{place}0" and f"{place}/" <= (file.last_uri or "~")]
-            uris = storage.read_columns(self.table.path(file.path), ["uri"])["uri"] if near else None
+            near = [place for place in places if (file.first_uri or "") < f"{place}0" and place <= (file.last_uri or place)]
+            if not near:
+                continue
+            rows = storage.read_columns(self.table.path(file.path), KEY)
+            inside = pc.or_(pc.is_valid(rows["member"]), pc.is_valid(rows["time_ms"]))
             for place in near:
-                if pc.any(pc.starts_with(uris, f"{place}/")).as_py():
+                held = pc.or_(pc.starts_with(rows["uri"], f"{place}/"), pc.and_(pc.equal(rows["uri"], place), inside))
+                if pc.any(held).as_py():
                     raise UserError(
-                        f"The table holds files below '{place}', which cannot be listed, so they cannot be told from vanished "
+                        f"The table holds files of '{place}', which cannot be listed, so they cannot be told from vanished "
                         "ones: make it readable, or leave it out with --exclude."
                     )
 

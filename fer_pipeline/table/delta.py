@@ -7,6 +7,7 @@ import json
 import os
 import re
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from typing import Any
@@ -134,12 +135,30 @@ class LabelTable:
                 f"{', '.join(classes)}: choose another --table, or a model of the same classes in the same order."
             )
 
+    def _require_rows_of(self, classes: tuple[str, ...]) -> None:
+        """Raise UserError where the probabilities of a row of the table are those of other classes, or of another order."""
+        for file in self.files:
+            lists = storage.read_columns(self.path(file.path), ["faces"])["faces"].combine_chunks()
+            if len(faces := pc.list_flatten(lists)):
+                face = faces[0].as_py()
+                best = max(range(len(face["probabilities"])), key=face["probabilities"].__getitem__)
+                if len(face["probabilities"]) != len(classes) or classes[best] != face["expression"]:
+                    raise UserError(
+                        f"The table '{self.url}' does not say what its probabilities are of, and they are not those of "
+                        f"{', '.join(classes)} in this order: choose another --table, or the model that labelled it."
+                    )
+                return
+
     def make(self, classes: tuple[str, ...] = ()) -> "LabelTable":
         """Return the table, made where there is none; raise UserError on a store that cannot keep two writers apart."""
         if self._delta is not None:
             if classes and not self.classes:  # of an earlier version
-                self._delta.alter.set_table_properties({CLASSES: json.dumps(classes)}, raise_if_not_exists=False)
-                return self.refreshed().make(classes)
+                self._require_rows_of(classes)
+                with suppress(CommitFailedError):  # another publisher was faster: what it wrote is looked at
+                    self._delta.alter.set_table_properties({CLASSES: json.dumps(classes)}, raise_if_not_exists=False)
+                table = self.refreshed()
+                table.require_classes(classes)
+                return table._with_all_columns()
             return self._with_all_columns()
         storage.require_exclusive_writes(self.url)
         configuration = {MAKER: str(SCHEMA_VERSION), "delta.dataSkippingNumIndexedCols": "3"}

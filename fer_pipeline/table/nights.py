@@ -45,6 +45,8 @@ class Night(Config):
     confidences: list[int]
     faces_per_image: list[int]
     images_per_s: float
+    folder: str = ""
+    """Its run folder, for `explain`; empty where nothing had changed, for such a night leaves none."""
     table_rows: int | None = None
     """After it was published."""
 
@@ -64,7 +66,7 @@ def night_of(table: str, record: RunRecord, state: State, failing: list[str], ac
         begun_at=record.created_at,
         ended_at=now(),
         source=record.source,
-        filters=[record.settings.get("include", []), record.settings.get("exclude", [])],
+        filters=filters_of(record),
         state=state,
         failing=failing,
         accepted=accepted,
@@ -82,6 +84,11 @@ def night_of(table: str, record: RunRecord, state: State, failing: list[str], ac
         faces_per_image=result.faces_per_image,
         images_per_s=result.images_per_s,
     )
+
+
+def filters_of(record: RunRecord) -> list[list[str]]:
+    """Return the globs that chose a run's records, and those that left some out."""
+    return [record.settings.get("include", []), record.settings.get("exclude", [])]
 
 
 def _listed_after(table: str, record: RunRecord) -> int:

@@ -77,9 +77,11 @@ def stale_keys(folder: RunFolder, record: RunRecord) -> Stale:
 
 def _failures(folder: RunFolder, record: RunRecord) -> Failures:
     statuses = set(get_args(RetriedStatus))
-    shards = shards_with(folder, statuses) if record.result and record.result.failed else []
+    replaces = record.increment is None or record.increment.outdated > 0  # a label of the same version, that is
+    shards = shards_with(folder, statuses) if replaces and record.result and record.result.failed else []
     columns = [*KEY, *VERSION, "status", "error", "attempt"]
-    tables = [storage.read_table(folder.images_path(shard), columns) for shard in shards]
+    with ThreadPoolExecutor(READERS) as pool:
+        tables = list(pool.map(lambda shard: storage.read_table(folder.images_path(shard), columns), shards))
     failed = [table.filter(pc.is_in(table["status"].cast(pa.string()), pa.array(statuses))) for table in tables]
     rows = [row for table in failed for row in table.to_pylist()]
     return Failures(DigestSet(concatenated(map(digests_of, failed))), rows)

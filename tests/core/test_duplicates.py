@@ -3,7 +3,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from fer_pipeline.core.duplicates import NEAR_BITS, inspect, join_keys, near_pairs
+from fer_pipeline.core.duplicates import NEAR_BITS, inspect, join_keys, near_pairs, near_to
 
 
 def flipped(digest: bytes, bits: int) -> bytes:
@@ -87,6 +87,8 @@ def test_near_pairs_are_those_of_a_full_comparison() -> None:
     pairs = [(i, j) for i in range(len(number)) for j in range(i + 1, len(number))]
     assert found == {(i, j) for i, j in pairs if (number[i] ^ number[j]).bit_count() <= NEAR_BITS}
     assert len(found) == NEAR_BITS
+    near = near_to(pa.chunked_array([[None, *hashes[60:]]]), pa.chunked_array([hashes[:60]]))
+    assert near.tolist() == [False, *(bits <= NEAR_BITS for bits in range(1, 30))]
 
 
 def test_keys_join_by_way_of_names() -> None:

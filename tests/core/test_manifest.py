@@ -1,8 +1,14 @@
+import random
 from pathlib import Path
 
+import pyarrow as pa
+import pytest
+
+from fer_pipeline.core import storage
 from fer_pipeline.core.manifest import (
     Record,
     find_records,
+    last_moments_ms,
     read_shards,
     records_of,
     shard_sizes,
@@ -51,3 +57,39 @@ def test_records_are_found_by_id(tmp_path: Path) -> None:
 def test_nothing_is_written_for_no_records(tmp_path: Path) -> None:
     assert write_manifest(str(tmp_path / "run-"), split_into_shards([], 3, 10)).records == 0
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_store_is_read_without_a_file_system_in_python(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Threads of Arrow that call Python can abort the process at its exit: nothing but bytes and handles is given to it."""
+    for name in ("PyFileSystem", "FSSpecHandler"):
+        monkeypatch.setattr(storage, name, lambda *_: pytest.fail("a file system in Python is given to Arrow"))
+    prefix = "memory://run/manifest/x-"
+    listed = [Record(f"/a/{number:04d}.jpg", time_ms=number, size_bytes=number) for number in range(900)]
+    write_manifest(prefix, split_into_shards(listed, 8, 10**9))
+    assert find_records(prefix, [5, 899]) == {5: listed[5], 899: listed[899]}
+    assert last_moments_ms(prefix, ["/a/0007.jpg"]) == {"/a/0007.jpg": 7} and find_records(prefix, []) == {}
+    with storage.opened_parquet(f"{prefix}00000.parquet") as parquet:
+        assert parquet.metadata.num_rows == 900
+
+
+@pytest.mark.parametrize("rows", [1, 40_000])
+def test_columns_of_a_file_on_a_store_are_those_of_the_whole_file(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [f"name {number}" for number in range(rows)]
+    rng = random.Random(0)
+    blobs = [rng.randbytes(60) for _ in range(rows)]
+    nested = [[{"x": number, "y": None}] * (number % 3) for number in range(rows)]
+    table = pa.table({"blob": blobs, "name": names, "faces": nested, "number": range(rows)})
+    storage.write_table("memory://columns/a.parquet", table, row_group_size=7_000)
+    wanted = ["number", "faces"]
+    assert storage.read_columns("memory://columns/a.parquet", wanted).equals(table.select(["faces", "number"]).select(wanted))
+    filled: list[int] = []
+    fill = storage._fill
+
+    def counted(fs: object, path: str, whole: bytearray, stretches: list[tuple[int, int]]) -> None:
+        filled.extend(end - start for start, end in stretches)
+        fill(fs, path, whole, stretches)
+
+    monkeypatch.setattr(storage, "_fill", counted)
+    storage.read_columns("memory://columns/a.parquet", ["number"])
+    size = storage.open_filesystem("memory://columns/a.parquet")[0].info("/columns/a.parquet")["size"]
+    assert rows == 1 or sum(filled) < size / 2

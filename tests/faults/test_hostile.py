@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import psutil
-import pyarrow.dataset as ds
+import pyarrow.parquet as pq
 import pytest
 
 import fer_pipeline
@@ -53,6 +53,24 @@ def test_an_image_that_kills_costs_its_own_entry_in_predict(poisoned: Path, tmp_
     assert done.stdout.count('"status": "ok"') == 5 and done.stdout.count('"status": "crashed"') == 1
 
 
+def test_an_image_that_kills_who_draws_costs_its_picture(archive: Path, tmp_path: Path) -> None:
+    """It was labelled when it killed nobody: what draws the page meets it in a process of its own."""
+    source = tmp_path / "source"
+    source.mkdir()
+    for photo in sorted(archive.rglob("hopper-*.jpg"))[:6]:
+        shutil.copy(photo, source)
+    assert call("label", str(source), "--out", str(tmp_path / "run"), "--detector", "none").returncode == 0
+    victim = sorted(source.iterdir())[2]
+    before = victim.stat()
+    data = victim.read_bytes()
+    victim.write_bytes(data[: -len(b"crash the decoder")] + b"crash the decoder")
+    os.utime(victim, ns=(before.st_atime_ns, before.st_mtime_ns))
+    done = call("report", str(tmp_path / "run"))
+    assert done.returncode == 0, done.stderr
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "Faces without a picture here: 1 crashed" in page and page.count("data:image/jpeg") >= 5
+
+
 MOST_BYTES = 3e9
 """What no run over hostile files may take at default settings, on a machine that does nothing else; in its largest process."""
 
@@ -85,7 +103,7 @@ def require_bounded(*arguments: str, code: int = 0) -> str:
 
 def statuses(run: Path) -> Counter[str]:
     """Return how many rows of a run have each status."""
-    rows = ds.dataset(run / "images").to_table(columns=["status"])
+    rows = pq.read_table(run / "images", columns=["status"])
     return Counter(rows["status"].to_pylist())
 
 

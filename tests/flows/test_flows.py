@@ -1,25 +1,28 @@
 """The flows on a real, ephemeral Prefect server."""
 
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import pytest
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.objects import FlowRun
-from prefect.states import Failed
+from prefect.client.schemas.objects import FlowRun, State
+from prefect.schedules import Cron
+from prefect.states import Cancelled, Completed, Failed, Scheduled
 from prefect.testing.utilities import prefect_test_harness
 
 from fer_pipeline.core.errors import FailureRateExceeded, UserError
 from fer_pipeline.core.run import RunRecord
 from fer_pipeline.jobs.cluster import ClusterConfig
+from fer_pipeline.jobs.ingest import IngestConfig
 from fer_pipeline.jobs.label import job as label
 from fer_pipeline.jobs.label.job import LabelConfig
 from fer_pipeline.jobs.nightly import NightlyConfig
 from flows.label import label_archive
 from flows.nightly import nightly
-from flows.notify import message_of
+from flows.notify import message_of, tell
 from flows.retrain import RetrainConfig, retrain
 from flows.steps import shown_if_readable
 from flows.train import train_model
@@ -48,25 +51,12 @@ def test_the_nightly_flow_publishes_and_shows_its_audit(archive: Path, tmp_path:
     paths = {"out": f"{tmp_path}/{{date}}", "table": f"{tmp_path}/table", "page": f"{tmp_path}/nights.html"}
     paths["metrics"] = f"{tmp_path}/night.prom"
     config = NightlyConfig.model_validate({"source": str(archive), "detector": "none", "date": "2026-01-01"} | paths)
-    assert (nightly(config).state, nightly(config).state) == ("published", "published")
+    assert (nightly(config).state, nightly(config).state) == ("published", "published")  # the second tries failed records again
     assert nightly(config.model_copy(update={"date": "2026-01-02"})).records == 2  # those that failed
     assert "fer_night_records" in (tmp_path / "night.prom").read_text()
     with get_client(sync_client=True) as client:
         artifact = next(one for one in client.read_artifacts() if one.key == "nightly")
     assert "| expressions |" in str(artifact.data) and (tmp_path / "2026-01-02" / "_SUCCESS").exists()
-
-
-def test_retraining_promotes_a_first_candidate_and_judges_the_second(dataset: Path, tmp_path: Path) -> None:
-    (tmp_path / "short.toml").write_text(RECIPE.replace("epochs = 8", "epochs = 2"))
-    learned = {"recipe": str(tmp_path / "short.toml"), "data": str(dataset), "allow_missing_classes": True}
-    facts = {"name": "faces", "registry": str(tmp_path / "registry"), "quantize": False}
-    first, second = (
-        RetrainConfig.model_validate(facts | {"train": learned | {"out": f"{tmp_path}/{name}-{{date}}"}}) for name in ("a", "b")
-    )
-    assert retrain(first) is None
-    verdict = retrain(second)
-    assert verdict is not None and (verdict.incumbent, verdict.candidate) == ("1", "2")
-    assert len(list(tmp_path.glob("a-20??-??-??/model.json"))) == 1
 
 
 def test_every_flow_puts_the_date_of_its_schedule_into_paths(archive: Path, tmp_path: Path, local_ray: None) -> None:
@@ -112,3 +102,77 @@ def test_what_a_retry_cannot_mend_is_not_tried_again(
 def test_flow_parameters_are_the_jobs_configuration() -> None:
     assert set(label_archive.parameters.properties) == {"config", "cluster", "notify"}
     assert "recipe" in str(train_model.parameters.model_dump())
+
+
+def test_two_nights_of_one_date_in_utc_are_two_on_the_clock_of_their_schedule() -> None:
+    """In the night in which clocks are set forward, nights at one are due at midnight and at eleven in the evening, UTC."""
+    schedule = Cron("0 1 * * *", timezone="Europe/Berlin")
+    deployed = nightly.to_deployment("berlin", schedule=schedule).apply()  # type: ignore[union-attr]
+    found = []
+    for hour in (0, 23):
+        due = datetime(2026, 3, 29, hour, tzinfo=UTC)
+        parameters = {"config": {"out": "runs/{date}"}}
+        run = FlowRun(flow_id=uuid4(), name="r", deployment_id=deployed, expected_start_time=due, parameters=parameters)
+        found.append(message_of("failed", "nightly", run, Failed())["out"])
+    assert found == ["runs/2026-03-29", "runs/2026-03-30"]
+
+
+@pytest.mark.parametrize(("before", "told"), [([Failed], True), ([Failed, Completed], False), ([Completed], False)])
+def test_the_first_good_run_after_a_bad_one_is_told_of_whatever_is_scheduled(
+    before: list[Any], told: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Runs that lie ahead, as a frequent schedule has many, and runs that were refused a place, tell nothing."""
+    events: list[str] = []
+    monkeypatch.setattr("flows.notify.Webhook.load", lambda name: name)
+    monkeypatch.setattr("flows.notify._send", lambda webhook, message: events.append(message["event"]))
+    flow = label_archive.with_options(name=f"of-{uuid4()}")
+    now = datetime.now(UTC)
+
+    def due(client: Any, minutes: int, state: State[Any]) -> FlowRun:
+        made = client.create_flow_run(flow, state=Scheduled(scheduled_time=now + timedelta(minutes=minutes)))
+        client.set_flow_run_state(made.id, state, force=True)
+        return client.read_flow_run(made.id)  # type: ignore[no-any-return]
+
+    with get_client(sync_client=True) as client:
+        for number, kind in enumerate(before):
+            due(client, number - 60, kind())
+        due(client, -5, Cancelled())  # refused: another run had the place
+        run = due(client, 0, Completed())
+        for minutes in range(1, 15):
+            client.create_flow_run(flow, state=Scheduled(scheduled_time=now + timedelta(minutes=minutes)))
+    tell(flow, run.model_copy(update={"parameters": {"notify": "on-call"}}), Completed())
+    assert events == ["recovered"] * told
+
+
+def test_a_retraining_whose_later_step_failed_is_run_again(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its first steps find their outputs there and done; another configuration of one of them is refused.
+
+    The first candidate gets the alias, the second is judged beside it; who asks again gets the same verdict.
+    """
+    (tmp_path / "short.toml").write_text(RECIPE.replace("epochs = 8", "epochs = 1"))
+    source = {"source": str(dataset.parent / "tree"), "out": str(tmp_path / "data")}
+    learned = {"recipe": str(tmp_path / "short.toml"), "data": source["out"], "allow_missing_classes": True}
+    facts: dict[str, Any] = {"name": "faces", "registry": str(tmp_path / "registry"), "ingest": source}
+    config = RetrainConfig.model_validate(facts | {"train": learned | {"out": f"{tmp_path}/model-{{date}}"}})
+
+    def failing(*_: Any) -> Any:
+        raise UserError("the store forbids it")
+
+    with monkeypatch.context() as today:
+        today.setattr("fer_pipeline.jobs.evaluate.run", failing)
+        with pytest.raises(UserError, match="the store forbids it"):
+            retrain(config)
+    assert retrain(config) is None and retrain(config) is None
+    assert len(list(tmp_path.glob("model-20??-??-??/model.json"))) == 1
+    assert list((tmp_path / "registry" / "faces" / "versions").iterdir()) == [tmp_path / "registry/faces/versions/1.json"]
+    other = config.model_copy(update={"ingest": IngestConfig.model_validate(source | {"seed": 1})})
+    with pytest.raises(UserError, match="was begun with another seed"):
+        retrain(other)
+    again = RetrainConfig.model_validate(
+        facts | {"train": learned | {"out": str(tmp_path / "second")}, "rule": {"allow_unchecked_leaks": True}}
+    )
+    verdict = retrain(again)
+    assert verdict is not None and (verdict.incumbent, verdict.candidate) == ("1", "2") and retrain(again) == verdict
+    assert [one.precision for one in verdict.judged] == ["int8", "int8"]

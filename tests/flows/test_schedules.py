@@ -108,6 +108,6 @@ def test_the_watch_for_orphans_outlives_whatever_goes_wrong(monkeypatch: pytest.
     monkeypatch.setattr(orphans, "stop_orphans", fails)
     monkeypatch.setattr(time, "sleep", slept)
     with pytest.raises(EndedError):
-        orphans._watch(["http://head:8265"])
+        orphans._watch(["http://head:8265"], [])
     assert len(looked) == 2 and not orphans.OF_A_RUN.match("fer-by-hand")
     assert orphans.OF_A_RUN.match("fer-15d2f92b-dfa6-4b99-b979-550ff8a055dc-models-promote")

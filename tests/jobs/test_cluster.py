@@ -4,15 +4,17 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 import ray
 
-from fer_pipeline.core.errors import UserError
-from fer_pipeline.jobs import shared
+from fer_pipeline.core.errors import MisfortuneError, UserError
+from fer_pipeline.jobs import nightly, shared
 from fer_pipeline.jobs.cluster import ClusterConfig
+from fer_pipeline.jobs.nightly import NightlyConfig
 from fer_pipeline.jobs.shared import fan_out
 from fer_pipeline.stages.detectors import require_first_choice
 from fer_pipeline.stages.detectors.spec import ResolvedDetector
@@ -91,9 +93,9 @@ def test_results_keep_the_users_umask(facts: dict[str, Any]) -> None:
 
 def test_a_cluster_does_not_fall_back_to_a_slower_detector() -> None:
     with pytest.raises(UserError, match="--detector-weights, or say --detector mtcnn"):
-        require_first_choice("auto", ResolvedDetector("mtcnn", "0"), "On a cluster")
-    require_first_choice("mtcnn", ResolvedDetector("mtcnn", "0"), "On a cluster")
-    require_first_choice("auto", ResolvedDetector("yunet", "0"), "On a cluster")
+        require_first_choice("auto", ResolvedDetector("mtcnn", "0"), lambda: "On a cluster")
+    require_first_choice("mtcnn", ResolvedDetector("mtcnn", "0"), lambda: "On a cluster")
+    require_first_choice("auto", ResolvedDetector("yunet", "0"), lambda: "On a cluster")
 
 
 def test_a_ray_job_uses_the_cluster_that_it_runs_on(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,6 +112,18 @@ def test_a_cluster_that_shrinks_while_work_is_handed_out_loses_nothing(local_ray
     sizes = iter([4, 1, 1])
     monkeypatch.setattr(shared, "cluster_cores", lambda: next(sizes, 1))
     assert len(list(fan_out(_name_of_this_task, range(20), wait_s=60))) == 20
+
+
+def _wait_a_second(item: int) -> int:
+    threading.Event().wait(1)
+    return item
+
+
+def test_a_first_core_is_waited_for_as_long_as_is_said(local_ray: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray, "cluster_resources", dict)
+    monkeypatch.setattr(shared, "LOOK_S", 0.05)
+    with pytest.raises(MisfortuneError, match="has had no core for 0 s"):
+        list(fan_out(_wait_a_second, [1], wait_s=0))
 
 
 def test_rays_pages_name_a_task_in_words(local_ray: None) -> None:
@@ -131,3 +145,14 @@ named.kill()
 def test_the_end_of_a_local_ray_spares_one_that_was_there_before(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", BESIDE, str(tmp_path / "raylet")], capture_output=True, text=True, timeout=120)
     assert done.stdout.splitlines()[-1] == "None", done.stderr
+
+
+@pytest.mark.parametrize("what", ["out", "page", "metrics"])
+def test_no_path_of_a_night_may_be_on_one_machine_of_several(
+    what: str, tmp_path: Path, local_ray: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "NodeID": str(number)} for number in range(2)])
+    places = {name: f"s3://bucket/{name}" for name in ("source", "table", "out", "page", "metrics")}
+    config = NightlyConfig.model_validate(places | {what: str(tmp_path / "here")})
+    with pytest.raises(UserError, match="here' is a path on this machine, but the cluster has 2 nodes"):
+        nightly.run(config)

@@ -1,20 +1,28 @@
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from fer_pipeline.core.dataset import read_dataset
+from fer_pipeline.core.dataset import read_dataset, read_flagged, read_samples
+from fer_pipeline.core.duplicates import DUPLICATE_COLUMNS
 from fer_pipeline.core.errors import UserError
-from fer_pipeline.core.labels import LabelSpace
+from fer_pipeline.core.labels import FER7, LabelSpace
+from fer_pipeline.core.learned import find_learned, learned_images
 from fer_pipeline.jobs import evaluate, ingest, promote
 from fer_pipeline.jobs.evaluate import EvaluateConfig
 from fer_pipeline.jobs.ingest import IngestConfig
 from fer_pipeline.jobs.promote import PromoteConfig, Verdict
 from fer_pipeline.jobs.train.job import TrainResult
-from fer_pipeline.models.bundle import EMBEDDED, bundle_of, read_bundle, read_files, save_bundle
+from fer_pipeline.models.bundle import EMBEDDED, bundle_of, read_bundle, read_files, read_learned, save_bundle
+from fer_pipeline.models.card import ModelCard, TrainingData
+from fer_pipeline.models.comparison import Rule
+from fer_pipeline.models.evaluation import find_leaks
 from fer_pipeline.models.registry import Registry
 
 
@@ -80,7 +88,8 @@ def test_another_datasets_training_split_is_not_taken_for_the_models(dataset: Pa
 
 def test_images_that_the_training_left_out_leak_nothing(dataset: Path, model: str, tmp_path: Path) -> None:
     bundle = read_bundle(model)
-    card = bundle.card.model_copy(update={"data": bundle.card.data.model_copy(update={"left_out": 2})})
+    data = bundle.card.data.model_copy(update={"left_out": 2, "learned_sha256": None})
+    card = bundle.card.model_copy(update={"data": data})
     save_bundle(str(tmp_path / "m"), bundle_of(card, bundle.weights))
     config = EvaluateConfig(model=str(tmp_path / "m"), data=str(dataset), split="validation", out=str(tmp_path / "e"))
     assert evaluate.run(config).images_without_training_images is None
@@ -90,7 +99,8 @@ def test_images_that_the_training_left_out_leak_nothing(dataset: Path, model: st
 def renamed(model: str, folder: Path, classes: tuple[str, ...]) -> str:
     """The model with other names for its classes."""
     bundle = read_bundle(model)
-    card = bundle.card.model_copy(update={"label_space": LabelSpace(name="other", classes=classes)})
+    data = bundle.card.data.model_copy(update={"learned_sha256": None})
+    card = bundle.card.model_copy(update={"label_space": LabelSpace(name="other", classes=classes), "data": data})
     save_bundle(str(folder), bundle_of(card, bundle.weights))
     return str(folder)
 
@@ -103,7 +113,10 @@ def test_a_model_of_other_names_is_evaluated_by_a_mapping(out: Path, dataset: Pa
     assert not (tmp_path / "e").exists()
     happy = evaluate.run(config.model_copy(update={"map": {"happy": "smile"}}))
     assert happy.images == 32 and figures(tmp_path / "e")["data"]["left_out_by_class"] == {"sad": 32}
-    both = evaluate.run(config.model_copy(update={"map": {"happy": "smile", "sad": "frown"}}))
+    mapped = {"map": {"happy": "smile", "sad": "frown"}}
+    with pytest.raises(UserError, match=r"The evaluation in .* was begun with another map"):
+        evaluate.run(config.model_copy(update=mapped))
+    both = evaluate.run(config.model_copy(update=mapped | {"out": str(tmp_path / "both")}))
     assert both.accuracy == figures(out)["all"]["accuracy"]
 
 
@@ -148,8 +161,9 @@ def registry(model: str, tmp_path: Path) -> Registry:
     return found
 
 
-def candidate(registry: Registry, version: str, dataset: Path) -> PromoteConfig:
-    return PromoteConfig(name="face", version=version, data=str(dataset), split="validation", registry=registry.url)
+def candidate(registry: Registry, version: str, dataset: Path, **options: Any) -> PromoteConfig:
+    options = {"rule": Rule(allow_unchecked_leaks=True)} | options  # nobody knows all that the embedded model learned
+    return PromoteConfig(name="face", version=version, data=str(dataset), split="validation", registry=registry.url, **options)
 
 
 def test_a_better_version_is_promoted_and_the_former_one_is_not(dataset: Path, registry: Registry) -> None:
@@ -162,6 +176,90 @@ def test_a_better_version_is_promoted_and_the_former_one_is_not(dataset: Path, r
     assert Verdict.model_validate_json((kept / "000002.json").read_text()) == worse
     with pytest.raises(UserError, match="is version 2 already"):
         promote.run(candidate(registry, "2", dataset))
+
+
+def test_a_promotion_that_is_asked_for_again_is_decided(dataset: Path, registry: Registry) -> None:
+    first = promote.run(candidate(registry, "2", dataset))
+    assert promote.run(candidate(registry, "2", dataset)) == first
+    assert len(list((Path(registry.url) / "face" / "verdicts" / "production").glob("*.json"))) == 1
+
+
+def test_a_verdict_says_which_form_was_judged_and_on_which_images(dataset: Path, registry: Registry, tmp_path: Path) -> None:
+    verdict = promote.run(candidate(registry, "2", dataset))
+    ours, theirs = verdict.judged
+    assert (ours.precision, theirs.precision) == ("fp32", "int8")  # the form that CPUs label with, where a version has it
+    assert (ours.selected_on_this_split, theirs.selected_on_this_split) == (True, False)
+    wanted = {"model": EMBEDDED, "data": str(dataset), "split": "validation", "precision": "int8"}
+    evaluate.run(EvaluateConfig.model_validate(wanted | {"out": str(tmp_path / "e")}))
+    table, kept = (pq.read_table(f"{place}/predictions.parquet") for place in (tmp_path / "e", f"{verdict.evidence}-1"))
+    assert table["probabilities"].equals(kept["probabilities"])
+    assert "in int8" in promote.describe(theirs) and "that selected it" in promote.describe(ours)
+
+
+def test_a_model_that_may_have_learned_the_images_is_not_promoted_unless_that_is_allowed(
+    dataset: Path, registry: Registry
+) -> None:
+    refused = promote.run(candidate(registry, "2", dataset, rule=Rule()))
+    assert not refused.promoted and refused.comparison.leaks == "cannot be checked"
+    assert "it is not known what version 1 learned" in refused.comparison.reasons[0]
+    assert promote.run(candidate(registry, "2", dataset)).promoted
+
+
+@pytest.fixture(scope="module")
+def another_cut(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The images of the dataset, cut into other splits."""
+    folder = tmp_path_factory.mktemp("cut")
+    for path in (dataset.parent / "tree").glob("*/*/*.png"):
+        place = folder / "tree" / path.parent.name / f"{path.parts[-3]}-{path.name}"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, place)
+    ingest.run(IngestConfig(source=str(folder / "tree"), out=str(folder / "out"), validation_share=0.4, seed=7))
+    return folder / "out"
+
+
+def test_images_that_were_learned_in_another_cut_are_found(
+    dataset: Path, another_cut: Path, model: str, registry: Registry, tmp_path: Path
+) -> None:
+    """Same images, other seed: no split of the dataset is the one that the model learned, and most of its images are."""
+    learned, judged = (read_samples(str(one), DUPLICATE_COLUMNS) for one in (dataset, another_cut))
+    digests = set(learned.filter(pc.equal(learned["split"], "train"))["sha256"].to_pylist())
+    ours = judged.filter(pc.equal(judged["split"], "validation"))["sha256"].to_pylist()
+    expected = sum(digest in digests for digest in ours)
+    found = evaluate.run(EvaluateConfig(model=model, data=str(another_cut), split="validation", out=str(tmp_path / "e")))
+    leaks = figures(tmp_path / "e")["data"]
+    assert leaks["exact_copies_of_training_images"] == expected > 0 and leaks["leaks_checked"] and found.leaks_checked
+    assert found.images_without_training_images == len(ours) - expected - leaks["near_copies_of_training_images"]
+    page = " ".join((tmp_path / "e" / "evaluation.html").read_text().split())
+    assert "leak from it were not looked for" not in page and f"{expected} images have an exact copy" in page
+    registry.push("face", read_files(model), "3")
+    verdict = promote.run(candidate(registry, "3", another_cut))
+    assert verdict.comparison.left_out == len(ours) - (found.images_without_training_images or 0)
+
+
+def test_what_a_model_learned_travels_with_it(dataset: Path, model: str, tmp_path: Path) -> None:
+    """A model that is begun as another one, or exported from it, has learned what that has."""
+    ours = read_learned(model, read_bundle(model).card)
+    assert ours is not None and len(ours) == len(set(ours["pixels"].to_pylist())) == 191
+    assert "learned.parquet" in read_files(model)
+    (tmp_path / "copy").mkdir()
+    for name, data in read_files(model).items():
+        (tmp_path / "copy" / name).write_bytes(data[:-1] if name == "learned.parquet" else data)
+    with pytest.raises(UserError, match=r"learned.parquet of the model .* is not the one that its card names"):
+        read_learned(str(tmp_path / "copy"), read_bundle(str(tmp_path / "copy")).card)
+    (tmp_path / "copy" / "learned.parquet").unlink()
+    with pytest.raises(UserError, match=r"lacks learned.parquet"):
+        evaluate.run(EvaluateConfig(model=str(tmp_path / "copy"), data=str(dataset), split="train", out=str(tmp_path / "e")))
+
+
+def test_a_page_that_cannot_be_drawn_costs_no_evaluation(
+    dataset: Path, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_ink(*_: Any) -> str:
+        raise RuntimeError("no ink")
+
+    monkeypatch.setattr(evaluate, "evaluation_page", no_ink)
+    evaluate.run(EvaluateConfig(model=model, data=str(dataset), split="validation", out=str(tmp_path / "e")))
+    assert figures(tmp_path / "e") and "no ink" in (tmp_path / "e" / "evaluation.html").read_text()
 
 
 def test_of_two_promotions_at_once_one_decides(dataset: Path, registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -179,3 +277,38 @@ def test_of_two_promotions_at_once_one_decides(dataset: Path, registry: Registry
         promote.run(candidate(registry, "3", dataset))
     assert registry.resolve("face", "production").version == "2"
     assert len(list((Path(registry.url) / "face" / "verdicts" / "production").glob("*.json"))) == 1
+
+
+def test_what_a_recipe_names_as_learned_is_looked_for_among_what_it_may_be(dataset: Path) -> None:
+    samples = read_samples(str(dataset), DUPLICATE_COLUMNS)
+    learned = learned_images(samples.slice(0, 9))
+
+    def checked(layout: str, *external: str) -> bool:
+        card = ModelCard(name="m", network=read_bundle(EMBEDDED).card.network, label_space=FER7)
+        card = card.model_copy(update={"data": TrainingData(external=external)})
+        return find_leaks(card, learned, samples, "validation", read_flagged(str(dataset)), layout, "d").checked
+
+    assert checked("affectnet-csv") and checked("affectnet-csv", "imagenet") and checked("image-folder", "imagenet")
+    assert checked("fer2013-csv", "affectnet")
+    assert not checked("affectnet-csv", "affectnet") and not checked("affectnet-npy", "affectnet-csv")
+    assert not checked("image-folder", "affectnet")  # which may be it, unpacked
+
+
+def test_two_samples_of_one_name_are_two_images(dataset: Path) -> None:
+    samples = read_samples(str(dataset), DUPLICATE_COLUMNS)
+    twice = pa.concat_tables([samples, samples.filter(pc.equal(samples["split"], "validation")).slice(0, 3)])
+    assert find_learned(twice, "validation", learned_images(samples)).exact
+
+
+def test_a_verdict_of_an_earlier_version_is_no_obstacle(dataset: Path, registry: Registry) -> None:
+    first = promote.run(candidate(registry, "2", dataset, rule=Rule(min_images=10_000, allow_unchecked_leaks=True)))
+    path = Path(registry.url) / "face" / "verdicts" / "production" / "000001.json"
+    path.write_text(path.read_text().replace('"min_gain": 0.0', '"min_gain": -0.9'))
+    assert not first.promoted and promote.run(candidate(registry, "2", dataset)).promoted
+
+
+def test_another_form_is_another_question(dataset: Path, registry: Registry) -> None:
+    rule = Rule(min_images=10_000, allow_unchecked_leaks=True)
+    first = promote.run(candidate(registry, "2", dataset, rule=rule, precision="fp32"))
+    second = promote.run(candidate(registry, "2", dataset, rule=rule))
+    assert (first.number, second.number) == (1, 2) and [one.precision for one in second.judged] == ["fp32", "int8"]

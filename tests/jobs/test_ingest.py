@@ -5,9 +5,11 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from fer_pipeline.core.dataset import read_samples
 from fer_pipeline.core.errors import UserError
 from fer_pipeline.core.schemas import SAMPLES
 from fer_pipeline.jobs import ingest
@@ -145,3 +147,29 @@ def test_fer2013_has_its_known_counts(shared: Path, tmp_path: Path, local_ray: N
     given = [pq.read_table(shared / "data" / "fer2013" / f"{name}.parquet") for name in ("training", "public_test")]
     votes_given = [row or [0] * 10 for table in given for row in table["ferplus_votes"].to_pylist()]
     assert read == votes_given
+
+
+def test_an_ingest_that_is_asked_for_again_is_done_and_another_is_refused(dataset: Path, tmp_path: Path) -> None:
+    config = IngestConfig(source=str(dataset.parent / "tree"), out=str(tmp_path / "out"))
+    first = ingest.run(config)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")}
+    assert ingest.run(config) == first
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")} == before
+    with pytest.raises(UserError, match="was begun with another seed"):
+        ingest.run(config.model_copy(update={"seed": 1}))
+
+
+def test_the_same_indices_under_other_names_are_another_dataset(dataset: Path, tmp_path: Path) -> None:
+    digests = set()
+    for number, names in enumerate((("happy", "sad"), ("sad", "happy"))):
+        (tmp_path / f"{number}.toml").write_text(f"name = 'two'\nclasses = {list(names)}\n")
+        table = pa.table({"image": [row["image"] for row in read_samples(str(dataset), ["image"]).slice(0, 4).to_pylist()]})
+        pq.write_table(table.append_column("label", pa.array([0, 1, 0, 1])), tmp_path / "train.parquet")
+        options = {"label_space": str(tmp_path / f"{number}.toml"), "numbering": str(tmp_path / f"{number}.toml")}
+        config = {
+            "source": str(tmp_path / "train.parquet"),
+            "layout": "parquet",
+            "out": str(tmp_path / f"out-{number}"),
+        } | options
+        digests.add(ingest.run(IngestConfig.model_validate(config)).digest)
+    assert len(digests) == 2

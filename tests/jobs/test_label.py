@@ -5,22 +5,29 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from fer_pipeline.core.errors import FailureRateExceeded, UserError
 from fer_pipeline.core.labels import FER7
 from fer_pipeline.core.schemas import FACES, IMAGES
+from fer_pipeline.jobs import nightly
+from fer_pipeline.jobs.label import job
 from fer_pipeline.jobs.label import job as label
 from fer_pipeline.jobs.label.job import LabelConfig
-from fer_pipeline.local import report
+from fer_pipeline.jobs.nightly import NightlyConfig
+from fer_pipeline.local import models, report
+from fer_pipeline.local.models import PushConfig
 from fer_pipeline.local.report import ReportConfig
 from fer_pipeline.models.bundle import EMBEDDED, read_bundle, save_bundle
 from fer_pipeline.models.card import ModelCard
 from fer_pipeline.models.network_config import NetworkConfig
 from fer_pipeline.models.networks import build
 from fer_pipeline.models.weights import pack
+from fer_pipeline.stages.detectors import yunet
 
 Rows = list[dict[str, Any]]
 
@@ -142,3 +149,56 @@ def test_the_page_can_be_written_again_without_faces(finished: Path) -> None:
     assert "data:image" not in (finished / "report.html").read_text()
     report.run(ReportConfig(run=str(finished)))
     assert "data:image" in (finished / "report.html").read_text()
+
+
+def test_the_driver_decodes_nothing(archive: Path, tmp_path: Path, local_ray: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stranger's image may kill, hang or bloat who decodes it: the pictures of the page are cut elsewhere."""
+    for owner, name in ((cv2, "imdecode"), (Image, "open")):
+        monkeypatch.setattr(owner, name, lambda *_, **__: pytest.fail("the driver decodes"))
+    label.run(config(archive, tmp_path / "run", detector="none"))
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert page.count("data:image/jpeg") > 10 and "Faces without a picture" not in page
+
+
+def test_a_page_that_cannot_be_drawn_does_not_cost_the_run(
+    archive: Path, tmp_path: Path, local_ray: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_ink(*_: Any) -> str:
+        raise RuntimeError("no ink")
+
+    monkeypatch.setattr(job, "label_report", no_ink)
+    record = label.run(config(archive, tmp_path / "run", detector="none"))
+    assert record.result and (tmp_path / "run" / "_SUCCESS").exists()
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "no ink" in page and f"fer-pipeline report {tmp_path / 'run'}" in page
+
+
+def test_a_missing_detector_labels_no_table_anew(
+    archive: Path, tmp_path: Path, local_ray: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Without a table `auto` falls back, and says so; a table would be labelled anew, with other faces."""
+    monkeypatch.setenv("FER_PIPELINE_MODELS", str(tmp_path / "empty"))
+    monkeypatch.setattr(yunet.WEIGHTS, "url", "http://127.0.0.1:9/yunet.onnx")
+    photo, table = next(archive.rglob("hopper-640.jpg")), str(tmp_path / "table")
+    night = {"source": str(photo), "table": table, "page": str(tmp_path / "nights.html")}
+    with pytest.raises(UserError, match="For a table yunet is not replaced by mtcnn"):
+        nightly.run(NightlyConfig.model_validate(night | {"out": str(tmp_path / "first")}))
+    nightly.run(NightlyConfig.model_validate(night | {"out": str(tmp_path / "second"), "detector": "mtcnn"}))
+    with pytest.raises(UserError, match=r"For a table whose faces mtcnn found, yunet is not replaced .*\$FER_PIPELINE_MODELS"):
+        nightly.run(NightlyConfig.model_validate(night | {"out": str(tmp_path / "third")}))
+    caplog.clear()
+    label.run(LabelConfig(source=str(photo), out=str(tmp_path / "run")))
+    assert "mtcnn finds the faces in the place of a faster detector" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["runs#1", "runs?x=1", "per%20cent", "sp ace"])
+def test_a_run_and_a_model_stand_where_they_are_said_to(name: str, archive: Path, tmp_path: Path, local_ray: None) -> None:
+    place = tmp_path / name
+    place.mkdir()
+    shutil.copy(next(archive.rglob("hopper-640.jpg")), place / "photo#1%20.jpg")
+    models.push(PushConfig(model=EMBEDDED, name="faces", alias=("production",), registry=str(place / "registry")))
+    model = f"{place}/registry/faces@production"
+    record = label.run(LabelConfig(source=str(place), out=str(place / "run"), detector="none", model=model, include=("*.jpg",)))
+    assert record.result and record.result.counts == {"ok": 1} and record.model.version == "1"
+    assert (place / "run" / "_SUCCESS").exists() and [path.name for path in tmp_path.iterdir()] == [name]
+    assert report.run(ReportConfig(run=str(place / "run"))).report == str(place / "run" / "report.html")

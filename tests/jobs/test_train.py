@@ -10,10 +10,12 @@ import torch
 
 from fer_pipeline.core.dataset import read_dataset, read_flagged
 from fer_pipeline.core.errors import UserError
+from fer_pipeline.core.labels import LabelSpace
+from fer_pipeline.jobs import sweep
 from fer_pipeline.jobs.shared import share
 from fer_pipeline.jobs.train import job as train
 from fer_pipeline.jobs.train import rank
-from fer_pipeline.jobs.train.job import TrainConfig, TrainResult
+from fer_pipeline.jobs.train.job import TrainConfig, TrainResult, facts_of, identity_of, make_plan
 from fer_pipeline.jobs.train.rank import make_trainer, pretrained_weights
 from fer_pipeline.models.bundle import read_bundle
 from fer_pipeline.models.recipe import load_recipe
@@ -36,6 +38,7 @@ def test_the_bundle_is_what_its_card_says(results: dict[int, TrainResult], datas
         "model.safetensors",
         "model.json",
         "history.json",
+        "learned.parquet",
         "curves.png",
         "confusion.png",
         "MODEL_CARD.md",
@@ -197,3 +200,35 @@ def test_a_cpu_without_bf16_trains_in_fp32(native: bool, dataset: Path, tmp_path
     plan = train.make_plan(config, load_recipe(config.recipe), read_dataset(str(dataset)), str(dataset), None)
     monkeypatch.setattr(rank, "has_native_bf16", lambda: native)
     assert make_trainer(plan, torch.device("cpu")).config.precision == ("bf16" if native else "fp32")
+
+
+def test_a_training_that_is_asked_for_again_is_done_and_another_is_refused(
+    results: dict[int, TrainResult], dataset: Path, tmp_path: Path
+) -> None:
+    """Also under another number of workers, which decides no weight."""
+    recipe = str(Path(results[1].out).parent / "stripes.toml")
+    config = TrainConfig(recipe=recipe, data=str(dataset), out=results[1].out, num_workers=2, allow_missing_classes=True)
+    assert train.run(config) == results[1]
+    with pytest.raises(UserError, match="was begun with another left out"):
+        train.run(config.model_copy(update={"drop_leaks": True}))
+
+
+@pytest.mark.parametrize("change", ["names", "order"])
+def test_a_corrected_label_space_is_another_training(change: str, dataset: Path, tmp_path: Path) -> None:
+    """The same images with the same indices, whose names were wrong: a checkpoint of the wrong names is not continued."""
+    info = read_dataset(str(dataset))
+    classes = list(info.label_space.classes)
+    if change == "order":
+        happy, sad = classes.index("happy"), classes.index("sad")
+        classes[happy], classes[sad] = "sad", "happy"
+    else:
+        classes[classes.index("surprise")] = "contempt"
+    other = info.model_copy(update={"label_space": LabelSpace(name="fer7", classes=tuple(classes))})
+    (tmp_path / "r.toml").write_text(RECIPE)
+    config = TrainConfig(recipe=str(tmp_path / "r.toml"), data=str(dataset), out=str(tmp_path / "m"), allow_missing_classes=True)
+    recipe = load_recipe(config.recipe)
+    ours, theirs = (facts_of(make_plan(config, recipe, one, str(dataset), None), one) for one in (info, other))
+    assert identity_of(ours) != identity_of(theirs)
+    with pytest.raises(UserError, match=r"The sweep in '.*' was begun with another labels"):
+        for facts in (ours, theirs):
+            sweep._require_same(str(tmp_path), facts)

@@ -28,6 +28,16 @@ def test_a_record_is_explained_with_its_faces_its_model_and_its_picture(run: str
     assert (cv2.absdiff(original, marked) > 60).any()
 
 
+def test_a_picture_is_decoded_in_another_process(
+    run: str, archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(cv2, "imdecode", lambda *_: pytest.fail("the image is decoded here"))
+    config = ExplainConfig(run=run, uri=str(next(archive.rglob("hopper-640.jpg"))), out=str(tmp_path / "why.jpg"))
+    assert explain.run(config).picture == str(tmp_path / "why.jpg")
+    monkeypatch.setattr("fer_pipeline.report.pictures.TIMEOUT_S", 0.0)
+    assert explain.run(config).picture is None and "cannot be had any more" in caplog.text
+
+
 def test_the_end_of_a_path_suffices_where_it_is_the_only_one(run: str, archive: Path) -> None:
     assert explain.run(ExplainConfig(run=run, uri="hopper-640.jpg")).row["uri"].endswith("/hopper-640.jpg")
     with pytest.raises(UserError, match=r"records of this run .*say more of the path"):

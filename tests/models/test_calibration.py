@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from fer_pipeline.core.metrics import expected_calibration_error
+from fer_pipeline.core.metrics import expected_calibration_error, is_uncertain
 from fer_pipeline.models.calibration import calibrate, cross_fitted, fit_temperature, fit_threshold
 
 
@@ -72,3 +72,26 @@ def test_halves_are_scored_in_both_directions() -> None:
     probabilities, temperatures = cross_fitted(logits, labels, np.arange(len(labels)))
     assert temperatures == pytest.approx((3.0, 3.0), rel=0.1) and temperatures[0] != temperatures[1]
     assert expected_calibration_error(probabilities.numpy(), labels.numpy()) < 0.03
+
+
+@pytest.mark.parametrize("confidence", [1.0, 0.99996, 0.75])
+def test_a_threshold_does_not_divide_labels_of_one_confidence(confidence: float) -> None:
+    """Half of the labels are right: a threshold that lets one through lets all of them through."""
+    probabilities = np.tile([confidence, 1 - confidence], (400, 1)).astype(np.float32)
+    labels = np.repeat([0, 1], 200)
+    threshold = fit_threshold(probabilities, labels, 0.8)
+    assert threshold == 1.0 and is_uncertain(probabilities.max(1), threshold).all()
+    assert not is_uncertain(probabilities.max(1), fit_threshold(probabilities, labels, 0.5)).any()
+
+
+def test_the_promise_holds_for_the_threshold_as_the_card_says_it() -> None:
+    """What lies between the least confidence that is right often enough and the card's rounded threshold counts, too."""
+    probabilities = np.array([[0.70019, 0.29981]] * 4 + [[0.70011, 0.29989]] * 4)
+    labels = np.array([0] * 4 + [1] * 4)
+    threshold = fit_threshold(probabilities, labels, 0.9)
+    certain = ~is_uncertain(probabilities.max(1), threshold)
+    assert not certain.any() or (probabilities.argmax(1) == labels)[certain].mean() >= 0.9
+
+
+def test_one_as_a_threshold_says_that_every_label_is_uncertain() -> None:
+    assert is_uncertain(1.0, 1.0) and not is_uncertain(1.0, 0.9999)

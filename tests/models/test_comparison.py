@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 from scipy.stats import binomtest
 
 from fer_pipeline.models.comparison import Comparison, Rule, compare, mcnemar
@@ -49,3 +50,8 @@ def test_a_gain_at_the_cost_of_a_class_does_not_pass() -> None:
 def test_images_that_a_model_learned_from_do_not_count() -> None:
     found = compared(50, fresh=False)
     assert (found.images, found.left_out) == (0, 1000) and "too few" in found.reasons[0]
+
+
+def test_a_gain_below_nothing_cannot_be_asked_for() -> None:
+    with pytest.raises(ValidationError, match="min_gain"):
+        Rule(min_gain=-0.05)

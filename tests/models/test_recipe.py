@@ -17,6 +17,7 @@ def test_every_recipe_of_the_package_loads(name: str) -> None:
         ("[training]\nepoch = 3", "unknown key 'training.epoch'"),
         ("[training]\nepochs = 'many'", "training.epochs"),
         ("[training\n", "not valid TOML"),
+        ('[training]\nvotes = "target"\nvotes_weight = 3', "votes_weight is 3, but"),
         ("[training]\nfirst_px = 64", "first_px is 64, above the network's image_px of 48"),
         ('[training]\nfirst_px = 32\n[network]\narchitecture = "plain_cnn"', "'plain_cnn' takes images of one size only"),
     ],

@@ -239,6 +239,15 @@ def test_a_training_begins_with_small_images_and_ends_with_those_that_the_networ
     assert learned == [[32, 32]] * 2 + [[40, 40]] * 2 + [[48, 48]] * 2 and judged == [48] * 6
 
 
+@pytest.mark.parametrize("epochs", range(1, 8))
+def test_the_last_epoch_is_always_of_the_full_size(epochs: int) -> None:
+    learner, sides = trainer(stripes(32), epochs=epochs, first_px=32), list[int]()
+    learner.network.register_forward_hook(lambda network, inputs, output: sides.append(inputs[0].shape[-1]))
+    learner.fit([stripes(8)], lambda epoch: None)
+    learned = sides[::3]
+    assert learned[-1] == 48 and learned == sorted(learned) and (epochs < 3 or learned[0] == 32)
+
+
 def test_shrinking_keeps_what_is_flat_and_evens_out_what_is_finer_than_its_pixels() -> None:
     checked = 255 * (torch.arange(48) % 2).to(torch.uint8).expand(1, 1, 48, 48)
     assert (shrink(torch.full((2, 3, 48, 48), 77, dtype=torch.uint8), 32) == 77).all()

@@ -174,10 +174,10 @@ class Stand:
         self.processes.append(head.process)
         return head
 
-    def serve(self, schedules: dict[str, Any], name: str = "schedules") -> Process:
+    def serve(self, schedules: dict[str, Any], name: str = "schedules", by: str = "flows.deploy") -> Process:
         path = self.folder / f"{name}.toml"
         path.write_text(tomli_w.dumps(schedules))
-        served = self.run([sys.executable, "-m", "flows.deploy", str(path)], f"{name}-{len(self.processes)}")
+        served = self.run([sys.executable, "-m", by, str(path)], f"{name}-{len(self.processes)}")
         until(lambda: "polling for scheduled runs" in served.said(), 90, f"serving {name}: {served.said()[-500:]}")
         return served
 

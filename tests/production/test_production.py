@@ -66,8 +66,9 @@ class Night:
         }
         cluster = {"address": address, "silent_s": 20, **options.pop("cluster", {})}
         config = {key: str(value) for key, value in paths.items()} | {"detector": "none"} | options.pop("config", {})
-        schedule = {"cron": NEVER, "config": config, "cluster": cluster} | options
-        self.served = stand.serve({"nightly": {name: schedule}}, name)
+        by = options.pop("by", "flows.deploy")
+        self.schedules = {"nightly": {name: {"cron": NEVER, "config": config, "cluster": cluster} | options}}
+        self.served = stand.serve(self.schedules, name, by)
 
     def start(self) -> str:
         return self.prefect.start(f"nightly/{self.name}")
@@ -225,6 +226,23 @@ def test_a_job_whose_run_died_with_the_machine_that_served_it_is_stopped_and_tol
     until(lambda: told, 30, "telling the webhook")
     assert [one["event"] for one in told] == ["crashed"] and told[0]["flow_run_id"] == run
     assert not drivers(head)
+
+
+def test_a_run_whose_process_dies_before_it_begins_does_not_hold_the_next_one_up(
+    stand: Stand, prefect: Prefect, head: Head, archive: Path, told: list[dict[str, Any]]
+) -> None:
+    """It has the only place, and its process says nothing any more: the process that serves sees to it."""
+    source = copies(archive, stand.folder / "stranded-source", 1)
+    night = Night(stand, prefect, "stranded", source, head.url, notify="on-call", by="tests.production.killed")
+    run = night.start()
+    until(lambda: night.served.popen.poll() is not None, 60, "the death of the process that serves")
+    assert prefect.state(run)["type"] == "PENDING"
+    refused = night.start()
+    night.served = stand.serve(night.schedules, "stranded", "tests.production.soon")
+    until(lambda: prefect.state(run)["type"] == "CRASHED", 60, "the crash of what is stranded")
+    until(lambda: [one for one in told if (one["event"], one["flow_run_id"]) == ("crashed", run)], 30, "the webhook")
+    assert prefect.end_of(refused, 120)["type"] in ("CANCELLED", "COMPLETED")
+    assert prefect.end_of(night.start(), 120)["type"] == "COMPLETED" and night.rows() == 36
 
 
 def test_a_token_that_does_not_fit_is_one_sentence(stand: Stand, prefect: Prefect, head: Head, archive: Path) -> None:

@@ -16,10 +16,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import polars
 import pytest
 import s3fs
 import tomli_w
-from deltalake import DeltaTable
 
 from fer_pipeline.core import storage
 from fer_pipeline.jobs import nightly
@@ -102,10 +102,10 @@ def machines(operations: Path) -> Iterator[list[Machine]]:
 
 def rows(table: str) -> list[dict[str, Any]]:
     """Return a table's labels without what says when, by which run and at which try."""
-    found = DeltaTable(table, storage_options=storage_options(table)).to_pyarrow_table()
+    found = polars.scan_delta(storage.encoded(table), storage_options=storage_options(table)).collect()
     own = {"run_id", "labelled_at", "published_by", "attempt"}  # what failed once is tried again by the next night
     return sorted(
-        ({name: value for name, value in row.items() if name not in own} for row in found.to_pylist()),
+        ({name: value for name, value in row.items() if name not in own} for row in found.to_dicts()),
         key=lambda row: (row["uri"], row["member"] or "", row["time_ms"] or 0),
     )
 

@@ -5,9 +5,11 @@ import tarfile
 import threading
 import warnings
 import zipfile
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pytest
@@ -17,6 +19,7 @@ from fer_pipeline.core.errors import RecordError, UserError
 from fer_pipeline.core.manifest import Record
 from fer_pipeline.sources import background
 from fer_pipeline.sources.files import File, Selection
+from fer_pipeline.sources.formats.spec import SourceFormat
 from fer_pipeline.sources.listing import Listing
 from fer_pipeline.sources.reader import RecordReader, blocks
 
@@ -205,6 +208,90 @@ def test_a_folder_that_cannot_be_listed_has_a_row_whatever_the_globs(tmp_path: P
     monkeypatch.setattr(os, "listdir", fails)
     records = list(Listing(str(tmp_path), Selection(include=("*.jpg",))))
     assert [(Path(one.uri).name, bool(one.error)) for one in records] == [("a.jpg", False), ("locked", True)]
+
+
+def test_a_listing_that_is_left_lists_nothing_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What another machine was asked for is not done here instead, once nobody wants it."""
+    for name in ("0.zip", "a.zip", "b.zip"):
+        with zipfile.ZipFile(tmp_path / name, "w") as archive:
+            archive.writestr("1.jpg", b"x")
+    listed, asked, ended = list[str](), Event(), Event()
+
+    def elsewhere(file: File, over: Event) -> None:
+        if not file.uri.endswith("0.zip"):
+            asked.set()
+            assert over.wait(60)
+
+    def counted(self: Listing, file: File, source_format: object) -> Iterator[Record]:
+        listed.append(Path(file.uri).name)
+        yield Record(file.uri, "1.jpg", 0)
+
+    def entries(self: Listing, file: File, source_format: SourceFormat) -> Iterator[Record | str]:
+        yield from found(self, file, source_format)
+        if not file.uri.endswith("0.zip"):
+            ended.set()
+
+    found = Listing._entries
+    monkeypatch.setattr(Listing, "_listed", counted)
+    monkeypatch.setattr(Listing, "_entries", entries)
+    records = iter(Listing(str(tmp_path), indexes=str(tmp_path / "indexes"), index_elsewhere=elsewhere))
+    next(records)
+    assert asked.wait(60)
+    records.close()  # type: ignore[attr-defined]
+    assert ended.wait(60) and listed == ["0.zip"]
+
+
+def test_what_no_medium_is_called_is_no_record_even_where_it_leads_nowhere(tmp_path: Path) -> None:
+    for name in ("readme.txt", "x.pdf", "photo.jpg", "album.zip", "folder"):
+        (tmp_path / name).symlink_to(tmp_path / "nothing")
+    for name in ("pipe", "log.txt"):
+        os.mkfifo(tmp_path / name)
+    listing = Listing(str(tmp_path))
+    records = list(listing)
+    assert [Path(record.uri).name for record in records] == ["album.zip", "folder", "photo.jpg"]
+    assert dict(listing.skipped) == {".txt": 2, ".pdf": 1, "(none)": 1}
+    assert [Path(uri).name for uri in listing.hidden] == ["album.zip", "folder", "photo.jpg", "readme.txt", "x.pdf"]
+
+
+def test_a_folder_that_is_left_out_is_not_missed_where_it_cannot_be_listed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept" / "1.jpg").write_bytes(b"x")
+    for name in ("dir", "album.zip"):
+        (tmp_path / name).mkdir()
+    listdir = os.listdir
+
+    def forbidden(folder: str) -> list[str]:
+        if Path(folder).name in ("dir", "album.zip"):
+            raise PermissionError(13, "Permission denied")
+        return listdir(folder)
+
+    monkeypatch.setattr(os, "listdir", forbidden)
+    listing = Listing(str(tmp_path), Selection(exclude=("dir/*",)))
+    assert [Path(record.uri).name for record in listing] == ["album.zip", "1.jpg"]
+    assert [Path(uri).name for uri in listing.hidden] == ["album.zip"]
+
+
+def test_the_row_of_a_broken_link_is_covered_whatever_is_included() -> None:
+    """So it leaves the table when the link is gone; a file without an extension that others include is left to them."""
+    listing = Listing("/source", Selection(include=("*.jpg",), exclude=("b/*",)))
+    assert listing.covers("/source/link", None, None, True) and not listing.covers("/source/link", None, None, False)
+    assert not listing.covers("/source/x.png", None, None, True) and not listing.covers("/source/b", None, None, True)
+
+
+def test_what_is_listed_of_dead_links_and_pipes_is_what_is_covered(tmp_path: Path) -> None:
+    """Else they would be new every night, and their rows would never leave the table."""
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "x.jpg").symlink_to(tmp_path / "nothing")
+        (tmp_path / folder / "link").symlink_to(tmp_path / "nothing")
+        os.mkfifo(tmp_path / folder / "p.jpg")
+    listing = Listing(str(tmp_path), Selection(include=("a/*",)))
+    records = list(listing)
+    assert [record.uri.removeprefix(f"{tmp_path}/") for record in records] == ["a/link", "a/p.jpg", "a/x.jpg", "b/link"]
+    assert all(listing.covers(record.uri, None, None, True) for record in records)
+    assert not any(listing.covers(f"{tmp_path}/b/{name}", None, None, True) for name in ("x.jpg", "p.jpg"))
 
 
 def test_a_webdataset_shard_gives_its_images(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import pytest
 from fer_pipeline.core.errors import RecordError
 from fer_pipeline.core.manifest import Record
 from fer_pipeline.sources.files import Selection
+from fer_pipeline.sources.formats.parquets import OpenParquet
 from fer_pipeline.sources.listing import Listing
 from fer_pipeline.sources.reader import RecordReader
 
@@ -58,3 +59,38 @@ def test_a_damaged_file_is_one_record_that_says_so(tmp_path: Path) -> None:
     (tmp_path / "a.parquet").write_bytes(b"PAR1 and nothing else")
     (record,) = Listing(str(tmp_path))
     assert record.error and record.error.startswith("the container cannot be read")
+
+
+@pytest.mark.parametrize("error", [ConnectionResetError("reset"), TimeoutError("late"), OSError(5, "Input/output error")])
+def test_one_read_that_fails_costs_no_row_and_two_cost_one(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What breaks one read is not the file's: the reader begins anew, for this row once and for those that follow."""
+    images = [bytes([number]) * 2000 for number in range(100)]
+    pq.write_table(pa.table({"image": images}), tmp_path / "a.parquet", row_group_size=10)
+    opened = OpenParquet(str(tmp_path / "a.parquet"))
+    advance, failures = OpenParquet._advance, [False, False, True, False, True, True]
+    reopen, opens = OpenParquet._open, [False, False, False, True]
+
+    def failing(self: OpenParquet) -> None:
+        if failures and failures.pop(0):
+            raise error
+        advance(self)
+
+    def not_opened(self: OpenParquet) -> None:
+        if opens and opens.pop(0):
+            raise error
+        reopen(self)
+
+    monkeypatch.setattr(OpenParquet, "_advance", failing)
+    monkeypatch.setattr(OpenParquet, "_open", not_opened)
+    found: list[bytes | None] = []
+    for row in range(100):
+        record = Record(str(tmp_path / "a.parquet"), f"row {row}", row)
+        try:
+            found.append(opened.read(record, lambda *_: b""))
+        except OSError:
+            found.append(None)
+    assert sum(one is None for one in found) == 1, found
+    assert all(one in (None, image) for one, image in zip(found, images, strict=True)) and not failures
+    opened.close()

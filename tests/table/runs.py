@@ -55,7 +55,7 @@ def finished_run(
         storage.write_table(folder.vanished_path(run_id), keys)
         increment = Increment(
             table=table.url, version=table.version, nights=len(night_ids(table.url)), listed=scope, held=0,
-            new=len(records), changed=0, outdated=0, retried=0, vanished=len(vanished), scope=scope,
+            new=0, changed=0, outdated=len(records), retried=0, vanished=len(vanished), scope=scope,
         )  # fmt: skip
     record = folder.begin(
         RunRecord(

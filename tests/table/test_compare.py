@@ -1,6 +1,7 @@
 """What is new against the table: by key, size and etag, within a source and its filters."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -103,9 +104,20 @@ def test_a_folder_that_cannot_be_listed_ends_a_night_whose_table_holds_its_files
     publish.run(PublishConfig(run=str(tmp_path / "run"), table=str(tmp_path / "table")))
     table = LabelTable(str(tmp_path / "table"))
     _, found = compared(table, [])
-    with pytest.raises(UserError, match="The table holds files below '/source/2024', which cannot be listed"):
+    with pytest.raises(UserError, match="The table holds files of '/source/2024', which cannot be listed"):
         found.require_nothing_below(["/source/2023", "/source/2024"])
     found.require_nothing_below(["/source/202", "/source/2024/a.jpg", "/source/2025"])
+
+
+@pytest.mark.parametrize("row", [Record("/source/album.zip", "1.jpg", 0), Record("/source/album.zip", time_ms=0)])
+def test_a_link_to_a_container_that_leads_nowhere_ends_a_night_whose_table_holds_its_members(
+    row: Record, tmp_path: Path, local_ray: None
+) -> None:
+    finished_run(str(tmp_path / "run"), [replace(row, size_bytes=9, etag="1")])
+    publish.run(PublishConfig(run=str(tmp_path / "run"), table=str(tmp_path / "table")))
+    _, found = compared(LabelTable(str(tmp_path / "table")), [])
+    with pytest.raises(UserError, match=r"The table holds files of '/source/album.zip'"):
+        found.require_nothing_below(["/source/album.zip"])
 
 
 def test_places_that_cannot_be_listed_cost_one_look_at_the_files_near_them(
@@ -119,7 +131,7 @@ def test_places_that_cannot_be_listed_cost_one_look_at_the_files_near_them(
 
     def read_columns(url: str, columns: list[str]) -> pa.Table:
         read.append(url)
-        return pa.table({"uri": ["/source/m/0.jpg"]})
+        return pa.table({"uri": ["/source/m/0.jpg"], "member": pa.nulls(1), "time_ms": pa.nulls(1)})
 
     monkeypatch.setattr(storage, "read_columns", read_columns)
     found.require_nothing_below([f"/source/a{number}" for number in range(1000)])

@@ -23,7 +23,7 @@ from fer_pipeline.table import delta
 from fer_pipeline.table.delta import LabelTable
 from fer_pipeline.table.nights import last_nights
 from fer_pipeline.table.rows import ROWS
-from tests.table.runs import finished_run, keys_of, record_of
+from tests.table.runs import finished_run, keys_of, record_of, rows_of_table
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 OLD = [record_of(f"/source/{number:02d}.jpg") for number in range(20)]
@@ -107,11 +107,11 @@ def test_a_run_that_is_not_finished_is_refused(tmp_path: Path) -> None:
 
 def test_every_reader_sees_the_same(table: Path) -> None:
     delta = DeltaTable(str(table))
-    rows = sorted((row["uri"], row["faces"][0]["expression"]) for row in delta.to_pyarrow_table().to_pylist())
+    rows = sorted((row["uri"], row["faces"][0]["expression"]) for row in rows_of_table(table))
     by_polars = polars.scan_delta(str(table)).explode("faces").select("uri", polars.col("faces").struct.field("expression"))
-    dataset = delta.to_pyarrow_dataset()  # noqa: F841 (named in the query)
-    by_duckdb = duckdb.connect().execute("select uri, face.expression from (select uri, unnest(faces) as face from dataset)")
-    assert rows == sorted(by_polars.collect().rows()) == sorted(by_duckdb.fetchall()) and len(rows) == 20
+    files = duckdb.read_parquet(delta.file_uris(), union_by_name=True)  # noqa: F841 (named in the query)
+    by_duckdb = duckdb.sql("select uri, face.expression from (select uri, unnest(faces) as face from files)")
+    assert by_duckdb and rows == sorted(by_polars.collect().rows()) == sorted(by_duckdb.fetchall()) and len(rows) == 20
 
 
 def test_a_run_that_was_compared_before_a_later_one_was_published_is_refused(table: Path, tmp_path: Path) -> None:
@@ -285,8 +285,8 @@ def test_a_table_of_fewer_columns_gets_the_new_ones(tmp_path: Path, monkeypatch:
         LabelTable(str(tmp_path / "table")).make()
     finished_run(str(tmp_path / "run"), OLD[:3])
     published(tmp_path / "run", tmp_path / "table")
-    rows = DeltaTable(str(tmp_path / "table")).to_pyarrow_table()
-    assert rows["model_alias"].to_pylist() == [None] * 3
+    rows = polars.scan_delta(str(tmp_path / "table")).collect()
+    assert rows["model_alias"].to_list() == [None] * 3
 
 
 def test_a_table_of_a_later_version_is_refused(table: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -401,3 +401,11 @@ def test_a_path_that_the_library_would_decode_is_refused_before_anything_is_writ
     with pytest.raises(UserError, match="whose path holds '%20'"):
         published(tmp_path / "run", tmp_path / "per%20cent")
     assert not (tmp_path / "per%20cent").exists()
+
+
+def test_a_table_of_other_probabilities_does_not_take_the_classes_of_who_comes_first(table: Path, tmp_path: Path) -> None:
+    """An older table names no classes: its rows say `happy` where the first probability is the largest."""
+    finished_run(str(tmp_path / "run"), [record_of("/source/a.jpg")], classes=("sad", "happy"))
+    with pytest.raises(UserError, match="they are not those of sad, happy in this order"):
+        published(tmp_path / "run", table)
+    assert LabelTable(str(table)).classes == ()

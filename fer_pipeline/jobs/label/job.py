@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from fer_pipeline.core import storage
-from fer_pipeline.core.config import Config
+from fer_pipeline.core.config import Config, require_same
 from fer_pipeline.core.errors import FailureRateExceeded, UserError
 from fer_pipeline.core.faces import Tally, shards_with, write_faces
 from fer_pipeline.core.isolated import MEMORY_BYTES
@@ -29,9 +29,10 @@ from fer_pipeline.jobs.progress import progress
 from fer_pipeline.jobs.shared import fan_out, share
 from fer_pipeline.models.bundle import EMBEDDED, Bundle, read_bundle
 from fer_pipeline.report.labels import label_report
+from fer_pipeline.report.page import drawn
 from fer_pipeline.sources.files import Selection
 from fer_pipeline.sources.listing import FILTERED, Listing
-from fer_pipeline.stages.classify import Classifier, Precision
+from fer_pipeline.stages.classify import Classifier, Precision, auto_precision
 from fer_pipeline.stages.detectors import DETECTOR_HELP, DETECTORS, DetectorName, require_first_choice, resolve_detector
 from fer_pipeline.stages.detectors.spec import ResolvedDetector
 from fer_pipeline.stages.label import LabelSettings
@@ -94,7 +95,7 @@ class LabelConfig(Config):
     max_members: int = Field(10_000_000, ge=1)
     """Most records of one container; one that holds more is not read on."""
     retry_status: tuple[RetriedStatus, ...] = ()
-    """Do the shards that hold rows of these statuses again."""
+    """Do the shards that hold rows of these statuses again; against a table, try records of these statuses however often."""
     gpus_per_worker: float = Field(0.0, ge=0)
     """GPUs, or the share of one, for each worker, which detects and classifies on it; its cores fetch, decode and cut.
     0: no GPU is used."""
@@ -112,9 +113,10 @@ class LabelConfig(Config):
     """Most rows of another model, detector or settings to make anew, the oldest first; by default all of them."""
 
 
-def run(config: LabelConfig, cluster: ClusterConfig = ClusterConfig()) -> RunRecord:
+def run(config: LabelConfig, cluster: ClusterConfig = ClusterConfig(), only_if_changed: bool = False) -> RunRecord:
     """Label the archive, or what is left of it, and return the run's record.
 
+    With `only_if_changed` a new run of which the table holds everything writes no folder (`RunRecord.changes_nothing`).
     Raise UserError for what the user must mend, before any work; FailureRateExceeded after all of it.
     """
     started = time.perf_counter()
@@ -130,7 +132,9 @@ def run(config: LabelConfig, cluster: ClusterConfig = ClusterConfig()) -> RunRec
         raise UserError(f"The source '{config.source}' does not exist.")
     detector = resolve_detector(record.detector.name if record else config.detector, config.detector_weights)
     if not record and (cluster.cluster or config.table):
-        require_first_choice(config.detector, detector, "On a cluster" if cluster.cluster else _for_the_table(config.table))
+        require_first_choice(
+            config.detector, detector, lambda: "On a cluster" if cluster.cluster else _for_the_table(config.table)
+        )
     again = shards_with(folder, set(config.retry_status)) if record and config.retry_status else []
     if record:
         _require_same(config, record, detector, bundle)
@@ -146,7 +150,9 @@ def run(config: LabelConfig, cluster: ClusterConfig = ClusterConfig()) -> RunRec
             folder.reopen()
         resumed = record is not None
         if record is None:
-            record = _begin(config, folder, detector, bundle, ask, cluster.wait_s)
+            record = _begin(config, folder, detector, bundle, ask, cluster.wait_s, only_if_changed)
+            if only_if_changed and record.changes_nothing:
+                return record.model_copy(update={"result": _result(Tally(), 0, 0, time.perf_counter() - started)})
             _require_same(config, record, detector, bundle)  # another driver may have begun it meanwhile
         tell_with_each_line(run_id=record.run_id)
         limits = (config.record_timeout_s, config.record_memory_bytes)
@@ -184,7 +190,8 @@ def _settings(
     """
     threshold, uncertain = config.detection_threshold, config.uncertain_below
     frozen: Precision | None = record.settings.get("precision") if record else None
-    precision = config.precision if config.precision != "auto" else frozen or _auto_precision(config, bundle, has_bf16)
+    automatic = frozen or auto_precision(bundle, bool(config.gpus_per_worker), has_bf16)
+    precision = config.precision if config.precision != "auto" else automatic
     calibration = bundle.computing_in(precision).card.calibration
     return LabelSettings(
         detect_px=config.detect_px,
@@ -195,13 +202,6 @@ def _settings(
         uncertain_below=calibration.uncertain_below if uncertain is None else uncertain,
         image_column=config.image_column,
     )
-
-
-def _auto_precision(config: LabelConfig, bundle: Bundle, has_bf16: bool) -> Precision:
-    if bundle.int8 is not None and not config.gpus_per_worker:
-        return "int8"
-    own = bundle.card.format == "safetensors"  # an ONNX network computes as it was exported
-    return "bf16" if own and has_bf16 else "fp32"
 
 
 def _frozen(config: LabelConfig, settings: LabelSettings) -> dict[str, Any]:
@@ -224,16 +224,18 @@ def _require_same(config: LabelConfig, record: RunRecord, detector: ResolvedDete
     frozen = {"source": record.source, "model": record.model.digest, "detector": record.detector.digest, **record.settings}
     if config.detector not in ("auto", record.detector.name):
         asked["detector"] = config.detector
-    changed = [key for key in asked if asked[key] != frozen.get(key)]
-    if changed:
-        raise UserError(
-            f"The run in '{config.out}' was begun with another {' and '.join(NAMED.get(key, key) for key in changed)}: "
-            "repeat its configuration to continue it, or choose another --out."
-        )
+    now, before = ({NAMED.get(key, key): facts.get(key) for key in asked} for facts in (asked, frozen))
+    require_same(f"The run in '{config.out}'", now, before)
 
 
 def _begin(
-    config: LabelConfig, folder: RunFolder, detector: ResolvedDetector, bundle: Bundle, ask: Asking | None, wait_s: float
+    config: LabelConfig,
+    folder: RunFolder,
+    detector: ResolvedDetector,
+    bundle: Bundle,
+    ask: Asking | None,
+    wait_s: float,
+    only_if_changed: bool,
 ) -> RunRecord:
     """List the source, freeze the manifest and the run's record; raise UserError where there is nothing to label."""
     run_id, created_at, listing = new_run_id(), now(), _listing(config, ask, wait_s)
@@ -246,28 +248,32 @@ def _begin(
     if comparison:
         comparison.require_nothing_below(listing.hidden)
         _require_plausible(config, comparison)
-        comparison.write_vanished(folder.vanished_path(run_id))
-        comparison.write_places(folder.places_path(run_id))
         listing.skipped += Counter({DOUBLED: comparison.doubled})
     if not size.records and not (comparison and (comparison.listed or comparison.vanished)):
         raise UserError(_nothing_to_label(config, listing))
-    open_question = config.precision == "auto" and _auto_precision(config, bundle, True) == "bf16" and size.shards > 0
-    has_bf16 = open_question and asked_of_a_worker(has_native_bf16, ask, size.shards, wait_s)
-    return folder.begin(
-        RunRecord(
-            run_id=run_id,
-            created_at=created_at,
-            source=config.source,
-            settings=_frozen(config, _settings(config, bundle, detector, None, has_bf16)),
-            model=Identity(name=bundle.card.name, digest=bundle.digest, version=bundle.version, alias=bundle.alias),
-            classes=bundle.card.label_space.classes,
-            detector=Identity(name=detector.name, digest=detector.digest),
-            records=size.records,
-            shards=size.shards,
-            skipped=dict(sorted(listing.skipped.items())),
-            increment=comparison.increment() if comparison else None,
-        )
+    open_question = (
+        config.precision == "auto" and auto_precision(bundle, bool(config.gpus_per_worker), True) == "bf16" and size.shards > 0
     )
+    has_bf16 = open_question and asked_of_a_worker(has_native_bf16, ask, size.shards, wait_s)
+    record = RunRecord(
+        run_id=run_id,
+        created_at=created_at,
+        source=config.source,
+        settings=_frozen(config, _settings(config, bundle, detector, None, has_bf16)),
+        model=Identity(name=bundle.card.name, digest=bundle.digest, version=bundle.version, alias=bundle.alias),
+        classes=bundle.card.label_space.classes,
+        detector=Identity(name=detector.name, digest=detector.digest),
+        records=size.records,
+        shards=size.shards,
+        skipped=dict(sorted(listing.skipped.items())),
+        increment=comparison.increment() if comparison else None,
+    )
+    if only_if_changed and record.changes_nothing:
+        return record
+    if comparison:
+        comparison.write_vanished(folder.vanished_path(run_id))
+        comparison.write_places(folder.places_path(run_id))
+    return folder.begin(record)
 
 
 def _nothing_to_label(config: LabelConfig, listing: Listing) -> str:
@@ -302,7 +308,9 @@ def _comparison(config: LabelConfig, listing: Listing, detector: ResolvedDetecto
     }
     table = LabelTable(config.table)
     table.require_classes(bundle.card.label_space.classes)
-    found = Comparison(table, listing.covers, config.source, identity, config.max_attempts, config.relabel_budget)
+    found = Comparison(
+        table, listing.covers, config.source, identity, config.max_attempts, config.relabel_budget, config.retry_status
+    )
     log.info("The table holds %d rows, %d of them of this source", table.rows, len(found.seen))
     return found
 
@@ -368,7 +376,9 @@ def _sum_up(folder: RunFolder, record: RunRecord, wait_s: float) -> Tally:
 
 def _finish(config: LabelConfig, folder: RunFolder, record: RunRecord, tally: Tally) -> RunRecord:
     """Write the record with its result, the report and, if all is well, `_SUCCESS`."""
-    storage.write_bytes(folder.path(REPORT), label_report(folder, record, config.thumbnails).encode())
+    again = f"`fer-pipeline report {folder.url}` draws it again."
+    page = drawn(f"Run {record.run_id}", lambda: label_report(folder, record, config.thumbnails), again)
+    storage.write_bytes(folder.path(REPORT), page.encode())
     folder.finish(record, success=record.failure_rate <= config.max_failure_rate)
     log.info("Labelled %d images: %d faces, %d failed. Page: %s", record.records, tally.faces, tally.failed, folder.path(REPORT))
     if record.failure_rate > config.max_failure_rate:

@@ -18,11 +18,13 @@ import ray
 from pydantic import Field
 from ray.train import Checkpoint, CheckpointConfig, DataConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 
 from fer_pipeline.core import storage
-from fer_pipeline.core.config import Config
+from fer_pipeline.core.config import Config, require_same
 from fer_pipeline.core.dataset import DatasetInfo, read_dataset, read_flagged, read_samples
 from fer_pipeline.core.errors import UserError
+from fer_pipeline.core.figures import SplitFigures
 from fer_pipeline.core.framing import Framing
 from fer_pipeline.core.labels import LabelSpace, load_label_space, mapping
 from fer_pipeline.jobs.cluster import ClusterConfig, connected
@@ -31,7 +33,8 @@ from fer_pipeline.jobs.shared import by_node, share
 from fer_pipeline.jobs.train.group import rendezvous
 from fer_pipeline.jobs.train.publish import FILES_BEFORE_CARD, publish, selected_epoch
 from fer_pipeline.jobs.train.rank import DIVERGED, PROGRESS, Plan, pretrained_weights, read_checkpoint, stream, worker
-from fer_pipeline.models.bundle import Bundle, read_bundle
+from fer_pipeline.models.bundle import HISTORY, MODEL_FILE, Bundle, read_bundle, read_learned
+from fer_pipeline.models.card import ModelCard
 from fer_pipeline.models.network_config import NetworkConfig
 from fer_pipeline.models.networks import build
 from fer_pipeline.models.recipe import Recipe, load_recipe
@@ -100,20 +103,45 @@ def run(config: TrainConfig, cluster: ClusterConfig = ClusterConfig()) -> TrainR
     teachers = tuple(read_bundle(url) for url in config.teachers)
     checkpoints = storage.normalize(config.checkpoints or f"{out}.checkpoints")
     plan = make_plan(config, recipe, dataset, data, initial, teachers)
+    facts = facts_of(plan, dataset)
+    if done := _done_before(out, facts):
+        log.info("This training is finished, there is nothing to do: %s", out)
+        return _result(out, recipe, plan, done.metrics.validation, json.loads(storage.read_bytes(storage.join(out, HISTORY))))
     if set(storage.list_names(out)) - set(FILES_BEFORE_CARD):
         raise UserError(f"'{out}' is not empty: choose a new folder for --out.")
+    bundles, places = (
+        [*([initial] if initial else []), *teachers],
+        [*([config.initial] if config.initial else []), *config.teachers],
+    )
+    lineage = [(bundle.card, read_learned(url, bundle.card)) for bundle, url in zip(bundles, places, strict=True)]
     with connected(cluster, data, out, checkpoints):
         _require_resources(config, plan, cluster)
-        state = _train(plan, config, checkpoints, dataset.digest)
-        validation, epochs = publish(plan, dataset, out, state, cluster.wait_s), state["history"]
+        state = _train(plan, config, checkpoints, identity_of(facts), not cluster.cluster)
+        validation = publish(plan, dataset, out, state, lineage, facts, cluster.wait_s)
+    return _result(out, recipe, plan, validation, state["history"])
+
+
+def _done_before(out: str, facts: dict[str, Any]) -> ModelCard | None:
+    """Return the card of the bundle that a training of the same left in `out`; raise UserError for one of another training."""
+    if not storage.exists(storage.join(out, MODEL_FILE)):
+        return None
+    card = read_bundle(out).card
+    if card.training is None:
+        return None
+    require_same(f"The training in '{out}'", facts, card.training)
+    return card
+
+
+def _result(out: str, recipe: Recipe, plan: Plan, validation: SplitFigures | None, history: list[dict[str, Any]]) -> TrainResult:
+    assert validation is not None
     return TrainResult(
         out=out,
         name=recipe.name,
-        epochs=len(epochs),
-        selected_epoch=selected_epoch(epochs, recipe),
+        epochs=len(history),
+        selected_epoch=selected_epoch(history, recipe),
         validation_accuracy=validation.accuracy,
         validation_macro_f1=validation.macro_f1,
-        images_per_s=round(median(epoch["images_per_s"] for epoch in state["history"]), 1),
+        images_per_s=round(median(epoch["images_per_s"] for epoch in history), 1),
         data_from="stream" if plan.streamed else "device",
     )
 
@@ -281,30 +309,73 @@ class _Trainer(TorchTrainer):
         pass
 
 
-def _identity(plan: Plan, config: TrainConfig, digest: str) -> str:
-    """Return a digest of all that decides the weights: of the files that the recipe names, what is in them."""
-    recipe, initial = plan.recipe, plan.initial
-    parts = [recipe.model_dump_json(), digest, initial.digest if initial else "", "drop" * config.drop_leaks]
-    parts += [teacher.digest for teacher in plan.teachers] + [plan.space.model_dump_json()]
-    if recipe.pretrained and Path(recipe.pretrained).is_file():
-        parts.append(hashlib.sha256(Path(recipe.pretrained).read_bytes()).hexdigest())
-    if recipe.training.votes != "ignore":
-        parts.append(hashlib.sha256(str(read_samples(plan.train.dataset, ["votes"])["votes"].to_pylist()).encode()).hexdigest())
-    return hashlib.sha256("|".join(parts).encode()).hexdigest()[:16]
+class _LocalTrainer(_Trainer):
+    """The trainer on a Ray of this process alone, whose placement groups end with it.
+
+    What Ray has clean them up after a death asks a dashboard that such a Ray lacks, and is waited for at the end of each training
+    for 12 s (Ray 2.60).
+    """
+
+    def _create_default_callbacks(self) -> list[Any]:
+        callbacks: list[Any] = super()._create_default_callbacks()  # type: ignore[misc]
+        return [one for one in callbacks if not isinstance(one, PlacementGroupCleanerCallback)]
 
 
-def _train(plan: Plan, config: TrainConfig, checkpoints: str, digest: str) -> State:
-    """Run the loop on the workers and return the last checkpoint's state."""
-    recipe, name = plan.recipe, _identity(plan, config, digest)
+def facts_of(plan: Plan, dataset: DatasetInfo) -> dict[str, Any]:
+    """Return what decides the weights, as JSON: of the files that the recipe names, what is in them.
+
+    Class names and what became of the dataset's labels are among it: a corrected label space is another training.
+    """
+    recipe, reader = plan.recipe, plan.train
+    facts = {
+        "recipe": recipe.model_dump(mode="json", exclude={"description"}) | {"pretrained": _name_of(recipe.pretrained)},
+        "classes": plan.space.model_dump(mode="json"),
+        "data": dataset.digest,
+        "faces": dataset.faces.model_dump(mode="json"),
+        "labels": [dataset.label_space.classes, reader.labels],
+        "votes": [dataset.vote_classes, reader.votes, _votes_digest(plan)],
+        "left out": hashlib.sha256("\n".join(sorted(reader.leave_out)).encode()).hexdigest(),
+        "initial model": plan.initial.digest if plan.initial else None,
+        "teachers": [teacher.digest for teacher in plan.teachers],
+        "pretrained weights": _file_digest(recipe.pretrained),
+    }
+    found: dict[str, Any] = json.loads(json.dumps(facts))
+    return found
+
+
+def _votes_digest(plan: Plan) -> str | None:
+    if plan.recipe.training.votes == "ignore":
+        return None
+    return hashlib.sha256(str(read_samples(plan.train.dataset, ["votes"])["votes"].to_pylist()).encode()).hexdigest()
+
+
+def _name_of(path: str | None) -> str | None:
+    """Return the name of a file, wherever it stands; any other name as it is."""
+    return Path(path).name if path and Path(path).is_file() else path
+
+
+def _file_digest(path: str | None) -> str | None:
+    """Return the sha256 of a file; None where there is no such file, but a name."""
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest() if path and Path(path).is_file() else None
+
+
+def identity_of(facts: dict[str, Any]) -> str:
+    """Return a digest of what decides a training's weights."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _train(plan: Plan, config: TrainConfig, checkpoints: str, name: str, is_local: bool) -> State:
+    """Run the loop on the workers and return the last checkpoint's state. `name`: the training's, below `checkpoints`."""
+    recipe = plan.recipe
     live = storage.join(checkpoints, name)
     cores = 1 if config.use_gpu else max(1, _cores_of_a_node() // _workers_of_a_node(config.num_workers))
     pretrained = share(pretrained_weights(recipe, plan.outputs)) if recipe.pretrained else None
     plan = replace(plan, threads=cores, live=live, pretrained=pretrained)
-    filesystem, path = storage.arrow_filesystem(checkpoints)
+    filesystem, path = storage.checkpoint_filesystem(checkpoints)
     storage.remove(storage.join(live, DIVERGED))
     workers: Any = (config.min_workers, config.num_workers) if config.min_workers else config.num_workers
     with rendezvous("nccl" if config.use_gpu else "gloo") as meeting, _watched(live, recipe.training.epochs):
-        trainer = _Trainer(
+        trainer = (_LocalTrainer if is_local else _Trainer)(
             worker,
             train_loop_config={"plan": plan},
             torch_config=meeting,
@@ -328,7 +399,7 @@ def _train(plan: Plan, config: TrainConfig, checkpoints: str, digest: str) -> St
     _require_finite(live, result.checkpoint)
     if result.checkpoint is None:
         raise RuntimeError("the training ended without a checkpoint")
-    return read_checkpoint(result.checkpoint)
+    return read_checkpoint(result.checkpoint, live)
 
 
 def _workers_of_a_node(workers: int) -> int:

@@ -1,6 +1,8 @@
 """What each rank of a training does: its share of the data, its network, its checkpoints; `job.py` starts the ranks."""
 
+import io
 import json
+import posixpath
 import tempfile
 import time
 from collections.abc import Iterator
@@ -31,12 +33,12 @@ from fer_pipeline.models.training.ranks import rank_and_world
 from fer_pipeline.models.training.teachers import Teachers
 from fer_pipeline.models.training.trainer import DivergedError, Epoch, State, Trainer
 from fer_pipeline.models.weights import Weights, load_network, take_over
-from fer_pipeline.stages.training_data import TRAINING_COLUMNS, SplitReader
+from fer_pipeline.stages.training_data import SplitReader
 
 CHECKPOINT, PROGRESS, DIVERGED = "state.pt", "progress.json", "diverged.txt"
 PROGRESS_EVERY_S = 5.0
 VALIDATION_ROWS = 512
-"""Of the dataset, that one rank reads and decodes at a time."""
+"""Of the dataset, that are read and decoded at a time."""
 SHUFFLE_BYTES = 256 * 1024**2
 """Size of the buffer from which streamed images are drawn."""
 
@@ -74,16 +76,16 @@ def stream(plan: Plan) -> ray.data.Dataset:
     """Return the training split as a Ray dataset of arrays: files in another order every epoch, decoded by its tasks."""
     ray.data.DataContext.get_current().enable_progress_bars = False
     reader = plan.train
-    filesystem = storage.arrow_filesystem(reader.dataset)[0]
-    paths = [storage.arrow_filesystem(uri)[1] for uri in sample_files(reader.dataset)]
-    shuffle = ray.data.FileShuffleConfig(seed=plan.recipe.training.seed)
-    dataset = ray.data.read_parquet(paths, filesystem=filesystem, shuffle=shuffle).select_columns(TRAINING_COLUMNS)
+    files = sample_files(reader.dataset)
 
-    def prepare(table: Any) -> dict[str, Any]:
-        split = reader.prepare(table)
-        return {"images": split.images, "labels": split.labels, "votes": split.votes}
+    def read(batch: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        for uri in batch["item"]:
+            for split in reader.chunks_of(str(uri), VALIDATION_ROWS):
+                yield {"images": split.images, "labels": split.labels, "votes": split.votes}
 
-    return dataset.map_batches(prepare, batch_format="pyarrow", batch_size=512, zero_copy_batch=True)
+    order = ray.data.RandomSeedConfig(seed=plan.recipe.training.seed)
+    shuffled = ray.data.from_items(files, override_num_blocks=len(files)).randomize_block_order(seed=order)
+    return shuffled.map_batches(read, batch_size=1, batch_format="numpy")
 
 
 @dataclass(frozen=True)
@@ -170,7 +172,7 @@ def worker(arguments: dict[str, Any]) -> None:
     trainer = make_trainer(plan, device, ray.train.get_dataset_shard("train") if plan.streamed else None)
     checkpoint = ray.train.get_checkpoint()
     if checkpoint:
-        trainer.load(read_checkpoint(checkpoint))
+        trainer.load(read_checkpoint(checkpoint, plan.live))
     live = _ProgressFile(plan.live, trainer) if rank_and_world()[0] == 0 else None
 
     def on_epoch(epoch: Epoch) -> None:
@@ -221,7 +223,8 @@ class _ProgressFile:
         self.written = time.monotonic()
 
 
-def read_checkpoint(checkpoint: Checkpoint) -> State:
-    with checkpoint.as_directory() as folder:
-        state: State = torch.load(Path(folder) / CHECKPOINT, weights_only=True, map_location="cpu")
+def read_checkpoint(checkpoint: Checkpoint, live: str) -> State:
+    """Return the state that a checkpoint of the training in the folder `live` holds."""
+    data = storage.read_bytes(storage.join(live, posixpath.basename(checkpoint.path), CHECKPOINT))
+    state: State = torch.load(io.BytesIO(data), weights_only=True, map_location="cpu")
     return state

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from fer_pipeline.core.config import Config
 
@@ -36,7 +36,7 @@ class TrainingConfig(Config):
     """What annotators' votes are for: in place of the label, by `votes_weight`; or learned beside it, as outputs of their own
     that are cut off after training. Images without votes keep their label alone."""
     votes_weight: float = Field(1.0, ge=0)
-    """Share of the target that the votes take (`target`), or weight of their loss beside the labels' (`auxiliary`)."""
+    """Share of the target that the votes take (`target`), at most 1, or weight of their loss beside the labels' (`auxiliary`)."""
     teacher_weight: float = Field(0.0, ge=0, le=1)
     """Share of the target that the teachers' mean probabilities take from the label (Hinton et al., 2015)."""
     teacher_view: Literal["moved", "original"] = "moved"
@@ -44,7 +44,7 @@ class TrainingConfig(Config):
     so that an epoch costs no more than one without teachers."""
     first_px: int = Field(0, ge=0)
     """Side of the images in the first third of the epochs; half of the way to the network's in the second, the network's in the
-    third (Tan & Le, 2021): early epochs cost less. 0: the network's throughout."""
+    third, and in the last epoch of any number (Tan & Le, 2021): early epochs cost less. 0: the network's throughout."""
     mixup: float = Field(0.0, ge=0)
     """Alpha of mixup (Zhang et al., 2018), drawn for each image; 0 turns it off."""
     ema_decay: float = Field(0.0, ge=0, lt=1)
@@ -57,3 +57,9 @@ class TrainingConfig(Config):
     precision: Literal["bf16", "fp32"] = "bf16"
     """Of the arithmetic; a CPU that has no bf16 computes in fp32."""
     seed: int = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def _votes_take_a_share_of_the_target(self) -> "TrainingConfig":
+        if self.votes == "target" and self.votes_weight > 1:
+            raise ValueError(f'votes_weight is {self.votes_weight:g}, but votes = "target" take a share from 0 to 1')
+        return self

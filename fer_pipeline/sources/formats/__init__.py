@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from typing import Any
 
 from fer_pipeline.core import storage
-from fer_pipeline.core.errors import OutageError
 from fer_pipeline.core.manifest import Record
 from fer_pipeline.sources.files import MOST_BYTES, File, Selection
 from fer_pipeline.sources.formats.images import IMAGE
@@ -41,11 +40,11 @@ def list_container(name: str, file: dict[str, Any], selection: dict[str, Any]) -
     """
     try:
         yield from _entries(FORMATS[name].list_records(File(**file), Selection(**selection)))
-    except storage.STORAGE_ERRORS as error:
-        gone = isinstance(error, FileNotFoundError | PermissionError)
-        if gone or storage.is_local(file["uri"]) or storage.says_damage(error):
-            raise
-        raise OutageError(storage.reason(error)) from error
+    except Exception as error:
+        # zipfile calls a file that it could not read no zip file.
+        if any(storage.says_store_failed(one) for one in (error, error.__cause__, error.__context__)):
+            storage.require_store(file["uri"])
+        raise
 
 
 def _entries(found: Iterator[Record | str]) -> Iterator[str | tuple[Any, ...]]:

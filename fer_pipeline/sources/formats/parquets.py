@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import pyarrow as pa
@@ -9,7 +10,7 @@ import pyarrow.parquet as pq
 
 from fer_pipeline.core import storage
 from fer_pipeline.core.manifest import Record
-from fer_pipeline.sources.files import File, Selection
+from fer_pipeline.sources.files import File, Selection, says_damage
 from fer_pipeline.sources.formats.spec import ReadRange, SourceFormat
 
 IMAGE_COLUMNS = ("image", "img", "png", "jpg", "jpeg", "webp", "image_bytes", "bytes", "content", "data")
@@ -68,32 +69,49 @@ class OpenParquet:
     """The images of one file, read forwards in small batches: rows asked for in order cost one pass over their row groups."""
 
     def __init__(self, uri: str, etag: str | None = None, wanted: str | None = None) -> None:
-        self.uri, self.etag = uri, etag
-        local = storage.is_local(uri)
-        self._opened = pa.OSFile(storage.normalize(uri)) if local else storage.open_version(uri, etag, READ_BYTES)
+        self.uri, self.etag, self._wanted = uri, etag, wanted
+        self._lock = threading.Lock()
+        self._broken = ""
+        self._opened: Any = None
+        self._open()
+
+    def _open(self) -> None:
+        """Open, or open again after a read that failed: what a reader holds after that cannot be trusted."""
+        local = storage.is_local(self.uri)
+        self._opened = pa.OSFile(storage.normalize(self.uri)) if local else storage.open_version(self.uri, self.etag, READ_BYTES)
         # Unbuffered, whole row groups and all that was read would stay in memory.
         self._file = pq.ParquetFile(self._opened, pre_buffer=False, buffer_size=READ_BYTES)
-        column = image_column(self._file.schema_arrow, wanted)
-        storage.require_unchanged(uri, etag)
+        column = image_column(self._file.schema_arrow, self._wanted)
+        storage.require_unchanged(self.uri, self.etag)
         if column is None:
             raise ValueError("it holds no images")
         self._column = column
-        self._lock = threading.Lock()
-        self._broken = ""
         self._batches: Iterator[Any] = iter(())
         self._next_row = -1
         self._held: dict[int, list[bytes | None]] = {}
 
     def read(self, record: Record, read_range: ReadRange) -> bytes | None:
-        """Return the image of the record's row, None where it is null; raise ValueError beyond the end."""
+        """Return the image of the record's row, None where it is null; raise ValueError beyond the end.
+
+        A damaged file, or one that fills the memory, is not read on: each row could take as long and as much. After a read that
+        failed on the way the file is opened again, once for this row, and for each row that follows.
+        """
         with self._lock:
             if self._broken:
                 raise ValueError(self._broken)
-            try:
-                return self._read(record.offset or 0)
-            except (MemoryError, pa.ArrowException, OSError) as error:
-                self._broken = storage.reason(error)  # the other rows are not tried: each could take as long and as much
-                raise
+            for is_last in (False, True):
+                try:
+                    if self._opened is None:
+                        self._open()
+                    return self._read(record.offset or 0)
+                except (MemoryError, pa.ArrowException, *storage.STORAGE_ERRORS) as error:
+                    if says_damage(error) or isinstance(error, MemoryError):
+                        self._broken = storage.reason(error)
+                        raise
+                    self.close()
+                    if is_last or storage.says_changed(error):
+                        raise
+        raise AssertionError("the last try returns or raises")
 
     def _read(self, row: int) -> bytes | None:
         while True:
@@ -110,7 +128,7 @@ class OpenParquet:
         for group in range(metadata.num_row_groups):
             if row < first + metadata.row_group(group).num_rows:
                 groups = list(range(group, metadata.num_row_groups))
-                self._batches = self._file.iter_batches(ROWS_READ, groups, [self._column])
+                self._batches = self._file.iter_batches(ROWS_READ, groups, [self._column], use_threads=False)
                 self._next_row, self._held = first, {}
                 return
             first += metadata.row_group(group).num_rows
@@ -129,7 +147,10 @@ class OpenParquet:
         self._next_row += len(images)
 
     def close(self) -> None:
-        self._opened.close()
+        opened, self._opened = self._opened, None
+        if opened is not None:
+            with suppress(*storage.STORAGE_ERRORS):
+                opened.close()
 
 
 PARQUET = SourceFormat(

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fer_pipeline.core import storage
-from fer_pipeline.core.boundary import as_record_error
+from fer_pipeline.core.boundary import as_file_error
 from fer_pipeline.core.errors import RecordError
 from fer_pipeline.core.manifest import Record
 from fer_pipeline.sources.files import File, Selection
@@ -71,7 +71,7 @@ class Video:
             pixels = shown.frame.to_ndarray(format="bgr24")
             storage.require_unchanged(self.uri, self.etag)
         except storage.STORAGE_ERRORS as error:
-            raise as_record_error(error, "unreadable") from error
+            raise as_file_error(self.uri, error, "unreadable") from error
         except av.FFmpegError as error:
             raise self._error("undecodable", f"the frame at {time_ms / 1000:g} s is damaged") from error
         return np.ascontiguousarray(np.rot90(pixels, round(shown.frame.rotation / 90)))
@@ -94,7 +94,7 @@ class Video:
                 moments.pop()
                 self._open()
         except storage.STORAGE_ERRORS as error:
-            raise as_record_error(error, "unreadable") from error
+            raise as_file_error(self.uri, error, "unreadable") from error
         except av.FFmpegError as error:
             raise self._error("undecodable", "the video is damaged") from error
         return moments
@@ -120,7 +120,7 @@ class Video:
                 self._file = storage.open_version(self.uri, self.etag, READ_BYTES)
             self._container = av.open(self._file or self.uri, metadata_errors="ignore")
         except storage.STORAGE_ERRORS as error:
-            raise as_record_error(error, "unreadable") from error
+            raise as_file_error(self.uri, error, "unreadable") from error
         except av.FFmpegError as error:
             raise self._error("undecodable", "the content is no video that is known here") from error
         if not self._container.streams.video:
@@ -139,6 +139,7 @@ class Video:
         except storage.STORAGE_ERRORS as error:
             if storage.is_local(self.uri):
                 return RecordError("unreadable", storage.reason(error))
+            return as_file_error(self.uri, error, "unreadable")
         return RecordError(status, reason)
 
     def _decode(self) -> Iterator[_Decoded]:

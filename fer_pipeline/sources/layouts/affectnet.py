@@ -8,7 +8,7 @@ import numpy as np
 
 from fer_pipeline.core import storage
 from fer_pipeline.core.errors import UserError
-from fer_pipeline.core.labels import AFFECTNET8, LabelSpace
+from fer_pipeline.core.labels import AFFECTNET8, NUMBERINGS, LabelSpace
 from fer_pipeline.core.manifest import Record
 from fer_pipeline.sources.files import name_below
 from fer_pipeline.sources.layouts.folders import plan_images
@@ -16,6 +16,7 @@ from fer_pipeline.sources.layouts.layout import (
     DAMAGED,
     DROPPED,
     MISLABELLED,
+    SPLIT_NAMES,
     AnnotatedFace,
     Excluded,
     LayoutSpec,
@@ -24,7 +25,9 @@ from fer_pipeline.sources.layouts.layout import (
     Reading,
     Sample,
     class_of,
-    split_of,
+    named_split,
+    sample_of,
+    words_of,
 )
 from fer_pipeline.sources.layouts.tables import Row, plan_csv, read_csv, whole_number
 
@@ -64,14 +67,23 @@ class AffectNetCsv:
             names = [storage.join(self.source, name) for name in storage.list_names(self.source) if name.endswith(".csv")]
         if not names:
             raise UserError(f"The folder '{self.source}' holds no CSV, which layout affectnet-csv needs.")
+        if nameless := [name for name in names if not self._split(name)]:
+            raise UserError(
+                f"The name of '{nameless[0]}' says no split: rename it so that it has one of {', '.join(SPLIT_NAMES)} in it, "
+                "such as validation.csv."
+            )
         return [part for name in names for part in plan_csv(name, "affectnet-csv", AFFECTNET_COLUMNS, self.part_bytes)]
 
     def read(self, part: Part) -> Reading:
-        folder, split = posixpath.dirname(part.uri), split_of([posixpath.basename(part.uri).split(".")[0].split("_")[-1]])
+        folder, split = posixpath.dirname(part.uri), self._split(part.uri) or "train"
         images = ""
         for place, row in read_csv(part):
             images = images or self._images(folder, row[AFFECTNET_COLUMNS[0]])
             yield self._sample(row, place, storage.join(images or folder, row[AFFECTNET_COLUMNS[0]]), split)
+
+    @staticmethod
+    def _split(csv: str) -> str | None:
+        return named_split(words_of(posixpath.basename(csv)))
 
     def _images(self, folder: str, first: str) -> str:
         """Return the folder below which the images stand, empty where this one is in none of them."""
@@ -134,10 +146,10 @@ class AffectNetNpy:
             except (ValueError, *storage.STORAGE_ERRORS) as error:
                 yield Excluded(MISLABELLED, source, f"its annotation cannot be read: {storage.reason(error)}")
                 continue
-            named = AFFECTNET8.classes[number] if 0 <= number < len(AFFECTNET8.classes) else str(number)
-            label = class_of(named, self.space, source)
-            split = split_of([part.split("_")[0] for part in posixpath.dirname(source).split("/")])
-            yield Sample(record, label, split, source) if isinstance(label, str) else label
+            label = class_of(number, self.space, source, NUMBERINGS["affectnet8"])
+            said = named_split(word for part in posixpath.dirname(source).split("/") for word in words_of(part))
+            split = said or Excluded(MISLABELLED, source, f"no folder above it names a split: {', '.join(SPLIT_NAMES)}")
+            yield sample_of(record, label, split, source)
 
 
 TERMS = "AffectNet (Mollahosseini et al., 2017): for research that is not commercial, under its licence agreement."

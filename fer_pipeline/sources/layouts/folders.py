@@ -5,7 +5,7 @@ import random
 from dataclasses import dataclass
 
 from fer_pipeline.core.errors import UserError
-from fer_pipeline.core.labels import LabelSpace
+from fer_pipeline.core.labels import LabelSpace, Numbering
 from fer_pipeline.core.manifest import split_into_shards
 from fer_pipeline.sources.files import name_below
 from fer_pipeline.sources.layouts.layout import (
@@ -40,10 +40,14 @@ def plan_images(source: str, part_records: int = PART_RECORDS, part_bytes: int =
 
 @dataclass(frozen=True)
 class ImageFolder:
-    """The class is the name of the image's folder; the split that of a folder above it, `train` where none says one."""
+    """The class is the name of the image's folder, or a number of the numbering.
+
+    The split is that of a folder above it, `train` where none says one.
+    """
 
     source: str
     space: LabelSpace
+    numbering: Numbering | None = None
 
     def plan(self) -> list[Part]:
         return plan_images(self.source)
@@ -55,12 +59,13 @@ class ImageFolder:
                 yield Excluded(DAMAGED, source, record.error)
                 continue
             folders = posixpath.dirname(record.member or source).split("/")
-            label = class_of(folders[-1], self.space, source)
+            label = class_of(folders[-1], self.space, source, self.numbering)
             yield Sample(record, label, split_of(folders[:-1]), source) if isinstance(label, str) else label
 
 
 IMAGE_FOLDER = LayoutSpec(
     name="image-folder",
     help="[split/]class/name, loose, in tars or zips",
-    open=lambda source, space, options: ImageFolder(source, space),
+    open=lambda source, space, options: ImageFolder(source, space, options.numbering),
+    options=("numbering",),
 )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from fer_pipeline.core.framing import FER2013_FRAMING, Framing
-from fer_pipeline.core.labels import LabelSpace, canonical, is_expression
+from fer_pipeline.core.labels import LABEL_SPACES, LabelSpace, Numbering, canonical, is_expression
 from fer_pipeline.core.manifest import Record
 
 PART_RECORDS, PART_BYTES = 2000, 64 * 1024**2
@@ -19,6 +19,7 @@ SPLIT_NAMES = {
     "val": "validation",
     "valid": "validation",
     "validation": "validation",
+    "validate": "validation",
     "dev": "validation",
     "eval": "validation",
     "publictest": "validation",
@@ -90,6 +91,8 @@ class LayoutOptions:
 
     votes: str | None = None
     """A table of annotators' votes that is joined to the samples."""
+    numbering: Numbering | None = None
+    """What numeric labels stand for, of a layout that does not say it itself."""
 
 
 FacesMode = Literal["whole", "box", "align"]
@@ -126,15 +129,25 @@ class LayoutSpec:
     """Under which terms the data may be used; a sentence for model cards."""
 
 
+def named_split(names: Iterable[str]) -> str | None:
+    """Return the split that the first of some names speaks for; None where none does."""
+    return next((SPLIT_NAMES[name.lower()] for name in names if name.lower() in SPLIT_NAMES), None)
+
+
 def split_of(names: Iterable[str]) -> str:
-    """Return the split that the first of some names speaks for; `train` where none does."""
-    return next((SPLIT_NAMES[name.lower()] for name in names if name.lower() in SPLIT_NAMES), "train")
+    """Return the split that the first of some names, or of their words, speaks for; `train` where none does."""
+    return named_split(word for name in names for word in (name, *words_of(name))) or "train"
+
+
+def words_of(name: str) -> list[str]:
+    """Return the words of a file's or folder's name: what other characters than letters divide."""
+    return [word for word in re.split(r"[^A-Za-z]+", name) if word]
 
 
 def split_of_file(name: str) -> str:
     """Return the split that a file's name, or the next folder above it, speaks for; `name` is its path below the dataset."""
     folder, base = posixpath.split(name)
-    return split_of([*re.split(r"[^A-Za-z]+", base), *reversed(folder.split("/"))])
+    return split_of([base, *reversed(folder.split("/"))])
 
 
 def said_split(value: Any, source: str) -> str | Excluded:
@@ -143,13 +156,28 @@ def said_split(value: Any, source: str) -> str | Excluded:
     return split or Excluded(MISLABELLED, source, f"the split '{str(value)[:20]}' is none of {', '.join(SPLIT_NAMES)}")
 
 
-def class_of(value: Any, space: LabelSpace, source: str) -> str | Excluded:
-    """Return the class that an index into the label space, or a name, stands for; or why the record at `source` has none."""
+def sample_of(image: Record | bytes, label: str | Excluded, split: str | Excluded, source: str) -> Sample | Excluded:
+    """Return a sample; or why it is none, where its label or its split says so."""
+    if isinstance(label, Excluded):
+        return label
+    return split if isinstance(split, Excluded) else Sample(image, label, split, source)
+
+
+def class_of(value: Any, space: LabelSpace, source: str, numbering: Numbering | None = None) -> str | Excluded:
+    """Return the class of the label space that a name, or a number, stands for; or why the record at `source` has none.
+
+    Numbers mean what a numbering says, and nothing without one: datasets count the same expressions in different orders.
+    """
     text = str(value).strip()
     if text.isascii() and text.isdigit():
-        if len(text) <= 3 and int(text) < len(space.classes):
-            return space.classes[int(text)]
-        return Excluded(MISLABELLED, source, f"the label '{text[:20]}' is not one of 0 to {len(space.classes) - 1}")
+        if numbering is None:
+            known = space.name if LABEL_SPACES.get(space.name) == space else "SPACE.toml"
+            guess = f"say --numbering {known} if it counts {Numbering(space.classes)}"
+            return Excluded(MISLABELLED, source, f"the label '{text[:20]}' is a number, and nothing says what it counts: {guess}")
+        named = numbering.name_of(int(text)) if len(text) <= 3 else None
+        if named is None:
+            return Excluded(MISLABELLED, source, f"the label '{text[:20]}' is none of {numbering}")
+        text = named
     name = canonical(text)
     if name in space.classes:
         return name

@@ -5,26 +5,22 @@ from dataclasses import dataclass
 
 from fer_pipeline.core import storage
 from fer_pipeline.core.errors import UserError
+from fer_pipeline.core.labels import RAFDB as RAFDB_NUMBERS
 from fer_pipeline.core.labels import LabelSpace
 from fer_pipeline.core.manifest import Record
 from fer_pipeline.sources.layouts.layout import (
-    MISLABELLED,
     PART_RECORDS,
-    Excluded,
     LayoutSpec,
     Part,
     Reading,
-    Sample,
     class_of,
-    split_of,
+    said_split,
+    sample_of,
 )
-from fer_pipeline.sources.layouts.tables import whole_number
 
 LIST = "list_patition_label.txt"
 """So it is spelt."""
 LISTS = (f"EmoLabel/{LIST}", f"basic/EmoLabel/{LIST}", LIST)
-CLASSES = ("surprise", "fear", "disgust", "happy", "sad", "angry", "neutral")
-"""RAF-DB counts them from 1."""
 
 
 @dataclass(frozen=True)
@@ -46,13 +42,10 @@ class RafDb:
         images = storage.join(posixpath.dirname(folder) if folder.endswith("EmoLabel") else folder, "Image", "aligned")
         for line in _lines(part.uri)[part.start : part.end]:
             name, _, text = line.partition(" ")
-            number = whole_number(text.strip())
-            if number is None or not 1 <= number <= len(CLASSES):
-                yield Excluded(MISLABELLED, name, f"the label '{text.strip()[:20]}' is not one of 1 to {len(CLASSES)}")
-                continue
-            label, stem = class_of(CLASSES[number - 1], self.space, name), posixpath.splitext(name)[0]
+            label, stem = class_of(text, self.space, name, RAFDB_NUMBERS), posixpath.splitext(name)[0]
+            split = said_split(stem.split("_")[0], name)
             record = Record(storage.join(images, f"{stem}_aligned.jpg"))
-            yield Sample(record, label, split_of([stem.split("_")[0]]), name) if isinstance(label, str) else label
+            yield sample_of(record, label, split, name)
 
 
 def _lines(uri: str) -> list[str]:

@@ -9,9 +9,9 @@ from typing import IO, Any
 
 from fer_pipeline.core import storage
 from fer_pipeline.core.errors import UserError
-from fer_pipeline.core.labels import LabelSpace
+from fer_pipeline.core.labels import LabelSpace, Numbering
 from fer_pipeline.core.manifest import Record
-from fer_pipeline.sources.files import CONTAINER_ERRORS, name_below
+from fer_pipeline.sources.files import CONTAINER_ERRORS, name_below, says_damage
 from fer_pipeline.sources.formats import FORMATS, format_of
 from fer_pipeline.sources.formats.images import says_image
 from fer_pipeline.sources.formats.tars import sane_members
@@ -34,10 +34,11 @@ LABEL_KEYS = ("label", "cls", "class", "emotion", "expression")
 
 @dataclass(frozen=True)
 class WebDataset:
-    """The class is a name, or an index into the label space; the split is what the tar's name or folder begins with."""
+    """The class is a name, or a number of the numbering; the split is what the tar's name or folder begins with."""
 
     source: str
     space: LabelSpace
+    numbering: Numbering | None = None
 
     def plan(self) -> list[Part]:
         parts = [Part(file.uri) for file in list_files(self.source) if format_of(file.uri) is FORMATS["tar"]]
@@ -55,7 +56,9 @@ class WebDataset:
                     (info for info in sane_members(tar) if info.isfile()), key=lambda info: _key(info.name)
                 ):
                     yield self._sample(tar, list(group), part.uri, split, f"{shard}/{key}")
-        except CONTAINER_ERRORS as error:
+        except (*CONTAINER_ERRORS, OSError) as error:
+            if not says_damage(error):
+                raise
             yield Excluded(DAMAGED, shard, f"the tar is damaged, what stands behind is lost: {storage.reason(error)}")
 
     def _sample(
@@ -71,7 +74,7 @@ class WebDataset:
         value: Any = opened.read().decode("utf-8", "replace") if opened else ""
         if extension == ".json":
             value = _label_in(value)
-        label = class_of(value, self.space, source)
+        label = class_of(value, self.space, source, self.numbering)
         record = Record(uri, images[0].name, images[0].offset_data, size_bytes=images[0].size)
         return Sample(record, label, split, source) if isinstance(label, str) else label
 
@@ -94,5 +97,6 @@ def _label_in(text: str) -> Any:
 WEBDATASET = LayoutSpec(
     name="webdataset",
     help="tars of key.png with key.cls or key.json",
-    open=lambda source, space, options: WebDataset(source, space),
+    open=lambda source, space, options: WebDataset(source, space, options.numbering),
+    options=("numbering",),
 )

@@ -1,6 +1,7 @@
 """Detectors: faces as boxes, landmarks and whatever else they find. One file each, and the table `DETECTORS`."""
 
 import logging
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal
 
 from fer_pipeline.core.errors import UserError
@@ -49,7 +50,7 @@ def resolve_detector(name: str, weights: str | None = None) -> ResolvedDetector:
     raise UserError(" ".join(missing))
 
 
-def require_first_choice(name: str, resolved: ResolvedDetector, where: str) -> None:
+def require_first_choice(name: str, resolved: ResolvedDetector, where: Callable[[], str]) -> None:
     """Raise UserError where `auto` fell back and that is not harmless: `where` says where it is not.
 
     A cluster is not to work at a ninth of the speed because of one failed download, and a table not to be labelled anew.
@@ -57,7 +58,7 @@ def require_first_choice(name: str, resolved: ResolvedDetector, where: str) -> N
     first = next(iter(DETECTORS))
     if name == AUTO and resolved.name != first:
         raise UserError(
-            f"{where} {first} is not replaced by {resolved.name}, which is slower and finds other faces: put the weights of "
+            f"{where()} {first} is not replaced by {resolved.name}, which is slower and finds other faces: put the weights of "
             f"{first} into ${MODELS}, name them with --detector-weights, or say --detector {resolved.name}."
         )
 

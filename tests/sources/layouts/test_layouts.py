@@ -3,6 +3,7 @@
 import io
 import json
 import tarfile
+from collections import Counter
 from pathlib import Path
 
 import cv2
@@ -11,8 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from fer_pipeline.core.dataset import read_dataset
 from fer_pipeline.core.errors import UserError
-from fer_pipeline.core.labels import AFFECTNET8, FER7, FERPLUS8, LabelSpace
+from fer_pipeline.core.labels import AFFECTNET8, FER7, FERPLUS8, NUMBERINGS, LabelSpace, load_numbering
 from fer_pipeline.core.manifest import Record
 from fer_pipeline.sources.layouts import LAYOUTS, open_layout
 from fer_pipeline.sources.layouts.layout import Excluded, LayoutOptions, Sample
@@ -30,8 +32,10 @@ def write(path: Path, data: bytes) -> None:
     path.write_bytes(data)
 
 
-def read(layout: str, source: Path, space: LabelSpace = FER7) -> tuple[dict[str, Sample], dict[str, Excluded]]:
-    opened = open_layout(layout, str(source), space)
+def read(
+    layout: str, source: Path, space: LabelSpace = FER7, numbering: str | None = None
+) -> tuple[dict[str, Sample], dict[str, Excluded]]:
+    opened = open_layout(layout, str(source), space, LayoutOptions(numbering=load_numbering(numbering) if numbering else None))
     items = [item for part in opened.plan() for item in opened.read(part)]
     samples = {item.source: item for item in items if isinstance(item, Sample)}
     assert len(samples) == sum(isinstance(item, Sample) for item in items)
@@ -82,7 +86,7 @@ def test_a_webdataset_joins_what_has_one_key(tmp_path: Path) -> None:
             info = tarfile.TarInfo(name)
             info.size = len(data)
             tar.addfile(info, io.BytesIO(data))
-    samples, excluded = read("webdataset", tmp_path)
+    samples, excluded = read("webdataset", tmp_path, numbering="fer7")
     assert {name: (s.split, s.label) for name, s in samples.items()} == {
         "val-00000.tar/a/1": ("validation", "happy"),
         "val-00000.tar/a/2": ("validation", "sad"),
@@ -91,7 +95,7 @@ def test_a_webdataset_joins_what_has_one_key(tmp_path: Path) -> None:
     assert {name[-1]: item.kind for name, item in excluded.items()} == {"3": "mislabelled", "4": "mislabelled", "5": "dropped"}
     whole = (tmp_path / "val-00000.tar").read_bytes()
     (tmp_path / "val-00000.tar").write_bytes(whole[: 512 * 5])
-    samples, excluded = read("webdataset", tmp_path)
+    samples, excluded = read("webdataset", tmp_path, numbering="fer7")
     assert list(samples) == ["val-00000.tar/a/1"]
     assert "damaged" in {item.kind for item in excluded.values()}
 
@@ -111,9 +115,100 @@ def test_parquet_takes_names_from_hugging_faces_metadata(tmp_path: Path) -> None
 def test_parquet_takes_indices_and_a_split_column(tmp_path: Path) -> None:
     table = pa.table({"png": [picture(1), picture(2)], "emotion": [3, 9], "usage": ["PublicTest", "Training"]})
     pq.write_table(table, tmp_path / "all.parquet")
-    samples, excluded = read("parquet", tmp_path)
+    samples, excluded = read("parquet", tmp_path, numbering="fer7")
     assert [(s.split, s.label) for s in samples.values()] == [("validation", "happy")]
-    assert "not one of 0 to 6" in excluded["all.parquet#1"].reason
+    assert "the label '9' is none of 0 angry, 1 disgust" in excluded["all.parquet#1"].reason
+
+
+@pytest.mark.parametrize("layout", ["image-folder", "webdataset", "parquet"])
+def test_numbers_mean_nothing_until_a_numbering_is_named(layout: str, tmp_path: Path) -> None:
+    """RAF-DB as people pass it on has folders 1 to 7: read as indices of any label space, nearly all labels would be wrong."""
+    if layout == "image-folder":
+        for number in range(1, 8):
+            write(tmp_path / "train" / str(number) / "a.jpg", picture(number))
+    elif layout == "parquet":
+        table = pa.table({"image": [picture(n) for n in range(7)], "label": list(range(1, 8))})
+        pq.write_table(table, tmp_path / "train.parquet")
+    else:
+        with tarfile.open(tmp_path / "train.tar", "w") as tar:
+            for number in range(1, 8):
+                for name, data in ((f"{number}.png", picture(number)), (f"{number}.cls", str(number).encode())):
+                    info = tarfile.TarInfo(name)
+                    info.size = len(data)
+                    tar.addfile(info, io.BytesIO(data))
+    samples, excluded = read(layout, tmp_path, AFFECTNET8)
+    assert samples == {} and {item.kind for item in excluded.values()} == {"mislabelled"}
+    assert "nothing says what it counts: say --numbering affectnet8 if it counts 0 neutral, 1 happy" in str(excluded)
+    samples, excluded = read(layout, tmp_path, AFFECTNET8, "rafdb")
+    labels = [sample.label for _, sample in sorted(samples.items())]
+    assert not excluded and labels == list(NUMBERINGS["rafdb"].classes)
+
+
+def test_our_own_samples_map_by_name_into_another_label_space(dataset: Path) -> None:
+    samples, excluded = read("parquet", dataset / "samples", AFFECTNET8)
+    assert not excluded
+    found = Counter((sample.split, sample.label) for sample in samples.values())
+    counts = read_dataset(str(dataset)).counts
+    assert found == {(split, name): count for split, of in counts.items() for name, count in of.items() if count}
+
+
+@pytest.mark.parametrize("damaged", ["footer", "page"])
+def test_a_damaged_parquet_file_is_one_damaged_record(damaged: str, tmp_path: Path) -> None:
+    """Arrow raises an OSError without a number for a footer or a page that it cannot decode."""
+    images = [np.random.default_rng(n).bytes(4000) for n in range(8)]
+    pq.write_table(pa.table({"image": images, "label": ["happy"] * 8}), tmp_path / "a.parquet", compression="zstd")
+    pq.write_table(pa.table({"image": [picture(1)], "label": ["sad"]}), tmp_path / "b.parquet")
+    data = bytearray((tmp_path / "a.parquet").read_bytes())
+    label_page = data.index(b"happy") if damaged == "page" else len(data) - 200
+    data[label_page - 30 : label_page + 10] = b"\xff" * 40
+    (tmp_path / "a.parquet").write_bytes(data)
+    samples, excluded = read("parquet", tmp_path)
+    assert [sample.label for sample in samples.values()] == ["sad"]
+    assert [item.kind for item in excluded.values()] == ["damaged"] and "a.parquet" in excluded
+
+
+@pytest.mark.parametrize(
+    ("name", "split"),
+    [("validation_filtered", "validation"), ("val_list", "validation"), ("affectnet-validation", "validation"),
+     ("manually_annotated_training", "train"), ("test", "test")],
+)  # fmt: skip
+def test_the_split_of_an_affectnet_csv_is_the_word_of_its_name(name: str, split: str, tmp_path: Path) -> None:
+    (tmp_path / f"{name}.csv").write_text(AFFECTNET_HEADER + affectnet_row(1))
+    write(tmp_path / "1" / "a.jpg", picture(1))
+    samples, _ = read("affectnet-csv", tmp_path, AFFECTNET8)
+    assert [sample.split for sample in samples.values()] == [split]
+
+
+@pytest.mark.parametrize("folder", ["val", "val_set", "validation-set", "Validate", "VAL"])
+def test_the_words_of_a_folder_say_its_split(folder: str, tmp_path: Path) -> None:
+    write(tmp_path / folder / "happy" / "1.png", picture(1))
+    samples, _ = read("image-folder", tmp_path)
+    assert [sample.split for sample in samples.values()] == ["validation"]
+    (tmp_path / "parquet" / folder).mkdir(parents=True)
+    pq.write_table(pa.table({"image": [picture(1)], "label": ["sad"]}), tmp_path / "parquet" / folder / "part-0.parquet")
+    samples, _ = read("parquet", tmp_path / "parquet")
+    assert [sample.split for sample in samples.values()] == ["validation"]
+
+
+def test_anothers_dataset_json_says_nothing(tmp_path: Path) -> None:
+    (tmp_path / "dataset.json").write_text('{"name": "mine"}')
+    (tmp_path / "data").mkdir()
+    pq.write_table(pa.table({"image": [picture(1)], "label": [0]}), tmp_path / "data" / "train.parquet")
+    assert read("parquet", tmp_path / "data", numbering="fer7")[0]["train.parquet#0"].label == "angry"
+    assert not read("parquet", tmp_path / "data")[0]
+
+
+def test_names_that_say_no_split_stop_the_ingest(tmp_path: Path) -> None:
+    (tmp_path / "csv").mkdir()
+    (tmp_path / "csv" / "automatically_annotated.csv").write_text(AFFECTNET_HEADER + affectnet_row(1))
+    with pytest.raises(UserError, match="says no split: rename it"):
+        read("affectnet-csv", tmp_path / "csv", AFFECTNET8)
+    write(tmp_path / "npy" / "set1" / "images" / "0.jpg", picture(1))
+    buffer = io.BytesIO()
+    np.save(buffer, np.array(1))
+    write(tmp_path / "npy" / "set1" / "annotations" / "0_exp.npy", buffer.getvalue())
+    _, excluded = read("affectnet-npy", tmp_path / "npy", AFFECTNET8)
+    assert "names a split" in str(excluded) and {item.kind for item in excluded.values()} == {"mislabelled"}
 
 
 def test_parquet_files_of_one_name_are_told_apart_and_the_folders_above_the_dataset_say_nothing(tmp_path: Path) -> None:
@@ -198,7 +293,7 @@ def test_rafdb_is_read_from_its_list(tmp_path: Path) -> None:
             "test_0001.jpg": ("test", "surprise"),
         }
         assert bytes_of(samples["train_00001.jpg"]) == b"x"
-        assert excluded["test_0002.jpg"].reason == "the label '8' is not one of 1 to 7"
+        assert excluded["test_0002.jpg"].reason.startswith("the label '8' is none of 1 surprise, 2 fear")
 
 
 @pytest.mark.parametrize("layout", [name for name in LAYOUTS if name != "fer2013-csv"])

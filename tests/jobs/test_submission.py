@@ -1,0 +1,52 @@
+"""A Ray job as a submitting process follows it; the Jobs API is played, what a real head does is tried in tests/production."""
+
+from collections.abc import AsyncIterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from ray.job_submission import JobStatus
+
+from fer_pipeline.core.errors import MisfortuneError
+from fer_pipeline.jobs import submission
+from fer_pipeline.jobs.cluster import ClusterConfig
+from fer_pipeline.jobs.label.job import LabelConfig
+
+
+class Client:
+    """A head on which a job is pending until it is told to stop."""
+
+    def __init__(self) -> None:
+        self.submitted, self.stopped = list[str](), list[str]()
+
+    def get_job_info(self, job_id: str) -> Any:
+        if job_id not in self.submitted:
+            raise RuntimeError("404: no such job")
+        return SimpleNamespace(status=self.get_job_status(job_id), message="Job has not started yet.", submission_id=job_id)
+
+    def get_job_status(self, job_id: str) -> JobStatus:
+        return JobStatus.STOPPED if job_id in self.stopped else JobStatus.PENDING
+
+    def submit_job(self, submission_id: str, **_: Any) -> None:
+        self.submitted.append(submission_id)
+
+    def stop_job(self, job_id: str) -> None:
+        self.stopped.append(job_id)
+
+    async def tail_job_logs(self, job_id: str) -> AsyncIterator[str]:
+        if job_id in self.stopped:
+            yield ""
+
+    def get_job_logs(self, job_id: str) -> str:
+        return ""
+
+
+def test_a_job_that_never_starts_is_stopped_and_the_command_ends_in_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    client = Client()
+    monkeypatch.setattr(submission, "_connect", lambda head: client)
+    monkeypatch.setattr(submission, "LOOK_S", 0.01)
+    monkeypatch.setattr(submission, "LEAST_PENDING_S", 0.0)
+    config = LabelConfig(source="s3://bucket/photos", out="s3://bucket/run")
+    with pytest.raises(MisfortuneError, match=r"fer-1 has been pending for 0 s .* Job has not started yet. Is there room"):
+        submission.run("label", config, ClusterConfig(address="http://head:8265", wait_s=0), "fer-1", print)
+    assert client.submitted == client.stopped == ["fer-1"]

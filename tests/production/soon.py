@@ -1,0 +1,10 @@
+"""Serve schedules by a process that takes runs for stranded after seconds: `python -m tests.production.soon FILE`."""
+
+import sys
+
+from flows import orphans
+from flows.deploy import main
+
+if __name__ == "__main__":
+    orphans.STRANDED_S, orphans.LOOK_S = 5.0, 2.0
+    main(sys.argv[1:])
