@@ -304,7 +304,9 @@ def warmer(place: str, factor: float) -> str:
     return folder
 
 
-@pytest.mark.parametrize("name", ["labels#test", "labels?x", "sp ace", "ümlaut+%"])
+@pytest.mark.parametrize(
+    "name", ["labels#test", "labels?x", *(pytest.param(name, marks=pytest.mark.long) for name in ("sp ace", "ümlaut+%"))]
+)
 def test_all_that_is_kept_on_a_store_stands_where_it_is_said_to(
     name: str, moto: str, archive: Path, local_ray: None, tmp_path: Path
 ) -> None:

@@ -1,5 +1,6 @@
 import shutil
 import subprocess
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -166,3 +167,30 @@ def test_real_videos_read_the_same_in_sequence_and_after_a_search(shared: Path) 
         in_sequence = [opened.at(moment) for moment in moments]
         for index in range(0, len(moments), 7):
             assert np.array_equal(Video(str(path)).at(moments[index]), in_sequence[index]), (path.name, moments[index])
+
+
+@pytest.mark.parametrize("failures", [1, 2])
+def test_one_read_that_fails_costs_no_frame_and_two_cost_one(failures: int, video: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What breaks one read is not the video's: it is opened again, and the frames that follow are there."""
+    opened, decode, moments = Video(str(video)), Video._decode, Video(str(video)).moments_ms(1.0)
+    expected = [Video(str(video)).at(moment) for moment in moments]
+    left = failures
+
+    def failing(self: Video) -> Iterator[Any]:
+        nonlocal left
+        for number, frame in enumerate(decode(self)):
+            if number == 3 and left:
+                left -= 1
+                raise ConnectionResetError("reset")
+            yield frame
+
+    monkeypatch.setattr(Video, "_decode", failing)
+    found: list[Any] = []
+    for moment in moments:
+        try:
+            found.append(opened.at(moment))
+        except RecordError as error:
+            assert error.status == "unreadable"
+            found.append(None)
+    assert sum(one is None for one in found) == failures - 1
+    assert all(one is None or np.array_equal(one, other) for one, other in zip(found, expected, strict=True))

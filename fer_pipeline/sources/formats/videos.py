@@ -61,7 +61,20 @@ class Video:
         return int(context.width), int(context.height)
 
     def at(self, time_ms: int) -> NDArray[np.uint8]:
-        """Return the frame shown at a moment, BGR uint8 (h, w, 3), upright; raise RecordError where there is none."""
+        """Return the frame shown at a moment, BGR uint8 (h, w, 3), upright; raise RecordError where there is none.
+
+        After a read that failed the video is opened again, once for this moment, and for those that follow.
+        """
+        for is_last in (False, True):
+            try:
+                return self._at(time_ms)
+            except storage.STORAGE_ERRORS as error:
+                self.close()
+                if is_last or storage.says_changed(error):
+                    raise as_file_error(self.uri, error, "unreadable") from error
+        raise AssertionError("the last try returns or raises")
+
+    def _at(self, time_ms: int) -> NDArray[np.uint8]:
         try:
             shown = self._show(time_ms)
             if shown is None:
@@ -70,8 +83,8 @@ class Video:
                 raise self._error("undecodable", f"the frame at {time_ms / 1000:g} s is damaged")
             pixels = shown.frame.to_ndarray(format="bgr24")
             storage.require_unchanged(self.uri, self.etag)
-        except storage.STORAGE_ERRORS as error:
-            raise as_file_error(self.uri, error, "unreadable") from error
+        except storage.STORAGE_ERRORS:
+            raise
         except av.FFmpegError as error:
             raise self._error("undecodable", f"the frame at {time_ms / 1000:g} s is damaged") from error
         return np.ascontiguousarray(np.rot90(pixels, round(shown.frame.rotation / 90)))
