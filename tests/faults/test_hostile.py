@@ -203,6 +203,7 @@ def test_twenty_thousand_hard_links_are_listed_within_the_limits(archive: Path, 
 
 
 @pytest.mark.long
+@pytest.mark.timeout(900)
 def test_hostile_cards_label_nothing_and_are_not_pushed(shared: Path, tmp_path: Path) -> None:
     home = Path(fer_pipeline.__file__).parent / "models" / EMBEDDED
     (tmp_path / "source").mkdir()
