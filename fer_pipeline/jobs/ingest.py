@@ -132,13 +132,15 @@ def run(config: IngestConfig, cluster: ClusterConfig = ClusterConfig()) -> Datas
 
 def _settings(config: IngestConfig, source: str, space: LabelSpace, faces: FaceExtraction) -> dict[str, Any]:
     """Return what decides a dataset's samples, as JSON; of the source its place alone."""
-    choice = {"layout", "votes", "validation_share", "test_share", "group_by", "seed", "skip_mislabelled"}
+    choice = {"layout", "validation_share", "test_share", "group_by", "seed", "skip_mislabelled"}
     facts: dict[str, Any] = {
         "source": source,
         "label_space": space.model_dump(mode="json"),
         "faces": faces.model_dump(mode="json"),
     }
-    facts |= {"numbering": str(load_numbering(config.numbering)) if config.numbering else None}
+    facts |= {"numbering": str(load_numbering(config.numbering)) if config.numbering else None, "votes": None}
+    if config.votes and storage.exists(votes := storage.normalize(config.votes)):  # the layout says where it is not there
+        facts["votes"] = hashlib.sha256(storage.read_bytes(votes)).hexdigest()
     return facts | config.model_dump(mode="json", include=choice)
 
 

@@ -137,7 +137,8 @@ def test_fer2013_has_its_known_counts(shared: Path, tmp_path: Path, local_ray: N
     tool["kaggle_csv"](tmp_path / "fer2013.csv", None)
     tool["ferplus_csv"](tmp_path / "votes.csv", None)
     source, votes = str(tmp_path / "fer2013.csv"), str(tmp_path / "votes.csv")
-    card = ingest.run(IngestConfig(source=source, out=str(tmp_path / "out"), layout="fer2013-csv", votes=votes))
+    config = IngestConfig(source=source, out=str(tmp_path / "out"), layout="fer2013-csv", votes=votes)
+    card = ingest.run(config)
     assert {split: sum(counts.values()) for split, counts in card.counts.items()} == {"train": 28_709, "validation": 3_589}
     assert card.duplicates.across["train -> validation"] == 280
     assert card.counts["train"]["disgust"] == 436
@@ -147,6 +148,10 @@ def test_fer2013_has_its_known_counts(shared: Path, tmp_path: Path, local_ray: N
     given = [pq.read_table(shared / "data" / "fer2013" / f"{name}.parquet") for name in ("training", "public_test")]
     votes_given = [row or [0] * 10 for table in given for row in table["ferplus_votes"].to_pylist()]
     assert read == votes_given
+    assert ingest.run(config) == card
+    Path(votes).write_text(Path(votes).read_text() + "\n")
+    with pytest.raises(UserError, match="was begun with another votes"):
+        ingest.run(config)
 
 
 def test_an_ingest_that_is_asked_for_again_is_done_and_another_is_refused(dataset: Path, tmp_path: Path) -> None:
