@@ -407,12 +407,18 @@ def _temporary(path: str, data: bytes) -> str:
 
 
 def write_table(url: str, table: pa.Table, row_group_size: int | None = None) -> int:
-    """Write one Parquet file atomically (zstd, with statistics); return its size in bytes."""
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd", row_group_size=row_group_size)
-    data = sink.getvalue().to_pybytes()
+    """Write one Parquet file atomically; return its size in bytes."""
+    data = table_bytes(table, row_group_size)
     write_bytes(url, data)
     return len(data)
+
+
+def table_bytes(table: pa.Table, row_group_size: int | None = None) -> bytes:
+    """Return a table as a Parquet file: zstd, with statistics."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd", row_group_size=row_group_size)
+    data: bytes = sink.getvalue().to_pybytes()
+    return data
 
 
 def open_parquet(url: str) -> pq.ParquetFile:

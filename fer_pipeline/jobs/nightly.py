@@ -2,8 +2,6 @@
 
 import logging
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import date as calendar_date
 from itertools import count
 from typing import Annotated, Any
@@ -69,8 +67,10 @@ def run(config: NightlyConfig, cluster: ClusterConfig = ClusterConfig()) -> Nigh
         try:
             night = _night(config, cluster)
         except JobError:
-            with suppress_and_log(*storage.STORAGE_ERRORS):  # how the night ended counts
+            try:
                 _show(config)
+            except storage.STORAGE_ERRORS as error:  # how the night ended counts
+                log.warning("The page of the nights cannot be written: %s", storage.reason(error))
             raise
         _show(config)
         return night
@@ -82,15 +82,6 @@ def _show(config: NightlyConfig) -> None:
     write_nights_page(table, storage.normalize(config.page), config.nights)
     if config.metrics:
         storage.write_bytes(storage.normalize(config.metrics), exposition(table))
-
-
-@contextmanager
-def suppress_and_log(*kinds: type[Exception]) -> Iterator[None]:
-    """Log errors of some kinds and go on."""
-    try:
-        yield
-    except kinds as error:
-        log.warning("The page of the nights cannot be written: %s", storage.reason(error))
 
 
 def _night(config: NightlyConfig, cluster: ClusterConfig) -> Night:

@@ -61,9 +61,8 @@ def run(config: PublishConfig, cluster: ClusterConfig = ClusterConfig()) -> Nigh
         may = [name for name in held if name in get_args(Accepted)]
         remedy = f"; --accept {' --accept '.join(may)} publishes it knowingly" if may == held else ""
         raise HeldError(f"The run is held, for {', '.join(held)}: nothing was published. {folder.path(PAGE)} says why{remedy}.")
-    if not record.records and not (record.increment and record.increment.vanished):
-        log.info("Nothing has changed, there is nothing to publish")
-        return _keep(table, record, "unchanged", [], [], folder.url)
+    if record.changes_nothing:
+        return _keep_unchanged(table, record, folder.url)
     table = table.make(record.classes)
     night = night_of(table.url, record, "published", found.failing, found.failing)
     with connected(cluster, folder.url, table.url):
@@ -74,8 +73,12 @@ def run(config: PublishConfig, cluster: ClusterConfig = ClusterConfig()) -> Nigh
 
 def keep_unchanged(record: RunRecord, table: str) -> Night:
     """Keep that a night found nothing changed, without a run folder, and return what is kept."""
+    return _keep_unchanged(LabelTable(table), record, "")
+
+
+def _keep_unchanged(table: LabelTable, record: RunRecord, folder: str) -> Night:
     log.info("Nothing has changed, there is nothing to publish")
-    return _keep(LabelTable(table), record, "unchanged", [], [], "")
+    return _keep(table, record, "unchanged", [], [], folder)
 
 
 def would_pass(folder: RunFolder, accept: Iterable[str], thresholds: Thresholds) -> bool:

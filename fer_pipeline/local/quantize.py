@@ -67,8 +67,9 @@ def run(config: QuantizeConfig) -> Quantized:
     dataset = read_dataset(data)
     settings = config.model_dump(mode="json", exclude={"model", "data"}) | {"data": dataset.digest}
     settings |= {"weights": hashlib.sha256(bundle.weights).hexdigest()}
-    if done := _done_before(bundle, settings):
-        return done.model_copy(update={"model": storage.normalize(config.model)})
+    out = storage.normalize(config.model)
+    if done := _done_before(bundle, settings, out):
+        return done
     images = _read(bundle, dataset, data, config.ranges_split).images
     chosen = np.random.default_rng(0).permutation(len(images))[: config.ranges_images]
     int8 = to_int8(to_onnx(bundle), images[np.sort(chosen)])
@@ -86,19 +87,19 @@ def run(config: QuantizeConfig) -> Quantized:
         same_label=float((fp32.argmax(1) == logits.argmax(1)).mean()),
         settings=settings,
     )
-    quantized, out = _with(bundle, form, int8), storage.normalize(config.model)
+    quantized = _with(bundle, form, int8)
     write_card(out, quantized, read_files(config.model).get(HISTORY))
     save_bundle(out, quantized)
     return _quantized(quantized, form, out)
 
 
-def _done_before(bundle: Bundle, settings: dict[str, Any]) -> Quantized | None:
+def _done_before(bundle: Bundle, settings: dict[str, Any], out: str) -> Quantized | None:
     """Return what quantizing the same came to, where the bundle has that form; another form is replaced."""
     form = bundle.card.int8
     if form is None or bundle.int8 is None or form.settings != settings or form.validation is None:
         return None
     log.info("The model has this int8 form, there is nothing to do")
-    return _quantized(bundle, form, "")
+    return _quantized(bundle, form, out)
 
 
 def _quantized(bundle: Bundle, form: Int8Form, out: str) -> Quantized:

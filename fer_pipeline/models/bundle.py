@@ -118,14 +118,6 @@ def read_learned(url: str, card: ModelCard) -> pa.Table | None:
     return file.read()
 
 
-def learned_file(learned: pa.Table) -> bytes:
-    """Return rows of `learned.LEARNED` as the bundle keeps them."""
-    sink = pa.BufferOutputStream()
-    pq.write_table(learned, sink, compression="zstd")
-    data: bytes = sink.getvalue().to_pybytes()
-    return data
-
-
 def _open(url: str) -> "Folder | registry.Pushed":
     if url == EMBEDDED:
         return Folder(str(Path(str(resources.files("fer_pipeline"))) / "models" / EMBEDDED))

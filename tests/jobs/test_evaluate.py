@@ -2,6 +2,7 @@ import json
 import shutil
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pyarrow as pa
@@ -254,10 +255,7 @@ def test_what_a_model_learned_travels_with_it(dataset: Path, model: str, tmp_pat
 def test_a_page_that_cannot_be_drawn_costs_no_evaluation(
     dataset: Path, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def no_ink(*_: Any) -> str:
-        raise RuntimeError("no ink")
-
-    monkeypatch.setattr(evaluate, "evaluation_page", no_ink)
+    monkeypatch.setattr(evaluate, "evaluation_page", Mock(side_effect=RuntimeError("no ink")))
     evaluate.run(EvaluateConfig(model=model, data=str(dataset), split="validation", out=str(tmp_path / "e")))
     assert figures(tmp_path / "e") and "no ink" in (tmp_path / "e" / "evaluation.html").read_text()
 

@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import cv2
 import numpy as np
@@ -163,10 +164,7 @@ def test_the_driver_decodes_nothing(archive: Path, tmp_path: Path, local_ray: No
 def test_a_page_that_cannot_be_drawn_does_not_cost_the_run(
     archive: Path, tmp_path: Path, local_ray: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def no_ink(*_: Any) -> str:
-        raise RuntimeError("no ink")
-
-    monkeypatch.setattr(job, "label_report", no_ink)
+    monkeypatch.setattr(job, "label_report", Mock(side_effect=RuntimeError("no ink")))
     record = label.run(config(archive, tmp_path / "run", detector="none"))
     assert record.result and (tmp_path / "run" / "_SUCCESS").exists()
     page = (tmp_path / "run" / "report.html").read_text()

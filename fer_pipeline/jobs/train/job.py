@@ -109,11 +109,8 @@ def run(config: TrainConfig, cluster: ClusterConfig = ClusterConfig()) -> TrainR
         return _result(out, recipe, plan, done.metrics.validation, json.loads(storage.read_bytes(storage.join(out, HISTORY))))
     if set(storage.list_names(out)) - set(FILES_BEFORE_CARD):
         raise UserError(f"'{out}' is not empty: choose a new folder for --out.")
-    bundles, places = (
-        [*([initial] if initial else []), *teachers],
-        [*([config.initial] if config.initial else []), *config.teachers],
-    )
-    lineage = [(bundle.card, read_learned(url, bundle.card)) for bundle, url in zip(bundles, places, strict=True)]
+    ancestors = [(config.initial, initial), *zip(config.teachers, teachers, strict=True)]
+    lineage = [(bundle.card, read_learned(url, bundle.card)) for url, bundle in ancestors if url and bundle]
     with connected(cluster, data, out, checkpoints):
         _require_resources(config, plan, cluster)
         state = _train(plan, config, checkpoints, identity_of(facts), not cluster.cluster)

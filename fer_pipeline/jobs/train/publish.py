@@ -26,7 +26,6 @@ from fer_pipeline.models.bundle import (
     LEARNED_FILE,
     MODEL_FILE,
     WEIGHTS_FILE,
-    learned_file,
     save_bundle,
 )
 from fer_pipeline.models.card import ModelCard, ModelMetrics, TrainingData
@@ -71,7 +70,7 @@ def publish(
     how = {"split": recipe.validation_split, "views": views, "precision": "fp32"}
     judged = judge(predictions, copies, plan.space, recipe.calibration.certain_accuracy, dataset.vote_classes, **how)
     validation, selected = judged.validation, selected_epoch(state["history"], recipe)
-    initial, kept = plan.initial, learned_file(learned) if len(learned) <= MOST_IMAGES else None
+    initial, kept = plan.initial, storage.table_bytes(learned) if len(learned) <= MOST_IMAGES else None
     card = ModelCard(
         name=recipe.name,
         network=recipe.network,

@@ -220,10 +220,7 @@ class Trainer:
     def _side(self, full: int) -> int:
         """Return the side of this epoch's images, of a network that takes `full`."""
         left = self.config.epochs - 1 - len(self.history)
-        first, third = (
-            self.config.first_px or full,
-            2 - 3 * left // self.config.epochs,
-        )  # the last is always full
+        first, third = self.config.first_px or full, 2 - 3 * left // self.config.epochs  # the last epoch is in the third one
         return first + (full - first) * third // 2
 
     def _require_finite(self, losses: Tensor, epoch: int, done: int) -> None:
