@@ -87,9 +87,8 @@ def would_pass(folder: RunFolder, accept: Iterable[str], thresholds: Thresholds)
     if not storage.exists(path):
         return False
     checks = Audit.model_validate_json(storage.read_bytes(path)).checks
-    limits = {check.name: float(getattr(thresholds, check.name, check.limit)) for check in checks}
-    failing = {check.name for check in checks if check.value is not None and check.value > limits[check.name]}
-    return failing <= accepted_checks(accept)
+    now = [check.under(float(getattr(thresholds, check.name, check.limit))) for check in checks]
+    return {check.name for check in now if not check.passed} <= accepted_checks(accept)
 
 
 def accepted_checks(accept: Iterable[str]) -> set[str]:

@@ -39,6 +39,10 @@ class Check(Config):
     limit: float
     passed: bool
 
+    def under(self, limit: float) -> "Check":
+        """Return what this check comes to under another limit."""
+        return _check(self.name, self.says, self.value, limit)
+
 
 class Audit(Config):
     """`audit.json`."""
