@@ -146,7 +146,7 @@ def test_videos_parquet_and_containers_are_read_by_range(bucket: str, shared: Pa
 
 
 def test_a_store_that_stumbles_costs_nothing(uploaded: str, bucket: str, store: Store, locally: Rows) -> None:
-    store.fail(latency_s=0.03, burst_every=40, burst_length=4, reset_every=9)
+    store.fail(latency_s=0.03, burst_every=25, burst_length=4, reset_every=9)
     label.run(config(uploaded, f"{bucket}/run"))
     injected = store.injected()
     assert injected["SlowDown"] >= 8 and injected["reset"] >= 3
