@@ -4,8 +4,9 @@ Run it once:     python -m flows.nightly '{"source": "photos", "table": "labels"
 Every night:     docs/flows.md; `{date}` in a path stands for the night's date
 """
 
+from fer_pipeline.core.config import read_record
 from fer_pipeline.core.run import REPORT
-from fer_pipeline.core.storage import exists, join, normalize, read_bytes
+from fer_pipeline.core.storage import exists, join, normalize
 from fer_pipeline.jobs import nightly as job
 from fer_pipeline.jobs.cluster import ClusterConfig
 from fer_pipeline.jobs.nightly import NightlyConfig
@@ -47,7 +48,7 @@ def _nights(config: NightlyConfig) -> list[Night]:
 def _audit(night: Night) -> Audit | None:
     """Return a night's audit; None where nothing had changed, and nothing was audited."""
     path = join(night.folder, AUDIT)
-    return Audit.model_validate_json(read_bytes(path)) if night.folder and exists(path) else None
+    return read_record(path, Audit, "audit") if night.folder and exists(path) else None
 
 
 def summary(table: str, night: Night, audit: Audit | None, page: str) -> str:

@@ -1,11 +1,26 @@
-"""One base for every configuration: frozen, and unknown keys are refused."""
+"""One base for every configuration and record: frozen, unknown keys are refused, and what becomes a path is a plain name."""
 
 from datetime import UTC, datetime
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
+from fer_pipeline.core import storage
 from fer_pipeline.core.errors import UserError
+
+ID = r"[A-Za-z0-9][\w.-]*"
+"""The pattern of what may become a part of a path: of runs, nights, models, versions and aliases."""
+Id = Annotated[str, StringConstraints(pattern=f"^{ID}$", max_length=200)]
+
+
+def _printable(text: str) -> str:
+    if not text.isprintable():
+        raise ValueError("it holds characters that cannot be printed")
+    return text
+
+
+Name = Annotated[str, Field(max_length=200), AfterValidator(_printable)]
+"""What people call a thing: one line, which stands in rows, logs and pages."""
 
 
 class Config(BaseModel):
@@ -18,6 +33,14 @@ class Config(BaseModel):
 
 
 Some = TypeVar("Some", bound=Config)
+
+
+def read_record(url: str, kind: type[Some], what: str) -> Some:
+    """Return what the JSON file at `url` holds; raise UserError, which calls it `what`, for anything else than a `kind`."""
+    try:
+        return kind.model_validate_json(storage.read_bytes(url))
+    except ValidationError as error:
+        raise UserError(f"'{url}' is no {what} of this project: {explain(error)}. Mend it, or move it away.") from error
 
 
 def dated_text(text: str, date: str, time: str) -> str:

@@ -12,14 +12,10 @@ from numpy.typing import NDArray
 from fer_pipeline.core import storage
 from fer_pipeline.core.errors import MisfortuneError
 from fer_pipeline.core.manifest import SHARDS_PER_FILE, read_manifest_file
-from fer_pipeline.core.run import READERS, RunFolder, RunRecord
-from fer_pipeline.core.schemas import FACES, FAILED, FINE
+from fer_pipeline.core.run import BINS, MOST_FACES, READERS, RunFolder, RunRecord
+from fer_pipeline.core.schemas import FACES, FAILED, FINE, IMAGES
 
 FAILURES_KEPT = 20
-BINS = 20
-"""Of the histogram of confidences."""
-MOST_FACES = 5
-"""From which on images are counted together by their number of faces."""
 ROW_GROUP = 65_536
 
 
@@ -76,7 +72,7 @@ def shards_with(folder: RunFolder, statuses: set[str]) -> list[int]:
     """Return the committed shards that hold a row of one of these statuses."""
 
     def holds(shard: int) -> bool:
-        return not statuses.isdisjoint(storage.read_table(folder.images_path(shard), ["status"])["status"].to_pylist())
+        return not statuses.isdisjoint(storage.read_ours(folder.images_path(shard), IMAGES, ["status"])["status"].to_pylist())
 
     shards = sorted(folder.committed())
     with ThreadPoolExecutor(READERS) as pool:

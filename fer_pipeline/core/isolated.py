@@ -2,7 +2,6 @@
 
 import json
 import os
-import resource
 import select
 import signal
 import subprocess
@@ -12,62 +11,18 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 from fer_pipeline.core import storage
 from fer_pipeline.core.boundary import as_record_error
 from fer_pipeline.core.errors import OutageError
+from fer_pipeline.core.memory import MEMORY_BYTES, limit_memory
 
 START_S = 60.0
 """Time that the process may take to start."""
 CHUNK_BYTES = 64 * 1024
 BATCH, BATCH_S = 500, 1.0
 """Results that are sent together, and how long they are collected at most."""
-MEMORY_BYTES = 2 * 1024**3
-"""Memory that work on one file may take, beside what the process has when it begins."""
-
-
-def taken_bytes() -> int:
-    """Return the address space that this process has taken; 0 where the system does not say."""
-    statm = Path("/proc/self/statm")
-    return int(statm.read_text().split()[0]) * resource.getpagesize() if statm.exists() else 0
-
-
-def limit_memory(allowance_bytes: int, taken: int | None = None) -> None:
-    """Let this process take so much more address space than `taken`, by default now; beyond, allocations raise MemoryError.
-
-    Address space, and not resident memory, is what the kernel can limit (`RLIMIT_AS`).
-    """
-    base = taken_bytes() if taken is None else taken
-    if base:
-        _, hard = resource.getrlimit(resource.RLIMIT_AS)
-        limit = base + allowance_bytes
-        resource.setrlimit(resource.RLIMIT_AS, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
-
-
-def bounded_memory(allowance_bytes: int) -> Callable[[], AbstractContextManager[None]]:
-    """Return a context in which this process may take so much more than it has now, and three times as much outside of it.
-
-    Inside is the work on records; outside is what the project does with their results, which strangers bound too.
-    """
-    taken = taken_bytes()
-
-    @contextmanager
-    def bounded() -> Iterator[None]:
-        limit_memory(allowance_bytes, taken)
-        try:
-            yield
-        finally:
-            limit_memory(3 * allowance_bytes, taken)
-
-    return bounded
-
-
-def lift_memory_limit() -> None:
-    """Take back `limit_memory`: what a process loads once is not a stranger's."""
-    _, hard = resource.getrlimit(resource.RLIMIT_AS)
-    resource.setrlimit(resource.RLIMIT_AS, (hard, hard))
 
 
 def alarm(limit_s: float) -> Callable[[], AbstractContextManager[None]]:

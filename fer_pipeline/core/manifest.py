@@ -117,16 +117,16 @@ def shuffled_files(shards: Iterable[int], rng: random.Random) -> list[int]:
 
 def read_manifest_file(prefix: str, number: int) -> list[pa.Table]:
     """Return the manifest rows of each shard of one file."""
-    file = storage.open_parquet(f"{prefix}{number:05d}.parquet")
-    return [file.read_row_group(index) for index in range(file.num_row_groups)]
+    with storage.ours(f"{prefix}{number:05d}.parquet", MANIFEST) as file:
+        return [file.read_row_group(index) for index in range(file.num_row_groups)]
 
 
 def shard_sizes(prefix: str, shards: int) -> list[int]:
     """Return the number of records of each shard, from the files' footers."""
 
     def sizes_in(number: int) -> list[int]:
-        footer = storage.open_parquet(f"{prefix}{number:05d}.parquet").metadata
-        return [footer.row_group(index).num_rows for index in range(footer.num_row_groups)]
+        with storage.ours(f"{prefix}{number:05d}.parquet", MANIFEST) as file:
+            return [file.metadata.row_group(index).num_rows for index in range(file.num_row_groups)]
 
     with ThreadPoolExecutor(8) as pool:
         return [size for sizes in pool.map(sizes_in, range(file_count(shards))) for size in sizes]
@@ -150,9 +150,9 @@ def _where(prefix: str, column: str, values: Sequence[Any]) -> pa.Table:
     found = [MANIFEST.empty_table()]
     for name in storage.list_names(folder) if values else ():
         if name.startswith(start):
-            parquet = storage.open_parquet(storage.join(folder, name))
-            rows = parquet.read_row_groups(storage.groups_that_may_hold(parquet, column, values))
-            found.append(rows.filter(pc.is_in(rows[column], pa.array(values))))
+            with storage.ours(storage.join(folder, name), MANIFEST) as file:
+                rows = file.read_row_groups(storage.groups_that_may_hold(file, column, values))
+            found.append(rows.filter(pc.is_in(rows[column], pa.array(values))).select(MANIFEST.names).cast(MANIFEST))
     return pa.concat_tables(found)
 
 

@@ -5,15 +5,15 @@ import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
-from typing import Any
+from typing import Annotated, Any, Literal
 from uuid import uuid4
 
 import pyarrow as pa
-from pydantic import Field, ValidationError
+from pydantic import AfterValidator, ConfigDict, Field, ValidationError
 
 import fer_pipeline
 from fer_pipeline.core import storage
-from fer_pipeline.core.config import Config
+from fer_pipeline.core.config import Config, Id, Name, explain
 from fer_pipeline.core.errors import UserError
 from fer_pipeline.core.schema_version import require_schema_version
 from fer_pipeline.core.schemas import IMAGES, LINEAGE
@@ -32,13 +32,22 @@ NO_LABELS = ("include", "exclude", "fps", "table", "precision", "device", "uncer
 labels, unless one was asked for: no reason to label anew."""
 
 
+def _moment(said: str) -> str:
+    datetime.fromisoformat(said)
+    return said
+
+
+Moment = Annotated[str, AfterValidator(_moment)]
+"""A time as ISO 8601."""
+
+
 class Identity(Config):
     """The name and sha256 of a model or detector; of a registry's model the version, and the alias that was asked for."""
 
-    name: str
-    digest: str
-    version: str | None = None
-    alias: str | None = None
+    name: Name
+    digest: Name
+    version: Id | None = None
+    alias: Id | None = None
 
 
 class Increment(Config):
@@ -64,6 +73,35 @@ class Increment(Config):
     """Rows that the table held of this source under these filters."""
 
 
+BINS = 20
+"""Of the histogram of confidences."""
+MOST_FACES = 5
+"""From which on images are counted together by their number of faces."""
+Confidences = Annotated[list[int], Field(min_length=BINS, max_length=BINS)]
+FacesPerImage = Annotated[list[int], Field(min_length=MOST_FACES + 1, max_length=MOST_FACES + 1)]
+
+
+class KnownSettings(Config):
+    """Those of a run's settings that others read than who continues it: a planted run may say anything, or nothing."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    max_pixels: int = Field(100_000_000, ge=1)
+    max_bytes: int = Field(256 * 1024**2, ge=1)
+    precision: Literal["fp32", "bf16", "int8"] = "fp32"
+    uncertain_below: float = Field(0.0, ge=0, le=1)
+    image_column: str | None = None
+    include: list[str] = Field(default_factory=list)
+    exclude: list[str] = Field(default_factory=list)
+    fps: float = Field(1.0, gt=0, le=1000)
+
+
+def _known(settings: dict[str, Any]) -> dict[str, Any]:
+    """Refuse settings of which some would be misread; return them as they are, for their digest."""
+    KnownSettings.model_validate(settings)
+    return settings
+
+
 class RunResult(Config):
     """What a run came to. Seconds, records and rate are those of the session that finished it, its start included."""
 
@@ -73,9 +111,9 @@ class RunResult(Config):
     faces: int
     uncertain: int
     expressions: dict[str, int]
-    confidences: list[int]
-    """Faces by confidence, in `faces.BINS` equal bins from 0 to 1."""
-    faces_per_image: list[int]
+    confidences: Confidences
+    """Faces by confidence, in equal bins from 0 to 1."""
+    faces_per_image: FacesPerImage
     """Images that were looked at by their number of faces; the last counts those with so many or more."""
     carried: int = 0
     """Records whose bytes the table knew: their rows were carried over, not computed."""
@@ -95,11 +133,11 @@ class RunRecord(Config):
     """`run.json`. All but `result` is frozen when the run begins."""
 
     schema_version: int = SCHEMA_VERSION
-    run_id: str
-    created_at: str
-    version: str = fer_pipeline.__version__
+    run_id: Id
+    created_at: Moment
+    version: Name = fer_pipeline.__version__
     source: str
-    settings: dict[str, Any]
+    settings: Annotated[dict[str, Any], AfterValidator(_known)]
     """The configuration that changes labels; a run continues under the same one only."""
     model: Identity
     classes: tuple[str, ...] = ()
@@ -112,6 +150,11 @@ class RunRecord(Config):
     increment: Increment | None = None
     """None: all that was listed is labelled."""
     result: RunResult | None = None
+
+    @property
+    def known(self) -> KnownSettings:
+        """The settings that everybody may read."""
+        return KnownSettings.model_validate(self.settings)
 
     @property
     def changes_nothing(self) -> bool:
@@ -208,7 +251,9 @@ class RunFolder:
         try:
             return RunRecord.model_validate_json(text)
         except ValidationError as error:
-            raise UserError(f"'{self.path(RUN)}' is no record of a labelling run: choose another folder for --out.") from error
+            raise UserError(
+                f"'{self.path(RUN)}' is no record of a labelling run: {explain(error)}. Choose another folder for --out."
+            ) from error
 
     def begin(self, record: RunRecord) -> RunRecord:
         """Freeze `record` as the run's, unless another driver was faster; return the one that holds.

@@ -10,7 +10,7 @@ import re
 import time
 import uuid
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from s3fs.core import _error_wrapper
 from s3fs.utils import FileExpired
 
 from fer_pipeline.core.errors import ChangedError, OutageError, UserError
+from fer_pipeline.core.memory import bounded_read
 
 STORAGE_ERRORS = (OSError, BotoCoreError, aiohttp.ClientError)
 """What a file that is missing, forbidden or unreachable raises, locally and on S3."""
@@ -55,35 +56,55 @@ def is_local(url: str) -> bool:
 
 
 def normalize(url: str) -> str:
-    """Return a local path made absolute, or a URL without its trailing slash.
+    """Return a local path made absolute, or an s3:// URL without its trailing slash.
 
-    Raise UserError for a URL with credentials in it, without repeating them: it would stand in every row and message.
+    Raise UserError for any other scheme: fsspec opens what other machines serve, and chains that read the environment. Raise it
+    for a URL with credentials, without repeating them: it would stand in every row and message.
     """
     if is_local(url):
         return os.path.abspath(os.path.expanduser(url.removeprefix("file://")))
     scheme, _, rest = re.sub("^s3a://", "s3://", url).partition("://")
-    # A user stands before the host, or the bucket; a query only where it is not a part of a key.
-    if "@" in rest.partition("/")[0] or (scheme != "s3" and "?" in rest):
-        raise UserError(f"A {scheme}:// URL with a user or a query in it is not accepted: give credentials by the environment.")
+    if "@" in rest.partition("/")[0]:  # before the host, or the bucket
+        raise UserError(f"A {scheme[:20]}:// URL with a user in it is not accepted: give credentials by the environment.")
+    if scheme != "s3":
+        raise UserError(
+            f"'{reason(ValueError(url))[:200]}' is neither a local path nor an s3:// URL: copy what it names to one of them."
+        )
     return f"{scheme}://{rest.rstrip('/')}"
 
 
 def open_filesystem(url: str) -> tuple[Any, str]:
-    """Return the fsspec filesystem of `url` and the path on it; raise UserError for a scheme that is not installed."""
-    if is_local(url):
-        return LocalFileSystem(), normalize(url)
-    if url.startswith(("http://", "https://")):
-        raise UserError(f"'{url}' is a web address: give a local path or an s3:// URL, and download the file first.")
-    scheme, _, rest = normalize(url).partition("://")
-    if scheme == "s3":  # opened directly: a key may hold what fsspec takes for a chain of URLs or a version
-        # Other processes write what this one lists: a cached listing would deny files that exist. One request for a file, not
-        # a HEAD and its parts: sizes are known from the listing, and files are read side by side.
-        options = {"max_pool_connections": CONNECTIONS} | _patience()
-        return fsspec.filesystem("s3", use_listings_cache=False, max_concurrency=1, config_kwargs=options), rest
+    """Return the fsspec filesystem of `url` and the path on it; raise UserError where `normalize` does."""
+    place = normalize(url)
+    if is_local(place):
+        return LocalFileSystem(), place
+    # Opened directly: a key may hold what fsspec takes for a chain of URLs or a version. Other processes write what this one
+    # lists: a cached listing would deny files that exist. One request for a file, not a HEAD and its parts: sizes are known from
+    # the listing, and files are read side by side.
+    options = {"max_pool_connections": CONNECTIONS} | _patience()
+    fs = fsspec.filesystem("s3", use_listings_cache=False, max_concurrency=1, config_kwargs=options)
+    return fs, place.removeprefix("s3://")
+
+
+def is_below(url: str, root: str) -> bool:
+    """Tell whether a path or URL is the normalized `root` or stands below it, by its text: `..` leads nowhere else."""
     try:
-        return fsspec.core.url_to_fs(url, use_listings_cache=False)  # type: ignore[no-any-return]
-    except (ValueError, ImportError) as error:
-        raise UserError(f"'{url}' is neither a local path nor an s3:// URL that this installation can open.") from error
+        place = normalize(url)
+    except UserError:
+        return False
+    if not is_local(place) and {".", ".."} & set(place.split("/")):  # keys of their own, which other readers resolve
+        return False
+    return place == root or place.startswith(root.rstrip("/") + "/")
+
+
+def require_below(urls: Iterable[str], root: str, what: str) -> None:
+    """Raise UserError unless all of `urls`, which stand in a file of `what`, are the normalized `root` or stand below it."""
+    for url in urls:
+        if not is_below(url, root):
+            raise UserError(
+                f"{what} names '{reason(ValueError(url))[:200]}', which is not below '{root}': somebody else wrote it, or it was "
+                "copied. Nothing was read from there."
+            )
 
 
 def _patience() -> dict[str, Any]:
@@ -224,6 +245,11 @@ def read_bytes(url: str, etag: str | None = None) -> bytes:
 
 
 def _read(url: str, start: int | None, end: int | None, etag: str | None) -> bytes:
+    with bounded_read(url):
+        return _read_bounded(url, start, end, etag)
+
+
+def _read_bounded(url: str, start: int | None, end: int | None, etag: str | None) -> bytes:
     fs, path = open_filesystem(url)
     if etag and isinstance(fs, S3FileSystem):
         data, found = fsspec.asyn.sync(fs.loop, _get_s3, fs, path, start, end)
@@ -421,13 +447,60 @@ def table_bytes(table: pa.Table, row_group_size: int | None = None) -> bytes:
     return data
 
 
-def open_parquet(url: str) -> pq.ParquetFile:
+class Parquet(pq.ParquetFile):  # type: ignore[misc]
+    """A Parquet file that somebody else may have written: it is read under a limit of memory, and has no extension types.
+
+    Those are told by a name in its metadata, and some that libraries bring load pickles (Ray Data's objects do).
+    """
+
+    def __init__(self, source: Any, what: str, **options: Any) -> None:
+        """`what` is read, for messages. Raise MemoryError beyond the limit, here and where it is read."""
+        self.what = what
+        with bounded_read(what):
+            super().__init__(source, **options)
+        for field in self.schema_arrow:
+            if _is_extended(field.type):
+                self.close()
+                raise pa.ArrowInvalid(f"the column '{field.name[:100]}' of '{what}' has a type of an extension, {field.type}")
+
+    def read(self, *arguments: Any, **options: Any) -> pa.Table:
+        with bounded_read(self.what):
+            return super().read(*arguments, **options)
+
+    def read_row_group(self, *arguments: Any, **options: Any) -> pa.Table:
+        with bounded_read(self.what):
+            return super().read_row_group(*arguments, **options)
+
+    def read_row_groups(self, *arguments: Any, **options: Any) -> pa.Table:
+        with bounded_read(self.what):
+            return super().read_row_groups(*arguments, **options)
+
+    def iter_batches(self, *arguments: Any, **options: Any) -> Iterator[pa.RecordBatch]:
+        batches = super().iter_batches(*arguments, **options)
+        while True:
+            with bounded_read(self.what):
+                batch = next(batches, None)
+            if batch is None:
+                return
+            yield batch
+
+
+def _is_extended(kind: pa.DataType) -> bool:
+    """Tell whether a type is an extension's, or has one within."""
+    if isinstance(kind, pa.BaseExtensionType):
+        return True
+    if pa.types.is_dictionary(kind):
+        return _is_extended(kind.value_type)
+    return any(_is_extended(kind.field(index).type) for index in range(kind.num_fields))
+
+
+def open_parquet(url: str) -> Parquet:
     """Return a Parquet file read whole, by one request: for those of megabytes at most, as a shard's are."""
-    return pq.ParquetFile(pa.BufferReader(read_bytes(url)))
+    return Parquet(pa.BufferReader(read_bytes(url)), url)
 
 
 @contextmanager
-def opened_parquet(url: str) -> Iterator[pq.ParquetFile]:
+def opened_parquet(url: str) -> Iterator[Parquet]:
     """Open a Parquet file of any size for a while; only what is asked for is read.
 
     By a handle: a dataset over a file system in Python (`PyFileSystem`) can abort the process at its exit with status 134, since
@@ -436,29 +509,29 @@ def opened_parquet(url: str) -> Iterator[pq.ParquetFile]:
     fs, path = open_filesystem(url)
     if isinstance(fs, LocalFileSystem):
         with pa.OSFile(path) as opened:
-            yield pq.ParquetFile(opened)
+            yield Parquet(opened, url)
         return
     with fs.open(path, "rb", cache_type="none") as opened:  # s3fs reads far ahead, pyarrow knows what it needs
-        yield pq.ParquetFile(opened, pre_buffer=False)
+        yield Parquet(opened, url, pre_buffer=False)
 
 
 def read_columns(url: str, columns: list[str]) -> pa.Table:
     """Return some columns of a Parquet file; of a file on a store only they are read, neighbours by one request."""
     fs, path = open_filesystem(url)
     if isinstance(fs, LocalFileSystem):
-        return pq.ParquetFile(path).read(columns=columns)
+        return Parquet(path, url).read(columns=columns)
     size = int(fs.info(path)["size"])
     whole = bytearray(size)  # of which the system gives the pages that are written
     _fill(fs, path, whole, [(max(0, size - FOOTER_BYTES), size)])
     footer = int.from_bytes(whole[-8:-4], "little") + 8
     if footer > FOOTER_BYTES:
         _fill(fs, path, whole, [(max(0, size - footer), size - FOOTER_BYTES)])
-    metadata = pq.ParquetFile(pa.BufferReader(whole)).metadata
-    _fill(fs, path, whole, list(_chunks(metadata, columns)))
-    return pq.ParquetFile(pa.BufferReader(whole), metadata=metadata).read(columns=columns)
+    metadata = Parquet(pa.BufferReader(whole), url).metadata
+    _fill(fs, path, whole, list(_chunks(metadata, columns, size)))
+    return Parquet(pa.BufferReader(whole), url, metadata=metadata).read(columns=columns)
 
 
-def _chunks(metadata: Any, columns: list[str]) -> Iterator[tuple[int, int]]:
+def _chunks(metadata: Any, columns: list[str], size: int) -> Iterator[tuple[int, int]]:
     """Yield the first byte and the one behind the last of stretches of a file that hold some columns."""
     places = []
     for group in (metadata.row_group(index) for index in range(metadata.num_row_groups)):
@@ -467,6 +540,8 @@ def _chunks(metadata: Any, columns: list[str]) -> Iterator[tuple[int, int]]:
                 start = min(filter(None, (column.dictionary_page_offset, column.data_page_offset)))
                 places.append((start, start + column.total_compressed_size))
     places.sort()
+    if places and not 0 <= places[0][0] <= max(end for _, end in places) <= size:
+        raise pa.ArrowInvalid(f"a footer tells of columns outside of the {size} bytes of its file")
     while places:
         start, end = places.pop(0)
         while places and places[0][0] - end <= GAP_BYTES:
@@ -482,13 +557,13 @@ def _fill(fs: Any, path: str, whole: bytearray, stretches: list[tuple[int, int]]
         whole[start:end] = data
 
 
-def groups_that_may_hold(parquet: pq.ParquetFile, column: str, values: Sequence[Any]) -> list[int]:
+def groups_that_may_hold(parquet: Parquet, column: str, values: Sequence[Any]) -> list[int]:
     """Return the row groups whose statistics allow for one of `values` in a column."""
     wanted = sorted(set(values))
 
     def may(group: Any) -> bool:
         columns = (group.column(index) for index in range(group.num_columns))
-        found = next(one.statistics for one in columns if one.path_in_schema == column)
+        found = next((one.statistics for one in columns if one.path_in_schema == column), None)
         if not (found and found.has_min_max):
             return True
         place = bisect_left(wanted, found.min)
@@ -500,3 +575,28 @@ def groups_that_may_hold(parquet: pq.ParquetFile, column: str, values: Sequence[
 def read_table(url: str, columns: list[str] | None = None) -> pa.Table:
     """Return one Parquet file as a table."""
     return open_parquet(url).read(columns=columns)
+
+
+@contextmanager
+def ours(url: str, schema: pa.Schema, columns: list[str] | None = None) -> Iterator[Parquet]:
+    """Open a Parquet file of this project, read whole; raise UserError for one of another schema, or that is damaged."""
+    try:
+        file = open_parquet(url)
+        _require_types(file.schema_arrow, schema, columns or schema.names)
+        yield file
+    except pa.ArrowException as error:
+        raise UserError(f"'{url}' is not a table that this project wrote, or it is damaged: {reason(error)[:300]}") from error
+
+
+def read_ours(url: str, schema: pa.Schema, columns: list[str] | None = None) -> pa.Table:
+    """Return some columns, by default all, of a Parquet file of this project, as `ours` opens it."""
+    with ours(url, schema, columns) as file:
+        return file.read(columns=columns)
+
+
+def _require_types(found: pa.Schema, wanted: pa.Schema, columns: list[str]) -> None:
+    """Raise ArrowInvalid unless each of some columns is there, and of the type that it must have."""
+    for name in columns:
+        kind = found.field(name).type if name in found.names else "missing"
+        if kind != wanted.field(name).type:
+            raise pa.ArrowInvalid(f"its column '{name}' is {kind}, not {wanted.field(name).type}")

@@ -18,8 +18,9 @@ from fer_pipeline.core.config import Config, require_same
 from fer_pipeline.core.dataset import DATASET_FILE, FLAGGED_FILE, QUARANTINED_KEPT, SAMPLES_FOLDER, DatasetInfo, FaceExtraction
 from fer_pipeline.core.errors import UserError
 from fer_pipeline.core.framing import load_framing
-from fer_pipeline.core.isolated import MEMORY_BYTES, alarm, limit_memory
+from fer_pipeline.core.isolated import alarm
 from fer_pipeline.core.labels import LABEL_SPACES, NUMBERINGS, LabelSpace, load_label_space, load_numbering
+from fer_pipeline.core.memory import MEMORY_BYTES, limit_memory
 from fer_pipeline.core.run import Identity
 from fer_pipeline.core.splits import hold_out
 from fer_pipeline.jobs.cluster import ClusterConfig, connected

@@ -5,9 +5,10 @@ from collections.abc import Iterable
 from typing import Any, Literal, get_args
 
 import numpy as np
+from pydantic import ValidationError
 
 from fer_pipeline.core import storage
-from fer_pipeline.core.config import Config
+from fer_pipeline.core.config import Config, explain, read_record
 from fer_pipeline.core.errors import HeldError, UserError
 from fer_pipeline.core.run import RunFolder, RunRecord, new_run_id
 from fer_pipeline.jobs.cluster import ClusterConfig, connected
@@ -86,7 +87,7 @@ def would_pass(folder: RunFolder, accept: Iterable[str], thresholds: Thresholds)
     path = folder.path(AUDIT)
     if not storage.exists(path):
         return False
-    checks = Audit.model_validate_json(storage.read_bytes(path)).checks
+    checks = read_record(path, Audit, "audit").checks
     now = [check.under(float(getattr(thresholds, check.name, check.limit))) for check in checks]
     return {check.name for check in now if not check.passed} <= accepted_checks(accept)
 
@@ -147,7 +148,10 @@ def _require_latest(table: LabelTable, record: RunRecord) -> None:
 
 def _nights_of(history: list[dict[str, Any]]) -> list[Night]:
     """Return the nights that made commits."""
-    return [Night.model_validate(night) for entry in history if "run_id" in (night := entry["night"] or {})]
+    try:
+        return [Night.model_validate(night) for entry in history if "run_id" in (night := entry["night"] or {})]
+    except ValidationError as error:
+        raise UserError(f"A commit of the table tells of a night that is none of this project: {explain(error)}.") from error
 
 
 def _later_runs(table: LabelTable, record: RunRecord) -> frozenset[str]:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fer_pipeline.core.dataset import sample_files
-from fer_pipeline.core.isolated import lift_memory_limit
+from fer_pipeline.core.memory import lift_memory_limit
 from fer_pipeline.jobs.progress import progress
 from fer_pipeline.jobs.shared import Shared, fan_out, share
 from fer_pipeline.models.bundle import Bundle

@@ -10,7 +10,7 @@ from typing import Any, Generic, TypeVar
 import ray
 
 from fer_pipeline.core.errors import MisfortuneError
-from fer_pipeline.core.isolated import lift_memory_limit
+from fer_pipeline.core.memory import lift_memory_limit
 
 Value = TypeVar("Value")
 Loaded = TypeVar("Loaded")

@@ -12,7 +12,7 @@ from fer_pipeline.core.config import Config
 from fer_pipeline.core.errors import OutageError, UserError
 from fer_pipeline.core.manifest import find_records
 from fer_pipeline.core.run import RunFolder, RunRecord
-from fer_pipeline.core.schemas import FINE
+from fer_pipeline.core.schemas import FINE, IMAGES
 from fer_pipeline.report.pictures import PictureLimits, PictureProcess
 
 log = logging.getLogger(__name__)
@@ -30,7 +30,9 @@ class ExplainConfig(Config):
     time_ms: int | None = None
     """Its moment, where the file is a video."""
     out: str | None = None
-    """Where to write its picture with the faces marked, as a JPEG."""
+    """Where to write its picture with the faces marked, as a JPEG; needs --source."""
+    source: str | None = None
+    """Folder or URL below which the picture is read: the run's source. Without it no file outside of the run folder is read."""
 
 
 class Explained(Config):
@@ -49,6 +51,8 @@ class Explained(Config):
 def run(config: ExplainConfig) -> Explained:
     """Return what is known of the record. Raise UserError where there is no such record, or several."""
     folder = RunFolder(storage.normalize(config.run))
+    if config.out and not config.source:
+        raise UserError("--out writes a picture of the file: name by --source the folder or URL below which it may be read.")
     record = folder.load()
     if record is None:
         raise UserError(f"There is no labelling run in '{folder.url}'.")
@@ -67,7 +71,7 @@ def _row(config: ExplainConfig, folder: RunFolder) -> tuple[str, dict[str, Any]]
     found: list[tuple[str, dict[str, Any]]] = []
     for name in storage.list_names(folder.path("images")):
         path = folder.path("images", name)
-        rows = storage.read_table(path)
+        rows = storage.read_ours(path, IMAGES)
         mine = pc.ends_with(rows["uri"].cast(pa.string()), config.uri)
         found += [(path, row) for row in rows.filter(mine).to_pylist() if _is_meant(config, row)]
     exact = [one for one in found if one[1]["uri"] == config.uri]
@@ -96,7 +100,10 @@ def _picture(config: ExplainConfig, folder: RunFolder, record: RunRecord, row: d
     if row["status"] not in FINE:
         return None
     found = find_records(folder.manifest_prefix(record.run_id), [row["record_id"]])
-    out = storage.normalize(str(config.out))
+    if row["record_id"] not in found:
+        raise UserError(f"The manifest of '{folder.url}' does not hold the record {row['record_id']}: the run is not whole.")
+    source, out = storage.normalize(str(config.source)), storage.normalize(str(config.out))
+    storage.require_below([found[row["record_id"]].uri], source, f"The run in '{folder.url}'")
     with closing(PictureProcess(PictureLimits.of(record))) as process:
         try:
             picture = process.marked(found[row["record_id"]], row["faces"] or [])

@@ -11,8 +11,9 @@ from pydantic import Field
 from fer_pipeline.core import storage
 from fer_pipeline.core.config import Config
 from fer_pipeline.core.errors import FailureRateExceeded, UserError
-from fer_pipeline.core.isolated import MEMORY_BYTES, IsolatedProcess, bounded_memory, lift_memory_limit
+from fer_pipeline.core.isolated import IsolatedProcess
 from fer_pipeline.core.manifest import Record, manifest_table
+from fer_pipeline.core.memory import MEMORY_BYTES, bounded_memory, lift_memory_limit
 from fer_pipeline.core.schemas import FINE
 from fer_pipeline.models.bundle import EMBEDDED, read_bundle
 from fer_pipeline.report.pictures import PictureLimits, PictureProcess

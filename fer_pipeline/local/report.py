@@ -17,8 +17,9 @@ class ReportConfig(Config):
 
     run: str
     """Run folder of a labelling run that is worked off."""
-    thumbnails: bool = True
-    """Put pictures of faces onto the page."""
+    source: str | None = None
+    """Put pictures of faces onto the page, cut from files below this folder or URL: the run's source. Without it no file outside
+    of the run folder is read."""
     before: str | None = None
     """Run folder of a finished run that it is compared with on the page."""
     prior: Literal["learned", "em"] = "learned"
@@ -39,8 +40,9 @@ def run(config: ReportConfig) -> ReportResult:
     """Write the page and return where it is. Raise UserError where one of the runs is not worked off, or the model another."""
     folder, record = _finished(config.run)
     before = _finished(config.before)[1] if config.before else None
+    source = storage.normalize(config.source) if config.source else None
     shifts = correct_prior(folder, record, _model_of(record, config.model)) if config.prior == "em" else []
-    storage.write_bytes(folder.path(REPORT), label_report(folder, record, config.thumbnails, before, shifts).encode())
+    storage.write_bytes(folder.path(REPORT), label_report(folder, record, source, before, shifts).encode())
     return ReportResult(report=folder.path(REPORT), corrected=folder.path(CORRECTED) if shifts else None)
 
 
@@ -49,7 +51,7 @@ def _model_of(record: RunRecord, url: str) -> ModelCard:
     bundle = read_bundle(url)
     if bundle.digest != record.model.digest:
         raise UserError(f"The run was labelled by another model than '{url}': name that of {record.model.name} by --model.")
-    return bundle.computing_in(record.settings["precision"]).card
+    return bundle.computing_in(record.known.precision).card
 
 
 def _finished(url: str) -> tuple[RunFolder, RunRecord]:

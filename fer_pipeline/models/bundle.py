@@ -7,7 +7,6 @@ from importlib import resources
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from pydantic import ValidationError
 
 from fer_pipeline.core import storage
@@ -112,7 +111,7 @@ def read_learned(url: str, card: ModelCard) -> pa.Table | None:
         raise UserError(f"The model at '{url}' lacks {LEARNED_FILE}, which its card names: copy the whole bundle.") from error
     if hashlib.sha256(data).hexdigest() != card.data.learned_sha256:
         raise UserError(f"The {LEARNED_FILE} of the model at '{url}' is not the one that its card names: copy the whole bundle.")
-    file = pq.ParquetFile(pa.BufferReader(data))
+    file = storage.Parquet(pa.BufferReader(data), f"{url}/{LEARNED_FILE}")
     if file.schema_arrow != LEARNED or file.metadata.num_rows > MOST_IMAGES:
         raise UserError(f"The {LEARNED_FILE} of the model at '{url}' does not hold digests of at most {MOST_IMAGES} images.")
     return file.read()

@@ -6,29 +6,30 @@ REGISTRY/NAME/aliases/ALIAS           the version that the alias stands for
 """
 
 import hashlib
+import logging
 import os
 import re
 from dataclasses import dataclass
 
-from pydantic import ValidationError
-
 from fer_pipeline.core import storage
-from fer_pipeline.core.config import Config, explain
+from fer_pipeline.core.config import ID, Config, Id, read_record
 from fer_pipeline.core.errors import UserError
 from fer_pipeline.core.run import now
 
+log = logging.getLogger(__name__)
+
 ENVIRONMENT = "FER_PIPELINE_REGISTRY"
 """Names the registry of a bare NAME@ALIAS."""
-_REFERENCE = re.compile(r"(?:(?P<registry>.+)/)?(?P<name>[A-Za-z0-9][\w.-]*)@(?P<version>\w[\w.-]*)")
-_NAME, _VERSION, _ALIAS = re.compile(r"[A-Za-z0-9][\w.-]*"), re.compile(r"\d[\w.-]*"), re.compile(r"[A-Za-z][\w.-]*")
+_REFERENCE = re.compile(rf"(?:(?P<registry>.+)/)?(?P<name>{ID})@(?P<version>{ID})")
+_NAME, _VERSION, _ALIAS = re.compile(ID), re.compile(rf"(?=\d){ID}"), re.compile(rf"(?=[A-Za-z]){ID}")
 
 
 class Version(Config):
     """`versions/VERSION.json`."""
 
-    name: str
-    version: str
-    files: dict[str, str]
+    name: Id
+    version: Id
+    files: dict[Id, Id]
     """sha256 of each file of the bundle."""
     created_at: str
     digest: str | None = None
@@ -52,14 +53,19 @@ class Registry:
         return [name for name in storage.list_names(self.url) if self._version_names(name)]
 
     def versions(self, name: str) -> list[Version]:
-        """Return the versions of a model, the oldest first."""
-        found = [self._read(name, version) for version in self._version_names(name)]
+        """Return the versions of a model, the oldest first; what is none is told of and left out."""
+        found = []
+        for version in self._version_names(name):
+            try:
+                found.append(self._read(name, version))
+            except UserError as error:
+                log.warning("%s", error)
         return sorted(found, key=lambda one: (one.created_at, _order(one.version)))
 
     def aliases(self, name: str) -> dict[str, str]:
         """Return what version each alias of a model stands for."""
         names = storage.list_names(self._path(name, "aliases"))
-        return {alias: storage.read_bytes(self._path(name, "aliases", alias)).decode() for alias in names}
+        return {alias: storage.read_bytes(self._path(name, "aliases", alias)).decode(errors="replace") for alias in names}
 
     def push(self, name: str, bundle: dict[str, bytes], version: str | None = None, digest: str | None = None) -> Version:
         """Keep a bundle's files as a version, by default the next whole number, and return it.
@@ -137,13 +143,11 @@ class Registry:
         _require(_VERSION, version, "a version", "a digit first, then letters, digits, dots, dashes")
         path = self._version_path(name, version)
         try:
-            found = Version.model_validate_json(storage.read_bytes(path))
+            found = read_record(path, Version, "version of a model")
         except FileNotFoundError:
             known = self._version_names(name)
             has = f"it has {', '.join(known)}" if known else f"there is no model '{name}'"
             raise UserError(f"The registry '{self.url}' has no {name}@{version}: {has}.") from None
-        except ValidationError as error:
-            raise UserError(f"'{path}' is no version of a model: {explain(error)}.") from error
         if (found.name, found.version) != (name, version):
             raise UserError(f"'{path}' says that it is {found.name[:100]}@{found.version[:100]}: it is not what was pushed here.")
         return found

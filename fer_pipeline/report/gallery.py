@@ -74,15 +74,18 @@ class Choice:
             some = [(self.rng.random(), face) for face in rows.take(places).to_pylist()]
             self.drawn[expression] = sorted(self.drawn[expression] + some, key=lambda pair: pair[0])[: 2 * PER_GROUP]
 
-    def groups(self, folder: RunFolder, record: RunRecord) -> tuple[list[Group], Counter[str]]:
-        """Return the groups with the faces' pictures, and the number of faces without one, by what their images came to."""
+    def groups(self, folder: RunFolder, record: RunRecord, source: str) -> tuple[list[Group], Counter[str]]:
+        """Return the groups with the faces' pictures, and the number of faces without one, by what their images came to.
+
+        Nothing but files below `source` is read.
+        """
         groups = [Group(title, faces) for title, faces in self.ranked.items()]
         groups += [Group(name, [face for _, face in self.drawn[name]], name) for name in sorted(self.drawn)]
         shown: set[tuple[int, int]] = set()
         for group in groups:
             group.faces = [face for face in group.faces if _key(face) not in shown][:PER_GROUP]
             shown |= set(map(_key, group.faces))
-        pictures, missing = _pictures(folder, record, [face for group in groups for face in group.faces])
+        pictures, missing = _pictures(folder, record, source, [face for group in groups for face in group.faces])
         for group in groups:
             faces = [face for face in group.faces if _key(face) in pictures]
             group.faces = [face | {"picture": pictures[_key(face)], "link": _link(face["uri"])} for face in faces]
@@ -98,13 +101,18 @@ def _link(uri: str) -> str | None:
     return Path(uri).as_uri() if storage.is_local(uri) and Path(uri).is_absolute() else None
 
 
-def _pictures(folder: RunFolder, record: RunRecord, faces: Iterable[FaceRow]) -> tuple[dict[tuple[int, int], str], Counter[str]]:
+def _pictures(
+    folder: RunFolder, record: RunRecord, source: str, faces: Iterable[FaceRow]
+) -> tuple[dict[tuple[int, int], str], Counter[str]]:
     """Return a data URL of each face's picture, by record and face id, and the number of faces without one, by status."""
     by_record: dict[int, dict[int, FaceRow]] = defaultdict(dict)
     for face in faces:
         by_record[face["record_id"]][face["face_id"]] = face
     records = find_records(folder.manifest_prefix(record.run_id), list(by_record)) if by_record else {}
     ids, pictures, missing = sorted(records), dict[tuple[int, int], str](), Counter[str]()
+    for record_id in [one for one in ids if not storage.is_below(records[one].uri, source)]:
+        ids.remove(record_id)
+        missing["outside of the source"] += len(by_record[record_id])
     wanted = [Wanted(records[i], tuple((f["x"], f["y"], f["w"], f["h"]) for f in by_record[i].values())) for i in ids]
     with closing(PictureProcess(PictureLimits.of(record))) as process:
         try:

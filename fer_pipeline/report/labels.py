@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from fer_pipeline.core import storage
 from fer_pipeline.core.run import RunFolder, RunRecord
-from fer_pipeline.core.schemas import FAILED, FINE
+from fer_pipeline.core.schemas import FACES, FAILED, FINE
 from fer_pipeline.report.gallery import Choice, Group
 from fer_pipeline.report.page import render
 from fer_pipeline.report.places import Places
@@ -19,20 +19,20 @@ COLUMNS += ["uri", "member", "time_ms"]
 
 
 def label_report(
-    folder: RunFolder, record: RunRecord, thumbnails: bool, before: RunRecord | None = None, shifts: Sequence[PriorShift] = ()
+    folder: RunFolder, record: RunRecord, source: str | None, before: RunRecord | None = None, shifts: Sequence[PriorShift] = ()
 ) -> str:
-    """Return the page of a run that is worked off, self-contained; without `thumbnails` no face is on it.
+    """Return the page of a run that is worked off, self-contained. Pictures are cut from files below `source` alone; None: none.
 
     `before`: a finished run that it is compared with. `shifts`: its labels under the archive's own class prior. Faces pass by
     file by file, and the page's size is bounded.
     """
     places, choice = Places(record.source), Choice(random.Random(record.run_id))
     for name in storage.list_names(folder.path("faces")):
-        faces = storage.read_table(folder.path("faces", name), COLUMNS)
+        faces = storage.read_ours(folder.path("faces", name), FACES, COLUMNS)
         places.add(faces)
-        if thumbnails:
+        if source:
             choice.add(faces)
-    groups, missing = choice.groups(folder, record) if thumbnails else ([], Counter[str]())
+    groups, missing = choice.groups(folder, record, source) if source else ([], Counter[str]())
     return render(
         "labels.html",
         run=record,

@@ -42,8 +42,7 @@ class PictureLimits:
     @classmethod
     def of(cls, record: RunRecord) -> "PictureLimits":
         """Return those under which a run labelled."""
-        settings = record.settings
-        return cls(settings["max_pixels"], settings["max_bytes"], settings.get("image_column"))
+        return cls(record.known.max_pixels, record.known.max_bytes, record.known.image_column)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 from fer_pipeline.core import storage
 from fer_pipeline.core.manifest import last_moments_ms
 from fer_pipeline.core.run import RunFolder, RunRecord
+from fer_pipeline.core.schemas import FACES
 
 VIDEOS = 8
 STRETCHES = 120
@@ -49,13 +50,13 @@ def timelines(folder: RunFolder, record: RunRecord) -> list[Timeline]:
         for uri, moment, expression in zip(*(some[column].to_pylist() for column in some.column_names), strict=True):
             counts[uri][moment, expression] += 1
     ends = last_moments_ms(folder.manifest_prefix(record.run_id), chosen) if chosen else {}
-    return [_timeline(uri, counts[uri], ends[uri], float(record.settings.get("fps", 1))) for uri in chosen]
+    return [_timeline(uri, counts[uri], ends.get(uri, 0), record.known.fps) for uri in chosen]
 
 
 def _frames(folder: RunFolder) -> Iterator[pa.Table]:
     """Yield the faces in frames of videos, file by file: uri, time_ms, expression."""
     for name in storage.list_names(folder.path("faces")):
-        faces = storage.read_table(folder.path("faces", name), ["uri", "time_ms", "expression"])
+        faces = storage.read_ours(folder.path("faces", name), FACES, ["uri", "time_ms", "expression"])
         yield faces.filter(pc.is_valid(faces["time_ms"]))
 
 

@@ -166,7 +166,7 @@ def _table(rows: Sequence[tuple[object, ...]]) -> pa.Table:
 
 
 def _read(path: Path, file: File) -> Iterator[Record | str]:
-    with pq.ParquetFile(path) as index:
+    with storage.Parquet(path, str(path)) as index:
         for batch in index.iter_batches(BATCH):
             for name, is_record, offset, stored, size, time_ms in zip(*(column.to_pylist() for column in batch), strict=True):
                 yield Record(file.uri, name, offset, stored, time_ms, size, file.etag) if is_record else name

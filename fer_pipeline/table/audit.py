@@ -172,7 +172,7 @@ def _labels_of_run(folder: RunFolder, record: RunRecord) -> tuple[DigestSet, pa.
     for shard in random.Random(record.run_id).sample(range(record.shards), record.shards):
         if sum(map(len, rows)) >= CHURN_SAMPLE:
             break
-        images = storage.read_table(folder.images_path(shard), [*KEY, "content_sha256", "faces"])
+        images = storage.read_ours(folder.images_path(shard), IMAGES, [*KEY, "content_sha256", "faces"])
         rows.append(images.filter(pc.is_valid(images["content_sha256"])))
     sample = pa.concat_tables(rows)
     return DigestSet(digests_of(sample)), sample

@@ -23,7 +23,7 @@ from fer_pipeline.core.schemas import FAILED, FINE
 from fer_pipeline.table.delta import LabelTable, TableFile
 from fer_pipeline.table.nights import night_ids
 from fer_pipeline.table.reuse import PLACES
-from fer_pipeline.table.rows import KEY, DigestSet, digests_of, digests_of_records
+from fer_pipeline.table.rows import KEY, VANISHED, DigestSet, digests_of, digests_of_records
 
 BATCH = 10_000
 HELD, RETRY, OUTDATED = range(3)
@@ -210,9 +210,9 @@ class Comparison:
         )
 
     def write_vanished(self, url: str) -> None:
-        """Write the keys of the rows that vanished, as a Parquet file of the columns `KEY`."""
-        found = [rows.select(KEY).cast(_KEYS) for _, rows in self._facts(~self.seen)]
-        storage.write_table(url, pa.concat_tables([_KEYS.empty_table(), *found]))
+        """Write the keys of the rows that vanished, as a Parquet file of `VANISHED`."""
+        found = [rows.select(KEY).cast(VANISHED) for _, rows in self._facts(~self.seen)]
+        storage.write_table(url, pa.concat_tables([VANISHED.empty_table(), *found]))
 
     def write_places(self, url: str) -> None:
         """Write where the rows stand whose bytes may turn up again: those that changed or vanished, by digest of the bytes."""
@@ -241,7 +241,6 @@ _KINDS: dict[str, Any] = {
     "row": np.int64,
     "labelled_us": np.int64,
 }
-_KEYS = pa.schema([("uri", pa.string()), ("member", pa.string()), ("time_ms", pa.int64())])
 
 
 def _all(conditions: list[Any]) -> Any:

@@ -5,8 +5,9 @@ from typing import Literal
 from pydantic import Field
 
 from fer_pipeline.core import storage
-from fer_pipeline.core.config import Config
-from fer_pipeline.core.run import Identity, RunRecord, new_run_id, now, settings_digest
+from fer_pipeline.core.config import Config, Id, read_record
+from fer_pipeline.core.errors import UserError
+from fer_pipeline.core.run import Confidences, FacesPerImage, Identity, Moment, RunRecord, new_run_id, now, settings_digest
 
 FOLDER = "_nights"
 """Below the table; readers and vacuuming pass over names that begin so."""
@@ -17,11 +18,11 @@ State = Literal["published", "unchanged", "held", "undone"]
 class Night(Config):
     """One run and what came of it: `_nights/<run id>.json`, and the metadata of its commit."""
 
-    run_id: str
+    run_id: Id
     listed_after: int = 0
     """Nights kept before its source was listed."""
-    begun_at: str
-    ended_at: str = ""
+    begun_at: Moment
+    ended_at: Moment | Literal[""] = ""
     """When it was published, held or found to have changed nothing; empty of nights of earlier versions."""
     source: str
     filters: list[list[str]]
@@ -42,8 +43,8 @@ class Night(Config):
     faces: int
     uncertain: int
     expressions: dict[str, int]
-    confidences: list[int]
-    faces_per_image: list[int]
+    confidences: Confidences
+    faces_per_image: FacesPerImage
     images_per_s: float
     folder: str = ""
     """Its run folder, for `explain`; empty where nothing had changed, for such a night leaves none."""
@@ -88,7 +89,7 @@ def night_of(table: str, record: RunRecord, state: State, failing: list[str], ac
 
 def filters_of(record: RunRecord) -> list[list[str]]:
     """Return the globs that chose a run's records, and those that left some out."""
-    return [record.settings.get("include", []), record.settings.get("exclude", [])]
+    return [record.known.include, record.known.exclude]
 
 
 def _listed_after(table: str, record: RunRecord) -> int:
@@ -101,27 +102,38 @@ def _listed_after(table: str, record: RunRecord) -> int:
 
 def keep_night(table: str, night: Night) -> None:
     """Write what is kept of a night, over what was kept of it before."""
-    storage.write_bytes(storage.join(table, FOLDER, f"{night.run_id}.json"), night.model_dump_json(indent=1).encode())
+    storage.write_bytes(_path(table, night.run_id), night.model_dump_json(indent=1).encode())
 
 
 def night_ids(table: str) -> list[str]:
     """Return the run ids of all nights, published or not, sorted."""
-    return [name.removesuffix(".json") for name in storage.list_names(storage.join(table, FOLDER))]
+    return [name.removesuffix(".json") for name in storage.list_names(storage.join(table, FOLDER)) if name.endswith(".json")]
 
 
 def last_nights(table: str, count: int) -> list[Night]:
     """Return the last nights, the latest listed last: one whose clock was ahead does not stand at the end for years."""
     ids, now_id = night_ids(table), new_run_id()
     ahead = sum(run_id > now_id for run_id in ids)
-    paths = [storage.join(table, FOLDER, f"{run_id}.json") for run_id in ids[-count - ahead :]]
-    nights = sorted((Night.model_validate_json(storage.read_bytes(path)) for path in paths), key=lambda night: night.order)
+    nights = sorted((_read(table, run_id) for run_id in ids[-count - ahead :]), key=lambda night: night.order)
     return nights[-count:]
 
 
 def kept_night(table: str, run_id: str) -> Night | None:
     """Return what is kept of a run; None where nothing is."""
-    path = storage.join(table, FOLDER, f"{run_id}.json")
-    return Night.model_validate_json(storage.read_bytes(path)) if storage.exists(path) else None
+    return _read(table, run_id) if storage.exists(_path(table, run_id)) else None
+
+
+def _path(table: str, run_id: str) -> str:
+    return storage.join(table, FOLDER, f"{run_id}.json")
+
+
+def _read(table: str, run_id: str) -> Night:
+    """Return what is kept of a run; raise UserError for a file of something else, or of another run."""
+    path = _path(table, run_id)
+    night = read_record(path, Night, "night")
+    if night.run_id != run_id:
+        raise UserError(f"'{path}' is that of another night, {night.run_id}: move it away.")
+    return night
 
 
 def mark_undone(table: str, published: set[str], held: set[str]) -> None:

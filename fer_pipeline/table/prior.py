@@ -11,7 +11,7 @@ from fer_pipeline.core import storage
 from fer_pipeline.core.errors import UserError
 from fer_pipeline.core.prior import corrected, estimated_prior
 from fer_pipeline.core.run import CORRECTED, RunFolder, RunRecord, RunResult
-from fer_pipeline.core.schemas import CATEGORY
+from fer_pipeline.core.schemas import CATEGORY, FACES
 from fer_pipeline.models.card import ModelCard
 
 log = logging.getLogger(__name__)
@@ -59,7 +59,7 @@ def correct_prior(folder: RunFolder, record: RunRecord, card: ModelCard) -> list
             "quantised, by this version."
         )
     files = storage.list_names(folder.path("faces"))
-    tables = [storage.read_table(folder.path("faces", name), ["record_id", "face_id", "probabilities"]) for name in files]
+    tables = [storage.read_ours(folder.path("faces", name), FACES, ["record_id", "face_id", "probabilities"]) for name in files]
     found = [_probabilities(faces, len(learned)) for faces in tables]
     if not sum(map(len, found)):
         raise UserError(f"The run in '{folder.url}' found no face: there is no prior to estimate.")

@@ -17,9 +17,9 @@ from fer_pipeline.core import storage
 from fer_pipeline.core.faces import shards_with
 from fer_pipeline.core.manifest import SHARDS_PER_FILE, read_manifest_file
 from fer_pipeline.core.run import READERS, RunFolder, RunRecord
-from fer_pipeline.core.schemas import FINE, RetriedStatus
+from fer_pipeline.core.schemas import FINE, IMAGES, RetriedStatus
 from fer_pipeline.table.delta import TableFile, file_of
-from fer_pipeline.table.rows import KEY, Digests, DigestSet, concatenated, digests_of, rows_of
+from fer_pipeline.table.rows import KEY, VANISHED, Digests, DigestSet, concatenated, digests_of, rows_of
 
 ROW_GROUP = 8_192
 """Rows that are read at once where one of them is carried over."""
@@ -68,7 +68,7 @@ def stale_keys(folder: RunFolder, record: RunRecord) -> Stale:
         digests.append(digests_of(keys))
         uris.append(pc.unique(keys["uri"]))
     if record.increment:
-        vanished = storage.read_table(folder.vanished_path(record.run_id))
+        vanished = storage.read_ours(folder.vanished_path(record.run_id), VANISHED)
         digests.append(digests_of(vanished))
         uris.append(pc.unique(vanished["uri"]))
     known = pa.concat_arrays(uris) if sum(map(len, uris)) <= MOST_URIS else None
@@ -81,7 +81,7 @@ def _failures(folder: RunFolder, record: RunRecord) -> Failures:
     shards = shards_with(folder, statuses) if replaces and record.result and record.result.failed else []
     columns = [*KEY, *VERSION, "status", "error", "attempt"]
     with ThreadPoolExecutor(READERS) as pool:
-        tables = list(pool.map(lambda shard: storage.read_table(folder.images_path(shard), columns), shards))
+        tables = list(pool.map(lambda shard: storage.read_ours(folder.images_path(shard), IMAGES, columns), shards))
     failed = [table.filter(pc.is_in(table["status"].cast(pa.string()), pa.array(statuses))) for table in tables]
     rows = [row for table in failed for row in table.to_pylist()]
     return Failures(DigestSet(concatenated(map(digests_of, failed))), rows)
@@ -148,7 +148,7 @@ def write_new(table: str, folder: RunFolder, record: RunRecord, numbers: Iterabl
         for shard in range(number * SHARDS_PER_FILE, min(record.shards, (number + 1) * SHARDS_PER_FILE))
     ]
     with ThreadPoolExecutor(READERS) as pool:
-        images = pa.concat_tables(pool.map(lambda shard: storage.read_table(folder.images_path(shard)), shards))
+        images = pa.concat_tables(pool.map(lambda shard: storage.read_ours(folder.images_path(shard), IMAGES), shards))
     rows = rows_of(images, record.source, record.run_id)
     if len(kept):
         rows = rows.filter(pa.array(DigestSet(kept).find(digests_of(rows)) < 0))

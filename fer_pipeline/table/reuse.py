@@ -51,7 +51,7 @@ class Reusable:
 
 def read_reusable(table: str, url: str) -> Reusable | None:
     """Return what `Comparison.write_places` wrote; None where there is nothing."""
-    places = storage.read_table(url)
+    places = storage.read_ours(url, PLACES)
     return Reusable(table, places) if len(places) else None
 
 

@@ -34,6 +34,9 @@ ROWS = pa.schema(
     ]
 )
 
+VANISHED = pa.schema([ROWS.field(name).with_nullable(True) for name in KEY])
+"""The keys of rows that leave the table."""
+
 Digests = NDArray[np.uint64]
 """(n, 2): 128 bits of a hash of each key."""
 

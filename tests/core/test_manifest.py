@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 from fer_pipeline.core import storage
 from fer_pipeline.core.manifest import (
@@ -63,13 +64,19 @@ def test_a_store_is_read_without_a_file_system_in_python(monkeypatch: pytest.Mon
     """Threads of Arrow that call Python can abort the process at its exit: nothing but bytes and handles is given to it."""
     for name in ("PyFileSystem", "FSSpecHandler"):
         monkeypatch.setattr(storage, name, lambda *_: pytest.fail("a file system in Python is given to Arrow"))
-    prefix = "memory://run/manifest/x-"
+    _as_a_store(monkeypatch)
+    prefix = "s3://run/manifest/x-"
     listed = [Record(f"/a/{number:04d}.jpg", time_ms=number, size_bytes=number) for number in range(900)]
     write_manifest(prefix, split_into_shards(listed, 8, 10**9))
     assert find_records(prefix, [5, 899]) == {5: listed[5], 899: listed[899]}
     assert last_moments_ms(prefix, ["/a/0007.jpg"]) == {"/a/0007.jpg": 7} and find_records(prefix, []) == {}
     with storage.opened_parquet(f"{prefix}00000.parquet") as parquet:
         assert parquet.metadata.num_rows == 900
+
+
+def _as_a_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the memory of this process stand for a store."""
+    monkeypatch.setattr(storage, "open_filesystem", lambda url: (MemoryFileSystem(), "/" + url.removeprefix("s3://")))
 
 
 @pytest.mark.parametrize("rows", [1, 40_000])
@@ -79,9 +86,10 @@ def test_columns_of_a_file_on_a_store_are_those_of_the_whole_file(rows: int, mon
     blobs = [rng.randbytes(60) for _ in range(rows)]
     nested = [[{"x": number, "y": None}] * (number % 3) for number in range(rows)]
     table = pa.table({"blob": blobs, "name": names, "faces": nested, "number": range(rows)})
-    storage.write_table("memory://columns/a.parquet", table, row_group_size=7_000)
+    _as_a_store(monkeypatch)
+    storage.write_table("s3://columns/a.parquet", table, row_group_size=7_000)
     wanted = ["number", "faces"]
-    assert storage.read_columns("memory://columns/a.parquet", wanted).equals(table.select(["faces", "number"]).select(wanted))
+    assert storage.read_columns("s3://columns/a.parquet", wanted).equals(table.select(["faces", "number"]).select(wanted))
     filled: list[int] = []
     fill = storage._fill
 
@@ -90,6 +98,6 @@ def test_columns_of_a_file_on_a_store_are_those_of_the_whole_file(rows: int, mon
         fill(fs, path, whole, stretches)
 
     monkeypatch.setattr(storage, "_fill", counted)
-    storage.read_columns("memory://columns/a.parquet", ["number"])
-    size = storage.open_filesystem("memory://columns/a.parquet")[0].info("/columns/a.parquet")["size"]
+    storage.read_columns("s3://columns/a.parquet", ["number"])
+    size = storage.open_filesystem("s3://columns/a.parquet")[0].info("/columns/a.parquet")["size"]
     assert rows == 1 or sum(filled) < size / 2

@@ -28,7 +28,7 @@ def changed(path: Path, **facts: Any) -> None:
 def begun(tmp_path: Path) -> Path:
     """A run folder that a driver has begun."""
     identity = Identity(name="x", digest="0")
-    record = RunRecord(run_id="r", created_at="now", source="/photos", settings={}, model=identity, detector=identity)
+    record = RunRecord(run_id="r", created_at="2026-01-01", source="/photos", settings={}, model=identity, detector=identity)
     RunFolder(str(tmp_path / "run")).begin(record)
     return tmp_path / "run"
 

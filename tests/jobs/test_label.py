@@ -123,7 +123,7 @@ def test_what_the_user_must_mend_writes_nothing(archive: Path, tmp_path: Path, l
         assert not (tmp_path / "out").exists()
 
 
-def test_labels_under_the_archives_own_prior_stand_beside_the_rows(finished: Path, tmp_path: Path) -> None:
+def test_labels_under_the_archives_own_prior_stand_beside_the_rows(finished: Path, archive: Path, tmp_path: Path) -> None:
     before = sorted((finished / "faces").iterdir())
     held = [file.read_bytes() for file in before]
     result = report.run(ReportConfig(run=str(finished), prior="em"))
@@ -141,14 +141,14 @@ def test_labels_under_the_archives_own_prior_stand_beside_the_rows(finished: Pat
     with pytest.raises(UserError, match="by another model than"):
         report.run(ReportConfig(run=str(finished), prior="em", model=str(tmp_path / "another")))
     shutil.rmtree(finished / "faces_prior_em")
-    report.run(ReportConfig(run=str(finished)))
+    report.run(ReportConfig(run=str(finished), source=str(archive)))
 
 
-def test_the_page_can_be_written_again_without_faces(finished: Path) -> None:
+def test_the_page_can_be_written_again_with_and_without_faces(finished: Path, archive: Path) -> None:
     assert "data:image/jpeg;base64" in (finished / "report.html").read_text()
-    report.run(ReportConfig(run=str(finished), thumbnails=False))
-    assert "data:image" not in (finished / "report.html").read_text()
     report.run(ReportConfig(run=str(finished)))
+    assert "data:image" not in (finished / "report.html").read_text()
+    report.run(ReportConfig(run=str(finished), source=str(archive)))
     assert "data:image" in (finished / "report.html").read_text()
 
 

@@ -19,7 +19,7 @@ def run(archive: Path, tmp_path_factory: pytest.TempPathFactory, local_ray: None
 
 def test_a_record_is_explained_with_its_faces_its_model_and_its_picture(run: str, archive: Path, tmp_path: Path) -> None:
     photo = next(archive.rglob("hopper-640.jpg"))
-    found = explain.run(ExplainConfig(run=run, uri=str(photo), out=str(tmp_path / "why.jpg")))
+    found = explain.run(ExplainConfig(run=run, uri=str(photo), out=str(tmp_path / "why.jpg"), source=str(archive)))
     assert found.row["status"] == "ok" and len(found.row["faces"]) == 1 and Path(found.shard_file).exists()
     assert found.run["model"]["name"] and found.run["detector"]["name"] == "mtcnn" and found.run["settings"]["detect_px"] == 640
     assert found.picture == str(tmp_path / "why.jpg")
@@ -32,7 +32,9 @@ def test_a_picture_is_decoded_in_another_process(
     run: str, archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(cv2, "imdecode", lambda *_: pytest.fail("the image is decoded here"))
-    config = ExplainConfig(run=run, uri=str(next(archive.rglob("hopper-640.jpg"))), out=str(tmp_path / "why.jpg"))
+    config = ExplainConfig(
+        run=run, uri=str(next(archive.rglob("hopper-640.jpg"))), out=str(tmp_path / "why.jpg"), source=str(archive)
+    )
     assert explain.run(config).picture == str(tmp_path / "why.jpg")
     monkeypatch.setattr("fer_pipeline.report.pictures.TIMEOUT_S", 0.0)
     assert explain.run(config).picture is None and "cannot be had any more" in caplog.text
@@ -44,9 +46,11 @@ def test_the_end_of_a_path_suffices_where_it_is_the_only_one(run: str, archive: 
         explain.run(ExplainConfig(run=run, uri=".jpg"))
 
 
-def test_a_failed_record_says_why_and_has_no_picture(run: str, tmp_path: Path) -> None:
+def test_a_failed_record_says_why_and_has_no_picture(run: str, archive: Path, tmp_path: Path) -> None:
     rows = [row for row in _failed(run) if row]
-    found = explain.run(ExplainConfig(run=run, uri=rows[0]["uri"], member=rows[0]["member"], out=str(tmp_path / "x.jpg")))
+    found = explain.run(
+        ExplainConfig(run=run, uri=rows[0]["uri"], member=rows[0]["member"], out=str(tmp_path / "x.jpg"), source=str(archive))
+    )
     assert found.row["error"] and found.picture is None and not (tmp_path / "x.jpg").exists()
 
 

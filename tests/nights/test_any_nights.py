@@ -14,9 +14,8 @@ import pytest
 
 from fer_pipeline.core import run as runs
 from fer_pipeline.core.errors import HeldError, UserError
-from fer_pipeline.core.faces import BINS, MOST_FACES
 from fer_pipeline.core.manifest import Record, read_shards, split_into_shards, write_manifest
-from fer_pipeline.core.run import Identity, RunFolder, RunRecord, RunResult, settings_digest, with_lineage
+from fer_pipeline.core.run import BINS, MOST_FACES, Identity, RunFolder, RunRecord, RunResult, settings_digest, with_lineage
 from fer_pipeline.core.schemas import LABELLED
 from fer_pipeline.jobs import publish
 from fer_pipeline.jobs.publish import PublishConfig

@@ -112,7 +112,7 @@ def test_a_run_is_compared_with_the_one_before(tmp_path: Path) -> None:
     for name, mix in (("before", {"happy": 300, "sad": 100}), ("now", {"happy": 200, "sad": 200})):
         finished_run(str(tmp_path / name), [record_of("/source/1.jpg")], expressions=mix)
     run, before = str(tmp_path / "now"), str(tmp_path / "before")
-    report.run(ReportConfig(run=run, before=before, thumbnails=False))
+    report.run(ReportConfig(run=run, before=before))
     page = (tmp_path / "now" / REPORT).read_text()
     assert "Beside the run" in page and "-25.0 points" in page and "+25.0 points" in page
     with pytest.raises(UserError, match="no finished labelling run"):

@@ -11,10 +11,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from fer_pipeline.core import isolated, storage
+from fer_pipeline.core import storage
 from fer_pipeline.core.isolated import IsolatedProcess
 from fer_pipeline.core.labels import FER7
 from fer_pipeline.core.manifest import Record
+from fer_pipeline.core.memory import MEMORY_BYTES
 from fer_pipeline.sources import listing
 from fer_pipeline.sources.files import Selection
 from fer_pipeline.sources.layouts import open_layout
@@ -81,7 +82,7 @@ def test_a_call_that_takes_too_much_memory_or_time_says_so_and_the_next_one_work
     process = IsolatedProcess()
     try:
         with pytest.raises(ValueError, match="the memory that a record may take does not suffice"):
-            list(process.call(f"{__name__}:too_much", 2 * isolated.MEMORY_BYTES, timeout_s=30))
+            list(process.call(f"{__name__}:too_much", 2 * MEMORY_BYTES, timeout_s=30))
         with pytest.raises(ValueError, match="longer than 1 s"):
             list(process.call(f"{__name__}:too_long", timeout_s=1))
         with pytest.raises(ValueError, match="dies of it"):

@@ -9,9 +9,19 @@ import numpy as np
 import pyarrow as pa
 
 from fer_pipeline.core import storage
-from fer_pipeline.core.faces import BINS, MOST_FACES
 from fer_pipeline.core.manifest import Record, read_shards, split_into_shards, write_manifest
-from fer_pipeline.core.run import Identity, Increment, RunFolder, RunRecord, RunResult, new_run_id, now, with_lineage
+from fer_pipeline.core.run import (
+    BINS,
+    MOST_FACES,
+    Identity,
+    Increment,
+    RunFolder,
+    RunRecord,
+    RunResult,
+    new_run_id,
+    now,
+    with_lineage,
+)
 from fer_pipeline.core.schemas import LABELLED
 from fer_pipeline.table.delta import LabelTable
 from fer_pipeline.table.nights import night_ids

@@ -6,8 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fer_pipeline.core.faces import BINS
-from fer_pipeline.core.run import Identity, RunFolder, RunRecord, RunResult
+from fer_pipeline.core.run import BINS, Identity, RunFolder, RunRecord, RunResult
 from fer_pipeline.table.audit import audit, drifts
 from fer_pipeline.table.delta import LabelTable
 from fer_pipeline.table.drift import excess
@@ -42,7 +41,7 @@ def result(rng: np.random.Generator, faces: int, mix: list[float] = MIX, shift: 
 @pytest.fixture
 def record() -> RunRecord:
     one = Identity(name="m", digest="m")
-    return RunRecord(run_id="r", created_at="", source="/s", settings={}, model=one, detector=one, records=1)
+    return RunRecord(run_id="r", created_at="2026-01-01", source="/s", settings={}, model=one, detector=one, records=1)
 
 
 def nights(record: RunRecord, rng: np.random.Generator, faces: int) -> list[Night]:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 
 import pyarrow as pa
+import pyarrow.compute as pc
 from ray.exceptions import (
     ActorDiedError,
     ActorUnavailableError,
@@ -27,11 +28,11 @@ from ray.exceptions import (
     WorkerCrashedError,
 )
 
+from fer_pipeline.core import storage
 from fer_pipeline.core.boundary import FULL_DISK
 from fer_pipeline.core.errors import MisfortuneError
 from fer_pipeline.core.manifest import read_shards, shuffled_files
 from fer_pipeline.core.run import RunFolder, RunRecord
-from fer_pipeline.core.storage import reason
 from fer_pipeline.jobs.label.chunk import Chunk, Step
 from fer_pipeline.jobs.label.pool import GpuPool
 from fer_pipeline.jobs.label.tasks import SilentError, Tasks
@@ -133,6 +134,7 @@ class Dispatcher:
         shards: list[int] = []
         tables: list[pa.Table] = []
         for shard, table in manifests:
+            storage.require_below(pc.unique(table["uri"]).to_pylist(), self.record.source, f"The run in '{self.folder.url}'")
             self.left -= 1
             if shard in self.committed:
                 advance(len(table))
@@ -226,7 +228,7 @@ class Dispatcher:
         self.lost += 1
         if self.lost > max(LOST_AT_LEAST, self._cores) + 2 * self.done:
             raise MisfortuneError(
-                f"The cluster lost {self.lost} tasks while {self.done} ended, the last by {reason(error)[:300]}: "
+                f"The cluster lost {self.lost} tasks while {self.done} ended, the last by {storage.reason(error)[:300]}: "
                 "see what befalls its machines, then run the same command again to continue."
             )
 

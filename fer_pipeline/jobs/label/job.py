@@ -11,9 +11,9 @@ from fer_pipeline.core import storage
 from fer_pipeline.core.config import Config, require_same
 from fer_pipeline.core.errors import FailureRateExceeded, UserError
 from fer_pipeline.core.faces import Tally, shards_with, write_faces
-from fer_pipeline.core.isolated import MEMORY_BYTES
 from fer_pipeline.core.log import tell_with_each_line
 from fer_pipeline.core.manifest import file_count, shard_sizes, split_into_shards, write_manifest
+from fer_pipeline.core.memory import MEMORY_BYTES
 from fer_pipeline.core.processor import has_native_bf16
 from fer_pipeline.core.run import INDEXES, REPORT, Identity, RunFolder, RunRecord, RunResult, new_run_id, now, settings_digest
 from fer_pipeline.core.schemas import RetriedStatus
@@ -189,7 +189,7 @@ def _settings(
     `has_bf16`: whether the processors that label multiply bf16 natively.
     """
     threshold, uncertain = config.detection_threshold, config.uncertain_below
-    frozen: Precision | None = record.settings.get("precision") if record else None
+    frozen: Precision | None = record.known.precision if record else None
     automatic = frozen or auto_precision(bundle, bool(config.gpus_per_worker), has_bf16)
     precision = config.precision if config.precision != "auto" else automatic
     calibration = bundle.computing_in(precision).card.calibration
@@ -224,6 +224,7 @@ def _require_same(config: LabelConfig, record: RunRecord, detector: ResolvedDete
     frozen = {"source": record.source, "model": record.model.digest, "detector": record.detector.digest, **record.settings}
     if config.detector not in ("auto", record.detector.name):
         asked["detector"] = config.detector
+    asked["table"], frozen["table"] = config.table, record.increment.table if record.increment else None
     now, before = ({NAMED.get(key, key): facts.get(key) for key in asked} for facts in (asked, frozen))
     require_same(f"The run in '{config.out}'", now, before)
 
@@ -376,8 +377,9 @@ def _sum_up(folder: RunFolder, record: RunRecord, wait_s: float) -> Tally:
 
 def _finish(config: LabelConfig, folder: RunFolder, record: RunRecord, tally: Tally) -> RunRecord:
     """Write the record with its result, the report and, if all is well, `_SUCCESS`."""
-    again = f"`fer-pipeline report {folder.url}` draws it again."
-    page = drawn(f"Run {record.run_id}", lambda: label_report(folder, record, config.thumbnails), again)
+    pictures = config.source if config.thumbnails else None
+    again = f"`fer-pipeline report {folder.url} --source {config.source}` draws it again."
+    page = drawn(f"Run {record.run_id}", lambda: label_report(folder, record, pictures), again)
     storage.write_bytes(folder.path(REPORT), page.encode())
     folder.finish(record, success=record.failure_rate <= config.max_failure_rate)
     log.info("Labelled %d images: %d faces, %d failed. Page: %s", record.records, tally.faces, tally.failed, folder.path(REPORT))

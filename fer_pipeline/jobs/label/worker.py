@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from fer_pipeline.core.isolated import alarm, bounded_memory
+from fer_pipeline.core.isolated import alarm
+from fer_pipeline.core.memory import bounded_memory
 from fer_pipeline.core.run import RunFolder, RunRecord, with_lineage
 from fer_pipeline.core.stage_clock import timed
 from fer_pipeline.jobs.metrics import count_shard

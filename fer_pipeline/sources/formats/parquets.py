@@ -6,7 +6,6 @@ from contextlib import suppress
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from fer_pipeline.core import storage
 from fer_pipeline.core.manifest import Record
@@ -80,7 +79,7 @@ class OpenParquet:
         local = storage.is_local(self.uri)
         self._opened = pa.OSFile(storage.normalize(self.uri)) if local else storage.open_version(self.uri, self.etag, READ_BYTES)
         # Unbuffered, whole row groups and all that was read would stay in memory.
-        self._file = pq.ParquetFile(self._opened, pre_buffer=False, buffer_size=READ_BYTES)
+        self._file = storage.Parquet(self._opened, self.uri, pre_buffer=False, buffer_size=READ_BYTES)
         column = image_column(self._file.schema_arrow, self._wanted)
         storage.require_unchanged(self.uri, self.etag)
         if column is None:
