@@ -38,7 +38,7 @@ Some = TypeVar("Some", bound=Config)
 def read_record(url: str, kind: type[Some], what: str) -> Some:
     """Return what the JSON file at `url` holds; raise UserError, which calls it `what`, for anything else than a `kind`."""
     try:
-        return kind.model_validate_json(storage.read_bytes(url))
+        return kind.model_validate_json(storage.read_small(url))
     except ValidationError as error:
         raise UserError(f"'{url}' is no {what} of this project: {explain(error)}. Mend it, or move it away.") from error
 

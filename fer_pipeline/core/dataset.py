@@ -69,7 +69,7 @@ class DatasetInfo(Config):
 def read_dataset(url: str) -> DatasetInfo:
     """Return what is known of the dataset at `url`; raise UserError where there is none, or one of another schema version."""
     try:
-        text = storage.read_bytes(storage.join(url, DATASET_FILE))
+        text = storage.read_small(storage.join(url, DATASET_FILE))
     except storage.STORAGE_ERRORS as error:
         raise UserError(
             f"'{url}' is not an ingested dataset: run fer-pipeline ingest first, which writes {DATASET_FILE}."

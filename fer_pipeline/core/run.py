@@ -239,7 +239,7 @@ class RunFolder:
     def load(self) -> RunRecord | None:
         """Return the run's record, None where no run has begun; raise UserError where the folder is something else."""
         try:
-            text = storage.read_bytes(self.path(RUN))
+            text = storage.read_small(self.path(RUN))
         except NotADirectoryError:
             raise UserError(f"'{self.url}' is a file: choose a new folder for --out.") from None
         except FileNotFoundError:

@@ -46,6 +46,8 @@ RESERVED_S = 2.0
 """How long a name without hard links may stay reserved before its maker is taken for dead."""
 FOOTER_BYTES, GAP_BYTES = 64 * 1024, 256 * 1024
 """How much of a Parquet file's end is read first, and what is read in vain between two columns rather than by another request."""
+MOST_TEXT_BYTES = 64 * 1024**2
+"""Of a record as text: a model's card with the confusions of 1,000 classes has 30."""
 ATTEMPTS = 8
 CONNECTIONS = 32
 
@@ -242,6 +244,14 @@ def cache_folder() -> Path:
 def read_bytes(url: str, etag: str | None = None) -> bytes:
     """Return the content of one file; raise ChangedError where it is not the version of that etag, if there is one."""
     return _read(url, None, None, etag)
+
+
+def read_small(url: str) -> bytes:
+    """Return the content of a file that holds a record as text; raise UserError for one that no record fills."""
+    data = read_range(url, 0, MOST_TEXT_BYTES + 1)
+    if len(data) > MOST_TEXT_BYTES:
+        raise UserError(f"'{url}' has more than {MOST_TEXT_BYTES >> 20} MiB: nothing of this project is as long. Move it away.")
+    return data
 
 
 def _read(url: str, start: int | None, end: int | None, etag: str | None) -> bytes:

@@ -25,14 +25,14 @@ from fer_pipeline.core.run import now
 from fer_pipeline.jobs.cluster import ClusterConfig, connected
 from fer_pipeline.jobs.scoring import ScoringContext, predict_split
 from fer_pipeline.jobs.shared import Shared, fan_out, share
-from fer_pipeline.models.bundle import read_bundle, read_learned
+from fer_pipeline.models.bundle import read_learned
 from fer_pipeline.models.card import ModelCard
 from fer_pipeline.models.evaluation import Predictions, evaluate, find_leaks
 from fer_pipeline.report.evaluation import evaluation_page
 from fer_pipeline.report.mistakes import Confusion, confusions
 from fer_pipeline.report.page import drawn
 from fer_pipeline.report.pictures import PictureLimits, PictureProcess, Wanted
-from fer_pipeline.stages.classify import Classifier
+from fer_pipeline.stages.classify import read_tried
 from fer_pipeline.stages.ingest import MAX_BYTES, MAX_PIXELS
 from fer_pipeline.stages.training_data import SplitReader, class_indices, left_out_by_class
 
@@ -84,7 +84,7 @@ def run(config: EvaluateConfig, cluster: ClusterConfig = ClusterConfig()) -> Eva
     """Write `evaluation.json`, its page and the table of predictions into the folder `out`. Raise UserError before any work."""
     data, out = storage.normalize(config.data), storage.normalize(config.out)
     storage.require_access(data, out)
-    bundle, dataset = read_bundle(config.model).computing_in(config.precision), read_dataset(data)
+    bundle, dataset = read_tried(config.model, config.precision).computing_in(config.precision), read_dataset(data)
     card = bundle.card
     left_out = left_out_by_class(dataset, config.split, card.label_space, config.map)
     settings: dict[str, Any] = config.model_dump(mode="json", include={"split", "precision", "map"})
@@ -96,7 +96,6 @@ def run(config: EvaluateConfig, cluster: ClusterConfig = ClusterConfig()) -> Eva
     others = set(storage.list_names(out)) - {EVALUATION, PAGE, PREDICTIONS}
     if others:
         raise UserError(f"'{out}' holds other files ({min(others)}): choose a new folder for --out.")
-    Classifier(bundle, config.precision)
     classes = class_indices(dataset.label_space.classes, card.label_space, config.map)
     reader = SplitReader(data, config.split, card.network, classes, tuple(range(len(dataset.vote_classes))))
     samples = read_samples(data, duplicates.DUPLICATE_COLUMNS)

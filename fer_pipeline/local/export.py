@@ -12,10 +12,10 @@ from fer_pipeline.core.errors import UserError
 from fer_pipeline.core.figures import ExportFigures
 from fer_pipeline.core.metrics import softmax
 from fer_pipeline.local.models import require_empty, write_card
-from fer_pipeline.models.bundle import LEARNED_FILE, Bundle, bundle_of, read_bundle, read_files, read_learned, save_bundle
+from fer_pipeline.models.bundle import LEARNED_FILE, Bundle, bundle_of, read_files, read_learned, save_bundle
 from fer_pipeline.models.card import ModelCard, ModelMetrics
 from fer_pipeline.models.export import to_int8, to_onnx
-from fer_pipeline.stages.classify import Classifier
+from fer_pipeline.stages.classify import Classifier, read_tried
 from fer_pipeline.stages.training_data import SplitReader, class_indices, left_out_by_class
 
 PARITY = 1e-4
@@ -51,7 +51,7 @@ class Exported(ExportFigures):
 
 def run(config: ExportConfig) -> Exported:
     """Write the exported bundle. Raise UserError before anything is written, also where the export differs from the bundle."""
-    out, bundle = require_empty(config.out), read_bundle(config.model)
+    out, bundle = require_empty(config.out), read_tried(config.model, "fp32")
     if config.int8 and not config.data:
         raise UserError("Int8 takes the ranges of activations from images: name an ingested dataset with --data.")
     ranges = _images(config, bundle.card, config.calibration_split, config.calibration_images)[0] if config.int8 else None

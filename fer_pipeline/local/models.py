@@ -8,7 +8,7 @@ from fer_pipeline.core.errors import UserError
 from fer_pipeline.models.bundle import CARD_MARKDOWN, CARD_PAGE, HISTORY, MODEL_FILE, Bundle, read_bundle, read_files
 from fer_pipeline.models.registry import Registry, Version, open_registry, require_alias
 from fer_pipeline.report.card import card_markdown, card_page
-from fer_pipeline.stages.classify import Classifier
+from fer_pipeline.stages.classify import read_tried
 
 log = logging.getLogger(__name__)
 
@@ -92,8 +92,7 @@ class ModelFiles(Config):
 def push(config: PushConfig) -> Version:
     """Push the bundle and move the aliases. Raise UserError before anything is written."""
     registry = open_registry(config.registry)
-    bundle = read_bundle(config.model)
-    check(bundle)
+    bundle = read_tried(config.model, "fp32", "int8")
     for name in config.alias:
         require_alias(name)
     version = registry.push(config.name, read_files(config.model), config.version, bundle.digest)
@@ -155,13 +154,6 @@ def write_card(out: str, bundle: Bundle, history: bytes | None) -> None:
     markdown, page = card_markdown(bundle.card, bundle.digest), card_page(bundle.card, bundle.digest, history)
     storage.write_bytes(storage.join(out, CARD_MARKDOWN), markdown.encode())
     storage.write_bytes(storage.join(out, CARD_PAGE), page.encode())
-
-
-def check(bundle: Bundle) -> None:
-    """Raise UserError where a bundle's weights do not fit its card."""
-    Classifier(bundle, "fp32")
-    if bundle.int8 is not None:
-        Classifier(bundle, "int8")
 
 
 def require_empty(url: str) -> str:

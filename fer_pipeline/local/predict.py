@@ -15,11 +15,11 @@ from fer_pipeline.core.isolated import IsolatedProcess
 from fer_pipeline.core.manifest import Record, manifest_table
 from fer_pipeline.core.memory import MEMORY_BYTES, bounded_memory, lift_memory_limit
 from fer_pipeline.core.schemas import FINE
-from fer_pipeline.models.bundle import EMBEDDED, read_bundle
+from fer_pipeline.models.bundle import EMBEDDED
 from fer_pipeline.report.pictures import PictureLimits, PictureProcess
 from fer_pipeline.sources.files import Selection
 from fer_pipeline.sources.listing import Listing
-from fer_pipeline.stages.classify import Precision
+from fer_pipeline.stages.classify import Precision, read_tried
 from fer_pipeline.stages.decode import survives
 from fer_pipeline.stages.detectors import DETECTOR_HELP, DETECTORS, DetectorName, resolve_detector
 from fer_pipeline.stages.label import Labeller, LabelSettings, Poison
@@ -63,7 +63,7 @@ def run(image: str, *more: str, config: PredictConfig = PredictConfig()) -> Pred
     """
     selection = Selection(fps=config.fps)
     records = [record for source in (image, *more) for record in _records(storage.normalize(source), selection)]
-    bundle, detector = read_bundle(config.model), resolve_detector(config.detector, config.detector_weights)
+    bundle, detector = read_tried(config.model), resolve_detector(config.detector, config.detector_weights)
     precision: Precision = "int8" if bundle.int8 is not None else "fp32"
     settings = LabelSettings(
         detect_px=config.detect_px,

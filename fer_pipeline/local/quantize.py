@@ -12,14 +12,14 @@ from fer_pipeline.core.config import Config
 from fer_pipeline.core.dataset import DatasetInfo, read_dataset, read_flagged, read_samples
 from fer_pipeline.core.errors import UserError
 from fer_pipeline.local.models import write_card
-from fer_pipeline.models.bundle import EMBEDDED, HISTORY, Bundle, bundle_of, read_bundle, read_files, read_learned, save_bundle
+from fer_pipeline.models.bundle import EMBEDDED, HISTORY, Bundle, bundle_of, read_files, read_learned, save_bundle
 from fer_pipeline.models.card import Calibration, Int8Form, ModelCard
 from fer_pipeline.models.evaluation import Judged, Predictions, find_leaks, judge
 from fer_pipeline.models.export import to_int8, to_onnx
 from fer_pipeline.models.labelled_images import LabelledImages
 from fer_pipeline.models.recipe import asked_calibration
 from fer_pipeline.models.registry import is_reference
-from fer_pipeline.stages.classify import Classifier, Precision
+from fer_pipeline.stages.classify import Classifier, Precision, read_tried
 from fer_pipeline.stages.training_data import SplitReader, class_indices, left_out_by_class
 
 log = logging.getLogger(__name__)
@@ -63,7 +63,7 @@ def run(config: QuantizeConfig) -> Quantized:
     """Write `model.int8.onnx` and the cards anew. Raise UserError before anything is written."""
     if config.model == EMBEDDED or is_reference(config.model):
         raise UserError("Versions of a registry and the embedded model do not change: name the folder of a bundle, then push it.")
-    bundle, data = read_bundle(config.model), storage.normalize(config.data)
+    bundle, data = read_tried(config.model, "fp32"), storage.normalize(config.data)
     dataset = read_dataset(data)
     settings = config.model_dump(mode="json", exclude={"model", "data"}) | {"data": dataset.digest}
     settings |= {"weights": hashlib.sha256(bundle.weights).hexdigest()}

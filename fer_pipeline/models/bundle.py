@@ -5,6 +5,7 @@ import json
 from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 from pydantic import ValidationError
@@ -81,6 +82,9 @@ def read_bundle(url: str) -> Bundle:
         raise UserError(f"The card {MODEL_FILE} of the model at '{url}' cannot be used: {explain(error)}.") from error
     if card.int8 and int8 is not None and hashlib.sha256(int8).hexdigest() != card.int8.sha256:
         raise UserError(f"The {INT8_FILE} of the model at '{url}' is not the one that its card names: export it again.")
+    for name, data in ((weights_file(card), weights), (INT8_FILE, int8)):
+        if name.endswith(".onnx") and data is not None:
+            require_whole(data, f"The {name} of the model at '{url}'")
     digest = hashlib.sha256(text + weights).hexdigest()
     if isinstance(files, registry.Pushed):
         return Bundle(card, weights, digest, files.version.version, files.alias, int8)
@@ -95,7 +99,33 @@ def bundle_of(card: ModelCard, weights: bytes, int8: bytes | None = None) -> Bun
 def read_files(url: str) -> dict[str, bytes]:
     """Return a bundle's files by name, those beside card and weights too: pictures, history, pages."""
     files = _open(url)
-    return {name: files.read(name) for name in files.names() if name in BUNDLE_FILES}
+    found = {name: files.read(name) for name in files.names() if name in BUNDLE_FILES}
+    for name in (ONNX_FILE, INT8_FILE):
+        if name in found:
+            require_whole(found[name], f"The {name} of the model at '{url}'")
+    return found
+
+
+def require_whole(model: bytes, what: str) -> None:
+    """Raise UserError unless an ONNX network holds all of its weights itself.
+
+    Tensors may name other files, which ONNX Runtime reads below the current folder: a secret there would stand in the labels.
+    Graphs, their subgraphs, functions and attributes hold tensors: every message within the file is looked at.
+    """
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    try:
+        pending: list[Any] = [onnx.load_model_from_string(model)]
+    except DecodeError as error:
+        raise UserError(f"{what} is no ONNX network.") from error
+    while pending:
+        message = pending.pop()
+        if isinstance(message, onnx.TensorProto) and (message.data_location or message.external_data):
+            raise UserError(f"{what} keeps weights in other files, which are not read: export it as one file.")
+        for described, value in message.ListFields():
+            if described.message_type is not None:
+                pending.extend(value if described.is_repeated else [value])
 
 
 def read_learned(url: str, card: ModelCard) -> pa.Table | None:
@@ -136,7 +166,8 @@ class Folder:
         return storage.list_names(self.url)
 
     def read(self, name: str) -> bytes:
-        return storage.read_bytes(storage.join(self.url, name))
+        read = storage.read_small if name.endswith(".json") else storage.read_bytes
+        return read(storage.join(self.url, name))
 
 
 def weights_file(card: ModelCard) -> str:

@@ -1,10 +1,12 @@
 """Which network, on which input: all from which a network is rebuilt. No torch."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from fer_pipeline.core.config import Config
+
+Blocks = Annotated[int, Field(ge=1, le=100)]
 
 
 class NetworkConfig(Config):
@@ -20,7 +22,7 @@ class NetworkConfig(Config):
     """Make the histogram of the crop's brightness flat, in training and labelling alike."""
     width: int = Field(32, ge=1, le=512)
     """Channels of the first layer of our own networks; every stage doubles them."""
-    blocks: tuple[int, int, int] = (1, 1, 1)
+    blocks: tuple[Blocks, Blocks, Blocks] = (1, 1, 1)
     """Residual blocks in each stage of `residual_cnn`."""
     dropout: float = Field(0.3, ge=0, lt=1)
     """Dropout before the last layer of our own networks."""

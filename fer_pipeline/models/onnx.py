@@ -1,6 +1,7 @@
 """Networks in ONNX, of any origin: their input is prepared as the card says, their output checked against its classes."""
 
 import threading
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,20 @@ ONNX_ERRORS = (Fail, InvalidArgument, InvalidGraph, InvalidProtobuf, NotImplemen
 LEAST_PROBABILITY = 1e-12
 LIMIT_S = 30.0
 """Time that one crop may take."""
+NOWHERE = "/dev/null/none"
+"""A folder that cannot be: what a network keeps in other files is looked for below it, and not in the current folder."""
+
+
+def open_session(model: bytes, providers: Sequence[str], threads: int = 1) -> Any:
+    """Return an ONNX Runtime session of a network, which reads no file; raise what `ONNX_ERRORS` names where it does not load.
+
+    `bundle.require_whole` has refused networks of several files; here they would find none.
+    """
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads, options.log_severity_level = threads, 1, 3
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", NOWHERE)
+    options.add_session_config_entry("session.load_model_format", "ONNX")  # what was looked through, and no other form of bytes
+    return onnxruntime.InferenceSession(model, options, providers=list(providers))
 
 
 class OnnxNetwork:
@@ -34,11 +49,9 @@ class OnnxNetwork:
 
     def __init__(self, bundle: Bundle, device: str = "cpu", threads: int = 1) -> None:
         self.card = card = bundle.card
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads, options.inter_op_num_threads, options.log_severity_level = threads, 1, 3
         providers = ["CPUExecutionProvider"] if device == "cpu" else ["CUDAExecutionProvider", "CPUExecutionProvider"]
         try:
-            self.session: Any = onnxruntime.InferenceSession(bundle.weights, options, providers=providers)
+            self.session = open_session(bundle.weights, providers, threads)
         except ONNX_ERRORS as error:
             raise UserError(f"The {ONNX_FILE} of the model '{card.name}' cannot be loaded: {_line(error)}.") from error
         inputs = self.session.get_inputs()

@@ -108,7 +108,8 @@ class Registry:
         """Return one of a version's files; raise FileNotFoundError without it, UserError where it was changed."""
         if file not in version.files:
             raise FileNotFoundError(file)
-        data = storage.read_bytes(self.path(version, file))
+        read = storage.read_small if file.endswith(".json") else storage.read_bytes
+        data = read(self.path(version, file))
         if hashlib.sha256(data).hexdigest() != version.files[file]:
             raise UserError(
                 f"The file '{self.path(version, file)}' is not the one that was pushed as {version.name}@{version.version}: "

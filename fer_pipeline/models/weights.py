@@ -17,16 +17,30 @@ def load_network(bundle: Bundle) -> nn.Module:
     """Return the bundle's network in evaluation mode on the CPU; raise UserError where weights and card do not fit."""
     if bundle.card.format == "onnx":
         raise UserError(f"The model '{bundle.card.name}' is an ONNX network: it labels and is evaluated, but not trained on.")
-    network = build(bundle.card.network, len(bundle.card.label_space.classes))
+    card = bundle.card
     try:
-        network.load_state_dict(safetensors.torch.load(bundle.weights))
+        weights = safetensors.torch.load(bundle.weights)
+        _require_fit(card, weights)
+        network = build(card.network, len(card.label_space.classes))
+        network.load_state_dict(weights)
     except (SafetensorError, RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
-            f"The weights of the model '{bundle.card.name}' do not fit its card: the two files are not of one training."
+            f"The weights of the model '{card.name}' do not fit its card: the two files are not of one training."
         ) from error
     if not all(bool(torch.isfinite(value).all()) for value in network.state_dict().values()):
         raise UserError(f"The weights of the model '{bundle.card.name}' hold numbers that are not finite: train it again.")
     return network.eval()
+
+
+def _require_fit(card: ModelCard, weights: Weights) -> None:
+    """Raise ValueError unless weights have the names and shapes that a card asks for, before memory is taken for its network."""
+    try:
+        with torch.device("meta"):
+            planned = build(card.network, len(card.label_space.classes)).state_dict()
+    except NotImplementedError:  # a few of torchvision's compute with tensors while they are built
+        return
+    if {name: value.shape for name, value in planned.items()} != {name: value.shape for name, value in weights.items()}:
+        raise ValueError("other shapes")
 
 
 def pack(network: nn.Module, card: ModelCard) -> Bundle:

@@ -1,19 +1,30 @@
 """Classify: crops to calibrated probabilities."""
 
+import tempfile
+from collections.abc import Iterator
+from contextlib import closing
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fer_pipeline.core.errors import UserError
+from fer_pipeline.core.errors import OutageError, UserError
+from fer_pipeline.core.isolated import IsolatedProcess
+from fer_pipeline.core.memory import MEMORY_BYTES, lift_memory_limit, limit_memory
 from fer_pipeline.core.metrics import softmax
-from fer_pipeline.models.bundle import Bundle
+from fer_pipeline.models.bundle import EMBEDDED, Bundle, read_bundle, save_bundle
 from fer_pipeline.models.onnx import OnnxNetwork
 from fer_pipeline.stages.align import empty_inputs
 from fer_pipeline.stages.batches import Batches
 from fer_pipeline.stages.decode import Pixels
 
 Precision = Literal["fp32", "bf16", "int8"]
+
+
+TRIAL_S = 120.0
+"""Time that a stranger's network may take to load and to answer a crop."""
+BYTES_PER_WEIGHT_BYTE = 6
+"""Memory that loading a network takes, over the size of its file."""
 
 
 def auto_precision(bundle: Bundle, on_gpu: bool, has_bf16: bool) -> Precision:
@@ -56,3 +67,45 @@ class Classifier:
     def __call__(self, crops: Pixels) -> NDArray[np.float32]:
         """Return probabilities (n, classes) for uint8 crops (n, channels, side, side)."""
         return softmax(self.logits(crops), self.card.calibration.temperature)
+
+
+def read_tried(url: str, *precisions: Precision) -> Bundle:
+    """Return the bundle that a URL names, as `read_bundle` does, once its network has answered in another process.
+
+    It is tried in those of the forms that it has, by default in the one that labels on CPUs. A stranger's network may take all
+    memory, or never come to an end. Raise UserError for one that does, or that does not fit its card.
+    """
+    bundle = read_bundle(url)
+    forms = precisions or (auto_precision(bundle, on_gpu=False, has_bf16=False),)
+    if url != EMBEDDED:
+        try_bundle(bundle, tuple(form for form in forms if form != "int8" or bundle.int8 is not None))
+    return bundle
+
+
+def try_bundle(bundle: Bundle, precisions: tuple[Precision, ...]) -> None:
+    """Raise UserError unless a bundle's network loads and answers in a process of its own, within bounds of memory and time."""
+    name = bundle.card.name
+    with tempfile.TemporaryDirectory() as folder, closing(IsolatedProcess()) as process:
+        save_bundle(folder, bundle)
+        try:
+            refusals = list(process.call(f"{__name__}:{tried.__name__}", folder, precisions, timeout_s=TRIAL_S))
+        except OutageError as error:
+            raise UserError(f"The model '{name}' cannot be tried: {error}.") from error
+        except ValueError as error:
+            raise UserError(f"The model '{name}' cannot be used: {error}.") from error
+    if refusals:
+        raise UserError(refusals[0].replace(folder, name))
+
+
+def tried(folder: str, precisions: list[Precision]) -> Iterator[str]:
+    """Yield why the network of the bundle in a folder cannot be used, if it cannot: in the other process."""
+    try:
+        bundle = read_bundle(folder)
+        lift_memory_limit()
+        if bundle.card.format != "onnx" and set(precisions) != {"int8"}:
+            import torch  # noqa: F401 (its libraries take address space, which is not the stranger's)
+        limit_memory(MEMORY_BYTES + BYTES_PER_WEIGHT_BYTE * len(bundle.weights))
+        for precision in precisions:
+            Classifier(bundle, precision)
+    except UserError as error:
+        yield str(error)

@@ -2,19 +2,35 @@
 
 import json
 import shutil
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnx as format_onnx
+import psutil
 import pytest
 import torch
+from onnx import TensorProto, helper, numpy_helper
 
 import fer_pipeline
 from fer_pipeline.core.errors import UserError
+from fer_pipeline.jobs import evaluate
+from fer_pipeline.jobs.evaluate import EvaluateConfig
+from fer_pipeline.jobs.label import job as label
+from fer_pipeline.jobs.label.job import LabelConfig
+from fer_pipeline.local import export, models, predict, quantize
+from fer_pipeline.local.export import ExportConfig
+from fer_pipeline.local.models import CardConfig, PullConfig, PushConfig
+from fer_pipeline.local.predict import PredictConfig
+from fer_pipeline.local.quantize import QuantizeConfig
 from fer_pipeline.models import onnx
 from fer_pipeline.models.bundle import EMBEDDED, read_bundle, save_bundle
 from fer_pipeline.models.registry import Registry, find
 from fer_pipeline.models.weights import load_network, pack
-from fer_pipeline.stages.classify import Classifier
+from fer_pipeline.stages import classify
+from fer_pipeline.stages.classify import Classifier, read_tried
 
 HOME = Path(fer_pipeline.__file__).parent / "models" / EMBEDDED
 HARMLESS = {"html-all", "name-html", "name-path", "cls-html", "cls-tex"}
@@ -46,6 +62,7 @@ def changed(folder: Path, section: str | None, **facts: Any) -> str:
         ("framing", {"landmarks": [[0, 0]]}, "framing.landmarks"),
         ("label_space", {"classes": ["happy", "happy"]}, "two classes have the same name"),
         ("label_space", {"classes": ["x" * 5000, "sad"]}, "1 to 100 printable characters"),
+        ("network", {"blocks": [100_000_000, 1, 1]}, "network.blocks"),
         (None, {"name": "x" * 5000}, "name"),
     ],
 )
@@ -98,5 +115,188 @@ def test_a_version_file_that_was_put_in_place_of_another_is_refused(tmp_path: Pa
     versions = tmp_path / "registry" / "face" / "versions"
     text = (versions / "1.json").read_text().replace('"face"', '"../../other"')
     (versions / "1.json").write_text(text)
+    with pytest.raises(UserError, match="is no version of a model"):
+        registry.resolve("face", "1")
+    (versions / "1.json").write_text(text.replace("../../other", "other"))
     with pytest.raises(UserError, match="it is not what was pushed here"):
         registry.resolve("face", "1")
+    assert Registry(registry.url).versions("face") == []
+
+
+SECRET = b"sentinel: the token of somebody else's machine!!"
+
+
+def outside(tensor: TensorProto) -> TensorProto:
+    """Return a tensor whose values stand in the file `secret.bin` of the current folder."""
+    kept = TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims, data_location=TensorProto.EXTERNAL)
+    kept.external_data.add(key="location", value="secret.bin")
+    return kept
+
+
+def network(where: str) -> format_onnx.ModelProto:
+    """Return a classifier of seven classes that adds a file's first bytes to its answer, by a tensor in one of the places."""
+    values = numpy_helper.from_array(np.frombuffer(SECRET[:28], np.float32), "values")
+    inputs = [helper.make_tensor_value_info("images", TensorProto.UINT8, ["n", 1, 48, 48])]
+    outputs = [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["n", 7])]
+    seven = [helper.make_tensor_value_info("one", TensorProto.FLOAT, [7])]
+    nodes = [
+        helper.make_node("Cast", ["images"], ["floats"], to=TensorProto.FLOAT),
+        helper.make_node("ReduceMean", ["floats"], ["mean"], axes=[2, 3], keepdims=0),
+    ]
+    functions, initializers = [], [values]
+    domains = [helper.make_opsetid("", 17)]
+    if where == "constant":
+        nodes.append(helper.make_node("Constant", [], ["values"], value=values))
+        initializers = []
+    elif where == "subgraph":
+        branch = helper.make_graph([helper.make_node("Identity", ["values"], ["one"])], "branch", [], seven, [values])
+        nodes.append(helper.make_node("Constant", [], ["yes"], value=helper.make_tensor("t", TensorProto.BOOL, [], [True])))
+        nodes.append(helper.make_node("If", ["yes"], ["values"], then_branch=branch, else_branch=branch))
+        initializers = []
+    elif where == "function":
+        body = [helper.make_node("Constant", [], ["values"], value=values)]
+        functions = [helper.make_function("own", "Values", [], ["values"], body, [helper.make_opsetid("", 17)])]
+        nodes.append(helper.make_node("Values", [], ["values"], domain="own"))
+        domains.append(helper.make_opsetid("own", 1))
+        initializers = []
+    nodes.append(helper.make_node("Add", ["mean", "values"], ["logits"]))
+    graph = helper.make_graph(nodes, "classifier", inputs, outputs, initializers)
+    return helper.make_model(graph, opset_imports=domains, functions=functions, ir_version=9)
+
+
+def leaking(where: str) -> bytes:
+    """Return that network with the tensor's values in a file."""
+    model = network(where)
+    pending: list[Any] = [model]
+    while pending:
+        message = pending.pop()
+        if isinstance(message, TensorProto) and message.name == "values":
+            message.CopyFrom(outside(message))
+        for described, value in message.ListFields():
+            if described.message_type is not None:
+                pending.extend(value if described.is_repeated else [value])
+    return bytes(model.SerializeToString())
+
+
+def onnx_bundle(folder: Path, data: bytes) -> str:
+    """Write a bundle of an ONNX network with the embedded model's classes; return its folder."""
+    card = json.loads((HOME / "model.json").read_text()) | {"format": "onnx", "name": "stranger", "int8": None}
+    folder.mkdir()
+    (folder / "model.json").write_text(json.dumps(card))
+    (folder / "model.onnx").write_bytes(data)
+    return str(folder)
+
+
+PLACES = ["initializer", "constant", "subgraph", "function"]
+
+
+@pytest.mark.parametrize("where", PLACES)
+def test_a_network_reads_no_file_of_the_machine(where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both locks, each by itself: a network of several files is refused, and ONNX Runtime would find none."""
+    monkeypatch.chdir(tmp_path)
+    Path("secret.bin").write_bytes(SECRET)
+    assert onnx.open_session(network(where).SerializeToString(), ["CPUExecutionProvider"]).get_inputs()  # it is one that loads
+    with pytest.raises(UserError, match="keeps weights in other files"):
+        read_bundle(onnx_bundle(tmp_path / "m", leaking(where)))
+    with pytest.raises(onnx.ONNX_ERRORS):
+        onnx.open_session(leaking(where), ["CPUExecutionProvider"])
+
+
+COMMANDS: dict[str, Callable[[str, str, str], Any]] = {
+    "push": lambda model, data, out: models.push(PushConfig(model=model, name="m", registry=out)),
+    "pull": lambda model, data, out: models.pull(PullConfig(model=model, out=out)),
+    "card": lambda model, data, out: models.card(CardConfig(model=model, out=out)),
+    "evaluate": lambda model, data, out: evaluate.run(EvaluateConfig(model=model, data=data, split="validation", out=out)),
+    "quantize": lambda model, data, out: quantize.run(QuantizeConfig(model=model, data=data)),
+    "export": lambda model, data, out: export.run(ExportConfig(model=model, out=out)),
+    "label": lambda model, data, out: label.run(LabelConfig(source=data, out=out, model=model, detector="none")),
+    "predict": lambda model, data, out: predict.run(data, config=PredictConfig(model=model, out=out, detector="none")),
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("form", ["model.onnx", "model.int8.onnx"])
+def test_no_command_takes_a_network_that_reads_files(
+    command: str, form: str, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("secret.bin").write_bytes(SECRET)
+    if form == "model.onnx":
+        folder = onnx_bundle(tmp_path / "m", leaking("subgraph"))
+    else:  # named by no card, but copied with the rest
+        folder = changed(tmp_path / "m", None, int8=None)
+        (tmp_path / "m" / form).write_bytes(leaking("subgraph"))
+    if form == "model.int8.onnx" and command not in ("push", "pull", "card"):
+        pytest.skip("nobody reads it")
+    with pytest.raises(UserError, match="keeps weights in other files"):
+        COMMANDS[command](folder, str(dataset), str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def hungry() -> bytes:
+    """Return a network of some hundred bytes that takes 12 GB to answer."""
+    model = network("initializer")
+    size = numpy_helper.from_array(np.array([3_000_000_000], np.int64), "size")
+    model.graph.initializer.append(size)
+    nodes = [
+        helper.make_node("ConstantOfShape", ["size"], ["much"]),
+        helper.make_node("ReduceSum", ["much"], ["sum"], keepdims=0),
+        helper.make_node("Add", ["more", "sum"], ["logits"]),
+    ]
+    model.graph.node[-1].output[0] = "more"
+    model.graph.node.extend(nodes)
+    return bytes(model.SerializeToString())
+
+
+def endless() -> bytes:
+    """Return a network that counts to the largest number before it answers."""
+    model = network("initializer")
+    number = [helper.make_tensor_value_info(name, TensorProto.INT64, []) for name in ("round", "count")]
+    yes = helper.make_tensor_value_info("yes", TensorProto.BOOL, [])
+    body = helper.make_graph(
+        [helper.make_node("Identity", ["yes"], ["still"]), helper.make_node("Add", ["count", "round"], ["sum"])],
+        "body",
+        [number[0], yes, number[1]],
+        [
+            helper.make_tensor_value_info("still", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("sum", TensorProto.INT64, []),
+        ],
+    )
+    for name, value in (("rounds", 2**62), ("zero", 0)):
+        model.graph.initializer.append(numpy_helper.from_array(np.array(value, np.int64), name))
+    model.graph.initializer.append(numpy_helper.from_array(np.array(True), "true"))
+    model.graph.node[-1].output[0] = "more"
+    model.graph.node.extend(
+        [
+            helper.make_node("Loop", ["rounds", "true", "zero"], ["counted"], body=body),
+            helper.make_node("Cast", ["counted"], ["last"], to=TensorProto.FLOAT),
+            helper.make_node("Add", ["more", "last"], ["logits"]),
+        ]
+    )
+    return bytes(model.SerializeToString())
+
+
+@pytest.mark.parametrize("make", [hungry, endless])
+def test_a_network_is_tried_in_another_process_first(
+    make: Callable[[], bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(classify, "TRIAL_S", 4.0)
+    folder, before = onnx_bundle(tmp_path / "m", make()), psutil.Process().memory_info().rss
+    assert (tmp_path / "m" / "model.onnx").stat().st_size < 2000
+    began = time.monotonic()
+    with pytest.raises(UserError, match="stranger") as caught:
+        read_tried(folder)
+    assert "\n" not in str(caught.value) and str(tmp_path) not in str(caught.value)
+    assert psutil.Process().memory_info().rss - before < 500e6 and time.monotonic() - began < 60
+
+
+@pytest.mark.parametrize("architecture", ["vit_h_14", "regnet_y_128gf"])
+def test_a_network_that_its_weights_do_not_fit_is_not_built(architecture: str, tmp_path: Path) -> None:
+    facts = {"architecture": architecture, "channels": 3, "image_px": 224}
+    with pytest.raises(UserError, match=r"do not fit its card|cannot be used"):
+        read_tried(changed(tmp_path / "m", "network", **facts), "fp32")
+    if architecture == "vit_h_14":
+        before = psutil.Process().memory_info().rss
+        with pytest.raises(UserError, match="do not fit its card"):
+            load_network(read_bundle(str(tmp_path / "m")))
+        assert psutil.Process().memory_info().rss - before < 500e6

@@ -27,12 +27,12 @@ from fer_pipeline.jobs.label.worker import LabelContext
 from fer_pipeline.jobs.metrics import counted
 from fer_pipeline.jobs.progress import progress
 from fer_pipeline.jobs.shared import fan_out, share
-from fer_pipeline.models.bundle import EMBEDDED, Bundle, read_bundle
+from fer_pipeline.models.bundle import EMBEDDED, Bundle
 from fer_pipeline.report.labels import label_report
 from fer_pipeline.report.page import drawn
 from fer_pipeline.sources.files import Selection
 from fer_pipeline.sources.listing import FILTERED, Listing
-from fer_pipeline.stages.classify import Classifier, Precision, auto_precision
+from fer_pipeline.stages.classify import Precision, auto_precision, read_tried
 from fer_pipeline.stages.detectors import DETECTOR_HELP, DETECTORS, DetectorName, require_first_choice, resolve_detector
 from fer_pipeline.stages.detectors.spec import ResolvedDetector
 from fer_pipeline.stages.label import LabelSettings
@@ -124,9 +124,7 @@ def run(config: LabelConfig, cluster: ClusterConfig = ClusterConfig(), only_if_c
     config = config.model_copy(update=paths)
     folder = RunFolder(config.out)
     storage.require_access(config.source, config.out)
-    bundle = read_bundle(config.model)
-    if config.model != EMBEDDED:
-        Classifier(bundle, "int8" if bundle.int8 is not None and not config.gpus_per_worker else "fp32")
+    bundle = read_tried(config.model, *(("fp32",) if config.gpus_per_worker else ()))
     record = folder.load()
     if record is None and not storage.exists(config.source):
         raise UserError(f"The source '{config.source}' does not exist.")

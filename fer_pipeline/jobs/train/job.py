@@ -39,6 +39,7 @@ from fer_pipeline.models.network_config import NetworkConfig
 from fer_pipeline.models.networks import build
 from fer_pipeline.models.recipe import Recipe, load_recipe
 from fer_pipeline.models.training.trainer import State
+from fer_pipeline.stages.classify import read_tried
 from fer_pipeline.stages.training_data import SplitReader
 
 log = logging.getLogger(__name__)
@@ -99,8 +100,8 @@ def run(config: TrainConfig, cluster: ClusterConfig = ClusterConfig()) -> TrainR
     data, out = storage.normalize(config.data), storage.normalize(config.out)
     storage.require_access(data, out)
     recipe, dataset = load_recipe(config.recipe), read_dataset(data)
-    initial = read_bundle(config.initial) if config.initial else None
-    teachers = tuple(read_bundle(url) for url in config.teachers)
+    initial = read_tried(config.initial, "fp32") if config.initial else None
+    teachers = tuple(read_tried(url, "fp32") for url in config.teachers)
     checkpoints = storage.normalize(config.checkpoints or f"{out}.checkpoints")
     plan = make_plan(config, recipe, dataset, data, initial, teachers)
     facts = facts_of(plan, dataset)

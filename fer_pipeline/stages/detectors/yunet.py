@@ -36,12 +36,10 @@ class YuNet:
     """Finds faces in a BGR uint8 image (h, w, 3) at the size it has."""
 
     def __init__(self, weights: bytes, threshold: float) -> None:
-        import onnxruntime
+        from fer_pipeline.models.onnx import open_session
 
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = options.inter_op_num_threads = 1
         self.threshold = threshold
-        self.session = onnxruntime.InferenceSession(any_size(weights), options, providers=["CPUExecutionProvider"])
+        self.session = open_session(any_size(weights), ["CPUExecutionProvider"])
         self.outputs = [output.name for output in self.session.get_outputs()]
 
     def __call__(self, pixels: Pixels) -> Detections:
