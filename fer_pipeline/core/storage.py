@@ -176,6 +176,13 @@ def list_names(url: str) -> list[str]:
     return sorted(name for name in names if not name.endswith(".tmp"))
 
 
+def list_below(url: str) -> list[str]:
+    """Return the sorted paths, relative to the folder `url`, of all files below it, in folders too."""
+    fs, path = open_filesystem(url)
+    beginning = f"{path.rstrip('/')}/"
+    return sorted(name.removeprefix(beginning) for name in fs.find(path) if name.startswith(beginning))
+
+
 def _list_s3(fs: S3FileSystem, path: str) -> Iterator[str]:
     """Yield the keys and prefixes directly below a prefix, page by page, but for the marker that consoles make of a folder.
 

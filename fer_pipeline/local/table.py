@@ -143,7 +143,7 @@ def vacuum(config: VacuumConfig) -> TableResult:
     """Delete what no version of the last hours needs."""
     table = _opened(config.table)
     deleted = table.vacuum(config.retention_hours)
-    return _result(table, len(deleted))
+    return _result(table, deleted)
 
 
 @contextmanager

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from fer_pipeline.core import storage
 from fer_pipeline.core.manifest import Record
-from fer_pipeline.sources.files import File
+from fer_pipeline.sources.files import MOST_BYTES, File, require_name
 
 INDEX = pa.schema(
     [
@@ -93,12 +93,21 @@ def _state(file: File) -> bytes:
 
 
 def _is_whole(path: Path, file: File) -> bool:
-    """Tell whether there is an index of this version of the file; one that a failing machine left torn is removed."""
+    """Tell whether there is an index of this version of the file.
+
+    One that a failing machine left torn, or that somebody else put in its place, is removed: a container has no more members
+    than bytes.
+    """
     try:
-        return bool((pq.read_metadata(path).metadata or {}).get(STATE) == _state(file))
+        with storage.Parquet(path, str(path)) as index:
+            if (index.metadata.metadata or {}).get(STATE) != _state(file):
+                return False
+            if not index.schema_arrow.equals(INDEX) or not 0 <= index.metadata.num_rows <= file.size_bytes:
+                raise pa.ArrowInvalid("it is no index of this container")
+        return True
     except FileNotFoundError:
         return False
-    except (pa.ArrowException, OSError):
+    except (pa.ArrowException, OSError, MemoryError):
         path.unlink(missing_ok=True)
         return False
 
@@ -169,4 +178,8 @@ def _read(path: Path, file: File) -> Iterator[Record | str]:
     with storage.Parquet(path, str(path)) as index:
         for batch in index.iter_batches(BATCH):
             for name, is_record, offset, stored, size, time_ms in zip(*(column.to_pylist() for column in batch), strict=True):
+                if name is not None:
+                    require_name(name)
+                if not all(0 <= number <= MOST_BYTES for number in (offset, stored, size, time_ms) if number is not None):
+                    raise ValueError(f"its index tells of the impossible place of '{name[:40]!r}'")
                 yield Record(file.uri, name, offset, stored, time_ms, size, file.etag) if is_record else name

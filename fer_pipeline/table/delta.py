@@ -7,6 +7,7 @@ import json
 import os
 import re
 import time
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
@@ -29,6 +30,8 @@ CLASSES = "fer-pipeline.classes"
 """What the table's configuration says of `probabilities`: the classes that they are of, in order, as JSON."""
 ENCODED = re.compile("%[0-9A-Fa-f]{2}")
 """What the library decodes once more than it was encoded: it would look for the table's log at another path than its own."""
+FILE_NAME = re.compile(r"(?:[\w=][\w.=-]*/)*[\w=][\w.=-]*")
+"""A file of a table, in folders if need be: no scheme, no way up, nothing that is percent-encoded."""
 TABLE_INDEXES = "_indexes"
 """Folder below the table, which its readers and `vacuum` pass over: what the containers of its sources hold."""
 NO_TABLE = -1
@@ -40,7 +43,7 @@ CommitRefused = CommitFailedError
 
 @dataclass(frozen=True)
 class TableFile:
-    """A file that the table consists of."""
+    """A file that the table consists of, as the log describes it."""
 
     path: str
     """Below the table."""
@@ -105,8 +108,9 @@ class LabelTable:
             return []
         found = []
         for one in pa.table(self._delta.get_add_actions()).to_pylist():
-            first, last = ((one[limit] or {}).get("uri") for limit in ("min", "max"))
-            found.append(TableFile(one["path"], one["size_bytes"], one["num_records"], first, last))
+            require_file_names([one["path"]], self.url)
+            first, last = ((one.get(limit) or {}).get("uri") for limit in ("min", "max"))
+            found.append(TableFile(one["path"], one["size_bytes"], one.get("num_records") or 0, first, last))
         return sorted(found, key=lambda file: (file.first_uri or "", file.path))
 
     @property
@@ -247,10 +251,29 @@ class LabelTable:
                 f"Version {version} of '{self.url}' cannot be had any more: {storage.reason(error)[:300]}."
             ) from error
 
-    def vacuum(self, retention_hours: int) -> list[str]:
-        """Delete files that no version of the last hours needs, and those as old that never came into one; return them."""
+    def vacuum(self, retention_hours: int) -> int:
+        """Delete files that no version of the last hours needs, and those as old that never came into one; return how many.
+
+        They are counted here: the library tells of what its log names, wherever that would be.
+        """
         assert self._delta is not None
-        return self._delta.vacuum(retention_hours, dry_run=False, enforce_retention_duration=False, full=True)
+        before = set(self.data_files())
+        self._delta.vacuum(retention_hours, dry_run=False, enforce_retention_duration=False, full=True)
+        return len(before - set(self.data_files()))
+
+    def data_files(self) -> list[str]:
+        """Return the paths of the Parquet files below the table, of all versions and of none, in folders too."""
+        return [name for name in storage.list_below(self.url) if name.endswith(".parquet") and name[0] not in "_."]
+
+
+def require_file_names(paths: Iterable[str], table: str) -> None:
+    """Raise UserError unless paths, which a log or a run names, are plain ones of files below a table."""
+    for path in paths:
+        if not FILE_NAME.fullmatch(path):
+            raise UserError(
+                f"The table '{table}' names the file '{path[:200]}', which is none below it: somebody else wrote that. Nothing "
+                "was read from there."
+            )
 
 
 def _statistics(file: TableFile) -> str:

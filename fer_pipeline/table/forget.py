@@ -27,7 +27,8 @@ def forget(table: LabelTable, uris: tuple[str, ...], contents: tuple[str, ...]) 
     The commit comes first, and comes always: whoever is publishing files that are about to be deleted is refused by it, and
     writes them again.
     """
-    holding = [name for name in _files_below(table) if pc.any(_meant(table.path(name), uris, contents)).as_py()]
+    known = {*table.data_files(), *(file.path for file in table.files)}
+    holding = [name for name in sorted(known) if pc.any(_meant(table.path(name), uris, contents)).as_py()]
     if not holding:
         raise UserError(f"The table '{table.url}' holds no such row in any version: uris are absolute paths or s3:// URLs.")
     changes, rows = Changes(), 0
@@ -50,7 +51,3 @@ def _meant(path: str, uris: tuple[str, ...], contents: tuple[str, ...]) -> pa.Ch
     rows = storage.read_columns(path, ["uri", "content_sha256"])
     by_uri = pc.is_in(rows["uri"], pa.array(uris, pa.string()))
     return pc.or_(by_uri, pc.is_in(rows["content_sha256"], pa.array(contents, pa.string())))
-
-
-def _files_below(table: LabelTable) -> list[str]:
-    return [name for name in storage.list_names(table.url) if name.endswith(".parquet")]

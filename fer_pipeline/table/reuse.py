@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 from fer_pipeline.core import storage
 from fer_pipeline.core.errors import UserError
 from fer_pipeline.core.schemas import IMAGES, LABELLED, LINEAGE
+from fer_pipeline.table.delta import require_file_names
 
 PLACES = pa.schema([("content_sha256", pa.string()), ("path", pa.string()), ("row", pa.int64())])
 CARRIED = "carried"
@@ -52,6 +53,7 @@ class Reusable:
 def read_reusable(table: str, url: str) -> Reusable | None:
     """Return what `Comparison.write_places` wrote; None where there is nothing."""
     places = storage.read_ours(url, PLACES)
+    require_file_names(pc.unique(places["path"]).to_pylist(), table)
     return Reusable(table, places) if len(places) else None
 
 
