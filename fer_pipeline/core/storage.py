@@ -89,12 +89,10 @@ def open_filesystem(url: str) -> tuple[Any, str]:
 
 
 def is_below(url: str, root: str) -> bool:
-    """Tell whether a path or URL is the normalized `root` or stands below it, by its text: `..` leads nowhere else."""
+    """Tell whether a path or URL is the normalized `root` or below it: `..` is followed in a path, and a name in a key."""
     try:
         place = normalize(url)
     except UserError:
-        return False
-    if not is_local(place) and {".", ".."} & set(place.split("/")):  # keys of their own, which other readers resolve
         return False
     return place == root or place.startswith(root.rstrip("/") + "/")
 

@@ -13,6 +13,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from ipaddress import ip_address
 from pathlib import Path
+from stat import S_ISDIR, S_ISREG
 from types import FrameType
 from typing import Any, cast
 
@@ -165,11 +166,9 @@ def _private_folder() -> Iterator[str]:
     """Make a folder for Ray's files that only this user can read, and remove it, and those that killed processes left."""
     place = Path(tempfile.gettempdir())
     place = place if len(str(place)) <= LONGEST_PATH else Path("/tmp")
-    for left in place.glob(f"{PREFIX}*/{LOCK}"):
-        with suppress(OSError), left.open() as lock:
-            if left.stat().st_uid == os.getuid() and time.time() - left.stat().st_mtime > SETTLED_S:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # its process lives, in whatever container, where this fails
-                shutil.rmtree(left.parent, ignore_errors=True)
+    for left in place.glob(f"{PREFIX}*"):
+        with suppress(OSError):
+            _remove_if_left(left)
     folder = tempfile.mkdtemp(prefix=PREFIX, dir=place)
     with Path(folder, LOCK).open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -177,6 +176,23 @@ def _private_folder() -> Iterator[str]:
             yield storage.join(folder, "ray")  # Ray opens its own folder to everybody, which the one above it does not
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _remove_if_left(folder: Path) -> None:
+    """Remove a folder of Ray's files whose process was killed. Raise OSError for any other, such as a neighbour's of that name.
+
+    Whoever shares the temporary folder may put anything there: what is not ours is not opened, and a pipe is not waited for.
+    """
+    if (about := folder.lstat()).st_uid != os.getuid() or not S_ISDIR(about.st_mode):
+        return
+    lock = os.open(folder / LOCK, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    try:
+        about = os.fstat(lock)
+        if S_ISREG(about.st_mode) and about.st_uid == os.getuid() and time.time() - about.st_mtime > SETTLED_S:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # its process lives, in whatever container, where this fails
+            shutil.rmtree(folder, ignore_errors=True)
+    finally:
+        os.close(lock)
 
 
 @contextmanager

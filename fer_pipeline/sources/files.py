@@ -66,7 +66,7 @@ def says_damage(error: BaseException) -> bool:
 
     gzip, bz2 and Arrow raise OSErrors without a number for what they cannot decode.
     """
-    return isinstance(error, CONTAINER_ERRORS) or storage.says_damage(error)
+    return isinstance(error, (*CONTAINER_ERRORS, MemoryError)) or storage.says_damage(error)
 
 
 def name_below(source: str, uri: str, member: str | None = None) -> str:

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 import ray
 
 from fer_pipeline.core.errors import MisfortuneError, UserError
-from fer_pipeline.jobs import nightly, shared
+from fer_pipeline.jobs import cluster, nightly, shared
 from fer_pipeline.jobs.cluster import ClusterConfig
 from fer_pipeline.jobs.nightly import NightlyConfig
 from fer_pipeline.jobs.shared import fan_out
@@ -156,3 +157,28 @@ def test_no_path_of_a_night_may_be_on_one_machine_of_several(
     config = NightlyConfig.model_validate(places | {what: str(tmp_path / "here")})
     with pytest.raises(UserError, match="here' is a path on this machine, but the cluster has 2 nodes"):
         nightly.run(config)
+
+
+@pytest.mark.timeout(30)
+def test_what_a_neighbour_puts_into_the_temporary_folder_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(cluster, "LONGEST_PATH", 1000)
+    monkeypatch.setattr(cluster, "SETTLED_S", -60)
+    victim = tmp_path / "victim"
+    for name in ("fer-ray-pipe", "fer-ray-link", "fer-ray-ours", "victim"):
+        (tmp_path / name).mkdir()
+    os.mkfifo(tmp_path / "fer-ray-pipe" / "lock")
+    (victim / "lock").write_text("")
+    (tmp_path / "fer-ray-link" / "lock").symlink_to(victim / "lock")
+    (tmp_path / "fer-ray-leading").symlink_to(victim)
+    (tmp_path / "fer-ray-ours" / "lock").write_text("")
+    (tmp_path / "fer-ray-file").write_text("")
+    theirs = tmp_path / "fer-ray-theirs"
+    if os.getuid() == 0:
+        theirs.mkdir()
+        (theirs / "lock").write_text("")
+        os.chown(theirs, 12345, 12345)
+    with cluster._private_folder() as folder:
+        assert (Path(folder).parent.stat().st_mode & 0o777) == 0o700
+    assert not (tmp_path / "fer-ray-ours").exists() and (victim / "lock").exists()
+    assert (tmp_path / "fer-ray-pipe").exists() and (tmp_path / "fer-ray-link").exists() and theirs.exists() == (os.getuid() == 0)

@@ -1,23 +1,29 @@
 """Containers that lie: each ends its own listing with one row that says so, under limits of memory and time."""
 
 import io
+import socket
 import struct
 import tarfile
 import time
 import zipfile
 from pathlib import Path
+from typing import Any
 
+import av
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from fer_pipeline.core import storage
+from fer_pipeline.core.errors import RecordError
 from fer_pipeline.core.isolated import IsolatedProcess
 from fer_pipeline.core.labels import FER7
 from fer_pipeline.core.manifest import Record
 from fer_pipeline.core.memory import MEMORY_BYTES
 from fer_pipeline.sources import listing
 from fer_pipeline.sources.files import Selection
+from fer_pipeline.sources.formats.videos import Video
 from fer_pipeline.sources.layouts import open_layout
 from fer_pipeline.sources.layouts.layout import Excluded
 from fer_pipeline.sources.listing import Listing
@@ -148,3 +154,71 @@ def test_a_webdataset_with_a_member_that_points_back_ends(tmp_path: Path) -> Non
     layout = open_layout("webdataset", str(tmp_path), FER7)
     found = [item for part in layout.plan() for item in layout.read(part)]
     assert isinstance(found[-1], Excluded) and "impossible size" in found[-1].reason
+
+
+SESSION = "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\nm=video {port} RTP/AVP 96\na=rtpmap:96 H264/90000\n"
+PLAYLIST = "#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXTINF:10,\nhttp://127.0.0.1:{port}/1.ts\n#EXT-X-ENDLIST\n"
+CONCAT = "ffconcat version 1.0\nfile http://127.0.0.1:{port}/1.mp4\n"
+
+
+@pytest.mark.parametrize("text", [SESSION, PLAYLIST, CONCAT])
+@pytest.mark.parametrize("on_a_store", [False, True])
+def test_a_video_that_is_a_playlist_or_a_session_opens_no_connection(
+    text: str, on_a_store: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a handle, as on a store, FFmpeg takes the file for what its content says."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        path = tmp_path / "clip.mp4"
+        path.write_text(text.format(port=server.getsockname()[1]))
+        if on_a_store:
+            by_path = av.open
+            monkeypatch.setattr(av, "open", lambda path, **how: by_path(Path(path).open("rb"), **how))
+        tried: list[str] = []
+        monkeypatch.setattr(socket.socket, "connect", lambda *_: tried.append("connect"))
+        before = len(psutil.Process().net_connections("inet"))
+        video = Video(str(path))
+        with pytest.raises(RecordError, match="no video that is known here"):
+            video.moments_ms(1)
+        assert len(psutil.Process().net_connections("inet")) == before and not tried
+        video.close()
+        server.settimeout(0.2)
+        with pytest.raises(TimeoutError):
+            server.accept()
+
+
+def planted_index(path: Path, **changes: Any) -> None:
+    """Write another index in the place of one."""
+    table = pq.read_table(path)
+    rows = [row | changes for row in table.to_pylist()]
+    pq.write_table(pa.Table.from_pylist(rows, table.schema), path)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"offset": -1}, {"offset": 2**62 + 1}, {"size_bytes": -5}, {"name": "a\0b"}, {"name": "x" * 5000}, {"name": ""}],
+)
+def test_an_index_of_the_impossible_is_the_error_of_its_container(
+    changes: dict[str, Any], tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("1.jpg", b"x")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+    listed(tmp_path)
+    (index,) = (storage.cache_folder() / "indexes").glob("*.parquet")
+    planted_index(index, **changes)
+    (record,) = listed(tmp_path)
+    assert record.member is None and record.error and ("impossible" in record.error)
+
+
+def test_an_index_of_something_else_is_made_anew(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("1.jpg", b"x")
+    expected = listed(tmp_path)
+    (index,) = (storage.cache_folder() / "indexes").glob("*.parquet")
+    table = pq.read_table(index)
+    for other in (table.select(["name"]), pa.concat_tables([table] * 5000)):  # more members than the container has bytes
+        pq.write_table(other, index)
+        assert listed(tmp_path) == expected

@@ -27,6 +27,12 @@ ROUNDING_MS = 0.51
 CLAIMED_MS = 1000
 """By how much a container may claim to last longer than its last frame."""
 READ_BYTES = 1024**2
+ALONE = {
+    "format_whitelist": "mov,matroska,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg,mxf,dv,ivf,h264,hevc,m4v,mjpeg,gif",
+    "protocol_whitelist": "file",
+}
+"""What FFmpeg may take a file for, whatever its name: formats that hold their frames themselves. Playlists (HLS, DASH, concat)
+and sessions (SDP) have it read other files, connect to other machines and open ports."""
 
 
 @dataclass
@@ -131,7 +137,7 @@ class Video:
         try:
             if not storage.is_local(self.uri):
                 self._file = storage.open_version(self.uri, self.etag, READ_BYTES)
-            self._container = av.open(self._file or self.uri, metadata_errors="ignore")
+            self._container = av.open(self._file or self.uri, metadata_errors="ignore", options=dict(ALONE))
         except storage.STORAGE_ERRORS as error:
             raise as_file_error(self.uri, error, "unreadable") from error
         except av.FFmpegError as error:

@@ -25,6 +25,7 @@ from fer_pipeline.sources.layouts.layout import (
     Reading,
     Sample,
     class_of,
+    image_below,
     named_split,
     sample_of,
     words_of,
@@ -78,8 +79,9 @@ class AffectNetCsv:
         folder, split = posixpath.dirname(part.uri), self._split(part.uri) or "train"
         images = ""
         for place, row in read_csv(part):
-            images = images or self._images(folder, row[AFFECTNET_COLUMNS[0]])
-            yield self._sample(row, place, storage.join(images or folder, row[AFFECTNET_COLUMNS[0]]), split)
+            path = row.get(AFFECTNET_COLUMNS[0], "")
+            images = images or self._images(folder, path)
+            yield self._sample(row, place, image_below(images or folder, path, place), split)
 
     @staticmethod
     def _split(csv: str) -> str | None:
@@ -93,11 +95,12 @@ class AffectNetCsv:
                 images = candidate
             else:
                 images = storage.join(folder.rsplit("/", 1)[0], place.removeprefix("../"))
-            if storage.exists(storage.join(images, first)):
+            found = image_below(images, first, first)
+            if isinstance(found, Record) and storage.exists(found.uri):
                 return images
         return ""
 
-    def _sample(self, row: Row, place: str, uri: str, split: str) -> Sample | Excluded:
+    def _sample(self, row: Row, place: str, image: Record | Excluded, split: str) -> Sample | Excluded:
         number = whole_number(row.get("expression", ""))
         if number in NO_CLASS:
             return Excluded(DROPPED, place, NO_CLASS[number])
@@ -109,9 +112,11 @@ class AffectNetCsv:
         try:
             x, y, width, height = (float(row[name]) for name in AFFECTNET_COLUMNS[1:5])
             landmarks = _five([float(value) for value in row[AFFECTNET_COLUMNS[5]].split(";")])
-        except ValueError:
+        except (KeyError, ValueError):
             return Excluded(MISLABELLED, place, "its box or its landmarks are no numbers")
-        return Sample(Record(uri), label, split, place, face=AnnotatedFace((x, y, width, height), landmarks))
+        if isinstance(image, Excluded):
+            return image
+        return Sample(image, label, split, place, face=AnnotatedFace((x, y, width, height), landmarks))
 
 
 def _five(values: list[float]) -> tuple[Point, ...] | None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
+from fer_pipeline.core import storage
 from fer_pipeline.core.framing import FER2013_FRAMING, Framing
 from fer_pipeline.core.labels import LABEL_SPACES, LabelSpace, Numbering, canonical, is_expression
 from fer_pipeline.core.manifest import Record
@@ -156,8 +157,18 @@ def said_split(value: Any, source: str) -> str | Excluded:
     return split or Excluded(MISLABELLED, source, f"the split '{str(value)[:20]}' is none of {', '.join(SPLIT_NAMES)}")
 
 
-def sample_of(image: Record | bytes, label: str | Excluded, split: str | Excluded, source: str) -> Sample | Excluded:
+def image_below(folder: str, path: str, source: str) -> Record | Excluded:
+    """Return the image at a path that a dataset names below its folder of images; or why there is none: it leads elsewhere."""
+    uri = storage.join(folder, path)
+    if not storage.is_below(uri, folder):
+        return Excluded(MISLABELLED, source, f"its image is not below the dataset: '{path[:100]}'")
+    return Record(uri)
+
+
+def sample_of(image: Record | Excluded | bytes, label: str | Excluded, split: str | Excluded, source: str) -> Sample | Excluded:
     """Return a sample; or why it is none, where its label or its split says so."""
+    if isinstance(image, Excluded):
+        return image
     if isinstance(label, Excluded):
         return label
     return split if isinstance(split, Excluded) else Sample(image, label, split, source)

@@ -51,7 +51,7 @@ class Parquet:
                 continue
             try:
                 parts += _parts_of(file.uri)
-            except (pa.ArrowException, *storage.STORAGE_ERRORS) as error:
+            except (pa.ArrowException, MemoryError, *storage.STORAGE_ERRORS) as error:
                 if not says_damage(error):
                     raise
                 parts.append(Part(file.uri))  # which `read` finds damaged
@@ -63,7 +63,7 @@ class Parquet:
         name = name_below(self.source, part.uri)
         try:
             yield from self._samples(part, name)
-        except (pa.ArrowException, *storage.STORAGE_ERRORS) as error:
+        except (pa.ArrowException, MemoryError, *storage.STORAGE_ERRORS) as error:
             if not says_damage(error):
                 raise
             yield Excluded(DAMAGED, name, f"the Parquet file is damaged: {storage.reason(error)}")

@@ -7,13 +7,13 @@ from fer_pipeline.core import storage
 from fer_pipeline.core.errors import UserError
 from fer_pipeline.core.labels import RAFDB as RAFDB_NUMBERS
 from fer_pipeline.core.labels import LabelSpace
-from fer_pipeline.core.manifest import Record
 from fer_pipeline.sources.layouts.layout import (
     PART_RECORDS,
     LayoutSpec,
     Part,
     Reading,
     class_of,
+    image_below,
     said_split,
     sample_of,
 )
@@ -44,8 +44,7 @@ class RafDb:
             name, _, text = line.partition(" ")
             label, stem = class_of(text, self.space, name, RAFDB_NUMBERS), posixpath.splitext(name)[0]
             split = said_split(stem.split("_")[0], name)
-            record = Record(storage.join(images, f"{stem}_aligned.jpg"))
-            yield sample_of(record, label, split, name)
+            yield sample_of(image_below(images, f"{stem}_aligned.jpg", name), label, split, name)
 
 
 def _lines(uri: str) -> list[str]:

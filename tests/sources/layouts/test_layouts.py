@@ -308,3 +308,26 @@ def test_unknown_layouts_and_votes_without_place_are_refused(tmp_path: Path) -> 
         open_layout("fer2014", str(tmp_path), FER7)
     with pytest.raises(UserError, match="takes no --votes"):
         open_layout("rafdb", str(tmp_path), FER7, LayoutOptions(votes="votes.csv"))
+
+
+OUTSIDE = ["/etc/secret.png", "../../secret.png", "http://127.0.0.1:9/x.png", "simplecache::http://h/x.png", "s3://b/x.png", ""]
+
+
+@pytest.mark.parametrize("path", OUTSIDE)
+def test_an_image_outside_of_its_dataset_is_quarantined_and_the_rest_is_read(path: str, tmp_path: Path) -> None:
+    rows = [affectnet_row(1, path), affectnet_row(1), "1/short.jpg\n", affectnet_row(3)]
+    (tmp_path / "training.csv").write_text(AFFECTNET_HEADER + "".join(rows))
+    (tmp_path / "1").mkdir()
+    (tmp_path / "1" / "a.jpg").write_bytes(b"x")
+    samples, excluded = read("affectnet-csv", tmp_path, AFFECTNET8)
+    assert [sample.image.uri for sample in samples.values() if isinstance(sample.image, Record)][-2:] == [
+        str(tmp_path / "1" / "a.jpg")
+    ] * 2
+    assert path == "" or any("not below the dataset" in one.reason for one in excluded.values())
+    labels = tmp_path / "EmoLabel"
+    labels.mkdir()
+    names = [f"{path.removesuffix('.png')}.jpg 4", "train_00001.jpg 4"]
+    (labels / "list_patition_label.txt").write_text("\n".join(names))
+    samples, excluded = read("rafdb", tmp_path, FER7)
+    assert list(samples) == ["train_00001.jpg"]
+    assert len(excluded) == 1
