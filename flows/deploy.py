@@ -7,6 +7,10 @@
     cluster = { address = "http://head:8265" }
     notify = "on-call"
 
+    [allowed]                             # what runs may use besides what the schedules name: whoever starts one by hand
+    clusters = []
+    roots = ["s3://bucket/scratch"]
+
 One run of a deployment at a time: a night that is not over when the next is due goes on, and the next is cancelled. A run that
 does not come out of `Pending` within five minutes, or whose process is silent for two minutes, is crashed.
 """
@@ -14,13 +18,13 @@ does not come out of `Pending` within five minutes, or whose process is silent f
 import asyncio
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import timedelta
 from typing import Any, cast
 
 os.environ.setdefault("PREFECT_FLOWS_HEARTBEAT_FREQUENCY", "30")  # before Prefect is imported: what tells the silent
 
-from prefect import serve
+import tomli_w
 from prefect.automations import Automation
 from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy, StateType
 from prefect.deployments.runner import RunnerDeployment
@@ -28,6 +32,7 @@ from prefect.events.actions import ChangeFlowRunState
 from prefect.events.schemas.automations import EventTrigger, Posture
 from prefect.exceptions import PrefectException
 from prefect.flows import Flow
+from prefect.runner import Runner
 from prefect.schedules import Cron
 from pydantic import Field, ValidationError
 
@@ -40,6 +45,7 @@ from flows.ingest import ingest_dataset
 from flows.label import label_archive
 from flows.nightly import nightly
 from flows.orphans import watch
+from flows.pins import Pins, pin, pins_of
 from flows.retrain import retrain
 from flows.shell import read_facts
 from flows.train import train_model
@@ -54,6 +60,9 @@ FLOWS: dict[str, Flow[..., Any]] = {
 }
 ONE_AT_A_TIME = ConcurrencyLimitConfig(limit=1, collision_strategy=ConcurrencyLimitStrategy.CANCEL_NEW, grace_period_seconds=600)
 HEARTBEAT, SILENT_S = "prefect.flow-run.heartbeat", 120
+SHOW = "--show-config"
+ALLOWED = "allowed"
+"""The table of a file of schedules that is none: its pins."""
 ENDS = {f"prefect.flow-run.{state}" for state in ("Completed", "Failed", "Cancelled", "Crashed")}
 SILENT_RUNS = "fer-pipeline: crash silent runs"
 
@@ -77,6 +86,8 @@ def deployments_of(facts: dict[str, Any]) -> list[RunnerDeployment]:
     """Return a deployment for each schedule; raise UserError for one that cannot be served."""
     found = []
     for name, schedules in facts.items():
+        if name == ALLOWED:
+            continue
         if name not in FLOWS or not isinstance(schedules, dict):
             raise UserError(f"'{name}' is no flow: name one of {', '.join(FLOWS)}, then the schedule, as in [nightly.photos].")
         for title, schedule in schedules.items():
@@ -115,6 +126,35 @@ def heads_of(deployments: Iterable[RunnerDeployment]) -> list[str]:
     return [address for address in addresses if is_head(address)]
 
 
+def pins(facts: dict[str, Any], deployments: Iterable[RunnerDeployment]) -> Pins:
+    """Return what runs may use: what the schedules name, and what the table `allowed` adds."""
+    try:
+        allowed = Pins.model_validate(facts.get(ALLOWED, {}))
+    except ValidationError as error:
+        raise UserError(f"[{ALLOWED}] cannot be used: {explain(error)}.") from error
+    flows = {flow.name: flow for flow in FLOWS.values()}
+    named = [flows[str(one.flow_name)].validate_parameters(dict(one.parameters)) for one in deployments]
+    return pins_of(allowed, [(one["config"], one["cluster"], one["notify"]) for one in named])
+
+
+def run_schedules(deployments: Sequence[RunnerDeployment]) -> None:
+    """Serve deployments until this process is stopped: it runs its own flows, whatever the server says that their code is."""
+    flows = {flow.name: flow for flow in FLOWS.values()}
+    runner = Runner(pause_on_shutdown=False)
+    for one in deployments:
+        runner.add_flow(
+            flows[str(one.flow_name)],
+            name=one.name,
+            schedules=cast("Any", one.schedules),
+            parameters=one.parameters,
+            concurrency_limit=ONE_AT_A_TIME,
+            tags=one.tags,
+        )
+    names = ", ".join(f"{one.flow_name}/{one.name}" for one in deployments)
+    print(f"flows.deploy: served, and polling for scheduled runs: {names}", flush=True)  # noqa: T201 (what operators wait for)
+    asyncio.run(runner.start())
+
+
 def crash_silent_runs() -> None:
     """Have the server end runs whose process says nothing any more, so that they hold no later night up."""
     try:
@@ -139,14 +179,22 @@ def crash_silent_runs() -> None:
 
 
 def main(arguments: list[str]) -> None:
-    """Serve the schedules of a TOML file until this process is stopped."""
-    if len(arguments) != 1:
-        raise UserError("Give one argument: the TOML file of the schedules.")
-    deployments = deployments_of(read_facts(arguments[0]))
+    """Serve the schedules of a TOML file until this process is stopped; with `--show-config`, print what it may use instead."""
+    files = [one for one in arguments if one != SHOW]
+    if len(files) != 1:
+        raise UserError(f"Give one argument: the TOML file of the schedules; {SHOW} beside it prints what they may use.")
+    facts = read_facts(files[0])
+    deployments = deployments_of(facts)
+    may_use = pins(facts, deployments)
+    if SHOW in arguments:
+        api = os.environ.get("PREFECT_API_URL", "a Prefect server of its own, on loopback")
+        print(f"{tomli_w.dumps(may_use.model_dump(mode='json'))}# and Prefect's API: {api}")  # noqa: T201 (what was asked for)
+        return
+    pin(may_use)
     try:
         crash_silent_runs()
         watch(heads_of(deployments), [f"{deployment.flow_name}/{deployment.name}" for deployment in deployments])
-        serve(*deployments, pause_on_shutdown=False)
+        run_schedules(deployments)
     except (ConnectionError, OSError, RuntimeError) as error:
         where = os.environ.get("PREFECT_API_URL", "PREFECT_API_URL, which is not set")
         raise UserError(

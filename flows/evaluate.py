@@ -3,6 +3,7 @@
 Run it once:     python -m flows.evaluate '{"model": "embedded", "data": "data/fer2013", "split": "validation", "out": "judged"}'
 """
 
+from fer_pipeline.core.text import in_markdown
 from fer_pipeline.jobs import evaluate as job
 from fer_pipeline.jobs.cluster import ClusterConfig
 from fer_pipeline.jobs.evaluate import PAGE, EvaluateConfig, EvaluateResult
@@ -32,7 +33,7 @@ def summary(result: EvaluateResult) -> str:
     }
     lines = ["| figure | value |", "|---|--:|", *(f"| {name} | {value} |" for name, value in figures.items())]
     flatters = ["", "The model was selected on these very images: they flatter it."] if result.selected_on_this_split else []
-    return "\n".join([*lines, *flatters, "", f"Page: `{result.out}/{PAGE}`"])
+    return "\n".join([*lines, *flatters, "", f"Page: {in_markdown(f'{result.out}/{PAGE}')}"])
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ Run it once:     python -m flows.ingest '{"source": "fer2013.csv", "layout": "fe
 """
 
 from fer_pipeline.core.dataset import DatasetInfo
+from fer_pipeline.core.text import in_markdown, table_row
 from fer_pipeline.jobs import ingest as job
 from fer_pipeline.jobs.cluster import ClusterConfig
 from fer_pipeline.jobs.ingest import IngestConfig
@@ -24,11 +25,13 @@ def ingest_dataset(config: IngestConfig, cluster: ClusterConfig = ALONE, notify:
 def summary(dataset: DatasetInfo) -> str:
     """Return the dataset's counts as Markdown."""
     splits = list(dataset.counts)
-    lines = [f"# {dataset.samples:,} samples of {dataset.source}", ""]
-    lines += [f"| class | {' | '.join(splits)} |", f"|---|{'--:|' * len(splits)}"]
+    lines = [f"# {dataset.samples:,} samples of {in_markdown(dataset.source)}", ""]
+    lines += [table_row("class", *splits), f"|---|{'--:|' * len(splits)}"]
     for name in dataset.label_space.classes:
-        lines.append(f"| {name} | {' | '.join(f'{dataset.counts[split].get(name, 0):,}' for split in splits)} |")
-    return "\n".join([*lines, "", f"{dataset.quarantined:,} quarantined, dropped: {dataset.dropped or 'none'}. {dataset.terms}"])
+        lines.append(table_row(name, *(f"{dataset.counts[split].get(name, 0):,}" for split in splits)))
+    dropped = in_markdown(str(dataset.dropped or "none"))
+    last = f"{dataset.quarantined:,} quarantined, dropped: {dropped}. {in_markdown(dataset.terms)}"
+    return "\n".join([*lines, "", last])
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ Run it once:     python -m flows.label '{"source": "photos", "out": "runs/2026-1
 
 from fer_pipeline.core.run import REPORT, RunFolder, RunRecord
 from fer_pipeline.core.storage import join, normalize
+from fer_pipeline.core.text import in_markdown, table_row
 from fer_pipeline.jobs.cluster import ClusterConfig
 from fer_pipeline.jobs.label import job as label
 from fer_pipeline.jobs.label.job import LabelConfig
@@ -12,6 +13,7 @@ from flows.shell import main
 from flows.steps import job_flow, publish, run_job, shown_if_readable, tag
 
 ALONE = ClusterConfig()
+FAILURE = ("status", "uri", "error")
 
 
 @job_flow("label-archive")
@@ -36,16 +38,17 @@ def summary(record: RunRecord, page: str = "") -> str:
     result = record.result
     if result is None:
         return f"Run {record.run_id} has no result yet."
-    model = f"{record.model.name} {record.model.version or ''}".strip()
-    whole = f"{record.records:,} images, {result.faces:,} faces, {result.images_per_s} images/s, model `{model}`"
+    model = in_markdown(f"{record.model.name} {record.model.version or ''}")
+    whole = f"{record.records:,} images, {result.faces:,} faces, {result.images_per_s} images/s, model {model}"
     uncertain = f"{result.uncertain / max(1, result.faces):.0%} of the labels are uncertain." if result.faces else ""
-    by_status = ["| status | images |", "|---|--:|", *(f"| {name} | {count:,} |" for name, count in result.counts.items())]
-    rows = (f"| {name} | {count:,} |" for name, count in result.expressions.items())
+    by_status = ["| status | images |", "|---|--:|", *(table_row(name, f"{count:,}") for name, count in result.counts.items())]
+    rows = (table_row(name, f"{count:,}") for name, count in result.expressions.items())
     by_expression = ["| apparent expression | faces |", "|---|--:|", *rows]
-    failures = [f"| {one['status']} | {one['uri']} | {one['error']} |" for one in result.failures[:20]]
+    failures = [table_row(*(one[name] for name in FAILURE)) for one in result.failures[:20]]
     first = ["", "| failed | file | why |", "|---|---|---|", *failures] if failures else []
-    where = ["", f"Page: `{page}`"] if page else []
-    lines = [f"# Labels of {record.source}", "", whole, uncertain, "", *by_status, "", *by_expression, *first, *where]
+    where = ["", f"Page: {in_markdown(page)}"] if page else []
+    title = f"# Labels of {in_markdown(record.source)}"
+    lines = [title, "", whole, uncertain, "", *by_status, "", *by_expression, *first, *where]
     return "\n".join(lines)
 
 

@@ -7,6 +7,7 @@ Every night:     docs/flows.md; `{date}` in a path stands for the night's date
 from fer_pipeline.core.config import read_record
 from fer_pipeline.core.run import REPORT
 from fer_pipeline.core.storage import exists, join, normalize
+from fer_pipeline.core.text import in_markdown
 from fer_pipeline.jobs import nightly as job
 from fer_pipeline.jobs.cluster import ClusterConfig
 from fer_pipeline.jobs.nightly import NightlyConfig
@@ -53,14 +54,14 @@ def _audit(night: Night) -> Audit | None:
 
 def summary(table: str, night: Night, audit: Audit | None, page: str) -> str:
     """Return the night's figures and the checks of its audit as Markdown."""
-    lines = [f"# {table}: {night.state}", ""]
+    lines = [f"# {in_markdown(table)}: {night.state}", ""]
     lines += [f"{night.records:,} records, {night.faces:,} faces, {night.failed:,} failed, {night.vanished:,} vanished", ""]
     lines += ["| check | found | at most | |", "|---|--:|--:|---|"] if audit else []
     for check in audit.checks if audit else ():
         found = "–" if check.value is None else f"{check.value:.3g}"
-        lines.append(f"| {check.name} | {found} | {check.limit:.3g} | {'' if check.passed else '**falls short**'} |")
+        lines.append(f"| {in_markdown(check.name)} | {found} | {check.limit:.3g} | {'' if check.passed else '**falls short**'} |")
     pages = [page, *([join(night.folder, REPORT), join(night.folder, PAGE)] if night.folder else [])]
-    return "\n".join([*lines, "", *(f"- `{one}`" for one in pages)])
+    return "\n".join([*lines, "", *(f"- {in_markdown(one)}" for one in pages)])
 
 
 if __name__ == "__main__":

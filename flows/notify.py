@@ -23,9 +23,11 @@ from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.flows import Flow
 from prefect.settings import PREFECT_UI_URL
+from prefect.utilities.urls import SSRFProtectedHTTPTransport, validate_restricted_url
 
 from fer_pipeline.core.config import dated_text
 from flows.dates import scheduled
+from flows.pins import is_pinned
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +41,7 @@ def tell(flow: Flow[Any, Any], flow_run: FlowRun, state: State[Any]) -> None:
     """Tell the webhook that the run's `notify` names how it ended: badly, or well after one that ended badly."""
     block = (flow_run.parameters or {}).get("notify")
     event = "held" if state.name == "Held" else BADLY.get(state.type, "recovered")
-    if not block or (event == "recovered" and not _ended_badly_before(flow_run)):
+    if not block or not is_pinned("notify", str(block)) or (event == "recovered" and not _ended_badly_before(flow_run)):
         return
     try:
         webhook = cast("Webhook", Webhook.load(str(block)))
@@ -69,9 +71,12 @@ def message_of(event: str, flow: str, flow_run: FlowRun, state: State[Any]) -> d
 
 def _send(webhook: Webhook, message: dict[str, Any]) -> None:
     headers = {name: str(value) for name, value in webhook.headers.get_secret_value().items()}
-    url = webhook.url.get_secret_value()
-    answer = httpx.request(webhook.method, url, json=message, headers=headers, timeout=PATIENCE_S, verify=webhook.verify)
-    answer.raise_for_status()
+    url, transport = webhook.url.get_secret_value(), None
+    if not webhook.allow_private_urls:
+        validate_restricted_url(url)
+        transport = SSRFProtectedHTTPTransport(verify=webhook.verify)  # a name may stand for another address by now
+    with httpx.Client(transport=transport, verify=webhook.verify, timeout=PATIENCE_S) as client:
+        client.request(webhook.method, url, json=message, headers=headers).raise_for_status()
 
 
 def _ended_badly_before(flow_run: FlowRun) -> bool:

@@ -3,12 +3,15 @@
 Run it once:     python -m flows.retrain retrain.toml
 """
 
+from typing import Annotated
+
 from prefect import task
 from pydantic import Field
 
 from fer_pipeline.core import storage
-from fer_pipeline.core.config import Config
+from fer_pipeline.core.config import PLACE, Config
 from fer_pipeline.core.dataset import DatasetInfo
+from fer_pipeline.core.text import in_markdown, table_row
 from fer_pipeline.jobs import evaluate, ingest, promote
 from fer_pipeline.jobs.cluster import ClusterConfig
 from fer_pipeline.jobs.evaluate import EvaluateConfig, EvaluateResult
@@ -39,7 +42,7 @@ class RetrainConfig(Config):
     """The candidate; its folder gets the evaluation beside it."""
     name: str
     """The model's name in the registry."""
-    registry: str | None = None
+    registry: Annotated[str | None, PLACE] = None
     """Folder or s3:// URL; by default $FER_PIPELINE_REGISTRY."""
     alias: str = "production"
     """The alias that moves if the candidate is better. The first version of a name gets it at once."""
@@ -66,7 +69,9 @@ def retrain(config: RetrainConfig, cluster: ClusterConfig = ALONE, notify: str |
     figures = run_job("evaluate", evaluate.run, EvaluateResult, judged, cluster)
     version, first = push_candidate(config)
     if first:
-        publish("retrain", f"`{config.name}@{version.version}` is the first: {config.alias} stands for it.", config.name)
+        publish(
+            "retrain", in_markdown(f"{config.name}@{version.version} is the first: {config.alias} stands for it."), config.name
+        )
         return None
     wanted = PromoteConfig(
         name=config.name,
@@ -107,18 +112,18 @@ def summary(verdict: Verdict, figures: EvaluateResult) -> str:
     """Return the verdict and the recall of each class under both models as Markdown."""
     found = verdict.comparison
     moved = "moves onto it" if verdict.promoted else f"stays on version {verdict.incumbent}"
-    lines = [f"# {verdict.name}@{verdict.candidate}: {verdict.alias} {moved}", ""]
-    lines += [f"- {reason}" for reason in found.reasons]
-    lines += [f"- judged: {promote.describe(one)}" for one in verdict.judged]
+    lines = [f"# {in_markdown(verdict.name)}@{verdict.candidate}: {verdict.alias} {moved}", ""]
+    lines += [f"- {in_markdown(reason)}" for reason in found.reasons]
+    lines += [f"- judged: {in_markdown(promote.describe(one))}" for one in verdict.judged]
     lines += [
         "",
         f"Accuracy {found.accuracy:.4f} beside {found.incumbent_accuracy:.4f} on {found.images:,} images, p = {found.p:.3g}.",
         "",
         "| class | recall | recall before | images |",
         "|---|--:|--:|--:|",
-        *(f"| {name} | {now:.3f} | {was:.3f} | {images:,} |" for name, (now, was, images) in found.recalls.items()),
+        *(table_row(name, f"{now:.3f}", f"{was:.3f}", f"{images:,}") for name, (now, was, images) in found.recalls.items()),
         "",
-        f"Evaluation: `{figures.out}`. Back: `models alias {verdict.name} {verdict.alias} {verdict.incumbent}`.",
+        f"Evaluation: {in_markdown(figures.out)}. Back: `models alias {verdict.name} {verdict.alias} {verdict.incumbent}`.",
     ]
     return "\n".join(lines)
 

@@ -23,10 +23,12 @@ from pydantic import BaseModel
 from fer_pipeline.core.config import Config, Some, with_date
 from fer_pipeline.core.errors import FailureRateExceeded, HeldError, JobError, MisfortuneError, StoppedError, UserError
 from fer_pipeline.core.storage import STORAGE_ERRORS, reason
+from fer_pipeline.core.text import in_markdown, printable
 from fer_pipeline.jobs import submission
 from fer_pipeline.jobs.cluster import ClusterConfig
 from flows.dates import scheduled
 from flows.notify import tell
+from flows.pins import is_pinned, require_pinned
 from flows.retries import may_pass
 
 log = logging.getLogger(__name__)
@@ -72,13 +74,13 @@ def _job_log() -> Iterator[Callable[[str], None]]:
 
     def say(line: str) -> None:
         if line.strip() and not line.startswith("{"):  # the result, which the flow returns
-            logger.info(line)
+            logger.info(printable(line))
             progress.show(line)
 
     class Handler(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             with suppress(PrefectException):
-                logger.log(record.levelno, record.getMessage())
+                logger.log(record.levelno, printable(record.getMessage()))
                 progress.show(record.getMessage())
 
     handler, ours = Handler(), logging.getLogger("fer_pipeline")
@@ -107,9 +109,9 @@ class _Progress:
         what, done, whole = found["what"], int(found["done"]), int(found["all"])
         share = 100.0 * done / max(1, whole)
         if what in self.artifacts:
-            update_progress_artifact(self.artifacts[what], progress=share, description=line)
+            update_progress_artifact(self.artifacts[what], progress=share, description=in_markdown(line))
         else:
-            made = create_progress_artifact(progress=share, key=what.replace(" ", "-"), description=line)
+            made = create_progress_artifact(progress=share, key=what.replace(" ", "-"), description=in_markdown(line))
             self.artifacts[what] = made  # type: ignore[assignment]
 
 
@@ -140,8 +142,8 @@ def shown_if_readable() -> Iterator[None]:
 
 
 def publish(key: str, markdown: str, description: str) -> None:
-    """Show a page of figures with the flow run."""
-    create_markdown_artifact(key=key, markdown=markdown, description=description)
+    """Show a page of figures with the flow run; names stand in `markdown` as `in_markdown` gives them."""
+    create_markdown_artifact(key=key, markdown=markdown, description=in_markdown(description))
 
 
 def as_scheduled(config: Some) -> Some:
@@ -158,7 +160,7 @@ def stop_ray_jobs(flow: Flow[Any, Any], flow_run: FlowRun, state: State[Any]) ->
     """Stop what a flow run that was cancelled, or whose process died, has left running on a cluster."""
     cluster = (flow_run.parameters or {}).get("cluster") or {}
     address = cluster.get("address") if isinstance(cluster, dict) else getattr(cluster, "address", None)
-    if submission.is_head(address):
+    if submission.is_head(address) and is_pinned("clusters", address):
         stopped = submission.stop(str(address), ray_jobs_of(flow_run.id))
         log.warning("Stopped on %s: %s", address, ", ".join(stopped) or "nothing, it is over")
 
@@ -176,7 +178,9 @@ def job_flow(
         @wraps(function)
         def ending_in_words(config: Some, *arguments: Parameters.args, **options: Parameters.kwargs) -> Returned:
             try:
-                return function(as_scheduled(config), *arguments, **options)
+                dated = as_scheduled(config)
+                require_pinned(dated, *arguments, **options)  # type: ignore[arg-type]
+                return function(dated, *arguments, **options)
             except JobError as error:
                 return _failed(error)  # type: ignore[no-any-return]
 

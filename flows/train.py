@@ -3,6 +3,7 @@
 Run it once:     python -m flows.train '{"recipe": "fer2013-small", "data": "data/fer2013", "out": "models/new"}'
 """
 
+from fer_pipeline.core.text import in_markdown
 from fer_pipeline.jobs.cluster import ClusterConfig
 from fer_pipeline.jobs.train import job as train
 from fer_pipeline.jobs.train.job import TrainConfig, TrainResult
@@ -25,7 +26,7 @@ def summary(result: TrainResult) -> str:
     """Return the training's figures as Markdown."""
     return "\n".join(
         [
-            f"# {result.name}",
+            f"# {in_markdown(result.name)}",
             "",
             "| figure | value |",
             "|---|--:|",
@@ -34,7 +35,7 @@ def summary(result: TrainResult) -> str:
             f"| selected epoch | {result.selected_epoch} of {result.epochs} |",
             f"| training images/s | {result.images_per_s:,} |",
             "",
-            f"Bundle: `{result.out}`. The epoch was selected on the same validation split.",
+            f"Bundle: {in_markdown(result.out)}. The epoch was selected on the same validation split.",
         ]
     )
 

@@ -66,7 +66,7 @@ def test_help_names_every_command() -> None:
         (["evaluate", "embedded", "--data", "/nowhere", "--split", "test", "--out", "/tmp/never"], "not an ingested dataset"),
         (["models", "export", "/nowhere", "--out", "/tmp/never"], "no model bundle at '/nowhere'"),
         (["label", "a.jpg", "b.jpg", "--out", "c"], "'b.jpg' is more than the command takes: label one folder"),
-        (["label", "https://x/a.jpg", "--out", "c"], "'https://x/a.jpg' is a web address: give a local path or an s3:// URL"),
+        (["label", "https://x/a.jpg", "--out", "c"], "'https://x/a.jpg' is neither a local path nor an s3:// URL"),
         (["label", "a", "--out", "b", "--empty-include"], "--empty-include"),
         (["--show-config"], "--show-config stands beside a command"),
         (["label", "--json", "{"], "--json is no valid JSON"),

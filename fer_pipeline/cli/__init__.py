@@ -14,9 +14,11 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from fer_pipeline.cli.options import function_of, prepare, shown, sources, variable_of
 from fer_pipeline.core.config import explain
 from fer_pipeline.core.errors import JobError, UserError
-from fer_pipeline.core.log import JsonLines
+from fer_pipeline.core.log import JsonLines, Lines
+from fer_pipeline.core.outcome import Outcome, write_outcome
 from fer_pipeline.core.stopping import end_in_order, said_of, stopped_code
 from fer_pipeline.core.storage import STORAGE_ERRORS, reason
+from fer_pipeline.core.text import printable
 
 COMMANDS = {
     "ingest": ("jobs.ingest:run", "source", "Bring a labelled dataset into Parquet, with counts, duplicates and leaks."),
@@ -139,10 +141,23 @@ def main(arguments: list[str] | None = None) -> None:
     143 and 130 (stopped by SIGTERM or SIGINT).
     """
     end_in_order()
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
+    for handler in logging.getLogger().handlers:
+        handler.setFormatter(Lines())
     logging.getLogger("fer_pipeline").setLevel(logging.INFO)
     given = sys.argv[1:] if arguments is None else arguments
-    sys.exit(_exit_code(lambda: _run(given), given))
+    outcome = _outcome(lambda: _run(given), given)
+    write_outcome(outcome)
+    if outcome.said:
+        print(f"fer-pipeline: {printable(outcome.said)}", file=sys.stderr, flush=True)
+    if outcome.exit_code in (130, 143):
+        os._exit(outcome.exit_code)  # threads of Ray may live on, and crash while Python ends
+    if outcome.result is not None:
+        try:
+            print(json.dumps(outcome.result), flush=True)
+        except BrokenPipeError:  # whoever reads has read enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(outcome.exit_code)
 
 
 def _run(arguments: list[str]) -> Any:
@@ -153,42 +168,34 @@ def _run(arguments: list[str]) -> Any:
     return app.meta(arguments, exit_on_error=False, print_error=False)
 
 
-def _exit_code(run: Callable[[], Any], given: Sequence[str]) -> int:
+def _outcome(run: Callable[[], Any], given: Sequence[str]) -> Outcome:
+    """Run a command and return how it ended; what is a bug is raised."""
     try:
         result = run()
     except KeyboardInterrupt as stopped:
-        print(f"fer-pipeline: {said_of(stopped)}", file=sys.stderr, flush=True)
-        os._exit(stopped_code())  # threads of Ray may live on, and crash while Python ends
+        return Outcome(exit_code=stopped_code(), said=said_of(stopped))
     except JobError as error:
-        print(f"fer-pipeline: {error}", file=sys.stderr)
-        return error.exit_code
+        return Outcome(exit_code=error.exit_code, said=str(error))
     except UnusedCliTokensError as error:
         more = " ".join(error.unused_tokens or ())
         labelling = "label" in (error.command_chain or ())
         remedy = "label one folder, file or s3:// URL, or predict a few images." if labelling else "--help names what it takes."
-        print(f"fer-pipeline: '{more}' is more than the command takes: {remedy}", file=sys.stderr)
-        return 2
+        return _to_mend(f"'{more}' is more than the command takes: {remedy}")
     except CycloptsError as error:
         cause = error.__cause__
-        said = (
-            f"{variable_of(cause, _command_of(given), given)}{explain(cause)}"
-            if isinstance(cause, ValidationError)
-            else str(error)
-        )
-        print(f"fer-pipeline: {said}", file=sys.stderr)
-        return 2
+        if isinstance(cause, ValidationError):
+            return _to_mend(f"{variable_of(cause, _command_of(given), given)}{explain(cause)}")
+        return _to_mend(str(error))
     except PermissionError as error:
-        print(f"fer-pipeline: permission denied: {reason(error)}. Mend the rights, or name another place.", file=sys.stderr)
-        return UserError.exit_code
+        return _to_mend(f"permission denied: {reason(error)}. Mend the rights, or name another place.")
+    except MemoryError as error:
+        return _to_mend(f"{str(error) or 'the memory does not suffice'}: give it more, or leave out what takes so much.")
     except STORAGE_ERRORS as error:
         if getattr(error, "errno", None) in NO_PLACE:
-            print(f"fer-pipeline: a path cannot be used: {reason(error)}. Name another one.", file=sys.stderr)
-            return UserError.exit_code
-        print(f"fer-pipeline: the storage failed, run the same command again to continue: {reason(error)}", file=sys.stderr)
-        return 1
-    if isinstance(result, BaseModel):
-        try:
-            print(json.dumps(result.model_dump(mode="json")), flush=True)
-        except BrokenPipeError:  # whoever reads has read enough
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 0
+            return _to_mend(f"a path cannot be used: {reason(error)}. Name another one.")
+        return Outcome(exit_code=1, said=f"the storage failed, run the same command again to continue: {reason(error)}")
+    return Outcome(exit_code=0, result=result.model_dump(mode="json") if isinstance(result, BaseModel) else None)
+
+
+def _to_mend(said: str) -> Outcome:
+    return Outcome(exit_code=UserError.exit_code, said=said)

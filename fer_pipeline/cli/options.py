@@ -3,19 +3,22 @@
 import difflib
 import os
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any, get_type_hints
+from urllib.parse import urlsplit
 
 import tomli_w
 from cyclopts import App, Group, Parameter
 from cyclopts.config import Env, Toml
 from pydantic import BaseModel, ValidationError
 
+from fer_pipeline.core import storage
 from fer_pipeline.core.config import Config
 from fer_pipeline.core.errors import UserError
 from fer_pipeline.models.comparison import Rule
+from fer_pipeline.models.registry import ENVIRONMENT as REGISTRY
 from fer_pipeline.table.thresholds import Thresholds
 
 PREFIX = "FER_PIPELINE_"
@@ -100,7 +103,37 @@ def shown(app: App, command: str, tokens: Iterable[str], file: str | None) -> st
     for value in bound.arguments.values():
         if isinstance(value, BaseModel):
             lines += _lines(value, command, given, in_file, file)
-    return "\n".join(lines)
+    configs = [value for value in bound.arguments.values() if isinstance(value, BaseModel)]
+    texts = [str(one) for one in bound.arguments.values() if isinstance(one, str)]
+    reached = sorted(set(_addresses(configs, texts)))
+    return "\n".join([*lines, f"# connects to: {', '.join(reached) or 'nothing but this machine'}"])
+
+
+def _addresses(configs: Sequence[BaseModel], texts: Iterable[str]) -> Iterator[str]:
+    """Yield the addresses to which a command of these configurations connects; a plug-in or a recipe may name others."""
+    facts: dict[str, Any] = {name: value for config in configs for name, value in dict(config).items()}
+    given = [*texts, *_texts(facts.values())]
+    if any(text.startswith(("s3://", "s3a://")) for text in [*given, os.environ.get(REGISTRY, "")]):
+        yield from storage.store_addresses()
+    if address := facts.get("address") or ("address" in facts and os.environ.get("RAY_ADDRESS")):
+        yield str(address)
+    if "detector" in facts:
+        from fer_pipeline.stages.detectors import fetched_from
+
+        if url := fetched_from(str(facts["detector"]), facts.get("detector_weights")):
+            yield f"https://{urlsplit(url).hostname}"
+    if "recipe" in facts:
+        yield "https://download.pytorch.org (where the recipe names weights of torchvision)"
+
+
+def _texts(values: Iterable[Any]) -> Iterator[str]:
+    for value in values:
+        if isinstance(value, str):
+            yield value
+        elif isinstance(value, tuple | list):
+            yield from _texts(value)
+        elif isinstance(value, BaseModel):
+            yield from _texts(dict(value).values())
 
 
 def variable_of(error: ValidationError, command: str | None, given: Iterable[str]) -> str:

@@ -1,5 +1,7 @@
 """One base for every configuration and record: frozen, unknown keys are refused, and what becomes a path is a plain name."""
 
+import re
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Annotated, Any, TypeVar
 
@@ -18,6 +20,19 @@ def _printable(text: str) -> str:
         raise ValueError("it holds characters that cannot be printed")
     return text
 
+
+@dataclass(frozen=True)
+class IsPlace:
+    """Marks an option that names a path or a URL: what a process that serves schedules may use is pinned (`flows/pins.py`)."""
+
+    named: bool = False
+    """Whether a bare name stands for something that needs no place: a recipe of ours, a model of a registry."""
+
+    def is_name(self, text: str) -> bool:
+        return self.named and not text.endswith(".toml") and bool(re.fullmatch(f"{ID}(@{ID})?", text))
+
+
+PLACE, NAME_OR_PLACE = IsPlace(), IsPlace(named=True)
 
 Name = Annotated[str, Field(max_length=200), AfterValidator(_printable)]
 """What people call a thing: one line, which stands in rows, logs and pages."""

@@ -1,8 +1,10 @@
-"""Log lines as JSON, for those who collect them: one object a line, with the run that it is about."""
+"""Log lines for people, and as JSON for those who collect them: one object a line, with the run that it is about."""
 
 import json
 import logging
 from datetime import UTC, datetime
+
+from fer_pipeline.core.text import printable
 
 _facts: dict[str, str] = {}
 
@@ -12,13 +14,29 @@ def tell_with_each_line(**facts: str) -> None:
     _facts.update(facts)
 
 
+class Lines(logging.Formatter):
+    """A message on one line: names of strangers' files can neither begin another line nor command the terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line, and an exception's stack below it."""
+        line = printable(record.getMessage())
+        stack = self.formatException(record.exc_info).splitlines() if record.exc_info else ()
+        return "\n".join([line, *map(printable, stack)])
+
+
 class JsonLines(logging.Formatter):
     """A line of the log as a JSON object: time, level, logger, message, the facts, `shards` where it is about some."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the object as one line."""
         time = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
-        line = {"time": time, "level": record.levelname.lower(), "logger": record.name, "message": record.getMessage(), **_facts}
+        line = {
+            "time": time,
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": printable(record.getMessage()),
+            **_facts,
+        }
         if shards := getattr(record, "shards", None):
             line["shards"] = shards
         if record.exc_info:

@@ -12,6 +12,7 @@ import uuid
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -22,6 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from botocore.exceptions import BotoCoreError, ConnectTimeoutError, EndpointConnectionError, HTTPClientError
 from botocore.exceptions import ConnectionError as BotoConnectionError
+from botocore.session import Session
 from fsspec.implementations.local import LocalFileSystem
 from pyarrow.fs import FileSystem, FSSpecHandler, PyFileSystem
 from pyarrow.fs import LocalFileSystem as ArrowLocalFileSystem
@@ -112,6 +114,36 @@ def _patience() -> dict[str, Any]:
     if {"AWS_MAX_ATTEMPTS", "AWS_RETRY_MODE"} & set(os.environ):
         return {}
     return {"retries": {"mode": "standard", "max_attempts": ATTEMPTS}}
+
+
+def aws_session() -> tuple[Session, str, str]:
+    """Return a session under this environment, its region and the store's endpoint."""
+    return _aws_session(tuple(sorted(item for item in os.environ.items() if item[0].startswith("AWS_"))))
+
+
+@lru_cache(1)
+def _aws_session(environment: tuple[tuple[str, str], ...]) -> tuple[Session, str, str]:
+    """Making one takes half a second."""
+    session = Session()
+    region = str(session.get_config_variable("region") or "us-east-1")
+    return session, region, session.create_client("s3", region_name=region).meta.endpoint_url
+
+
+def store_addresses() -> Iterator[str]:
+    """Yield the addresses to which what reads and writes s3:// URLs connects: the store, and who gives out its credentials."""
+    _, region, endpoint = aws_session()
+    yield endpoint
+    given = os.environ
+    if {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"} <= set(given):
+        return
+    if "AWS_WEB_IDENTITY_TOKEN_FILE" in given:
+        yield f"https://sts.{region}.amazonaws.com"
+    if own := given.get("AWS_CONTAINER_CREDENTIALS_FULL_URI"):
+        yield own
+    elif "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI" in given:
+        yield "http://169.254.170.2"
+    elif given.get("AWS_EC2_METADATA_DISABLED", "").lower() != "true":
+        yield given.get("AWS_EC2_METADATA_SERVICE_ENDPOINT", "http://169.254.169.254")
 
 
 def require_access(*urls: str) -> None:

@@ -32,12 +32,11 @@ import fer_pipeline
 from fer_pipeline.core import storage
 from fer_pipeline.core.config import Config
 from fer_pipeline.core.errors import UserError
+from fer_pipeline.core.outcome import JOB
 
 LOCAL_OBJECT_STORE_BYTES = 512 * 1024**2
 LOOPBACK, NO_CLUSTER = "127.0.0.1", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 AUTH_MODE = "RAY_AUTH_MODE"
-IN_A_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
-"""Environment variable that the entry point of a Ray job has."""
 PREFIX, LOCK, LONGEST_PATH = "fer-ray-", "lock", 12
 """Of the folder of Ray's files, of the file that its process keeps locked, the longest path below which sockets find room."""
 RAYS_PROCESSES = ("ray", "gcs_server")
@@ -86,7 +85,7 @@ def connected(config: ClusterConfig, *urls: str) -> Iterator[None]:
             if config.cluster:
                 stack.callback(ray.shutdown)  # also of a start that a signal breaks off
                 # A Ray job has brought its code; any other driver's travels with it.
-                environment = None if IN_A_JOB in os.environ else {"py_modules": [str(Path(fer_pipeline.__file__).parent)]}
+                environment = None if JOB in os.environ else {"py_modules": [str(Path(fer_pipeline.__file__).parent)]}
                 ray.init(config.cluster, runtime_env=environment, logging_level=logging.ERROR, log_to_driver=False)
             else:
                 folder = stack.enter_context(_private_folder())
@@ -238,7 +237,7 @@ def _refuse_open_cluster(config: ClusterConfig) -> None:
     addresses = {node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
     if config.open_cluster or not config.cluster or all(ip_address(one).is_loopback for one in addresses):
         return
-    mode = os.environ.get(AUTH_MODE) if IN_A_JOB in os.environ else ray.get(ray.remote(num_cpus=0)(_auth_mode).remote())
+    mode = os.environ.get(AUTH_MODE) if JOB in os.environ else ray.get(ray.remote(num_cpus=0)(_auth_mode).remote())
     if mode != "token":
         raise UserError(
             f"The cluster at '{config.cluster}' lets in everybody who reaches {min(addresses)}, to run any code there: start its "

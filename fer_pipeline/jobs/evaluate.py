@@ -3,7 +3,7 @@
 import logging
 from contextlib import closing
 from functools import partial
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -14,7 +14,7 @@ from pydantic import Field, ValidationError
 
 import fer_pipeline
 from fer_pipeline.core import duplicates, storage
-from fer_pipeline.core.config import Config, require_same
+from fer_pipeline.core.config import NAME_OR_PLACE, PLACE, Config, require_same
 from fer_pipeline.core.dataset import read_dataset, read_flagged, read_samples, sample_files
 from fer_pipeline.core.duplicates import Copies, split_digest
 from fer_pipeline.core.errors import OutageError, RecordError, UserError
@@ -44,13 +44,13 @@ EVALUATION, PAGE, PREDICTIONS = "evaluation.json", "evaluation.html", "predictio
 class EvaluateConfig(Config):
     """Evaluate a model on a split of an ingested dataset."""
 
-    model: str
+    model: Annotated[str, NAME_OR_PLACE]
     """Folder of a model bundle, NAME@ALIAS of a registry, or `embedded`."""
-    data: str
+    data: Annotated[str, PLACE]
     """Folder of an ingested dataset; its label space may be another one."""
     split: str
     """Which of its splits."""
-    out: str
+    out: Annotated[str, PLACE]
     """Folder of the results: a new one, or that of the same evaluation, which is then done."""
     map: dict[str, str] = Field(default_factory=dict)
     """Classes of the dataset that stand for a class of the model of another name, such as `--map.contempt disgust`."""

@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from fer_pipeline.core import dataset, duplicates, storage
-from fer_pipeline.core.config import Config, require_same
+from fer_pipeline.core.config import NAME_OR_PLACE, PLACE, Config, require_same
 from fer_pipeline.core.dataset import DATASET_FILE, FLAGGED_FILE, QUARANTINED_KEPT, SAMPLES_FOLDER, DatasetInfo, FaceExtraction
 from fer_pipeline.core.errors import UserError
 from fer_pipeline.core.framing import load_framing
@@ -41,31 +41,31 @@ DETECT_PX = 640
 class IngestConfig(Config):
     """Bring a labelled dataset into `samples/*.parquet`, `flagged.parquet` and `dataset.json`."""
 
-    source: str
+    source: Annotated[str, PLACE]
     """Folder, file or s3:// URL of the dataset."""
-    out: str
+    out: Annotated[str, PLACE]
     """Folder of the dataset: new or empty."""
     layout: LayoutName = Field("image-folder", description=f"What the dataset looks like. {LAYOUT_HELP}.")
-    label_space: str = Field(
+    label_space: Annotated[str, NAME_OR_PLACE] = Field(
         "fer7",
         description=f"Which classes the labels are of: {', '.join(LABEL_SPACES)}, or a .toml file with `name` and `classes`. "
         "Other expressions are dropped and counted.",
     )
-    numbering: str | None = Field(
+    numbering: Annotated[str | None, NAME_OR_PLACE] = Field(
         None,
         description=f"What numeric labels of folders, WebDatasets and Parquet files count: {', '.join(NUMBERINGS)}, or a .toml "
         "file of a label space. Without it, numbers that the dataset does not explain itself stop the ingest.",
     )
-    votes: str | None = None
+    votes: Annotated[str | None, PLACE] = None
     """FER+'s `fer2013new.csv`, whose votes are joined to the rows of layout `fer2013-csv`."""
     faces: FacesMode | None = None
     """`whole`: images are samples as they are; `box`: the face is cut out; `align`: by its landmarks. By default `box` where the
     layout marks faces (AffectNet), else `whole`. Images without a face are dropped and counted."""
-    framing: str | None = None
+    framing: Annotated[str | None, NAME_OR_PLACE] = None
     """Where a face stands in the samples: `fer2013`, or a .toml file with `landmarks`, `box_scale` and, for whole images, `cut`.
     Labelling with a model that learned from them cuts faces so. By default the layout's, which is that of FER-2013."""
     detector: DetectorName = Field("auto", description=f"Finds the faces that the layout does not mark. {DETECTOR_HELP}.")
-    detector_weights: str | None = None
+    detector_weights: Annotated[str | None, PLACE] = None
     """File of the detector's weights, where they are not to be looked for."""
     crop_px: int = Field(224, ge=16)
     """Side of the faces cut out."""

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, Field
 
 from fer_pipeline.core import storage
-from fer_pipeline.core.config import with_date
+from fer_pipeline.core.config import PLACE, with_date
 from fer_pipeline.core.errors import JobError
 from fer_pipeline.core.run import RunFolder, RunRecord
 from fer_pipeline.jobs import publish
@@ -42,15 +42,15 @@ Day = Annotated[str, AfterValidator(_day)]
 class NightlyConfig(LabelConfig):
     """Label what the table does not hold, audit and publish it. `{date}` in any path stands for the night's date."""
 
-    table: str
+    table: Annotated[str, PLACE]
     """Folder or s3:// URL of the published table; made where there is none."""
-    out: str = "runs/{date}"
+    out: Annotated[str, PLACE] = "runs/{date}"
     """Run folder of the night; one that runs after it in the same place gets `-2` behind the name, and so on."""
-    page: str = "nights.html"
+    page: Annotated[str, PLACE] = "nights.html"
     """Page over the last nights."""
     nights: int = Field(30, ge=1)
     """Nights on the page."""
-    metrics: str | None = None
+    metrics: Annotated[str | None, PLACE] = None
     """File of the last night's figures for Prometheus, such as one that the node exporter reads (`*.prom`)."""
     date: Day | None = None
     """Night to run, or to finish, as YYYY-MM-DD; by default today's, in UTC."""

@@ -1,13 +1,13 @@
 """Promote a version of a registered model: an alias moves onto it only where it is better, beyond chance, on the same images."""
 
 import logging
-from typing import Literal
+from typing import Annotated, Literal
 from uuid import uuid4
 
 from pydantic import ValidationError
 
 from fer_pipeline.core import storage
-from fer_pipeline.core.config import Config
+from fer_pipeline.core.config import PLACE, Config
 from fer_pipeline.core.dataset import read_dataset
 from fer_pipeline.core.errors import UserError
 from fer_pipeline.core.figures import Evaluation
@@ -30,13 +30,13 @@ class PromoteConfig(Config):
     """The model's name."""
     version: str
     """The candidate: a version of it, or another alias."""
-    data: str
+    data: Annotated[str, PLACE]
     """Folder of an ingested dataset."""
     split: str
     """Which of its splits."""
     alias: str = "production"
     """The alias to move."""
-    registry: str | None = None
+    registry: Annotated[str | None, PLACE] = None
     """Folder or s3:// URL; by default $FER_PIPELINE_REGISTRY."""
     precision: Literal["auto", "fp32", "bf16", "int8"] = "auto"
     """The form that is judged; `auto` takes what CPUs label with: int8 where a version has it, else fp32."""

@@ -2,13 +2,13 @@
 
 import logging
 from collections.abc import Iterable
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import numpy as np
 from pydantic import ValidationError
 
 from fer_pipeline.core import storage
-from fer_pipeline.core.config import Config, explain, read_record
+from fer_pipeline.core.config import PLACE, Config, explain, read_record
 from fer_pipeline.core.errors import HeldError, UserError
 from fer_pipeline.core.run import RunFolder, RunRecord, new_run_id
 from fer_pipeline.jobs.cluster import ClusterConfig, connected
@@ -36,9 +36,9 @@ DRIFTS = ("without_faces", "faces_per_image", "uncertain", "expressions", "confi
 class PublishConfig(Config):
     """Publish a finished labelling run in a Delta Lake table, unless its audit holds it."""
 
-    run: str
+    run: Annotated[str, PLACE]
     """Run folder."""
-    table: str
+    table: Annotated[str, PLACE]
     """Folder or s3:// URL of the table; made where there is none."""
     accept: tuple[Accepted, ...] = ()
     """Checks of the audit that the run may fall short of; `drift` stands for all that compare with other nights."""

@@ -10,7 +10,7 @@ import logging
 import shlex
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,7 @@ import aiohttp
 
 from fer_pipeline.core.config import Config
 from fer_pipeline.core.errors import JOB_ERRORS, MisfortuneError, StoppedError, UserError
+from fer_pipeline.core.outcome import Outcome, outcome_name
 from fer_pipeline.core.storage import reason
 from fer_pipeline.jobs.cluster import ClusterConfig
 
@@ -36,8 +37,8 @@ LEAST_PENDING_S = 60.0
 """How long a job may be pending at the least: its environment is set up meanwhile."""
 STOPPED_S = 60.0
 """How long a job that is told to stop may take: Ray kills it after $RAY_JOB_STOP_WAIT_TIME_S of the head."""
-SAID = "fer-pipeline: "
-"""What the command line's last sentence on standard error begins with."""
+PATIENCE_S, OUTCOME_TRIES = 30.0, 5
+"""How long the head may take to give out the file of a job's outcome, and how often it is asked."""
 Say = Callable[[str], None]
 
 
@@ -55,12 +56,12 @@ def run(command: str, config: Config, cluster: ClusterConfig, name: str, say: Sa
     job = _Job(_connect(head), head, name, cluster.silent_s, cluster.wait_s)
     job.submit(_entrypoint(command, config, cluster))
     try:
-        lines = list(job.follow(say))
+        job.follow(say)
     except BaseException:
         with suppress(Exception):  # whoever cancels is told of the cancelling
             job.stop()
         raise
-    return _outcome(job.details(), lines)
+    return _result_of(job)
 
 
 def stop(head: str, beginning: str) -> list[str]:
@@ -157,8 +158,8 @@ class _Job:
     def details(self) -> JobDetails:
         return self.client.get_job_info(self.job_id)
 
-    def follow(self, say: Say) -> Iterator[str]:
-        """Yield the lines of the job's log as they come, each said once, until it is over."""
+    def follow(self, say: Say) -> None:
+        """Say the lines of the job's log as they come, each once, until it is over."""
         lines, over = SimpleQueue[str](), threading.Event()
         tail = _Tail(self.client, self.job_id, lines, over)
         tail.start()
@@ -167,7 +168,6 @@ class _Job:
             while True:
                 for line in _taken(lines, LOOK_S):
                     say(line)
-                    yield line
                 try:
                     status = self.client.get_job_status(self.job_id)
                     heard = time.monotonic()
@@ -185,9 +185,21 @@ class _Job:
             tail.join(self.silent_s)
             for line in _taken(lines, 0):
                 say(line)
-                yield line
         finally:
             over.set()
+
+    def outcome(self, details: JobDetails) -> Outcome | None:
+        """Return how the job ended, from the file that it left; None where it left none."""
+        if not details.driver_node_id:
+            return None
+        asked = {"node_id": details.driver_node_id, "filename": outcome_name(self.job_id), "lines": "-1"}
+        for _ in range(OUTCOME_TRIES):  # an answer without content is the head's way to stumble, now and then
+            answer = self.client._do_request("GET", "/api/v0/logs/file", params=asked, timeout=PATIENCE_S)
+            if answer.status_code == 200 and answer.content:
+                return Outcome.model_validate_json(answer.content)
+            time.sleep(LOOK_S)
+        log.warning("How the Ray job %s ended is not known: %s", self.job_id, answer.text[:200])
+        return None
 
     def _require_hope(self, heard: float, error: Exception) -> None:
         silent_s = time.monotonic() - heard
@@ -257,26 +269,18 @@ def _taken(lines: "SimpleQueue[str]", timeout_s: float) -> list[str]:
     return found
 
 
-def _outcome(details: JobDetails, lines: list[str]) -> str:
-    """Return the result that a job printed, or raise what its exit code and its last sentence say."""
-    if details.status is JobStatus.SUCCEEDED:
-        result = next((line for line in reversed(lines) if _is_json(line)), None)
-        if result is None:
-            raise RuntimeError(f"the Ray job {details.submission_id} succeeded and printed no result")
-        return result
-    said = next((line.removeprefix(SAID) for line in reversed(lines) if line.startswith(SAID)), None)
+def _result_of(job: _Job) -> str:
+    """Return the result that a job left, or raise what its exit code and its last sentence say."""
+    details = job.details()
     if details.status is JobStatus.STOPPED:
-        raise StoppedError(f"The Ray job {details.submission_id} was stopped. What is done is kept: run it again to continue.")
+        raise StoppedError(f"The Ray job {job.job_id} was stopped. What is done is kept: run it again to continue.")
+    outcome = job.outcome(details)
+    if details.status is JobStatus.SUCCEEDED:
+        if outcome is None or outcome.result is None:
+            raise RuntimeError(f"the Ray job {job.job_id} succeeded and left no result")
+        return json.dumps(outcome.result)
     for kind in JOB_ERRORS:
-        if details.driver_exit_code == kind.exit_code and said:
-            raise kind(said)
-    raise RuntimeError(
-        f"the Ray job {details.submission_id} failed: {said or (details.message or 'no reason given').strip()[-1000:]}"
-    )
-
-
-def _is_json(line: str) -> bool:
-    try:
-        return isinstance(json.loads(line), dict)
-    except ValueError:
-        return False
+        if outcome and details.driver_exit_code == outcome.exit_code == kind.exit_code:
+            raise kind(outcome.said)
+    said = outcome.said if outcome else (details.message or "").strip()[-1000:]
+    raise RuntimeError(f"the Ray job {job.job_id} failed: {said or 'no reason given'}")

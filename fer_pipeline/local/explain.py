@@ -58,7 +58,7 @@ def run(config: ExplainConfig) -> Explained:
         raise UserError(f"There is no labelling run in '{folder.url}'.")
     path, row = _row(config, folder)
     facts = record.model_dump(mode="json", include={"run_id", "version", "created_at", "source", "settings", "model", "detector"})
-    log.info("%s: %s%s", row["uri"], row["status"], f" ({row['error']})" if row["error"] else "")
+    log.info("'%s': %s%s", row["uri"], row["status"], f" ({row['error']})" if row["error"] else "")
     for face in row["faces"] or []:
         unsure = ", uncertain" if face["uncertain"] else ""
         log.info("  face %d: %s %.2f%s, %.0f px wide", face["face_id"], face["expression"], face["confidence"], unsure, face["w"])

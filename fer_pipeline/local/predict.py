@@ -87,7 +87,7 @@ def run(image: str, *more: str, config: PredictConfig = PredictConfig()) -> Pred
             entry = {key: row[key] for key in ("uri", "member", "time_ms", "status", "error", "faces")}
             path = storage.join(out, f"{number:04d}-{_stem(row)}.jpg")
             found.append(entry | {"annotated": path if _marked(process, record, row, path) else None})
-            log.info("%s: %s", row["member"] or row["uri"], _sentence(row))
+            log.info("'%s': %s", row["member"] or row["uri"], _sentence(row))
     if all(entry["status"] not in FINE for entry in found):
         raise FailureRateExceeded(f"None of the {len(found)} images could be labelled: the lines above say why.")
     return PredictResult(images=found)
@@ -100,7 +100,7 @@ def _marked(process: PictureProcess, record: Record, row: dict[str, Any], path: 
     try:
         picture = process.marked(record, row["faces"])
     except ValueError as error:
-        log.warning("%s has no copy with its faces marked: %s", row["member"] or row["uri"], error)
+        log.warning("'%s' has no copy with its faces marked: %s", row["member"] or row["uri"], error)
         return False
     storage.write_bytes(path, picture)
     return True

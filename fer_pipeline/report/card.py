@@ -1,13 +1,17 @@
 """The model card as Markdown and as a page (Mitchell et al., 2019): data and terms, recipe, figures, limits, uses."""
 
 import json
+import logging
 from typing import Any
 
 from fer_pipeline.core.figures import SplitFigures
+from fer_pipeline.core.storage import reason
 from fer_pipeline.models.card import ModelCard
 from fer_pipeline.report.evaluation import pictures
 from fer_pipeline.report.page import data_url, render
 from fer_pipeline.report.training import curves_png
+
+log = logging.getLogger(__name__)
 
 FORBIDDEN = (
     "Inferring the emotions of people at work or in education: unlawful in the EU (AI Act, Art. 5(1)(f)), medical and safety "
@@ -35,7 +39,10 @@ def card_page(card: ModelCard, digest: str, history: bytes | None = None) -> str
     """Return the card as a self-contained page; `history` is the bundle's `history.json`, whose curves are drawn."""
     shown: dict[str, str] = {}
     if history and card.metrics.selected_epoch is not None:
-        shown["training curves"] = data_url(curves_png(json.loads(history), card.metrics.selected_epoch))
+        try:
+            shown["training curves"] = data_url(curves_png(json.loads(history), card.metrics.selected_epoch))
+        except (ValueError, LookupError, TypeError, RecursionError) as error:  # another's file of that name
+            log.warning("The training curves of '%s' cannot be drawn: %s", card.name, reason(error))
     facts = _facts(card, digest)
     if facts["validation"]:
         shown |= pictures(facts["validation"], card.label_space.classes)

@@ -2,7 +2,6 @@
 
 import base64
 import logging
-import re
 from collections.abc import Callable
 
 import cv2
@@ -11,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fer_pipeline.core.storage import reason
+from fer_pipeline.core.text import in_markdown
 
 log = logging.getLogger(__name__)
 
@@ -38,10 +38,8 @@ def drawn(title: str, draw: Callable[[], str], again: str) -> str:
 
 
 def _in_markdown(value: object) -> object:
-    """Return a value of a model card so that Markdown shows it as it is: no HTML, link, code or table comes of it."""
-    if not isinstance(value, str):
-        return value
-    return re.sub(r"([\\<>\[\]|])", r"\\\1", value.replace("`", "'").replace("\n", " "))
+    """Return a value of a model card so that Markdown shows it as it is; a card written by hand holds lists and tables, too."""
+    return value if isinstance(value, int | float | jinja2.Undefined) else in_markdown(str(value))
 
 
 def percent(share: float | None, digits: int = 1) -> str:

@@ -4,18 +4,16 @@ The library keeps the log; files are read and written as all of the project's ar
 """
 
 import json
-import os
 import re
 import time
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from botocore.session import Session
 from deltalake import CommitProperties, DeltaTable, Transaction
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 from deltalake.transaction import AddAction, RemoveAction
@@ -285,8 +283,7 @@ def storage_options(url: str) -> dict[str, str]:
     """Return what the library must be told to reach a store: endpoint and credentials are taken from where s3fs takes them."""
     if storage.is_local(url):
         return {}
-    aws = tuple(sorted(item for item in os.environ.items() if item[0].startswith("AWS_")))
-    session, region, endpoint = _aws_session(aws)
+    session, region, endpoint = storage.aws_session()
     found = {"aws_region": region, "aws_endpoint": endpoint, "aws_conditional_put": "etag"}
     if endpoint.startswith("http://"):
         found["aws_allow_http"] = "true"
@@ -295,14 +292,6 @@ def storage_options(url: str) -> dict[str, str]:
         found |= {"aws_access_key_id": frozen.access_key, "aws_secret_access_key": frozen.secret_key}
         found |= {"aws_session_token": frozen.token} if frozen.token else {}
     return found
-
-
-@lru_cache(1)
-def _aws_session(environment: tuple[tuple[str, str], ...]) -> tuple[Session, str, str]:
-    """Return a session under this environment, its region and endpoint: making one takes half a second."""
-    session = Session()
-    region = str(session.get_config_variable("region") or "us-east-1")
-    return session, region, session.create_client("s3", region_name=region).meta.endpoint_url
 
 
 def file_of(path: str, size_bytes: int, rows: pa.Table) -> TableFile:

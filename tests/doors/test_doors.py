@@ -1,15 +1,27 @@
-"""No command listens to other machines, and none looks up a name: each is run in a network namespace that has nobody else."""
+"""No command listens to other machines, looks up a name, or sends anything but to what its configuration names.
+
+Each is run in a network namespace that has nobody else, and whose one way out is watched.
+"""
 
 import json
 import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from fer_pipeline.core import storage
+from fer_pipeline.jobs import nightly
+from fer_pipeline.jobs.label import job as label
+from fer_pipeline.jobs.label.job import LabelConfig
+from fer_pipeline.jobs.nightly import NightlyConfig
 from tests.conftest import RECIPE
+from tests.table.test_hostile import edit_log
 
 ALONE = ["unshare", "--net", "--mount"]
 possible = (
@@ -17,7 +29,10 @@ possible = (
 )
 pytestmark = [
     pytest.mark.doors,
-    pytest.mark.skipif(not possible, reason="needs root, iproute2 and the right to make network namespaces"),
+    pytest.mark.skipif(
+        not possible or not Path("/dev/net/tun").exists(),
+        reason="needs root, iproute2, /dev/net/tun and the right to make network namespaces",
+    ),
 ]
 OPEN_CLUSTER = """
 mount -t tmpfs none /mnt
@@ -31,21 +46,21 @@ DETECTOR = ("--detector", "mtcnn")
 WATCH = Path(__file__).with_name("watch.py")
 
 
-def run_alone(tmp_path: Path, *command: str) -> dict[str, object]:
-    """Run a command of Python in a namespace of its own and return what was seen; it must end well."""
+def run_alone(tmp_path: Path, *command: str, ends: tuple[int, ...] = (0,)) -> dict[str, object]:
+    """Run a command of Python in a namespace of its own and return what was seen; it must end with one of some exit codes."""
     out = tmp_path / "seen.json"
     alone = [*ALONE, sys.executable, str(WATCH), str(out), sys.executable, "-m", *command]
     done = subprocess.run(alone, capture_output=True, text=True, cwd=Path(__file__).parents[2], timeout=300)
     assert out.exists(), done.stderr[-3000:]
     seen: dict[str, object] = json.loads(out.read_text())
-    assert seen.pop("exit") == 0, done.stderr[-3000:]
+    assert seen.pop("exit") in ends, done.stderr[-3000:]
     return seen
 
 
 def require_private(seen: dict[str, object], listens: bool = True) -> None:
     addresses = seen["listening"]
     assert isinstance(addresses, list) and bool(addresses) == listens
-    assert set(addresses) <= {"127.0.0.1", "::1"} and seen["asked"] == []
+    assert set(addresses) <= {"127.0.0.1", "::1"} and seen["asked"] == [] and seen["reached"] == []
 
 
 @pytest.fixture
@@ -113,3 +128,80 @@ def test_a_cluster_that_other_machines_reach_and_that_lets_everybody_in_is_refus
     )
     assert "lets in everybody who reaches 10.9.9.9" in done.stderr and "--open-cluster" in done.stderr, done.stderr[-3000:]
     assert done.returncode == 2 and not (tmp_path / "run").exists()
+
+
+ELSEWHERE = "198.51.100.7"
+"""An address of nobody's (RFC 5737): what is planted here leads to it."""
+PLANTED = [
+    f"http://{ELSEWHERE}/x.jpg",
+    f"simplecache::http://{ELSEWHERE}/x.jpg",
+    f"s3://bucket@{ELSEWHERE}/x.jpg",
+    "s3://bucket-of-others/x.jpg",
+    f"ftp://{ELSEWHERE}/x.jpg",
+    "reference://::memory://x",
+]
+COMMANDS: dict[str, Callable[[str, str], tuple[str, ...]]] = {
+    "report": lambda run, source: ("report", run, "--source", source),
+    "explain": lambda run, source: ("explain", run, "--uri", "x.jpg", "--source", source, "--out", f"{run}.jpg"),
+    "label": lambda run, source: ("label", source, "--out", run, "--detector", "none"),
+}
+
+
+def test_the_watch_sees_what_is_sent_elsewhere(tmp_path: Path) -> None:
+    """For the tests above and below to mean anything."""
+    code = tmp_path / "sends.py"
+    code.write_text(f"import socket\ns = socket.socket()\ns.settimeout(0.5)\ns.connect_ex(('{ELSEWHERE}', 80))\n")
+    seen = run_alone(tmp_path, "runpy", str(code))
+    assert seen["reached"] == [ELSEWHERE]
+
+
+def test_what_a_command_reaches_is_what_it_says(archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A store at an address: the one thing that is reached, and `--show-config` names it."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{ELSEWHERE}:9000")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "x")
+    command = ("fer_pipeline.cli", "label", str(archive), "--out", "s3://bucket/run", *DETECTOR)
+    said = subprocess.run([sys.executable, "-m", *command, "--show-config"], capture_output=True, text=True, check=True).stdout
+    assert said.splitlines()[-1] == f"# connects to: http://{ELSEWHERE}:9000"
+    seen = run_alone(tmp_path, *command, ends=(2,))
+    assert seen["reached"] == [ELSEWHERE] and seen["asked"] == []
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("uri", PLANTED)
+def test_a_planted_run_folder_reaches_nobody(
+    uri: str, command: str, archive: Path, tmp_path: Path, local_ray: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, run = tmp_path / "source", tmp_path / "run"
+    source.mkdir()
+    shutil.copy(next(archive.rglob("hopper-320.jpg")), source / "x.jpg")
+    label.run(LabelConfig(source=str(source), out=str(run), detector="none"))
+    for folder in ("manifest", "images", "faces"):
+        (path,) = (run / folder).glob("*.parquet")
+        table = pq.read_table(path)
+        uris = pa.array([uri] * len(table), pa.string())
+        storage.write_table(str(path), table.set_column(table.schema.get_field_index("uri"), table.schema.field("uri"), uris))
+    if command == "label":
+        for path in (run / "_SUCCESS", *(run / "images").iterdir()):
+            path.unlink()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{ELSEWHERE}:9000")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "sentinel-secret")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "x")
+    seen = run_alone(tmp_path, "fer_pipeline.cli", *COMMANDS[command](str(run), str(source)), ends=(0, 2))
+    require_private(seen, listens=command == "label")
+
+
+def test_a_planted_table_reaches_nobody(archive: Path, tmp_path: Path, local_ray: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    places = {name: str(tmp_path / name) for name in ("table", "out", "page")}
+    config = NightlyConfig.model_validate({"source": str(archive), "detector": "none"} | places)
+    nightly.run(config)
+    edit_log(tmp_path / "table", "add", lambda action: action.update(path="s3://bucket-of-others/x.parquet"))
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{ELSEWHERE}:9000")
+    for command in (
+        ("table", "compact", config.table),
+        ("table", "forget", config.table, "--uri", "/x"),
+        ("nightly", "--source", config.source, "--table", config.table, "--out", f"{tmp_path}/next", "--detector", "none"),
+    ):
+        seen = run_alone(tmp_path, "fer_pipeline.cli", *command, ends=(2,))
+        assert seen["reached"] == [] and seen["asked"] == []

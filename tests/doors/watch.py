@@ -1,13 +1,18 @@
-"""Run a command in an empty network namespace, as root of it, and tell as JSON what it listened on and which names it looked up.
+"""Run a command in an empty network namespace, as root of it, and tell as JSON what it listened on, which names it looked up, and
+which addresses it sent to.
 
     unshare --net --mount python watch.py OUT COMMAND ...
 
-The namespace has loopback alone, and on it a name server, ours, that writes down what it is asked and knows nothing. As on most
-machines, the host's own name stands for an address that is not loopback's.
+The namespace has loopback, and on it a name server, ours, that writes down what it is asked and knows nothing. As on most
+machines, the host's own name stands for an address that is not loopback's. Whatever is sent anywhere else is read here, by the
+other end of the one device that leads out, and answered by nobody.
 """
 
+import fcntl
 import json
+import os
 import socket
+import struct
 import subprocess
 import sys
 import tempfile
@@ -19,6 +24,9 @@ ANSWER_FLAGS = b"\x81\x83"
 """An answer that says: there is no such name."""
 LISTENING = "0A"
 OWN_ADDRESS = "10.9.9.9"
+TUN, TUNSETIFF, IFF_TUN, IFF_NO_PI = "/dev/net/tun", 0x400454CA, 0x0001, 0x1000
+"""A device whose other end is a file: <linux/if_tun.h>."""
+WAY_OUT = "out0"
 
 
 def questioned(packet: bytes) -> str:
@@ -35,6 +43,27 @@ def serve_names(server: socket.socket, asked: list[str]) -> None:
         packet, client = server.recvfrom(4096)
         asked.append(questioned(packet))
         server.sendto(packet[:2] + ANSWER_FLAGS + packet[4:], client)
+
+
+def open_way_out() -> int:
+    """Make the device that all addresses but loopback's lead to, and return its other end."""
+    tun = os.open(TUN, os.O_RDWR)
+    fcntl.ioctl(tun, TUNSETIFF, struct.pack("16sH", WAY_OUT.encode(), IFF_TUN | IFF_NO_PI))
+    subprocess.run(["ip", "address", "add", "10.200.0.1/24", "dev", WAY_OUT], check=True)
+    subprocess.run(["ip", "link", "set", WAY_OUT, "up"], check=True)
+    subprocess.run(["ip", "route", "add", "default", "dev", WAY_OUT], check=True)
+    subprocess.run(["ip", "-6", "route", "add", "default", "dev", WAY_OUT], check=False)
+    return tun
+
+
+def read_packets(tun: int, reached: set[str]) -> None:
+    """Write down where packets go, but for what the kernel itself says to its neighbours (multicast)."""
+    while True:
+        packet = os.read(tun, 65536)
+        version = packet[0] >> 4
+        place = packet[16:20] if version == 4 else packet[24:40]
+        if place[0] not in (0xFF, *range(224, 240)):
+            reached.add(socket.inet_ntop(socket.AF_INET if version == 4 else socket.AF_INET6, place))
 
 
 def listening() -> set[str]:
@@ -70,13 +99,14 @@ def main() -> None:
     put_over("/etc/hosts", f"127.0.0.1 localhost\n::1 localhost\n{OWN_ADDRESS} {socket.gethostname()}\n")
     server = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     server.bind(("127.0.0.1", 53))
-    asked: list[str] = []
+    asked, reached = list[str](), set[str]()
+    threading.Thread(target=read_packets, args=(open_way_out(), reached), daemon=True).start()
     threading.Thread(target=serve_names, args=(server, asked), daemon=True).start()
     process, open_doors = subprocess.Popen(command), set[str]()
     while process.poll() is None:
         open_doors |= listening()
         time.sleep(0.05)
-    found = {"exit": process.returncode, "listening": sorted(open_doors), "asked": sorted(set(asked))}
+    found = {"exit": process.returncode, "listening": sorted(open_doors), "asked": sorted(set(asked)), "reached": sorted(reached)}
     Path(out).write_text(json.dumps(found))
 
 

@@ -3,12 +3,12 @@
 import logging
 import time
 from collections import Counter
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from fer_pipeline.core import storage
-from fer_pipeline.core.config import Config, require_same
+from fer_pipeline.core.config import NAME_OR_PLACE, PLACE, Config, require_same
 from fer_pipeline.core.errors import FailureRateExceeded, UserError
 from fer_pipeline.core.faces import Tally, shards_with, write_faces
 from fer_pipeline.core.log import tell_with_each_line
@@ -53,9 +53,9 @@ DOUBLED = "(doubled)"
 class LabelConfig(Config):
     """Label the apparent expression of every face in an archive. Run the same command again to continue."""
 
-    source: str
+    source: Annotated[str, PLACE]
     """Folder, tar, zip, Parquet file, video or s3:// URL; a folder may hold any mix of them."""
-    out: str
+    out: Annotated[str, PLACE]
     """Run folder: made, or continued where it holds this run."""
     include: tuple[str, ...] = ()
     """Globs; only records whose path below the source matches one are labelled. `*` matches `/` too."""
@@ -65,10 +65,10 @@ class LabelConfig(Config):
     """Frames sampled from a second of video."""
     image_column: str | None = None
     """Column of Parquet files that holds the images; by default the one its name and type speak for."""
-    model: str = EMBEDDED
+    model: Annotated[str, NAME_OR_PLACE] = EMBEDDED
     """Folder of a model bundle, NAME@ALIAS of a registry, or `embedded`."""
     detector: DetectorName = Field("auto", description=f"{DETECTOR_HELP}.")
-    detector_weights: str | None = None
+    detector_weights: Annotated[str | None, PLACE] = None
     """File of the detector's weights, where it is not in $FER_PIPELINE_MODELS or the cache."""
     detect_px: int = Field(640, ge=32)
     """Long side to which images are shrunk for detection."""
@@ -103,7 +103,7 @@ class LabelConfig(Config):
     """Most GPUs to take, and to ask an autoscaler for; by default all that the cluster has, and one is asked for."""
     thumbnails: bool = True
     """Put pictures of faces into the report."""
-    table: str | None = None
+    table: Annotated[str | None, PLACE] = None
     """Published table: only what it does not hold is labelled, and rows whose bytes it knows are carried over."""
     max_vanished: float = Field(0.2, ge=0, le=1)
     """Share of the source's rows in the table that may be gone from the source before the run is refused."""

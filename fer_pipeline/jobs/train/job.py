@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -21,7 +21,7 @@ from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 
 from fer_pipeline.core import storage
-from fer_pipeline.core.config import Config, require_same
+from fer_pipeline.core.config import NAME_OR_PLACE, PLACE, Config, require_same
 from fer_pipeline.core.dataset import DatasetInfo, read_dataset, read_flagged, read_samples
 from fer_pipeline.core.errors import UserError
 from fer_pipeline.core.figures import SplitFigures
@@ -48,15 +48,15 @@ log = logging.getLogger(__name__)
 class TrainConfig(Config):
     """Train a recipe on an ingested dataset into a model bundle."""
 
-    recipe: str
+    recipe: Annotated[str, NAME_OR_PLACE]
     """Name of a recipe that comes with the package, or a .toml file."""
-    data: str
+    data: Annotated[str, PLACE]
     """Folder of an ingested dataset."""
-    out: str
+    out: Annotated[str, PLACE]
     """Folder of the model bundle: new or empty."""
-    initial: str | None = None
+    initial: Annotated[str | None, NAME_OR_PLACE] = None
     """Model bundle whose weights to start from; by default the recipe's seed decides them."""
-    teachers: tuple[str, ...] = ()
+    teachers: Annotated[tuple[str, ...], NAME_OR_PLACE] = ()
     """Model bundles whose probabilities are learned beside the labels, by the recipe's `teacher_weight`."""
     from_scratch: bool = False
     """Let the seed decide the weights although the recipe names pretrained ones, where those cannot be had."""
@@ -78,7 +78,7 @@ class TrainConfig(Config):
     """Largest training split, as the network's input, that every worker holds on its device."""
     max_failures: int = Field(3, ge=0)
     """How often failed workers are replaced, announced preemptions aside; training goes on from the last epoch's checkpoint."""
-    checkpoints: str | None = None
+    checkpoints: Annotated[str | None, PLACE] = None
     """Folder in which checkpoints are kept and looked for, so that a killed run continues; by default `OUT.checkpoints`."""
 
 

@@ -10,7 +10,7 @@ from fer_pipeline.stages.detectors.detections import BatchDetector, Detector
 from fer_pipeline.stages.detectors.mtcnn import MTCNN
 from fer_pipeline.stages.detectors.spec import MODELS, DetectorSpec, ResolvedDetector, WeightsNotFound
 from fer_pipeline.stages.detectors.whole_image import NONE
-from fer_pipeline.stages.detectors.yunet import YUNET
+from fer_pipeline.stages.detectors.yunet import WEIGHTS, YUNET
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +48,12 @@ def resolve_detector(name: str, weights: str | None = None) -> ResolvedDetector:
             log.warning("%s finds the faces in the place of a faster detector: %s", found.name, " ".join(missing))
         return found
     raise UserError(" ".join(missing))
+
+
+def fetched_from(name: str, weights: str | None) -> str | None:
+    """Return the address from which resolving a detector fetches its weights; None where it need not."""
+    needed = name in (AUTO, YUNET.name) and not weights and not WEIGHTS.kept()
+    return WEIGHTS.url if needed else None
 
 
 def require_first_choice(name: str, resolved: ResolvedDetector, where: Callable[[], str]) -> None:

@@ -70,10 +70,9 @@ class WeightsFile:
         """Return the detector with the weights at `path`, in $FER_PIPELINE_MODELS, in the cache, or at their address."""
         if path:
             return self._read(Path(path), "--detector-weights")
+        if kept := self.kept():
+            return self._read(*kept)
         cache = storage.cache_folder()
-        for folder, origin in ((os.environ.get(MODELS), f"${MODELS}"), (str(cache), "the cache")):
-            if folder and (found := Path(folder).expanduser() / self.name).is_file():
-                return self._read(found, origin)
         data = _download(self.url)
         if data is None or hashlib.sha256(data).hexdigest() != self.sha256:
             raise WeightsNotFound(
@@ -85,6 +84,13 @@ class WeightsFile:
         except OSError as error:
             log.warning("The weights of %s could not be kept in %s: %s", self.detector, cache, error)
         return ResolvedDetector(self.detector, self.sha256, data, "its official address")
+
+    def kept(self) -> tuple[Path, str] | None:
+        """Return the file on this machine and where that is, in words; None where it must be fetched."""
+        for folder, origin in ((os.environ.get(MODELS), f"${MODELS}"), (str(storage.cache_folder()), "the cache")):
+            if folder and (found := Path(folder).expanduser() / self.name).is_file():
+                return found, origin
+        return None
 
     def _read(self, path: Path, origin: str) -> ResolvedDetector:
         try:
