@@ -1,5 +1,7 @@
 """`docker/compose.yaml` is what compose takes, opens doors on loopback only, and starts Ray as the cluster files do."""
 
+import re
+import subprocess
 from typing import Any
 
 import pytest
@@ -12,11 +14,13 @@ from tests.cluster.test_manifests import ROOT, document
 
 FILE = ROOT / "docker" / "compose.yaml"
 COMPOSE: dict[str, Any] = document(FILE)
+IMAGES = dict(line.split("=", 1) for line in (FILE.parent / "images.env").read_text().splitlines() if line[0] != "#")
 
 
 def check(text: str) -> None:
-    """Raise ValueError for what compose would refuse."""
-    PyCompose.from_yaml(yaml.safe_dump(yaml.safe_load(text)))
+    """Raise ValueError for what compose would refuse, once it has put the images' names in."""
+    named = re.sub(r"\$\{([A-Z_]+_IMAGE):[^}]*\}", lambda found: IMAGES[found[1]], text)
+    PyCompose.from_yaml(yaml.safe_dump(yaml.safe_load(named)))
 
 
 def test_the_file_is_taken() -> None:
@@ -45,6 +49,31 @@ def test_every_port_is_bound_to_loopback_and_ray_asks_for_a_token() -> None:
     for name in ("head", "worker", "flows"):
         assert services[name]["environment"]["RAY_AUTH_MODE"] == "token"
         assert services[name]["environment"]["RAY_AUTH_TOKEN"].startswith("${TOKEN:?")
+
+
+def test_no_secret_has_a_default_and_every_image_of_others_is_named_in_one_place() -> None:
+    text = FILE.read_text()
+    asked = set(re.findall(r"\$\{([A-Z_]+)", text))
+    assert ":-" not in text and set(re.findall(r"\$\{[A-Z_]+(.)", text)) == {":"}
+    made = subprocess.run(["sh", str(FILE.parent / "secrets.sh")], capture_output=True, text=True, check=True).stdout
+    secrets = dict(line.split("=", 1) for line in made.splitlines())
+    assert asked == set(IMAGES) | set(secrets) and all(len(secret) == 40 for secret in secrets.values())
+    services = COMPOSE["services"]
+    assert all(one["image"].startswith("${") or one["image"] == "fer-pipeline:cpu" for one in services.values())
+
+
+def test_prefect_asks_for_a_password_and_services_meet_only_where_they_must() -> None:
+    services = COMPOSE["services"]
+    server = services["prefect"]["environment"]
+    assert server["PREFECT_SERVER_API_AUTH_STRING"].startswith("fer:${PREFECT_PASSWORD:?")
+    assert server["PREFECT_SERVER_CORS_ALLOWED_ORIGINS"] == "http://127.0.0.1:4200"
+    assert services["flows"]["environment"]["PREFECT_API_AUTH_STRING"] == "fer:${PREFECT_PASSWORD:?}"
+    networks = COMPOSE["networks"]
+    assert all(facts.get("internal") for name, facts in networks.items() if name != "outside")
+    on = {name: {one for one, service in services.items() if name in service["networks"]} for name in networks}
+    assert on["database"] == {"postgres", "prefect"} and on["flows"] == {"prefect", "flows"}
+    assert on["outside"] == {name for name, one in services.items() if one.get("ports")}
+    assert "postgres" not in on["cluster"] and "grafana" not in on["cluster"]
 
 
 def test_ray_is_started_as_on_a_cluster() -> None:

@@ -6,5 +6,5 @@ from flows import orphans
 from flows.deploy import main
 
 if __name__ == "__main__":
-    orphans.STRANDED_S, orphans.LOOK_S = 5.0, 2.0
+    orphans.STRANDED_S, orphans.LOOK_S = 20.0, 2.0
     main(sys.argv[1:])

@@ -239,7 +239,7 @@ def test_a_run_whose_process_dies_before_it_begins_does_not_hold_the_next_one_up
     assert prefect.state(run)["type"] == "PENDING"
     refused = night.start()
     night.served = stand.serve(night.schedules, "stranded", "tests.production.soon")
-    until(lambda: prefect.state(run)["type"] == "CRASHED", 60, "the crash of what is stranded")
+    until(lambda: prefect.state(run)["type"] == "CRASHED", 90, "the crash of what is stranded")
     until(lambda: [one for one in told if (one["event"], one["flow_run_id"]) == ("crashed", run)], 30, "the webhook")
     assert prefect.end_of(refused, 120)["type"] in ("CANCELLED", "COMPLETED")
     assert prefect.end_of(night.start(), 120)["type"] == "COMPLETED" and night.rows() == 36
