@@ -495,9 +495,10 @@ def table_bytes(table: pa.Table, row_group_size: int | None = None) -> bytes:
 
 
 class Parquet(pq.ParquetFile):  # type: ignore[misc]
-    """A Parquet file that somebody else may have written: it is read under a limit of memory, and has no extension types.
+    """A Parquet file that somebody else may have written: read under a limit of memory, and without Python's extension types.
 
-    Those are told by a name in its metadata, and some that libraries bring load pickles (Ray Data's objects do).
+    Those are told by a name in its metadata, and some that libraries bring load pickles (Ray Data's objects do). Arrow's own, such
+    as of a UUID, are plain values.
     """
 
     def __init__(self, source: Any, what: str, **options: Any) -> None:
@@ -533,8 +534,8 @@ class Parquet(pq.ParquetFile):  # type: ignore[misc]
 
 
 def _is_extended(kind: pa.DataType) -> bool:
-    """Tell whether a type is an extension's, or has one within."""
-    if isinstance(kind, pa.BaseExtensionType):
+    """Tell whether a type is an extension in Python, or has one within."""
+    if isinstance(kind, pa.ExtensionType):
         return True
     if pa.types.is_dictionary(kind):
         return _is_extended(kind.value_type)

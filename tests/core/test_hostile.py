@@ -128,3 +128,9 @@ def test_a_table_with_types_of_an_extension_is_refused_before_a_value_is_read(tm
     for read in (storage.read_table, storage.open_parquet, lambda url: storage.read_columns(url, ["image"])):
         with pytest.raises(pa.ArrowInvalid, match="type of an extension"):
             read(str(tmp_path / "a.parquet"))
+
+
+def test_arrows_own_extensions_are_plain_values(tmp_path: Path) -> None:
+    values = pa.ExtensionArray.from_storage(pa.uuid(), pa.array([b"x" * 16], pa.binary(16)))
+    pq.write_table(pa.table({"id": values, "image": [b"y"]}), tmp_path / "a.parquet")
+    assert storage.read_table(str(tmp_path / "a.parquet"))["image"].to_pylist() == [b"y"]
