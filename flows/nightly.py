@@ -35,7 +35,11 @@ def nightly(config: NightlyConfig, cluster: ClusterConfig = ALONE, notify: str |
         for night in _nights(config):
             if night not in before:
                 with shown_if_readable():
-                    publish("nightly", summary(config.table, night, _audit(night), config.page), f"Run {night.run_id}")
+                    publish(
+                        "nightly",
+                        summary(config.table, night, _audit(night) if _is_of(night, config) else None, config.page),
+                        f"Run {night.run_id}",
+                    )
 
 
 def _nights(config: NightlyConfig) -> list[Night]:
@@ -46,10 +50,15 @@ def _nights(config: NightlyConfig) -> list[Night]:
     return []
 
 
+def _is_of(night: Night, config: NightlyConfig) -> bool:
+    """Tell whether a night stands in a run folder of this configuration: others could say anything of theirs."""
+    return bool(night.folder) and night.folder.startswith(normalize(config.out))
+
+
 def _audit(night: Night) -> Audit | None:
     """Return a night's audit; None where nothing had changed, and nothing was audited."""
     path = join(night.folder, AUDIT)
-    return read_record(path, Audit, "audit") if night.folder and exists(path) else None
+    return read_record(path, Audit, "audit") if exists(path) else None
 
 
 def summary(table: str, night: Night, audit: Audit | None, page: str) -> str:

@@ -8,6 +8,7 @@ its user's own, and has no pins.
 import json
 import os
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
@@ -49,7 +50,12 @@ def pins_of(allowed: Pins, parameters: Iterable[tuple[Any, Any, str | None]]) ->
 def _before_the_date(text: str) -> str:
     """Return the folder of a path that has `{date}` or `{time}` in it; any other path as it is."""
     before, brace, _ = text.partition("{")
-    return before.rpartition("/")[0] or "." if brace else text
+    if not brace:
+        return text
+    folder = before.rpartition("/")[0]
+    if not folder or storage.normalize(folder) in ("/", str(Path.cwd())) or folder in ("s3:", "s3:/"):
+        raise UserError(f"'{text}' would have runs write anywhere: name a folder before the date, as in runs/{{date}}.")
+    return folder
 
 
 def places(config: BaseModel, above: str = "") -> Iterator[tuple[str, str]]:

@@ -137,7 +137,7 @@ def shown_if_readable() -> Iterator[None]:
     """Show what a job has left where this process can read it; its end counts in any case."""
     try:
         yield
-    except STORAGE_ERRORS as error:
+    except (UserError, *STORAGE_ERRORS) as error:
         log.warning("What the job has left cannot be shown, for this process cannot read it: %s", reason(error))
 
 

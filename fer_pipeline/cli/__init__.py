@@ -15,6 +15,7 @@ from fer_pipeline.cli.options import function_of, prepare, shown, sources, varia
 from fer_pipeline.core.config import explain
 from fer_pipeline.core.errors import JobError, UserError
 from fer_pipeline.core.log import JsonLines, Lines
+from fer_pipeline.core.memory import ReadTooLargeError
 from fer_pipeline.core.outcome import Outcome, write_outcome
 from fer_pipeline.core.stopping import end_in_order, said_of, stopped_code
 from fer_pipeline.core.storage import STORAGE_ERRORS, reason
@@ -147,9 +148,9 @@ def main(arguments: list[str] | None = None) -> None:
     logging.getLogger("fer_pipeline").setLevel(logging.INFO)
     given = sys.argv[1:] if arguments is None else arguments
     outcome = _outcome(lambda: _run(given), given)
-    write_outcome(outcome)
     if outcome.said:
-        print(f"fer-pipeline: {printable(outcome.said)}", file=sys.stderr, flush=True)
+        print(f"fer-pipeline: {outcome.said}", file=sys.stderr, flush=True)
+    write_outcome(outcome)
     if outcome.exit_code in (130, 143):
         os._exit(outcome.exit_code)  # threads of Ray may live on, and crash while Python ends
     if outcome.result is not None:
@@ -173,9 +174,9 @@ def _outcome(run: Callable[[], Any], given: Sequence[str]) -> Outcome:
     try:
         result = run()
     except KeyboardInterrupt as stopped:
-        return Outcome(exit_code=stopped_code(), said=said_of(stopped))
+        return Outcome(exit_code=stopped_code(), said=printable(said_of(stopped)))
     except JobError as error:
-        return Outcome(exit_code=error.exit_code, said=str(error))
+        return Outcome(exit_code=error.exit_code, said=printable(str(error)))
     except UnusedCliTokensError as error:
         more = " ".join(error.unused_tokens or ())
         labelling = "label" in (error.command_chain or ())
@@ -188,14 +189,16 @@ def _outcome(run: Callable[[], Any], given: Sequence[str]) -> Outcome:
         return _to_mend(str(error))
     except PermissionError as error:
         return _to_mend(f"permission denied: {reason(error)}. Mend the rights, or name another place.")
-    except MemoryError as error:
-        return _to_mend(f"{str(error) or 'the memory does not suffice'}: give it more, or leave out what takes so much.")
+    except ReadTooLargeError as error:
+        return _to_mend(f"{error}. Nothing that this project writes takes as much: somebody else wrote it.")
     except STORAGE_ERRORS as error:
         if getattr(error, "errno", None) in NO_PLACE:
             return _to_mend(f"a path cannot be used: {reason(error)}. Name another one.")
-        return Outcome(exit_code=1, said=f"the storage failed, run the same command again to continue: {reason(error)}")
+        return Outcome(
+            exit_code=1, said=printable(f"the storage failed, run the same command again to continue: {reason(error)}")
+        )
     return Outcome(exit_code=0, result=result.model_dump(mode="json") if isinstance(result, BaseModel) else None)
 
 
 def _to_mend(said: str) -> Outcome:
-    return Outcome(exit_code=UserError.exit_code, said=said)
+    return Outcome(exit_code=UserError.exit_code, said=printable(said))

@@ -25,14 +25,18 @@ def _printable(text: str) -> str:
 class IsPlace:
     """Marks an option that names a path or a URL: what a process that serves schedules may use is pinned (`flows/pins.py`)."""
 
-    named: bool = False
-    """Whether a bare name stands for something that needs no place: a recipe of ours, a model of a registry."""
+    names: str = ""
+    """A pattern of what stands for something that needs no place."""
 
     def is_name(self, text: str) -> bool:
-        return self.named and not text.endswith(".toml") and bool(re.fullmatch(f"{ID}(@{ID})?", text))
+        return bool(self.names and re.fullmatch(self.names, text))
 
 
-PLACE, NAME_OR_PLACE = IsPlace(), IsPlace(named=True)
+PLACE = IsPlace()
+NAME_OR_PLACE = IsPlace(r"[A-Za-z0-9][\w-]*")
+"""Of a recipe, a framing, a label space or a numbering: of ours, or a TOML file."""
+MODEL = IsPlace(rf"embedded|{ID}@{ID}")
+"""Of a model: the embedded one, one of the registry that the environment names, or a folder."""
 
 Name = Annotated[str, Field(max_length=200), AfterValidator(_printable)]
 """What people call a thing: one line, which stands in rows, logs and pages."""

@@ -2,6 +2,7 @@
 
 import os
 import resource
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -55,26 +56,32 @@ def bounded_memory(allowance_bytes: int) -> Callable[[], AbstractContextManager[
     return bounded
 
 
+class ReadTooLargeError(MemoryError):
+    """Reading what somebody else may have written takes more memory than it may."""
+
+
 class _Reads:
-    """The reads that go on in this process, which share one limit."""
+    """The bounded reads that go on in this process, which share one limit."""
 
     def __init__(self) -> None:
-        self._lock, self._count, self._limited = threading.Lock(), 0, False
+        self._lock, self._count, self._limit = threading.Lock(), 0, 0
 
     def begin(self) -> None:
+        """Limit this process, unless it is limited already; one that computes on a GPU is not: CUDA reserves what it likes."""
         with self._lock:
             self._count += 1
-            soft, _ = resource.getrlimit(resource.RLIMIT_AS)
-            if soft == resource.RLIM_INFINITY:  # else this process is limited already, and by less
+            torch = sys.modules.get("torch")
+            on_gpu = torch is not None and torch.cuda.is_initialized()
+            if not on_gpu and resource.getrlimit(resource.RLIMIT_AS)[0] == resource.RLIM_INFINITY:
                 limit_memory(MEMORY_BYTES + THREAD_BYTES * (os.cpu_count() or 1))
-                self._limited = True
+                self._limit = resource.getrlimit(resource.RLIMIT_AS)[0]
 
     def end(self) -> None:
+        """Lift the limit with the last read, where it is still that of reading: a worker may have set its own meanwhile."""
         with self._lock:
             self._count -= 1
-            if self._limited and not self._count:
+            if not self._count and resource.getrlimit(resource.RLIMIT_AS)[0] == self._limit:
                 lift_memory_limit()
-                self._limited = False
 
 
 _reads = _Reads()
@@ -82,11 +89,14 @@ _reads = _Reads()
 
 @contextmanager
 def bounded_read(what: str) -> Iterator[None]:
-    """Read under a limit of memory; raise MemoryError, which names `what` is read, where that does not suffice."""
+    """Read under a limit of memory; raise ReadTooLargeError, which names `what` is read, where that does not suffice."""
     _reads.begin()
     try:
         yield
+    except ReadTooLargeError:
+        raise
     except MemoryError as error:
-        raise MemoryError(f"'{what}' takes more memory than it may to be read: {' '.join(str(error).split())[:200]}") from error
+        said = " ".join(str(error).split())[:200]
+        raise ReadTooLargeError(f"'{what}' takes more memory than it may to be read: {said}") from error
     finally:
         _reads.end()

@@ -2,6 +2,7 @@
 
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,7 @@ def write_outcome(outcome: Outcome) -> None:
             if log.name == f"job-driver-{job_id}.log":
                 path = log.with_name(outcome_name(job_id))
                 begun = path.with_suffix(".part")
-                begun.write_text(outcome.model_dump_json())
-                os.replace(begun, path)
+                with suppress(OSError):  # a full disk: the exit code tells what it can
+                    begun.write_text(json.dumps(outcome.model_dump(mode="json")))
+                    os.replace(begun, path)
                 return

@@ -15,11 +15,12 @@ from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 import aiohttp
 import fsspec
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from botocore.exceptions import BotoCoreError, ConnectTimeoutError, EndpointConnectionError, HTTPClientError
 from botocore.exceptions import ConnectionError as BotoConnectionError
@@ -50,6 +51,8 @@ FOOTER_BYTES, GAP_BYTES = 64 * 1024, 256 * 1024
 """How much of a Parquet file's end is read first, and what is read in vain between two columns rather than by another request."""
 MOST_TEXT_BYTES = 64 * 1024**2
 """Of a record as text: a model's card with the confusions of 1,000 classes has 30."""
+MOST_CATEGORY_BYTES = 4096
+"""Of a status, a model, a digest: the longest value of a column of few."""
 ATTEMPTS = 8
 CONNECTIONS = 32
 
@@ -91,12 +94,19 @@ def open_filesystem(url: str) -> tuple[Any, str]:
 
 
 def is_below(url: str, root: str) -> bool:
-    """Tell whether a path or URL is the normalized `root` or below it: `..` is followed in a path, and a name in a key."""
+    """Tell whether a path or URL is the normalized `root` or below it: `..` is followed in a path, and leads nowhere in a key."""
     try:
         place = normalize(url)
     except UserError:
         return False
+    if not is_local(place) and leads_elsewhere(place):
+        return False
     return place == root or place.startswith(root.rstrip("/") + "/")
+
+
+def leads_elsewhere(key: str) -> bool:
+    """Tell whether a key has a part `.` or `..`, which some stores and libraries take for a way, and others for a name."""
+    return bool({".", ".."} & set(unquote(key).split("/")))
 
 
 def require_below(urls: Iterable[str], root: str, what: str) -> None:
@@ -292,11 +302,6 @@ def read_small(url: str) -> bytes:
 
 
 def _read(url: str, start: int | None, end: int | None, etag: str | None) -> bytes:
-    with bounded_read(url):
-        return _read_bounded(url, start, end, etag)
-
-
-def _read_bounded(url: str, start: int | None, end: int | None, etag: str | None) -> bytes:
     fs, path = open_filesystem(url)
     if etag and isinstance(fs, S3FileSystem):
         data, found = fsspec.asyn.sync(fs.loop, _get_s3, fs, path, start, end)
@@ -497,16 +502,22 @@ def table_bytes(table: pa.Table, row_group_size: int | None = None) -> bytes:
 class Parquet(pq.ParquetFile):  # type: ignore[misc]
     """A Parquet file that somebody else may have written: read under a limit of memory, and without Python's extension types.
 
-    Those are told by a name in its metadata, and some that libraries bring load pickles (Ray Data's objects do). Arrow's own, such
-    as of a UUID, are plain values.
+    Those are told by a name in its metadata, and some that libraries bring load pickles (Ray Data's objects do). Arrow's own,
+    such as of a UUID, are plain values.
     """
 
     def __init__(self, source: Any, what: str, **options: Any) -> None:
         """`what` is read, for messages. Raise MemoryError beyond the limit, here and where it is read."""
         self.what = what
-        with bounded_read(what):
-            super().__init__(source, **options)
-        for field in self.schema_arrow:
+        try:
+            with bounded_read(what):
+                super().__init__(source, **options)
+                schema = self.schema_arrow
+        except pa.ArrowException:
+            raise
+        except ValueError as error:  # of whoever has registered a type, and cannot read what the file says of it
+            raise pa.ArrowInvalid(f"the types of '{what}' cannot be read: {reason(error)[:200]}") from error
+        for field in schema:
             if _is_extended(field.type):
                 self.close()
                 raise pa.ArrowInvalid(f"the column '{field.name[:100]}' of '{what}' has a type of an extension, {field.type}")
@@ -544,7 +555,8 @@ def _is_extended(kind: pa.DataType) -> bool:
 
 def open_parquet(url: str) -> Parquet:
     """Return a Parquet file read whole, by one request: for those of megabytes at most, as a shard's are."""
-    return Parquet(pa.BufferReader(read_bytes(url)), url)
+    with bounded_read(url):
+        return Parquet(pa.BufferReader(read_bytes(url)), url)
 
 
 @contextmanager
@@ -638,8 +650,18 @@ def ours(url: str, schema: pa.Schema, columns: list[str] | None = None) -> Itera
 
 def read_ours(url: str, schema: pa.Schema, columns: list[str] | None = None) -> pa.Table:
     """Return some columns, by default all, of a Parquet file of this project, as `ours` opens it."""
-    with ours(url, schema, columns) as file:
-        return file.read(columns=columns)
+    with ours(url, schema, columns) as file, bounded_read(url):
+        table = file.read(columns=columns)
+        for name in table.column_names:
+            _require_short(name, table[name])
+        return table
+
+
+def _require_short(name: str, column: pa.ChunkedArray) -> None:
+    """Raise ArrowInvalid for a dictionary of long values: each takes its bytes once here, and once a row where it is unfolded."""
+    for chunk in column.chunks if pa.types.is_dictionary(column.type) else ():
+        if (pc.max(pc.binary_length(chunk.dictionary)).as_py() or 0) > MOST_CATEGORY_BYTES:
+            raise pa.ArrowInvalid(f"its column '{name}' has a category of more than {MOST_CATEGORY_BYTES} bytes")
 
 
 def _require_types(found: pa.Schema, wanted: pa.Schema, columns: list[str]) -> None:

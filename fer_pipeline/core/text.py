@@ -9,7 +9,10 @@ def printable(text: str) -> str:
 
 
 def in_markdown(text: str) -> str:
-    """Return a text so that Markdown shows it as it is, in a paragraph or a cell: no HTML, link, picture or code comes of it."""
+    """Return a text so that Markdown shows it as it is, in a paragraph or a cell: no HTML, picture or code comes of it.
+
+    No link either, but what some renderers make of a bare address, which shows where it leads.
+    """
     return re.sub(r"([\\`*_<>\[\]|&~])", r"\\\1", printable(" ".join(text.split())))
 
 

@@ -14,7 +14,7 @@ from pydantic import Field, ValidationError
 
 import fer_pipeline
 from fer_pipeline.core import duplicates, storage
-from fer_pipeline.core.config import NAME_OR_PLACE, PLACE, Config, require_same
+from fer_pipeline.core.config import MODEL, PLACE, Config, require_same
 from fer_pipeline.core.dataset import read_dataset, read_flagged, read_samples, sample_files
 from fer_pipeline.core.duplicates import Copies, split_digest
 from fer_pipeline.core.errors import OutageError, RecordError, UserError
@@ -44,7 +44,7 @@ EVALUATION, PAGE, PREDICTIONS = "evaluation.json", "evaluation.html", "predictio
 class EvaluateConfig(Config):
     """Evaluate a model on a split of an ingested dataset."""
 
-    model: Annotated[str, NAME_OR_PLACE]
+    model: Annotated[str, MODEL]
     """Folder of a model bundle, NAME@ALIAS of a registry, or `embedded`."""
     data: Annotated[str, PLACE]
     """Folder of an ingested dataset; its label space may be another one."""

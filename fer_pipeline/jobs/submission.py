@@ -17,6 +17,7 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 
 import aiohttp
+from pydantic import ValidationError
 
 from fer_pipeline.core.config import Config
 from fer_pipeline.core.errors import JOB_ERRORS, MisfortuneError, StoppedError, UserError
@@ -194,11 +195,15 @@ class _Job:
             return None
         asked = {"node_id": details.driver_node_id, "filename": outcome_name(self.job_id), "lines": "-1"}
         for _ in range(OUTCOME_TRIES):  # an answer without content is the head's way to stumble, now and then
-            answer = self.client._do_request("GET", "/api/v0/logs/file", params=asked, timeout=PATIENCE_S)
-            if answer.status_code == 200 and answer.content:
-                return Outcome.model_validate_json(answer.content)
+            try:
+                answer = self.client._do_request("GET", "/api/v0/logs/file", params=asked, timeout=PATIENCE_S)
+                if answer.status_code == 200 and answer.content:
+                    return Outcome.model_validate_json(answer.content)
+                said = answer.text
+            except (OSError, RuntimeError, ValidationError) as error:  # a connection that is lost, an answer that breaks off
+                said = reason(error)
             time.sleep(LOOK_S)
-        log.warning("How the Ray job %s ended is not known: %s", self.job_id, answer.text[:200])
+        log.warning("What the Ray job %s said last is not known: %s", self.job_id, said[:200])
         return None
 
     def _require_hope(self, heard: float, error: Exception) -> None:
@@ -279,8 +284,8 @@ def _result_of(job: _Job) -> str:
         if outcome is None or outcome.result is None:
             raise RuntimeError(f"the Ray job {job.job_id} succeeded and left no result")
         return json.dumps(outcome.result)
-    for kind in JOB_ERRORS:
-        if outcome and details.driver_exit_code == outcome.exit_code == kind.exit_code:
-            raise kind(outcome.said)
-    said = outcome.said if outcome else (details.message or "").strip()[-1000:]
+    said = outcome.said if outcome else " ".join((details.message or "").split())[-1000:]
+    for kind in JOB_ERRORS if details.driver_exit_code != MisfortuneError.exit_code or outcome else ():
+        if details.driver_exit_code == kind.exit_code:
+            raise kind(said)
     raise RuntimeError(f"the Ray job {job.job_id} failed: {said or 'no reason given'}")

@@ -11,6 +11,7 @@ from fer_pipeline.core import storage
 from fer_pipeline.core.config import Config
 from fer_pipeline.core.errors import OutageError, UserError
 from fer_pipeline.core.manifest import find_records
+from fer_pipeline.core.memory import bounded_read
 from fer_pipeline.core.run import RunFolder, RunRecord
 from fer_pipeline.core.schemas import FINE, IMAGES
 from fer_pipeline.report.pictures import PictureLimits, PictureProcess
@@ -71,9 +72,10 @@ def _row(config: ExplainConfig, folder: RunFolder) -> tuple[str, dict[str, Any]]
     found: list[tuple[str, dict[str, Any]]] = []
     for name in storage.list_names(folder.path("images")):
         path = folder.path("images", name)
-        rows = storage.read_ours(path, IMAGES)
-        mine = pc.ends_with(rows["uri"].cast(pa.string()), config.uri)
-        found += [(path, row) for row in rows.filter(mine).to_pylist() if _is_meant(config, row)]
+        with bounded_read(path):
+            rows = storage.read_ours(path, IMAGES)
+            mine = rows.filter(pc.ends_with(rows["uri"].cast(pa.string()), config.uri))
+            found += [(path, row) for row in mine.to_pylist() if _is_meant(config, row)]
     exact = [one for one in found if one[1]["uri"] == config.uri]
     found = exact or found
     if len(found) != 1:

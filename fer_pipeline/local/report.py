@@ -1,15 +1,19 @@
 """Write the page of a labelling run again, with or without pictures of faces."""
 
+import logging
 from typing import Literal
 
 from fer_pipeline.core import storage
 from fer_pipeline.core.config import Config
 from fer_pipeline.core.errors import UserError
+from fer_pipeline.core.memory import bounded_read
 from fer_pipeline.core.run import CORRECTED, REPORT, RunFolder, RunRecord
 from fer_pipeline.models.bundle import EMBEDDED, read_bundle
 from fer_pipeline.models.card import ModelCard
 from fer_pipeline.report.labels import label_report
 from fer_pipeline.table.prior import correct_prior
+
+log = logging.getLogger(__name__)
 
 
 class ReportConfig(Config):
@@ -42,7 +46,11 @@ def run(config: ReportConfig) -> ReportResult:
     before = _finished(config.before)[1] if config.before else None
     source = storage.normalize(config.source) if config.source else None
     shifts = correct_prior(folder, record, _model_of(record, config.model)) if config.prior == "em" else []
-    storage.write_bytes(folder.path(REPORT), label_report(folder, record, source, before, shifts).encode())
+    with bounded_read(folder.url):
+        page = label_report(folder, record, source, before, shifts)
+    storage.write_bytes(folder.path(REPORT), page.encode())
+    if not source:
+        log.info("No face is on the page: --source names where the pictures may be read")
     return ReportResult(report=folder.path(REPORT), corrected=folder.path(CORRECTED) if shifts else None)
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
@@ -14,6 +15,7 @@ from fer_pipeline.core import storage
 from fer_pipeline.core.config import explain
 from fer_pipeline.core.errors import UserError
 from fer_pipeline.core.learned import LEARNED, MOST_IMAGES
+from fer_pipeline.core.memory import ReadTooLargeError, bounded_read
 from fer_pipeline.core.schema_version import require_schema_version
 from fer_pipeline.models import registry
 from fer_pipeline.models.card import SCHEMA_VERSION, ModelCard
@@ -31,6 +33,8 @@ BUNDLE_FILES = (
     MODEL_FILE, WEIGHTS_FILE, ONNX_FILE, INT8_FILE, LEARNED_FILE, CARD_MARKDOWN, CARD_PAGE, HISTORY, CURVES, CONFUSION
 )  # fmt: skip
 """All files that a bundle may have."""
+MOST_PARTS = 1_000_000
+"""Messages in an ONNX file: nodes, their attributes, shapes; a ResNet-152 has some ten thousand."""
 EMBEDDED = "embedded"
 """The name of the model that comes with the package."""
 
@@ -116,16 +120,28 @@ def require_whole(model: bytes, what: str) -> None:
     from google.protobuf.message import DecodeError
 
     try:
-        pending: list[Any] = [onnx.load_model_from_string(model)]
-    except DecodeError as error:
-        raise UserError(f"{what} is no ONNX network.") from error
+        with bounded_read(what):
+            for count, message in enumerate(_messages(onnx.load_model_from_string(model))):
+                if count > MOST_PARTS:
+                    raise UserError(f"{what} has more than {MOST_PARTS:,} parts: no network of faces needs as many.")
+                if isinstance(message, onnx.TensorProto) and (message.data_location or message.external_data):
+                    raise UserError(f"{what} keeps weights in other files, which are not read: export it as one file.")
+    except (DecodeError, ReadTooLargeError) as error:
+        raise UserError(f"{what} is no ONNX network that can be read.") from error
+
+
+def _messages(message: Any) -> Iterator[Any]:
+    """Yield a message of Protocol Buffers and all that stand in it, one after the other."""
+    pending = [iter([message])]
     while pending:
-        message = pending.pop()
-        if isinstance(message, onnx.TensorProto) and (message.data_location or message.external_data):
-            raise UserError(f"{what} keeps weights in other files, which are not read: export it as one file.")
-        for described, value in message.ListFields():
+        one = next(pending[-1], None)
+        if one is None:
+            pending.pop()
+            continue
+        yield one
+        for described, value in one.ListFields():
             if described.message_type is not None:
-                pending.extend(value if described.is_repeated else [value])
+                pending.append(iter(value if described.is_repeated else [value]))
 
 
 def read_learned(url: str, card: ModelCard) -> pa.Table | None:

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, ValidationError, ValidatorFunctionWrapHandler, WrapValidator
 
 import fer_pipeline
-from fer_pipeline.core.config import Config
+from fer_pipeline.core.config import Config, Name
 from fer_pipeline.core.figures import ExportFigures, SplitFigures
 from fer_pipeline.core.framing import Framing
 from fer_pipeline.core.labels import LabelSpace
@@ -98,7 +98,7 @@ class ModelCard(Config):
     """1, or none, is read too: its framing is one by landmarks, as labelling cut then."""
     version: str = fer_pipeline.__version__
     """Of the software that wrote it."""
-    name: str = Field(max_length=200)
+    name: Name
     format: Literal["safetensors", "onnx"] = "safetensors"
     """`safetensors`: weights of the network that `network` describes. `onnx`: a network of any origin in `model.onnx`, of which
     `network` describes the input alone. It takes uint8 pixels, or floats that `mean` and `std` have normalised."""

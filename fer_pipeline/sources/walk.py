@@ -75,6 +75,13 @@ def _walk_folder(folder: str, above: tuple[str, ...]) -> Iterator[File]:
         yield from _walk_local(os.path.join(folder, name), (*above, real))
 
 
+def _unreadable(key: str) -> str | None:
+    """Return why an object cannot be read by its key, if it cannot."""
+    if VERSION in key:
+        return f"its key holds '{VERSION}', which s3fs takes for a version: rename it"
+    return "its key has a part '.' or '..', which some take for a way: rename it" if storage.leads_elsewhere(key) else None
+
+
 class _S3Walk:
     """Lists prefixes of one bucket, each page asked for before it is needed."""
 
@@ -104,8 +111,7 @@ class _S3Walk:
         for name in sorted([*files, *below]):
             if name in files:
                 entry = files[name]
-                error = f"its key holds '{VERSION}', which s3fs takes for a version: rename it" if VERSION in name else None
-                yield File(f"s3://{self.bucket}/{name}", int(entry["Size"]), _etag(entry), error)
+                yield File(f"s3://{self.bucket}/{name}", int(entry["Size"]), _etag(entry), _unreadable(name))
                 continue
             while below and len(asked) < SIDE_BY_SIDE:
                 ahead = below.popleft()

@@ -28,8 +28,8 @@ CLASSES = "fer-pipeline.classes"
 """What the table's configuration says of `probabilities`: the classes that they are of, in order, as JSON."""
 ENCODED = re.compile("%[0-9A-Fa-f]{2}")
 """What the library decodes once more than it was encoded: it would look for the table's log at another path than its own."""
-FILE_NAME = re.compile(r"(?:[\w=][\w.=-]*/)*[\w=][\w.=-]*")
-"""A file of a table, in folders if need be: no scheme, no way up, nothing that is percent-encoded."""
+FILE_NAME = re.compile(r"(?:[A-Za-z0-9=][\w.=-]*/)*[A-Za-z0-9=][\w.=-]*\.parquet")
+"""A file of a table, in folders if need be: no scheme, no way up, nothing percent-encoded, nothing that readers pass over."""
 TABLE_INDEXES = "_indexes"
 """Folder below the table, which its readers and `vacuum` pass over: what the containers of its sources hold."""
 NO_TABLE = -1

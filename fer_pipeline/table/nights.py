@@ -1,5 +1,6 @@
 """What is kept of every night beside the table: figures of its run, how its audit ended, whether it was published."""
 
+import logging
 from typing import Literal
 
 from pydantic import Field
@@ -8,6 +9,8 @@ from fer_pipeline.core import storage
 from fer_pipeline.core.config import Config, Id, read_record
 from fer_pipeline.core.errors import UserError
 from fer_pipeline.core.run import Confidences, FacesPerImage, Identity, Moment, RunRecord, new_run_id, now, settings_digest
+
+log = logging.getLogger(__name__)
 
 FOLDER = "_nights"
 """Below the table; readers and vacuuming pass over names that begin so."""
@@ -111,11 +114,19 @@ def night_ids(table: str) -> list[str]:
 
 
 def last_nights(table: str, count: int) -> list[Night]:
-    """Return the last nights, the latest listed last: one whose clock was ahead does not stand at the end for years."""
+    """Return the last nights, the latest listed last: one whose clock was ahead does not stand at the end for years.
+
+    What is no night is told of and left out.
+    """
     ids, now_id = night_ids(table), new_run_id()
     ahead = sum(run_id > now_id for run_id in ids)
-    nights = sorted((_read(table, run_id) for run_id in ids[-count - ahead :]), key=lambda night: night.order)
-    return nights[-count:]
+    nights = []
+    for run_id in ids[-count - ahead :]:
+        try:
+            nights.append(_read(table, run_id))
+        except UserError as error:
+            log.warning("%s", error)
+    return sorted(nights, key=lambda night: night.order)[-count:]
 
 
 def kept_night(table: str, run_id: str) -> Night | None:

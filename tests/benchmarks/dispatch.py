@@ -74,7 +74,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         folder, nobody = RunFolder(str(Path(place) / "run")), Identity(name="x", digest="0")
         record = RunRecord(
-            run_id="r", created_at="", source="", settings={}, model=nobody, detector=nobody, shards=options.shards
+            run_id="r", created_at="2026-01-01", source="", settings={}, model=nobody, detector=nobody, shards=options.shards
         )
         numbers = range(RECORDS * options.shards)
         listing = (

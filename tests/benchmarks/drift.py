@@ -19,7 +19,7 @@ SHIFTS: dict[str, Callable[[int], dict[str, Any]]] = {
 
 if __name__ == "__main__":
     someone = Identity(name="m", digest="m")
-    record = RunRecord(run_id="r", created_at="", source="/s", settings={}, model=someone, detector=someone, records=1)
+    record = RunRecord(run_id="r", created_at="2026-01-01", source="/s", settings={}, model=someone, detector=someone, records=1)
     figures: dict[str, Any] = {}
     for faces in FACES:
         rng = np.random.default_rng(0)

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from fer_pipeline.core import memory, storage
 from fer_pipeline.core.errors import UserError
 from fer_pipeline.core.run import Identity, RunFolder, RunRecord, now
-from fer_pipeline.table.nights import Night, last_nights
+from fer_pipeline.table.nights import Night, kept_night, last_nights
 
 NOWHERE = ["../x", "x/../../../victim/evil", "/etc/x", "..", ".hidden", "a b", "a\nb", "", "x" * 300]
 
@@ -42,6 +42,8 @@ def test_nothing_but_paths_and_s3_is_opened(url: str, monkeypatch: pytest.Monkey
 def test_what_is_below_a_place_is_told_by_where_the_path_leads() -> None:
     assert storage.is_below("/a/b", "/a/b") and storage.is_below("/a/b/c/d.jpg", "/a/b") and storage.is_below("/x", "/")
     assert not any(storage.is_below(url, "/a/b") for url in ("/a/b/../c", "/a/bc", "/a", "s3://a/b", "http://a/b", "../x", "~/x"))
+    keys = ("s3://b/k/../x", "s3://b/k/%2e%2e/x", "s3://b/k/./x", "s3://b/k/..")
+    assert not any(storage.is_below(url, "s3://b/k") for url in keys)
     assert storage.is_below("s3://b/k/x", "s3://b/k") and not storage.is_below("s3://b/kk", "s3://b/k")
     with pytest.raises(UserError, match=r"The run names '/etc/passwd', which is not below '/a'.*Nothing was read"):
         storage.require_below(["/a/b", "/etc/passwd"], "/a", "The run")
@@ -78,13 +80,15 @@ def test_an_odd_record_of_a_run_is_one_sentence(facts: dict[str, Any], says: str
     assert says in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_odd_nights_are_one_sentence(tmp_path: Path) -> None:
+def test_odd_nights_are_one_sentence_and_stop_no_other(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder = tmp_path / "_nights"
     folder.mkdir()
     for text in ("[", "[]", '{"run_id": "../evil"}', "[" * 100_000):
         (folder / "20260101.json").write_text(text)
         with pytest.raises(UserError, match=r"20260101.json' is no night of this project: .*Mend it, or move it away"):
-            last_nights(str(tmp_path), 5)
+            kept_night(str(tmp_path), "20260101")
+        assert last_nights(str(tmp_path), 5) == [] and "is no night of this project" in caplog.text
+        caplog.clear()
 
 
 def dictionary_bomb(path: Path) -> None:
@@ -100,11 +104,11 @@ def test_a_table_that_claims_all_memory_is_not_read(tmp_path: Path, monkeypatch:
     dictionary_bomb(path)
     assert path.stat().st_size < 10_000
     before = resource.getrlimit(resource.RLIMIT_AS)
-    with pytest.raises(MemoryError, match=r"bomb.parquet' takes more memory than it may"):
+    with pytest.raises(memory.ReadTooLargeError, match=r"bomb.parquet' takes more memory than it may"):
         storage.read_table(str(path))
-    with pytest.raises(MemoryError, match=r"bomb.parquet"):
+    with pytest.raises(memory.ReadTooLargeError, match=r"bomb.parquet"):
         storage.read_columns(str(path), ["uri"])
-    with storage.opened_parquet(str(path)) as parquet, pytest.raises(MemoryError, match=r"bomb.parquet"):
+    with storage.opened_parquet(str(path)) as parquet, pytest.raises(memory.ReadTooLargeError, match=r"bomb.parquet"):
         list(parquet.iter_batches(300))
     assert resource.getrlimit(resource.RLIMIT_AS) == before
     storage.write_bytes(str(tmp_path / "small"), b"x")

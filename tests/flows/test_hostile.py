@@ -20,6 +20,7 @@ from fer_pipeline.core.run import Identity, RunRecord, RunResult, now
 from fer_pipeline.jobs import submission
 from fer_pipeline.jobs.cluster import ClusterConfig
 from fer_pipeline.jobs.label.job import LabelConfig
+from fer_pipeline.jobs.nightly import NightlyConfig
 from fer_pipeline.jobs.train.job import TrainConfig
 from flows import notify, pins, steps
 from flows.deploy import deployments_of
@@ -79,6 +80,9 @@ def test_the_pins_are_what_the_schedules_name_and_what_is_allowed(pinned: Pins) 
         ({"model": "s3://evil/model"}, None, None, "model 's3://evil/model' is below none"),
         ({"detector_weights": "/etc/passwd"}, None, None, "detector_weights"),
         ({"source": "simplecache::http://h/x"}, None, None, "below none"),
+        ({"source": "s3://bucket/photos/../secret"}, None, None, "below none"),
+        ({"table": "s3://bucket/labels/%2e%2e/secret"}, None, None, "below none"),
+        ({"model": "folder-of-this-place"}, None, None, "model 'folder-of-this-place' is below none"),
     ],
 )
 def test_a_parameter_outside_of_the_pins_is_refused(
@@ -86,6 +90,22 @@ def test_a_parameter_outside_of_the_pins_is_refused(
 ) -> None:
     with pytest.raises(UserError, match=says):
         require_pinned(label_of(**changes), ClusterConfig(address=cluster), block)
+
+
+@pytest.mark.parametrize("out", ["/{date}", "{date}", "/runs-{date}", "s3://{date}/x", "./{date}"])
+def test_a_date_that_leaves_no_folder_is_refused(out: str) -> None:
+    facts = tomllib.loads(SCHEDULES.replace("s3://bucket/r/{date}", out))
+    with pytest.raises(UserError, match="name a folder before the date"):
+        pins_of_file(facts, deployments_of(facts))
+
+
+def test_a_schedule_may_use_what_it_names_itself() -> None:
+    config = {"source": "photos", "table": "labels", "out": "runs/{date}T{time}"}
+    facts = {"nightly": {"n": {"cron": "0 2 * * *", "config": config}}}
+    pin(pins_of_file(facts, deployments_of(facts)))
+    require_pinned(NightlyConfig.model_validate(config | {"out": "runs/2026-01-01T0200"}))
+    with pytest.raises(UserError, match=r"page 'schedules.toml' is below none"):
+        require_pinned(NightlyConfig.model_validate(config | {"page": "schedules.toml"}))
 
 
 def test_what_is_pinned_is_allowed_and_a_flow_by_hand_has_no_pins(pinned: Pins) -> None:

@@ -61,7 +61,7 @@ class InProcess:
 def run_of(tmp_path: Path, shards: int) -> tuple[RunFolder, RunRecord]:
     """Return a run that has its manifest and nothing more."""
     folder, nobody = RunFolder(str(tmp_path / "run")), Identity(name="x", digest="0")
-    record = RunRecord(run_id="r", created_at="", source="", settings={}, model=nobody, detector=nobody, shards=shards)
+    record = RunRecord(run_id="r", created_at="2026-01-01", source="", settings={}, model=nobody, detector=nobody, shards=shards)
     listing = (Record(f"{number}.jpg") for number in range(RECORDS * shards))
     write_manifest(folder.manifest_prefix("r"), split_into_shards(listing, RECORDS, 10**9))
     return folder, record

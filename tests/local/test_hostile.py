@@ -108,3 +108,15 @@ def test_a_table_of_something_else_is_one_sentence(planted: Path, folder: str, h
     )
     with pytest.raises(UserError, match=r"is not a table that this project wrote"):
         look()
+
+
+def test_a_category_of_megabytes_is_not_unfolded(planted: Path) -> None:
+    """A dictionary takes its bytes once in the file, and once a row as Python's texts."""
+    (path,) = (planted / "images").glob("*.parquet")
+    table = pa.concat_tables([pq.read_table(path)] * 400)
+    status = pa.DictionaryArray.from_arrays(pa.array([0] * len(table), pa.int32()), ["x" * 5_000_000])
+    column = table.schema.get_field_index("status")
+    pq.write_table(table.set_column(column, table.schema.field(column), status), path, dictionary_pagesize_limit=10**8)
+    assert path.stat().st_size < 1_000_000
+    with pytest.raises(UserError, match=r"is not a table that this project wrote.*a category of more than 4096 bytes"):
+        explain.run(ExplainConfig(run=str(planted), uri=SENTINEL))

@@ -1,5 +1,6 @@
 """Models are strangers' too: a faulty one is refused with one sentence, before any work."""
 
+import hashlib
 import json
 import shutil
 import time
@@ -16,10 +17,11 @@ from onnx import TensorProto, helper, numpy_helper
 
 import fer_pipeline
 from fer_pipeline.core.errors import UserError
-from fer_pipeline.jobs import evaluate
+from fer_pipeline.jobs import evaluate, promote
 from fer_pipeline.jobs.evaluate import EvaluateConfig
 from fer_pipeline.jobs.label import job as label
 from fer_pipeline.jobs.label.job import LabelConfig
+from fer_pipeline.jobs.promote import PromoteConfig
 from fer_pipeline.local import export, models, predict, quantize
 from fer_pipeline.local.export import ExportConfig
 from fer_pipeline.local.models import CardConfig, PullConfig, PushConfig
@@ -64,6 +66,7 @@ def changed(folder: Path, section: str | None, **facts: Any) -> str:
         ("label_space", {"classes": ["x" * 5000, "sad"]}, "1 to 100 printable characters"),
         ("network", {"blocks": [100_000_000, 1, 1]}, "network.blocks"),
         (None, {"name": "x" * 5000}, "name"),
+        (None, {"name": "two\nlines"}, "cannot be printed"),
     ],
 )
 def test_a_card_with_an_impossible_number_is_refused(
@@ -231,6 +234,34 @@ def test_no_command_takes_a_network_that_reads_files(
     with pytest.raises(UserError, match="keeps weights in other files"):
         COMMANDS[command](folder, str(dataset), str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("form", ["model.onnx", "model.int8.onnx"])
+def test_a_planted_version_that_reads_files_is_not_promoted(form: str, dataset: Path, tmp_path: Path) -> None:
+    registry = Registry(str(tmp_path / "registry"))
+    registry.push("faces", {path.name: path.read_bytes() for path in HOME.iterdir()}, "1")
+    registry.point("faces", "production", "1")
+    leak = leaking("function")
+    if form == "model.onnx":
+        folder = Path(onnx_bundle(tmp_path / "m", leak))
+    else:
+        digest = hashlib.sha256(leak).hexdigest()
+        folder = Path(changed(tmp_path / "m", None, int8={"sha256": digest, "calibration": {"temperature": 1.0}}))
+        (folder / form).write_bytes(leak)
+    registry.push("faces", {path.name: path.read_bytes() for path in folder.iterdir()}, "2")
+    asked = PromoteConfig(name="faces", version="2", data=str(dataset), split="validation", registry=registry.url)
+    with pytest.raises(UserError, match="keeps weights in other files"):
+        promote.run(asked)
+    assert registry.aliases("faces") == {"production": "1"}
+
+
+def test_a_network_of_endless_parts_is_refused_before_it_is_looked_through(tmp_path: Path) -> None:
+    model, before = network("initializer"), psutil.Process().memory_info().rss
+    data = model.SerializeToString() + (b"\x3a\x80\x09" + b"\x0a\x00" * 576) * 3500  # two million empty nodes
+    began = time.monotonic()
+    with pytest.raises(UserError, match="more than 1,000,000 parts"):
+        read_bundle(onnx_bundle(tmp_path / "m", data))
+    assert time.monotonic() - began < 30 and psutil.Process().memory_info().rss - before < 1.5e9
 
 
 def hungry() -> bytes:

@@ -1,6 +1,7 @@
 """Names that would break a page, a Markdown card or a figure are shown as they are."""
 
 import numpy as np
+import pytest
 
 from fer_pipeline.core.figures import SplitFigures
 from fer_pipeline.core.labels import LabelSpace
@@ -39,3 +40,16 @@ def test_a_markdown_card_escapes_what_it_quotes() -> None:
     assert "<script" not in text.replace("\\<script", "") and "\\<img src=x" in text
     assert "[x](javascript" not in text.replace("\\[x\\](javascript", "")
     assert "\n# title" not in text and "a\\|b" in text
+
+
+def test_lists_and_tables_of_a_recipe_are_text_too_and_an_odd_history_costs_its_curves_alone(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    recipe = {"training": {"augmentation": ["<img src=x>", "[x](javascript:alert(1))"], "loss": {"<b>": "<i>"}}, "seed": 7}
+    card = hostile().model_copy(update={"recipe": recipe})
+    text = card_markdown(card, "0" * 64)
+    assert not any(tag in text.replace(f"\\{tag}", "") for tag in ("<img", "<b>", "<i>", "[x]"))
+    selected = card.model_copy(update={"metrics": card.metrics.model_copy(update={"selected_epoch": 3})})
+    for history in (b"[", b"7", b'{"a": 1}', b'[{"epoch": "<b>"}]', b"[" * 100_000):
+        assert "training curves" not in card_page(selected, "0" * 64, history)
+    assert caplog.text.count("cannot be drawn") == 5

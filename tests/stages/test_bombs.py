@@ -1,6 +1,7 @@
 """Bombs: small files that would become gigabytes. Peak memory is asserted in a process of its own."""
 
 import io
+import socket
 import struct
 import subprocess
 import sys
@@ -9,6 +10,9 @@ import zlib
 from pathlib import Path
 
 import pytest
+from PIL import Image
+
+from fer_pipeline.stages.decode import decode
 
 CODE = """
 import resource, sys
@@ -86,3 +90,32 @@ def test_an_image_within_the_limit_costs_a_few_times_its_pixels(tmp_path: Path, 
     (tmp_path / "large.png").write_bytes(png(side, side))
     statuses, grown_mb = looked_at(tmp_path)
     assert statuses == ["ok"] and grown_mb < 4 * 3 * side * side / 2**20
+
+
+HOSTILE = "<script>alert(1)</script>\n\x1b[2J|[x](javascript:alert(1))" + "A" * 60_000
+
+
+@pytest.mark.parametrize("codec", ["JPEG", "PNG", "WEBP"])
+def test_what_an_image_says_of_itself_is_not_read(codec: str, tmp_path: Path) -> None:
+    """EXIF, ICC profile and comments: none of it is in a row, and none of it stops one."""
+    exif = Image.Exif()
+    for tag in (270, 271, 305, 315, 37510):  # description, maker, software, artist, comment
+        exif[tag] = HOSTILE[:9_000]
+    exif[274] = 6
+    out = io.BytesIO()
+    Image.new("RGB", (64, 32)).save(out, codec, exif=exif, icc_profile=HOSTILE.encode() * 3)
+    (tmp_path / f"a.{codec.lower()}").write_bytes(out.getvalue())
+    photo = decode(out.getvalue(), 10**8)
+    assert photo.pixels.shape[:2] == (64, 32)  # turned upright
+    assert looked_at(tmp_path)[0] == ["ok"]
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.svg"])
+def test_a_drawing_that_names_other_files_is_no_image(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket, "create_connection", lambda *_: pytest.fail("a connection is opened"))
+    secret = tmp_path.parent / "secret.txt"
+    secret.write_text("sentinel")
+    entity = f'<?xml version="1.0"?><!DOCTYPE svg [<!ENTITY x SYSTEM "file://{secret}">]>'
+    link = '<svg xmlns="http://www.w3.org/2000/svg"><image href="http://127.0.0.1:9/x.png"/><text>&x;</text></svg>'
+    (tmp_path / name).write_text(entity + link)
+    assert looked_at(tmp_path)[0] == ([] if name == "a.svg" else ["undecodable"])

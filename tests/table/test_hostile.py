@@ -1,6 +1,7 @@
 """What a table can do whose files, log or nights somebody else wrote."""
 
 import json
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from fer_pipeline.jobs.label.job import LabelConfig
 from fer_pipeline.jobs.publish import PublishConfig
 from fer_pipeline.local import table as upkeep
 from fer_pipeline.local.table import ForgetConfig, TableConfig, VacuumConfig
+from fer_pipeline.sources.listing import Listing
 from fer_pipeline.table.delta import LabelTable
 from fer_pipeline.table.reuse import PLACES, read_reusable
 from tests.table.runs import finished_run, record_of
@@ -64,7 +66,17 @@ def test_who_is_forgotten_is_forgotten_in_folders_too(table: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "place", ["../outside.parquet", "sub/../../outside.parquet", "/etc/x.parquet", "s3://b/x.parquet", "%2e%2e/x.parquet", ".x/y"]
+    "place",
+    [
+        "../outside.parquet",
+        "sub/../../outside.parquet",
+        "/etc/x.parquet",
+        "s3://b/x.parquet",
+        "%2e%2e/x.parquet",
+        ".x/y.parquet",
+        "_x/y.parquet",
+        "part-1.dat",
+    ],
 )
 def test_a_log_that_leads_out_of_its_table_is_refused(place: str, table: Path) -> None:
     outside = table.parent / "outside.parquet"
@@ -130,3 +142,20 @@ def test_the_id_of_a_run_leads_nowhere(table: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="run_id"):
         publish.run(PublishConfig(run=str(run), table=str(table)))
     assert not (tmp_path / "victim").exists() and DeltaTable(str(table)).version() == LabelTable(str(table)).version
+
+
+def test_a_poisoned_index_beside_a_table_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a store, as another machine left it: here by a listing that keeps its indexes beside."""
+    source, beside = tmp_path / "source", tmp_path / "table" / "_indexes"
+    source.mkdir()
+    with zipfile.ZipFile(source / "a.zip", "w") as archive:
+        archive.writestr("1.jpg", b"x")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "one"))
+    expected = list(Listing(str(source), indexes=str(beside)))
+    (index,) = beside.iterdir()
+    kept = pq.read_table(index)
+    bomb = pa.table({"name": pa.DictionaryArray.from_arrays(pa.array([0] * 9, pa.int32()), ["x" * 10**6])})
+    for number, other in enumerate((kept.select(["name"]), pa.concat_tables([kept] * 5000), bomb)):
+        pq.write_table(other.replace_schema_metadata(kept.schema.metadata), index)
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / f"another-{number}"))
+        assert list(Listing(str(source), indexes=str(beside))) == expected

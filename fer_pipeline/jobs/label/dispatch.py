@@ -134,7 +134,8 @@ class Dispatcher:
         shards: list[int] = []
         tables: list[pa.Table] = []
         for shard, table in manifests:
-            storage.require_below(pc.unique(table["uri"]).to_pylist(), self.record.source, f"The run in '{self.folder.url}'")
+            readable = table.filter(pc.is_null(table["error"]))
+            storage.require_below(pc.unique(readable["uri"]).to_pylist(), self.record.source, f"The run in '{self.folder.url}'")
             self.left -= 1
             if shard in self.committed:
                 advance(len(table))

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from fer_pipeline.core import storage
-from fer_pipeline.core.config import NAME_OR_PLACE, PLACE, Config, require_same
+from fer_pipeline.core.config import MODEL, PLACE, Config, require_same
 from fer_pipeline.core.errors import FailureRateExceeded, UserError
 from fer_pipeline.core.faces import Tally, shards_with, write_faces
 from fer_pipeline.core.log import tell_with_each_line
@@ -65,7 +65,7 @@ class LabelConfig(Config):
     """Frames sampled from a second of video."""
     image_column: str | None = None
     """Column of Parquet files that holds the images; by default the one its name and type speak for."""
-    model: Annotated[str, NAME_OR_PLACE] = EMBEDDED
+    model: Annotated[str, MODEL] = EMBEDDED
     """Folder of a model bundle, NAME@ALIAS of a registry, or `embedded`."""
     detector: DetectorName = Field("auto", description=f"{DETECTOR_HELP}.")
     detector_weights: Annotated[str | None, PLACE] = None

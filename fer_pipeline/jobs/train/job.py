@@ -21,7 +21,7 @@ from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 
 from fer_pipeline.core import storage
-from fer_pipeline.core.config import NAME_OR_PLACE, PLACE, Config, require_same
+from fer_pipeline.core.config import MODEL, NAME_OR_PLACE, PLACE, Config, require_same
 from fer_pipeline.core.dataset import DatasetInfo, read_dataset, read_flagged, read_samples
 from fer_pipeline.core.errors import UserError
 from fer_pipeline.core.figures import SplitFigures
@@ -54,9 +54,9 @@ class TrainConfig(Config):
     """Folder of an ingested dataset."""
     out: Annotated[str, PLACE]
     """Folder of the model bundle: new or empty."""
-    initial: Annotated[str | None, NAME_OR_PLACE] = None
+    initial: Annotated[str | None, MODEL] = None
     """Model bundle whose weights to start from; by default the recipe's seed decides them."""
-    teachers: Annotated[tuple[str, ...], NAME_OR_PLACE] = ()
+    teachers: Annotated[tuple[str, ...], MODEL] = ()
     """Model bundles whose probabilities are learned beside the labels, by the recipe's `teacher_weight`."""
     from_scratch: bool = False
     """Let the seed decide the weights although the recipe names pretrained ones, where those cannot be had."""
