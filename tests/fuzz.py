@@ -33,15 +33,23 @@ import fer_pipeline.stages.torch_network  # noqa: F401 (torch is loaded before t
 from fer_pipeline.core.boundary import as_record_error
 from fer_pipeline.core.errors import RecordError, UserError
 from fer_pipeline.core.isolated import IsolatedProcess
-from fer_pipeline.core.manifest import Record
-from fer_pipeline.models.bundle import EMBEDDED, MODEL_FILE, read_bundle, read_files
+from fer_pipeline.core.manifest import Record, read_shards
+from fer_pipeline.core.memory import ReadTooLargeError
+from fer_pipeline.core.run import RunFolder
+from fer_pipeline.local import explain, report
+from fer_pipeline.local.explain import ExplainConfig
+from fer_pipeline.local.report import ReportConfig
+from fer_pipeline.models.bundle import EMBEDDED, INT8_FILE, MODEL_FILE, read_bundle, read_files
 from fer_pipeline.models.registry import Registry
 from fer_pipeline.sources.files import File, Selection
 from fer_pipeline.sources.formats import format_of, list_container
+from fer_pipeline.sources.index import INDEX, STATE, _is_whole, _read
 from fer_pipeline.stages.classify import Classifier
 from fer_pipeline.stages.detectors import resolve_detector
 from fer_pipeline.stages.fetch import fetch
 from fer_pipeline.stages.label import FaceExtractor, LabelSettings
+from fer_pipeline.table.nights import keep_night, kept_night, night_of
+from tests.table.runs import finished_run, record_of
 
 CODECS = {
     "jpg": "JPEG", "png": "PNG", "webp": "WEBP", "bmp": "BMP", "gif": "GIF", "tiff": "TIFF", "jp2": "JPEG2000", "avif": "AVIF",
@@ -50,6 +58,9 @@ CODECS = {
 CONTAINERS = ("tar", "tar.gz", "zip", "parquet", "mp4", "avi", "mkv")
 RECORDS_READ = 8
 """Of a container that could be listed."""
+PLANTED = ("run", "night", "images", "manifest", "index", "onnx")
+"""Files of this project that somebody else may have written: of a run folder, a table, a container's index, a model."""
+JSON = ("card", "version", "run", "night")
 LIMIT_S = 60.0
 BATCH = 100
 
@@ -63,6 +74,10 @@ def photo() -> np.ndarray:
 def sound(kind: str) -> bytes:
     """Return a sound file of a kind."""
     out = io.BytesIO()
+    if kind in PLANTED:
+        return planted()[kind]
+    if kind in ("card", "version"):
+        return read_files(EMBEDDED)[MODEL_FILE] if kind == "card" else VERSION
     if kind in CODECS:
         Image.fromarray(photo()).save(out, CODECS[kind], exif=b"Exif\0\0II*\0\x08\0\0\0\0\0" if kind == "jpg" else b"")
     elif kind.startswith("tar"):
@@ -88,6 +103,28 @@ def sound(kind: str) -> bytes:
                 container.mux(stream.encode(None))
             return path.read_bytes()
     return out.getvalue()
+
+
+@lru_cache
+def planted() -> dict[str, bytes]:
+    """Return a sound file of each kind that is planted."""
+    with tempfile.TemporaryDirectory() as folder:
+        run = Path(folder)
+        record = finished_run(folder, [record_of(f"/source/{number}.jpg") for number in range(3)])
+        (images,), (manifest,) = (run / "images").iterdir(), (run / "manifest").iterdir()
+        keep_night(folder, night_of(folder, record, "published", [], []))
+        (night,) = (run / "_nights").iterdir()
+        rows = {"name": "a.jpg", "is_record": True, "offset": 0, "stored_bytes": 9, "size_bytes": 9, "time_ms": None}
+        index = pa.Table.from_pylist([rows], INDEX.with_metadata({STATE: b"1000|1"}))
+        pq.write_table(index, run / "index")
+        return {
+            "run": (run / "run.json").read_bytes(),
+            "images": images.read_bytes(),
+            "manifest": manifest.read_bytes(),
+            "night": night.read_bytes(),
+            "index": (run / "index").read_bytes(),
+            "onnx": read_files(EMBEDDED)[INT8_FILE],
+        }
 
 
 def mutated(data: bytes, rng: random.Random) -> bytes:
@@ -116,8 +153,8 @@ def mutated(data: bytes, rng: random.Random) -> bytes:
 def made(kind: str, number: int, seed: int) -> bytes:
     """Return the input of a number."""
     rng = random.Random(f"{seed} {kind} {number}")
-    if kind in ("card", "version"):
-        text = (read_files(EMBEDDED)[MODEL_FILE] if kind == "card" else VERSION).decode()
+    if kind in JSON:
+        text = sound(kind).decode()
         words = (
             "NaN",
             "-1",
@@ -163,6 +200,8 @@ def outcome(kind: str, data: bytes, folder: Path) -> str:
         place.parent.mkdir(parents=True, exist_ok=True)
         place.write_bytes(data)
         return refusal(lambda: Registry(str(folder)).resolve("face", "1"))
+    if kind in PLANTED:
+        return refusal(lambda: look_at_planted(kind, data, folder))
     path = folder / f"a.{kind}"
     path.write_bytes(data)
     file, selection = File(str(path), len(data), "1"), Selection(fps=1.0)
@@ -189,43 +228,78 @@ def outcome(kind: str, data: bytes, folder: Path) -> str:
     return found
 
 
+def look_at_planted(kind: str, data: bytes, folder: Path) -> None:
+    """Do what reads a planted file, beside others that are sound."""
+    if kind == "onnx":
+        card = json.loads(read_files(EMBEDDED)[MODEL_FILE]) | {"format": "onnx", "int8": None}
+        (folder / MODEL_FILE).write_text(json.dumps(card))
+        (folder / "model.onnx").write_bytes(data)
+        Classifier(read_bundle(str(folder)), "fp32")
+        return
+    if kind == "index":
+        (folder / "index.parquet").write_bytes(data)
+        file = File(str(folder / "a.zip"), 1000, "1")
+        if _is_whole(folder / "index.parquet", file):
+            try:
+                list(_read(folder / "index.parquet", file))
+            except Exception as error:
+                raise UserError(as_record_error(error, "unreadable").reason) from error
+        return
+    files = planted() | {kind: data}
+    run_id = json.loads(planted()["run"])["run_id"]
+    for name in ("images", "manifest", "_nights"):
+        (folder / name).mkdir(exist_ok=True)
+    (folder / "run.json").write_bytes(files["run"])
+    (folder / "images" / "000000.parquet").write_bytes(files["images"])
+    (folder / "manifest" / f"{run_id}-00000.parquet").write_bytes(files["manifest"])
+    (folder / "_nights" / f"{run_id}.json").write_bytes(files["night"])
+    kept_night(str(folder), run_id)
+    explain.run(ExplainConfig(run=str(folder), uri="/source/1.jpg"))
+    report.run(ReportConfig(run=str(folder)))
+    list(read_shards(RunFolder(str(folder)).manifest_prefix(run_id), [0]))
+
+
 def refusal(action: Callable[[], object]) -> str:
     try:
         action()
-    except UserError as error:
+    except (UserError, ReadTooLargeError) as error:
         assert "\n" not in str(error), "more than one line"
         return "refused"
     return "ok"
 
 
-def batch(kind: str, first: int, count: int, seed: int) -> Iterator[list[Any]]:
-    """Yield number and outcome of some inputs; an escape as `escaped` with what it was."""
+def batch(kind: str, first: int, count: int, seed: int, keep: str) -> Iterator[list[Any]]:
+    """Yield number and outcome of some inputs; an escape as `escaped` with what it was. Its input is kept."""
     with tempfile.TemporaryDirectory() as folder:
         for number in range(first, first + count):
+            data = made(kind, number, seed)
             try:
-                yield [number, outcome(kind, made(kind, number, seed), Path(folder)), ""]
+                yield [number, outcome(kind, data, Path(folder)), ""]
             except Exception as error:  # noqa: BLE001 (what is looked for)
-                yield [number, "escaped", f"{type(error).__name__}: {error}"[:300]]
+                place = Path(keep) / f"{seed}-{number}.{kind}"
+                place.parent.mkdir(exist_ok=True)
+                place.write_bytes(data)
+                yield [number, "escaped", f"{place}: {type(error).__name__}: {error}"[:300]]
 
 
-def run(kind: str, count: int, seed: int, process: IsolatedProcess) -> tuple[Counter[str], list[tuple[int, str]]]:
+def run(kind: str, count: int, seed: int, keep: str, process: IsolatedProcess) -> tuple[Counter[str], list[str]]:
     """Return the outcomes of a kind's inputs, and the escapes."""
-    outcomes, escapes = Counter[str](), list[tuple[int, str]]()
+    outcomes, escapes = Counter[str](), list[str]()
     pending = [(first, min(BATCH, count - first)) for first in range(0, count, BATCH)]
     while pending:
         first, size = pending.pop()
         done: list[Any] = []
         try:
-            done += process.call(f"{__spec__.name}:{batch.__name__}", kind, first, size, seed, timeout_s=LIMIT_S)
+            done += process.call(f"{__spec__.name}:{batch.__name__}", kind, first, size, seed, keep, timeout_s=LIMIT_S)
         except ValueError as error:  # the process died or hung: which input was it?
             if size > 1:
                 pending += [(number, 1) for number in range(first, first + size)]
                 continue
             done = [[first, "crashed" if "dies" in str(error) else "timed_out", ""]]
-        for number, status, what in done:
+        for _, status, what in done:
             outcomes[status] += 1
             if status == "escaped":
-                escapes.append((number, what))
+                escapes.append(what)
     return outcomes, escapes
 
 
@@ -235,20 +309,16 @@ def main() -> None:
     parser.add_argument("--others", type=int, default=100, help="inputs of each kind of container, card and registry file")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--keep", default="fuzz-escapes")
-    parser.add_argument("--kinds", nargs="+", help="only these: file endings, `card`, `version`")
+    parser.add_argument("--kinds", nargs="+", help="only these: file endings, `card`, `run` and so on")
     options = parser.parse_args()
     kinds = {kind: options.images // len(CODECS) for kind in CODECS}
-    kinds |= dict.fromkeys((*CONTAINERS, "card", "version"), options.others)
+    kinds |= dict.fromkeys((*CONTAINERS, *PLANTED, "card", "version"), options.others)
     kinds = {kind: count for kind, count in kinds.items() if kind in (options.kinds or kinds)}
     figures, escaped, process = {}, 0, IsolatedProcess()
     for kind, count in kinds.items():
-        outcomes, escapes = run(kind, count, options.seed, process)
+        outcomes, escapes = run(kind, count, options.seed, str(Path(options.keep).resolve()), process)
         figures[kind] = dict(sorted(outcomes.items()))
-        for number, what in escapes:
-            place = Path(options.keep) / f"{options.seed}-{number}.{kind}"
-            place.parent.mkdir(exist_ok=True)
-            place.write_bytes(made(kind, number, options.seed))
-            print(f"{place}: {what}", file=sys.stderr)
+        print(*escapes, sep="\n", end="\n" if escapes else "", file=sys.stderr)
         escaped += len(escapes)
         print(f"{kind}: {figures[kind]}", file=sys.stderr, flush=True)
     process.close()

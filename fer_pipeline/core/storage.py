@@ -644,7 +644,9 @@ def ours(url: str, schema: pa.Schema, columns: list[str] | None = None) -> Itera
         file = open_parquet(url)
         _require_types(file.schema_arrow, schema, columns or schema.names)
         yield file
-    except pa.ArrowException as error:
+    except (pa.ArrowException, OSError) as error:
+        if not isinstance(error, pa.ArrowException) and not says_damage(error):
+            raise
         raise UserError(f"'{url}' is not a table that this project wrote, or it is damaged: {reason(error)[:300]}") from error
 
 
