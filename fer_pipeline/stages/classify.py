@@ -2,7 +2,6 @@
 
 import tempfile
 from collections.abc import Iterator
-from contextlib import closing
 from typing import Any, Literal
 
 import numpy as np
@@ -82,13 +81,17 @@ def read_tried(url: str, *precisions: Precision) -> Bundle:
     return bundle
 
 
+_trials = IsolatedProcess()
+"""It lives on for the next model: importing torch takes longer than a trial."""
+
+
 def try_bundle(bundle: Bundle, precisions: tuple[Precision, ...]) -> None:
     """Raise UserError unless a bundle's network loads and answers in a process of its own, within bounds of memory and time."""
     name = bundle.card.name
-    with tempfile.TemporaryDirectory() as folder, closing(IsolatedProcess()) as process:
+    with tempfile.TemporaryDirectory() as folder:
         save_bundle(folder, bundle)
         try:
-            refusals = list(process.call(f"{__name__}:{tried.__name__}", folder, precisions, timeout_s=TRIAL_S))
+            refusals = list(_trials.call(f"{__name__}:{tried.__name__}", folder, precisions, timeout_s=TRIAL_S))
         except OutageError as error:
             raise UserError(f"The model '{name}' cannot be tried: {error}.") from error
         except ValueError as error:
