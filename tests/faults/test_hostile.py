@@ -65,7 +65,7 @@ def test_an_image_that_kills_who_draws_costs_its_picture(archive: Path, tmp_path
     data = victim.read_bytes()
     victim.write_bytes(data[: -len(b"crash the decoder")] + b"crash the decoder")
     os.utime(victim, ns=(before.st_atime_ns, before.st_mtime_ns))
-    done = call("report", str(tmp_path / "run"))
+    done = call("report", str(tmp_path / "run"), "--source", str(source))
     assert done.returncode == 0, done.stderr
     page = (tmp_path / "run" / "report.html").read_text()
     assert "Faces without a picture here: 1 crashed" in page and page.count("data:image/jpeg") >= 5
