@@ -157,7 +157,7 @@ def test_the_page_of_a_labelling_run(tmp_path: Path, local_ray: None) -> None:
     assert "Open the file" not in opened(run / "report.html", 1100, "light")["text"]
     enlarged = opened(run / "report.html", 1100, "light", "#face-2")["text"]
     assert "Open the file" in enlarged and ".png" in enlarged, "the face is not enlarged, with the file that it is from"
-    report.run(ReportConfig(run=str(run), prior="em"))
+    report.run(ReportConfig(run=str(run), prior="em", source=str(tmp_path / "archive")))
     require_sound(run / "report.html", 3, "own class prior", "Saerens", "disgust")
 
 
