@@ -120,6 +120,10 @@ def _deployment(name: str, title: str, facts: Any) -> RunnerDeployment:
     return cast("RunnerDeployment", deployed)
 
 
+def _flow_of(deployment: RunnerDeployment) -> Flow[..., Any]:
+    return next(flow for flow in FLOWS.values() if flow.name == deployment.flow_name)
+
+
 def heads_of(deployments: Iterable[RunnerDeployment]) -> list[str]:
     """Return the heads to which runs of these deployments submit their jobs."""
     addresses = [deployment.parameters["cluster"]["address"] for deployment in deployments]
@@ -132,18 +136,16 @@ def pins(facts: dict[str, Any], deployments: Iterable[RunnerDeployment]) -> Pins
         allowed = Pins.model_validate(facts.get(ALLOWED, {}))
     except ValidationError as error:
         raise UserError(f"[{ALLOWED}] cannot be used: {explain(error)}.") from error
-    flows = {flow.name: flow for flow in FLOWS.values()}
-    named = [flows[str(one.flow_name)].validate_parameters(dict(one.parameters)) for one in deployments]
+    named = [_flow_of(one).validate_parameters(dict(one.parameters)) for one in deployments]
     return pins_of(allowed, [(one["config"], one["cluster"], one["notify"]) for one in named])
 
 
 def run_schedules(deployments: Sequence[RunnerDeployment]) -> None:
     """Serve deployments until this process is stopped: it runs its own flows, whatever the server says that their code is."""
-    flows = {flow.name: flow for flow in FLOWS.values()}
     runner = Runner(pause_on_shutdown=False)
     for one in deployments:
         runner.add_flow(
-            flows[str(one.flow_name)],
+            _flow_of(one),
             name=one.name,
             schedules=cast("Any", one.schedules),
             parameters=one.parameters,

@@ -62,13 +62,12 @@ def places(config: BaseModel, above: str = "") -> Iterator[tuple[str, str]]:
     """Yield the options of a configuration, and of those within it, that name a place, with the place."""
     for name, field in type(config).model_fields.items():
         value, key = getattr(config, name), f"{above}{name}"
-        marks = [mark for mark in field.metadata if isinstance(mark, IsPlace)]
+        mark = next((one for one in field.metadata if isinstance(one, IsPlace)), None)
         if isinstance(value, BaseModel):
             yield from places(value, f"{key}.")
-        elif marks and value:
-            for text in (value,) if isinstance(value, str) else value:
-                if not marks[0].is_name(text):
-                    yield key, text
+        elif mark and value:
+            texts = (value,) if isinstance(value, str) else value
+            yield from ((key, text) for text in texts if not mark.is_name(text))
 
 
 def is_pinned(kind: str, value: str | None) -> bool:
@@ -87,8 +86,9 @@ def require_pinned(config: BaseModel, cluster: Any = None, notify: str | None = 
     for kind, value in (("clusters", getattr(cluster, "address", None)), ("notify", notify)):
         if not is_pinned(kind, value):
             raise UserError(f"'{value}' is not among the {kind} of this process: allow it in its file of schedules ([allowed]).")
+    roots = _own().roots
     for name, place in places(config):
-        if not any(storage.is_below(place, root) for root in _own().roots):
+        if not any(storage.is_below(place, root) for root in roots):
             shown = storage.reason(ValueError(place))[:200]
             raise UserError(
                 f"{name} '{shown}' is below none of the roots of this process: allow it in its file of schedules ([allowed])."

@@ -19,7 +19,6 @@ from fer_pipeline.core.memory import ReadTooLargeError
 from fer_pipeline.core.outcome import Outcome, write_outcome
 from fer_pipeline.core.stopping import end_in_order, said_of, stopped_code
 from fer_pipeline.core.storage import STORAGE_ERRORS, reason
-from fer_pipeline.core.text import printable
 
 COMMANDS = {
     "ingest": ("jobs.ingest:run", "source", "Bring a labelled dataset into Parquet, with counts, duplicates and leaks."),
@@ -174,9 +173,9 @@ def _outcome(run: Callable[[], Any], given: Sequence[str]) -> Outcome:
     try:
         result = run()
     except KeyboardInterrupt as stopped:
-        return Outcome(exit_code=stopped_code(), said=printable(said_of(stopped)))
+        return Outcome(exit_code=stopped_code(), said=said_of(stopped))
     except JobError as error:
-        return Outcome(exit_code=error.exit_code, said=printable(str(error)))
+        return Outcome(exit_code=error.exit_code, said=str(error))
     except UnusedCliTokensError as error:
         more = " ".join(error.unused_tokens or ())
         labelling = "label" in (error.command_chain or ())
@@ -194,11 +193,9 @@ def _outcome(run: Callable[[], Any], given: Sequence[str]) -> Outcome:
     except STORAGE_ERRORS as error:
         if getattr(error, "errno", None) in NO_PLACE:
             return _to_mend(f"a path cannot be used: {reason(error)}. Name another one.")
-        return Outcome(
-            exit_code=1, said=printable(f"the storage failed, run the same command again to continue: {reason(error)}")
-        )
+        return Outcome(exit_code=1, said=f"the storage failed, run the same command again to continue: {reason(error)}")
     return Outcome(exit_code=0, result=result.model_dump(mode="json") if isinstance(result, BaseModel) else None)
 
 
 def _to_mend(said: str) -> Outcome:
-    return Outcome(exit_code=UserError.exit_code, said=printable(said))
+    return Outcome(exit_code=UserError.exit_code, said=said)

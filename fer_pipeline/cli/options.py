@@ -1,9 +1,11 @@
 """Where the options of a command come from, and how its help shows them. Flags go before the environment, that before TOML."""
 
 import difflib
+import json
 import os
+import re
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -103,17 +105,15 @@ def shown(app: App, command: str, tokens: Iterable[str], file: str | None) -> st
     for value in bound.arguments.values():
         if isinstance(value, BaseModel):
             lines += _lines(value, command, given, in_file, file)
-    configs = [value for value in bound.arguments.values() if isinstance(value, BaseModel)]
-    texts = [str(one) for one in bound.arguments.values() if isinstance(one, str)]
-    reached = sorted(set(_addresses(configs, texts)))
+    reached = sorted(set(_addresses(bound.arguments.values())))
     return "\n".join([*lines, f"# connects to: {', '.join(reached) or 'nothing but this machine'}"])
 
 
-def _addresses(configs: Sequence[BaseModel], texts: Iterable[str]) -> Iterator[str]:
-    """Yield the addresses to which a command of these configurations connects; a plug-in or a recipe may name others."""
-    facts: dict[str, Any] = {name: value for config in configs for name, value in dict(config).items()}
-    given = [*texts, *_texts(facts.values())]
-    if any(text.startswith(("s3://", "s3a://")) for text in [*given, os.environ.get(REGISTRY, "")]):
+def _addresses(arguments: Iterable[Any]) -> Iterator[str]:
+    """Yield the addresses to which a command with these arguments connects; a plug-in or a recipe may name others."""
+    given = [dict(one) if isinstance(one, BaseModel) else {"": one} for one in arguments]
+    facts = {name: value for one in given for name, value in one.items()}
+    if re.search('"s3a?://', json.dumps([*given, os.environ.get(REGISTRY)], default=BaseModel.model_dump)):
         yield from storage.store_addresses()
     if address := facts.get("address") or ("address" in facts and os.environ.get("RAY_ADDRESS")):
         yield str(address)
@@ -124,16 +124,6 @@ def _addresses(configs: Sequence[BaseModel], texts: Iterable[str]) -> Iterator[s
             yield f"https://{urlsplit(url).hostname}"
     if "recipe" in facts:
         yield "https://download.pytorch.org (where the recipe names weights of torchvision)"
-
-
-def _texts(values: Iterable[Any]) -> Iterator[str]:
-    for value in values:
-        if isinstance(value, str):
-            yield value
-        elif isinstance(value, tuple | list):
-            yield from _texts(value)
-        elif isinstance(value, BaseModel):
-            yield from _texts(dict(value).values())
 
 
 def variable_of(error: ValidationError, command: str | None, given: Iterable[str]) -> str:

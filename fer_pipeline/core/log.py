@@ -3,6 +3,7 @@
 import json
 import logging
 from datetime import UTC, datetime
+from typing import Any
 
 from fer_pipeline.core.text import printable
 
@@ -20,11 +21,14 @@ class Lines(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """Return the line, and an exception's stack below it."""
         line = printable(record.getMessage())
-        stack = self.formatException(record.exc_info).splitlines() if record.exc_info else ()
-        return "\n".join([line, *map(printable, stack)])
+        return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802 (logging's name)
+        """Return an exception's stack, its lines printable."""
+        return "\n".join(map(printable, super().formatException(ei).splitlines()))
 
 
-class JsonLines(logging.Formatter):
+class JsonLines(Lines):
     """A line of the log as a JSON object: time, level, logger, message, the facts, `shards` where it is about some."""
 
     def format(self, record: logging.LogRecord) -> str:

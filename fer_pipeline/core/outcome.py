@@ -4,9 +4,12 @@ import json
 import os
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import AfterValidator
 
 from fer_pipeline.core.config import Config
+from fer_pipeline.core.text import printable
 
 JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Environment variable that the entry point of a Ray job has."""
@@ -16,8 +19,8 @@ class Outcome(Config):
     """What a command came to."""
 
     exit_code: int
-    said: str = ""
-    """Its last sentence, where it did not end well."""
+    said: Annotated[str, AfterValidator(printable)] = ""
+    """Its last sentence, on one line, where it did not end well."""
     result: dict[str, Any] | None = None
 
 

@@ -274,10 +274,7 @@ def require_store(url: str) -> None:
         return
     fs, path = open_filesystem(url)
     try:
-        if isinstance(fs, S3FileSystem):
-            fs.call_s3("list_objects_v2", Bucket=path.partition("/")[0], MaxKeys=1)
-        else:
-            fs.exists(path)
+        fs.call_s3("list_objects_v2", Bucket=path.partition("/")[0], MaxKeys=1)
     except STORAGE_ERRORS as error:
         if says_store_failed(error):
             raise OutageError(f"the store of '{url}' fails: {reason(error)}") from error

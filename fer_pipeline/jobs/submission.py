@@ -285,7 +285,7 @@ def _result_of(job: _Job) -> str:
             raise RuntimeError(f"the Ray job {job.job_id} succeeded and left no result")
         return json.dumps(outcome.result)
     said = outcome.said if outcome else " ".join((details.message or "").split())[-1000:]
-    for kind in JOB_ERRORS if details.driver_exit_code != MisfortuneError.exit_code or outcome else ():
-        if details.driver_exit_code == kind.exit_code:
-            raise kind(said)
+    kind = next((kind for kind in JOB_ERRORS if kind.exit_code == details.driver_exit_code), None)
+    if kind and (outcome or kind is not MisfortuneError):  # a bug exits with 1 too, and leaves no outcome
+        raise kind(said)
     raise RuntimeError(f"the Ray job {job.job_id} failed: {said or 'no reason given'}")

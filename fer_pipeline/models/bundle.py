@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
@@ -86,9 +86,7 @@ def read_bundle(url: str) -> Bundle:
         raise UserError(f"The card {MODEL_FILE} of the model at '{url}' cannot be used: {explain(error)}.") from error
     if card.int8 and int8 is not None and hashlib.sha256(int8).hexdigest() != card.int8.sha256:
         raise UserError(f"The {INT8_FILE} of the model at '{url}' is not the one that its card names: export it again.")
-    for name, data in ((weights_file(card), weights), (INT8_FILE, int8)):
-        if name.endswith(".onnx") and data is not None:
-            require_whole(data, f"The {name} of the model at '{url}'")
+    _require_whole({weights_file(card): weights, INT8_FILE: int8}, url)
     digest = hashlib.sha256(text + weights).hexdigest()
     if isinstance(files, registry.Pushed):
         return Bundle(card, weights, digest, files.version.version, files.alias, int8)
@@ -104,10 +102,15 @@ def read_files(url: str) -> dict[str, bytes]:
     """Return a bundle's files by name, those beside card and weights too: pictures, history, pages."""
     files = _open(url)
     found = {name: files.read(name) for name in files.names() if name in BUNDLE_FILES}
-    for name in (ONNX_FILE, INT8_FILE):
-        if name in found:
-            require_whole(found[name], f"The {name} of the model at '{url}'")
+    _require_whole(found, url)
     return found
+
+
+def _require_whole(files: Mapping[str, bytes | None], url: str) -> None:
+    """Raise UserError unless each ONNX network among the files of the bundle at `url` holds all of its weights itself."""
+    for name, data in files.items():
+        if name.endswith(".onnx") and data is not None:
+            require_whole(data, f"The {name} of the model at '{url}'")
 
 
 def require_whole(model: bytes, what: str) -> None:
@@ -182,8 +185,7 @@ class Folder:
         return storage.list_names(self.url)
 
     def read(self, name: str) -> bytes:
-        read = storage.read_small if name.endswith(".json") else storage.read_bytes
-        return read(storage.join(self.url, name))
+        return registry.read_file(storage.join(self.url, name))
 
 
 def weights_file(card: ModelCard) -> str:

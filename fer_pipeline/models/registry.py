@@ -108,8 +108,7 @@ class Registry:
         """Return one of a version's files; raise FileNotFoundError without it, UserError where it was changed."""
         if file not in version.files:
             raise FileNotFoundError(file)
-        read = storage.read_small if file.endswith(".json") else storage.read_bytes
-        data = read(self.path(version, file))
+        data = read_file(self.path(version, file))
         if hashlib.sha256(data).hexdigest() != version.files[file]:
             raise UserError(
                 f"The file '{self.path(version, file)}' is not the one that was pushed as {version.name}@{version.version}: "
@@ -152,6 +151,11 @@ class Registry:
         if (found.name, found.version) != (name, version):
             raise UserError(f"'{path}' says that it is {found.name[:100]}@{found.version[:100]}: it is not what was pushed here.")
         return found
+
+
+def read_file(url: str) -> bytes:
+    """Return one file of a bundle: weights and pictures have any size, records as text are short."""
+    return storage.read_small(url) if url.endswith(".json") else storage.read_bytes(url)
 
 
 def _order(version: str) -> tuple[int, str]:

@@ -29,19 +29,15 @@ def list_files(source: str) -> Iterator[File]:
         raise UserError(f"The source '{source}' does not exist.")
     if isinstance(fs, LocalFileSystem):
         yield from _walk_local(path)
-    elif isinstance(fs, S3FileSystem):
-        bucket, _, key = path.partition("/")
-        prefix = f"{key}/" if key else ""
-        if prefix and not fs.call_s3("list_objects_v2", Bucket=bucket, Prefix=prefix, MaxKeys=1).get("Contents"):
-            info = fs.info(path)
-            yield File(source, int(info["size"] or 0), _etag(info))
-            return
-        with ThreadPoolExecutor(SIDE_BY_SIDE, thread_name_prefix="list") as pool:
-            yield from _S3Walk(fs, bucket, pool).walk(prefix)
-    else:
-        found = fs.find(path, detail=True)
-        for key in sorted(found):
-            yield File(fs.unstrip_protocol(key), int(found[key]["size"] or 0), _etag(found[key]))
+        return
+    bucket, _, key = path.partition("/")
+    prefix = f"{key}/" if key else ""
+    if prefix and not fs.call_s3("list_objects_v2", Bucket=bucket, Prefix=prefix, MaxKeys=1).get("Contents"):
+        info = fs.info(path)
+        yield File(source, int(info["size"] or 0), _etag(info))
+        return
+    with ThreadPoolExecutor(SIDE_BY_SIDE, thread_name_prefix="list") as pool:
+        yield from _S3Walk(fs, bucket, pool).walk(prefix)
 
 
 def _etag(info: dict[str, Any]) -> str:

@@ -220,9 +220,9 @@ def _require_same(config: LabelConfig, record: RunRecord, detector: ResolvedDete
         **_frozen(config, settings),
     }
     frozen = {"source": record.source, "model": record.model.digest, "detector": record.detector.digest, **record.settings}
+    frozen["table"] = record.increment.table if record.increment else None  # from which rows are carried over
     if config.detector not in ("auto", record.detector.name):
         asked["detector"] = config.detector
-    asked["table"], frozen["table"] = config.table, record.increment.table if record.increment else None
     now, before = ({NAMED.get(key, key): facts.get(key) for key in asked} for facts in (asked, frozen))
     require_same(f"The run in '{config.out}'", now, before)
 
