@@ -8,7 +8,10 @@ SLOW ?= slow
 NIGHTS ?= nights and not long
 PRODUCTION ?= production and not long
 
-.PHONY: demo packages pictures test test-slow test-faults test-s3 test-nights test-production rehearsal test-images test-monitoring test-doors test-examples fuzz test-pages test-gpu check bench bench-gpu bench-compare clean
+.PHONY: help demo packages pictures test test-slow test-faults test-s3 test-nights test-production rehearsal test-images test-monitoring test-doors test-examples fuzz test-pages test-gpu check bench bench-gpu bench-compare clean
+
+help:  ## This list
+	@grep -hE "^[a-z0-9-]+:.*## " $(MAKEFILE_LIST) | sed -E "s/^([a-z0-9-]+):[^#]*## /\1\t/" | expand -t 18
 
 demo: $(INSTALLED)  ## Label a small photo archive, in a few minutes, install included
 	test -f demo/archive/notes.txt || { rm -rf demo/archive && $(BIN)/fer-pipeline sample-archive demo/archive; }
@@ -22,7 +25,7 @@ test: $(INSTALLED)  ## The tests
 	$(BIN)/python -m pytest
 
 test-slow: $(INSTALLED)  ## Tests of half a minute each: trainings, sweeps, whole datasets; SLOW="slow and not long" for the short form
-	$(BIN)/python -m pytest -m "$(SLOW)" tests/jobs tests/stages tests/models
+	$(BIN)/python -m pytest -m "$(SLOW)" tests/jobs tests/faces tests/labelling tests/datasets tests/models tests/archive tests/compat
 
 test-faults: $(INSTALLED)  ## Poison files, killed drivers and workers, lost nodes; FAULTS="faults and not long" for the short form
 	$(BIN)/python -m pytest -m "$(FAULTS)" tests/faults
@@ -85,7 +88,7 @@ bench-compare: $(INSTALLED)  ## The main benchmarks as ratios to a plain loop, a
 $(INSTALLED): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[demo,dev]'
-	$(BIN)/python -c "import fer_pipeline.cli"
+	$(BIN)/python -c "import fer_pipeline.cli.main"
 	touch $@
 
 clean:

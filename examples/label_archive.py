@@ -4,8 +4,9 @@ import sys
 
 import pyarrow.parquet as pq
 
-from fer_pipeline.jobs.cluster import ClusterConfig
-from fer_pipeline.jobs.label.job import LabelConfig, run
+from fer_pipeline.engine.connect import ClusterConfig
+from fer_pipeline.jobs.label.config import LabelConfig
+from fer_pipeline.jobs.label.job import run
 
 
 def main(photos: str, out: str) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from fer_pipeline.jobs import ingest
 from fer_pipeline.jobs.ingest import IngestConfig
 from fer_pipeline.jobs.train import job as train
-from fer_pipeline.jobs.train.job import TrainConfig
+from fer_pipeline.jobs.train.config import TrainConfig
 
 RECIPE = """
 extends = "fer2013-small"

@@ -2,6 +2,6 @@
 
 import os
 
-# Before Prefect is imported:
-os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")  # nothing is sent home
-os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")  # where no server is named; 20 s are few
+# Prefect reads these variables when it is imported:
+os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")  # send no telemetry
+os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")  # default 20 is too short

@@ -1,4 +1,4 @@
-"""When a flow run was due, on the clock of its schedule: what `{date}` and `{time}` in its paths stand for."""
+"""The scheduled time of a flow run in its schedule's time zone, which replaces `{date}` and `{time}` in its paths."""
 
 from datetime import UTC, datetime
 from zoneinfo import ZoneInfo
@@ -9,15 +9,15 @@ from prefect.exceptions import ObjectNotFound
 
 
 def scheduled(run: FlowRun) -> datetime:
-    """Return when a run was due, on its schedule's clock, or in UTC without one: the same when it is late or tried again.
+    """Return when a run was due, in the time zone of its schedule or else in UTC. A delay or a retry does not change it.
 
-    Two nights of a schedule are of two dates on its own clock, though where that is set forward they are of one in UTC.
+    Two nights of a schedule have two dates in its time zone; in UTC they can share one when clocks are set forward.
     """
     return (run.expected_start_time or datetime.now(UTC)).astimezone(ZoneInfo(_timezone(run)))
 
 
 def _timezone(run: FlowRun) -> str:
-    """Return the time zone of the schedule that made a run, or else of its deployment's first."""
+    """Return the time zone of the schedule that made a run, or else of the first schedule of its deployment."""
     if run.deployment_id is None:
         return "UTC"
     with get_client(sync_client=True) as client:

@@ -1,18 +1,18 @@
-"""All schedules, served from one process: `python -m flows.deploy schedules.toml`.
+"""Serve all schedules from one process: `python -m flows.deploy schedules.toml`.
 
-    [nightly.photos]                      # the flow, and the deployment's name
+    [nightly.photos]                      # the flow and the name of the deployment
     cron = "0 2 * * *"
-    timezone = "Europe/Berlin"            # by default UTC
+    timezone = "Europe/Berlin"            # UTC by default
     config = { source = "s3://bucket/photos", table = "s3://bucket/labels" }
     cluster = { address = "http://head:8265" }
     notify = "on-call"
 
-    [allowed]                             # what runs may use besides what the schedules name: whoever starts one by hand
+    [allowed]                             # what manual runs may use in addition to what the schedules name
     clusters = []
     roots = ["s3://bucket/scratch"]
 
-One run of a deployment at a time: a night that is not over when the next is due goes on, and the next is cancelled. A run that
-does not come out of `Pending` within five minutes, or whose process is silent for two minutes, is crashed.
+Only one run of a deployment runs at a time: if a night is still running when the next is due, the next is cancelled. A run is
+marked as crashed if it stays `Pending` for five minutes or if its process is silent for two minutes.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ from collections.abc import Iterable, Sequence
 from datetime import timedelta
 from typing import Any, cast
 
-os.environ.setdefault("PREFECT_FLOWS_HEARTBEAT_FREQUENCY", "30")  # before Prefect is imported: what tells the silent
+os.environ.setdefault("PREFECT_FLOWS_HEARTBEAT_FREQUENCY", "30")  # before Prefect is imported; shows that a run is alive
 
 import tomli_w
 from prefect.automations import Automation
@@ -36,10 +36,10 @@ from prefect.runner import Runner
 from prefect.schedules import Cron
 from pydantic import Field, ValidationError
 
-from fer_pipeline.core.config import Config, explain
-from fer_pipeline.core.errors import JobError, UserError
-from fer_pipeline.jobs.cluster import ClusterConfig
-from fer_pipeline.jobs.submission import is_head
+from fer_pipeline.base.config import Config, explain
+from fer_pipeline.base.errors import JobError, UserError
+from fer_pipeline.engine.connect import ClusterConfig
+from fer_pipeline.engine.submission import is_head
 from flows.evaluate import evaluate_model
 from flows.ingest import ingest_dataset
 from flows.label import label_archive
@@ -59,37 +59,35 @@ FLOWS: dict[str, Flow[..., Any]] = {
     "evaluate": evaluate_model,
 }
 ONE_AT_A_TIME = ConcurrencyLimitConfig(limit=1, collision_strategy=ConcurrencyLimitStrategy.CANCEL_NEW, grace_period_seconds=600)
-HEARTBEAT, SILENT_S = "prefect.flow-run.heartbeat", 120
-SHOW = "--show-config"
+SILENT_S = 120
+SHOW_CONFIG = "--show-config"
 ALLOWED = "allowed"
-"""The table of a file of schedules that is none: its pins."""
-ENDS = {f"prefect.flow-run.{state}" for state in ("Completed", "Failed", "Cancelled", "Crashed")}
-SILENT_RUNS = "fer-pipeline: crash silent runs"
+"""The table of a schedule file that lists pins instead of schedules."""
 
 
 class ScheduleConfig(Config):
     """One schedule of a flow."""
 
     cron: str
-    """When, as in a crontab."""
+    """When it runs, in crontab syntax."""
     timezone: str = "UTC"
-    """Of the crontab's hours."""
+    """Time zone of `cron`."""
     config: dict[str, Any]
     """The flow's configuration."""
     cluster: ClusterConfig = Field(default_factory=ClusterConfig)
-    """Where its jobs run."""
+    """Where the jobs run."""
     notify: str | None = None
-    """Webhook block that hears of bad ends."""
+    """Webhook block that is called when a run ends badly."""
 
 
 def deployments_of(facts: dict[str, Any]) -> list[RunnerDeployment]:
-    """Return a deployment for each schedule; raise UserError for one that cannot be served."""
+    """Return a deployment for each schedule. Raise UserError if one is invalid."""
     found = []
     for name, schedules in facts.items():
         if name == ALLOWED:
             continue
         if name not in FLOWS or not isinstance(schedules, dict):
-            raise UserError(f"'{name}' is no flow: name one of {', '.join(FLOWS)}, then the schedule, as in [nightly.photos].")
+            raise UserError(f"'{name}' is not a flow: name one of {', '.join(FLOWS)}, then the schedule, as in [nightly.photos].")
         for title, schedule in schedules.items():
             found.append(_deployment(name, title, schedule))
     if not found:
@@ -125,13 +123,13 @@ def _flow_of(deployment: RunnerDeployment) -> Flow[..., Any]:
 
 
 def heads_of(deployments: Iterable[RunnerDeployment]) -> list[str]:
-    """Return the heads to which runs of these deployments submit their jobs."""
+    """Return the URLs of the Ray heads to which these deployments submit jobs."""
     addresses = [deployment.parameters["cluster"]["address"] for deployment in deployments]
     return [address for address in addresses if is_head(address)]
 
 
 def pins(facts: dict[str, Any], deployments: Iterable[RunnerDeployment]) -> Pins:
-    """Return what runs may use: what the schedules name, and what the table `allowed` adds."""
+    """Return what runs may use: what the schedules name and what the table `allowed` adds."""
     try:
         allowed = Pins.model_validate(facts.get(ALLOWED, {}))
     except ValidationError as error:
@@ -141,7 +139,7 @@ def pins(facts: dict[str, Any], deployments: Iterable[RunnerDeployment]) -> Pins
 
 
 def run_schedules(deployments: Sequence[RunnerDeployment]) -> None:
-    """Serve deployments until this process is stopped: it runs its own flows, whatever the server says that their code is."""
+    """Serve deployments until this process is stopped. It runs its own flows, not the code that the server names."""
     runner = Runner(pause_on_shutdown=False)
     for one in deployments:
         runner.add_flow(
@@ -153,44 +151,45 @@ def run_schedules(deployments: Sequence[RunnerDeployment]) -> None:
             tags=one.tags,
         )
     names = ", ".join(f"{one.flow_name}/{one.name}" for one in deployments)
-    print(f"flows.deploy: served, and polling for scheduled runs: {names}", flush=True)  # noqa: T201 (what operators wait for)
+    print(f"flows.deploy: serving, and polling for scheduled runs: {names}", flush=True)  # noqa: T201 (operators wait for this line)
     asyncio.run(runner.start())
 
 
 def crash_silent_runs() -> None:
-    """Have the server end runs whose process says nothing any more, so that they hold no later night up."""
+    """Create the automation that marks runs with a silent process as crashed, so that they do not block later nights."""
+    name, heartbeat = "fer-pipeline: crash silent runs", "prefect.flow-run.heartbeat"
     try:
-        asyncio.run(Automation.aread(name=SILENT_RUNS))
+        asyncio.run(Automation.aread(name=name))
         return
     except ValueError:
         pass
     silent = Automation(
-        name=SILENT_RUNS,
+        name=name,
         trigger=EventTrigger(
-            after={HEARTBEAT},
-            expect={HEARTBEAT, *ENDS},
+            after={heartbeat},
+            expect={heartbeat, *(f"prefect.flow-run.{end}" for end in ("Completed", "Failed", "Cancelled", "Crashed"))},
             match={"prefect.resource.id": ["prefect.flow-run.*"]},
             for_each={"prefect.resource.id"},
             posture=Posture.Proactive,
             threshold=1,
             within=timedelta(seconds=SILENT_S),
         ),
-        actions=[ChangeFlowRunState(state=StateType.CRASHED, message="Its process has been silent for two minutes.")],
+        actions=[ChangeFlowRunState(state=StateType.CRASHED, message="The process of this run has been silent for two minutes.")],
     )
     asyncio.run(silent.acreate())
 
 
 def main(arguments: list[str]) -> None:
-    """Serve the schedules of a TOML file until this process is stopped; with `--show-config`, print what it may use instead."""
-    files = [one for one in arguments if one != SHOW]
+    """Serve the schedules of a TOML file until this process is stopped. With `--show-config`, only print what runs may use."""
+    files = [one for one in arguments if one != SHOW_CONFIG]
     if len(files) != 1:
-        raise UserError(f"Give one argument: the TOML file of the schedules; {SHOW} beside it prints what they may use.")
+        raise UserError(f"Give one argument: the TOML file of the schedules. Add {SHOW_CONFIG} to print what runs may use.")
     facts = read_facts(files[0])
     deployments = deployments_of(facts)
     may_use = pins(facts, deployments)
-    if SHOW in arguments:
-        api = os.environ.get("PREFECT_API_URL", "a Prefect server of its own, on loopback")
-        print(f"{tomli_w.dumps(may_use.model_dump(mode='json'))}# and Prefect's API: {api}")  # noqa: T201 (what was asked for)
+    if SHOW_CONFIG in arguments:
+        api = os.environ.get("PREFECT_API_URL", "a temporary Prefect server on loopback")
+        print(f"{tomli_w.dumps(may_use.model_dump(mode='json'))}# Prefect's API: {api}")  # noqa: T201 (the requested output)
         return
     pin(may_use)
     try:
@@ -198,9 +197,9 @@ def main(arguments: list[str]) -> None:
         watch(heads_of(deployments), [f"{deployment.flow_name}/{deployment.name}" for deployment in deployments])
         run_schedules(deployments)
     except (ConnectionError, OSError, RuntimeError) as error:
-        where = os.environ.get("PREFECT_API_URL", "PREFECT_API_URL, which is not set")
+        where = os.environ.get("PREFECT_API_URL", "an unknown address")
         raise UserError(
-            f"The Prefect server at {where} cannot be reached: start it ('prefect server start') or name it."
+            f"The Prefect server at {where} cannot be reached: start it ('prefect server start') or set PREFECT_API_URL."
         ) from error
 
 
@@ -208,5 +207,5 @@ if __name__ == "__main__":
     try:
         main(sys.argv[1:])
     except JobError as error:
-        print(f"flows.deploy: {error}", file=sys.stderr)  # noqa: T201 (a command's last sentence)
+        print(f"flows.deploy: {error}", file=sys.stderr)  # noqa: T201 (the final message of the command)
         sys.exit(error.exit_code)

@@ -3,22 +3,20 @@
 Run it once:     python -m flows.ingest '{"source": "fer2013.csv", "layout": "fer2013-csv", "out": "data/fer2013"}'
 """
 
-from fer_pipeline.core.dataset import DatasetInfo
-from fer_pipeline.core.text import in_markdown, table_row
+from fer_pipeline.base.text import in_markdown, table_row
+from fer_pipeline.datasets.dataset import DatasetInfo
+from fer_pipeline.engine.connect import ClusterConfig
 from fer_pipeline.jobs import ingest as job
-from fer_pipeline.jobs.cluster import ClusterConfig
 from fer_pipeline.jobs.ingest import IngestConfig
 from flows.shell import main
-from flows.steps import job_flow, publish, run_job
-
-ALONE = ClusterConfig()
+from flows.steps import THIS_MACHINE, job_flow, run_job, show_page
 
 
 @job_flow("ingest-dataset")
-def ingest_dataset(config: IngestConfig, cluster: ClusterConfig = ALONE, notify: str | None = None) -> DatasetInfo:
-    """Bring a labelled dataset into Parquet and show what it holds."""
+def ingest_dataset(config: IngestConfig, cluster: ClusterConfig = THIS_MACHINE, notify: str | None = None) -> DatasetInfo:
+    """Convert a labelled dataset to Parquet and show its counts."""
     dataset = run_job("ingest", job.run, DatasetInfo, config, cluster)
-    publish("ingest-dataset", summary(dataset), config.out)
+    show_page("ingest-dataset", summary(dataset), config.out)
     return dataset
 
 
@@ -30,7 +28,7 @@ def summary(dataset: DatasetInfo) -> str:
     for name in dataset.label_space.classes:
         lines.append(table_row(name, *(f"{dataset.counts[split].get(name, 0):,}" for split in splits)))
     dropped = in_markdown(str(dataset.dropped or "none"))
-    last = f"{dataset.quarantined:,} quarantined, dropped: {dropped}. {in_markdown(dataset.terms)}"
+    last = f"{dataset.quarantined:,} samples are quarantined. Dropped: {dropped}. {in_markdown(dataset.terms)}"
     return "\n".join([*lines, "", last])
 
 

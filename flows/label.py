@@ -1,26 +1,23 @@
-"""Label an archive as a Prefect flow: the job with retries, and its counts as an artifact.
+"""Label an archive as a Prefect flow: run the job with retries and show its counts as an artifact.
 
 Run it once:     python -m flows.label '{"source": "photos", "out": "runs/2026-11-20"}'
 """
 
-from fer_pipeline.core.run import REPORT, RunFolder, RunRecord
-from fer_pipeline.core.storage import join, normalize
-from fer_pipeline.core.text import in_markdown, table_row
-from fer_pipeline.jobs.cluster import ClusterConfig
+from fer_pipeline.base.storage import join, normalize
+from fer_pipeline.base.text import in_markdown, table_row
+from fer_pipeline.engine.connect import ClusterConfig
 from fer_pipeline.jobs.label import job as label
-from fer_pipeline.jobs.label.job import LabelConfig
+from fer_pipeline.jobs.label.config import LabelConfig
+from fer_pipeline.labelling.run import REPORT, RunFolder, RunRecord
 from flows.shell import main
-from flows.steps import job_flow, publish, run_job, shown_if_readable, tag
-
-ALONE = ClusterConfig()
-FAILURE = ("status", "uri", "error")
+from flows.steps import THIS_MACHINE, job_flow, run_job, show_page, shown_if_readable, tag
 
 
 @job_flow("label-archive")
-def label_archive(config: LabelConfig, cluster: ClusterConfig = ALONE, notify: str | None = None) -> RunRecord:
-    """Label the apparent expressions in an archive and show the counts, also of a run with too many failures.
+def label_archive(config: LabelConfig, cluster: ClusterConfig = THIS_MACHINE, notify: str | None = None) -> RunRecord:
+    """Label the apparent expressions in an archive. Show the counts, even if the run has too many failures.
 
-    `notify` names a Webhook block that hears of bad ends.
+    `notify` names a Webhook block that is called when a run ends badly.
     """
     tag(model=config.model, table=config.table)
     try:
@@ -30,11 +27,11 @@ def label_archive(config: LabelConfig, cluster: ClusterConfig = ALONE, notify: s
             out = normalize(config.out)
             record = RunFolder(out).load()
             if record and record.result:
-                publish("label-archive", summary(record, join(out, REPORT)), f"Run {record.run_id}")
+                show_page("label-archive", summary(record, join(out, REPORT)), f"Run {record.run_id}")
 
 
 def summary(record: RunRecord, page: str = "") -> str:
-    """Return the run's counts as Markdown."""
+    """Return the counts of a run as Markdown."""
     result = record.result
     if result is None:
         return f"Run {record.run_id} has no result yet."
@@ -44,7 +41,7 @@ def summary(record: RunRecord, page: str = "") -> str:
     by_status = ["| status | images |", "|---|--:|", *(table_row(name, f"{count:,}") for name, count in result.counts.items())]
     rows = (table_row(name, f"{count:,}") for name, count in result.expressions.items())
     by_expression = ["| apparent expression | faces |", "|---|--:|", *rows]
-    failures = [table_row(*(one[name] for name in FAILURE)) for one in result.failures[:20]]
+    failures = [table_row(*(one[name] for name in ("status", "uri", "error"))) for one in result.failures[:20]]
     first = ["", "| failed | file | why |", "|---|---|---|", *failures] if failures else []
     where = ["", f"Page: {in_markdown(page)}"] if page else []
     title = f"# Labels of {in_markdown(record.source)}"

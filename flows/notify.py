@@ -1,7 +1,7 @@
-"""Who hears of runs that end badly, and of the first that ends well again: a webhook, kept in a block of Prefect.
+"""Call a webhook, stored as a Prefect block, when a run ends badly and when the next one succeeds.
 
-What is sent, as JSON: `event` (`held`, `failed`, `crashed`, `cancelled`, `recovered`), `flow`, `flow_run`, `flow_run_id`,
-`state`, `message`, `url` (of the run's page), and `source`, `table`, `out` where the flow has them.
+The JSON message contains `event` (`held`, `failed`, `crashed`, `cancelled`, `recovered`), `flow`, `flow_run`, `flow_run_id`,
+`state`, `message`, `url` (of the run's page), and `source`, `table` and `out` if the flow has them.
 """
 
 import logging
@@ -25,33 +25,31 @@ from prefect.flows import Flow
 from prefect.settings import PREFECT_UI_URL
 from prefect.utilities.urls import SSRFProtectedHTTPTransport, validate_restricted_url
 
-from fer_pipeline.core.config import dated_text
+from fer_pipeline.base.config import dated_text
 from flows.dates import scheduled
 from flows.pins import is_pinned
 
 log = logging.getLogger(__name__)
 
-BADLY = {StateType.FAILED: "failed", StateType.CRASHED: "crashed", StateType.CANCELLED: "cancelled"}
-LOOKED_BACK = 200
-"""Runs among which the one before is looked for, as many as the server gives at once: those that were refused a place count."""
-PATIENCE_S = 10.0
+BAD_ENDS = {StateType.FAILED: "failed", StateType.CRASHED: "crashed", StateType.CANCELLED: "cancelled"}
+WEBHOOK_TIMEOUT_S = 10.0
 
 
 def tell(flow: Flow[Any, Any], flow_run: FlowRun, state: State[Any]) -> None:
-    """Tell the webhook that the run's `notify` names how it ended: badly, or well after one that ended badly."""
+    """Call the webhook that the run's `notify` names if the run ended badly, or succeeded after a run that ended badly."""
     block = (flow_run.parameters or {}).get("notify")
-    event = "held" if state.name == "Held" else BADLY.get(state.type, "recovered")
+    event = "held" if state.name == "Held" else BAD_ENDS.get(state.type, "recovered")
     if not block or not is_pinned("notify", str(block)) or (event == "recovered" and not _ended_badly_before(flow_run)):
         return
     try:
         webhook = cast("Webhook", Webhook.load(str(block)))
         _send(webhook, message_of(event, flow.name, flow_run, state))
-    except (ValueError, httpx.HTTPError) as error:  # no such block, or nobody there: the run is what it is
-        log.error("The webhook '%s' was not told that this run %s: %s", block, event, type(error).__name__)
+    except (ValueError, httpx.HTTPError) as error:  # the block is missing or the webhook is down: the run's state does not change
+        log.error("The webhook '%s' did not receive the event '%s' of this run: %s", block, event, type(error).__name__)
 
 
 def message_of(event: str, flow: str, flow_run: FlowRun, state: State[Any]) -> dict[str, Any]:
-    """Return what is sent."""
+    """Return the JSON message for the webhook."""
     config = (flow_run.parameters or {}).get("config") or {}
     facts = config if isinstance(config, dict) else config.model_dump(mode="json")
     due = scheduled(flow_run)
@@ -74,25 +72,26 @@ def _send(webhook: Webhook, message: dict[str, Any]) -> None:
     url, transport = webhook.url.get_secret_value(), None
     if not webhook.allow_private_urls:
         validate_restricted_url(url)
-        transport = SSRFProtectedHTTPTransport(verify=webhook.verify)  # a name may stand for another address by now
-    with httpx.Client(transport=transport, verify=webhook.verify, timeout=PATIENCE_S) as client:
+        # It checks again at connect time, because the name may now resolve elsewhere.
+        transport = SSRFProtectedHTTPTransport(verify=webhook.verify)
+    with httpx.Client(transport=transport, verify=webhook.verify, timeout=WEBHOOK_TIMEOUT_S) as client:
         client.request(webhook.method, url, json=message, headers=headers).raise_for_status()
 
 
 def _ended_badly_before(flow_run: FlowRun) -> bool:
-    """Tell whether the last finished run of the same deployment, or of the same flow without one, ended badly."""
-    over = FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.COMPLETED, *BADLY]))
+    """Return whether the last finished run of the same deployment (or of the flow, if the run has no deployment) ended badly."""
+    is_final = FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.COMPLETED, *BAD_ENDS]))
     before = FlowRunFilterExpectedStartTime(before_=flow_run.expected_start_time) if flow_run.expected_start_time else None
     of_deployment = FlowRunFilterDeploymentId(any_=[flow_run.deployment_id]) if flow_run.deployment_id else None
-    wanted = FlowRunFilter(state=over, expected_start_time=before, deployment_id=of_deployment)
+    wanted = FlowRunFilter(state=is_final, expected_start_time=before, deployment_id=of_deployment)
     of_flow = FlowFilter(id=FlowFilterId(any_=[flow_run.flow_id]))
     with get_client(sync_client=True) as client:
         runs = client.read_flow_runs(
-            flow_filter=of_flow, flow_run_filter=wanted, sort=FlowRunSort.EXPECTED_START_TIME_DESC, limit=LOOKED_BACK
+            flow_filter=of_flow, flow_run_filter=wanted, sort=FlowRunSort.EXPECTED_START_TIME_DESC, limit=200
         )
     ended = [
         run.state.type
         for run in runs
         if run.id != flow_run.id and run.state and (run.state.type is not StateType.CANCELLED or run.run_count)
-    ]  # a run that was cancelled before it began was refused a place: that tells nothing
-    return bool(ended) and ended[0] in BADLY
+    ]  # a run that was cancelled before it began does not count; it was cancelled because another run was active
+    return bool(ended) and ended[0] in BAD_ENDS

@@ -1,7 +1,7 @@
-"""Jobs on a cluster whose flow run is over, which are stopped, and runs whose process died before they began, which are crashed.
+"""Stop Ray jobs that outlive their flow run, and crash runs that are stranded because their process died before they began.
 
-Prefect calls a flow's hooks in the process that serves it. Where the machine of that process died, the server marks the run as
-crashed and calls none.
+Prefect calls the hooks of a flow in the process that serves it. If the machine of that process died, the server marks the run as
+crashed and calls no hook.
 """
 
 import logging
@@ -27,23 +27,23 @@ from prefect.exceptions import ObjectNotFound
 from prefect.flows import Flow
 from prefect.states import Crashed
 
-from fer_pipeline.jobs import submission
+from fer_pipeline.engine import submission
 from flows.notify import tell
-from flows.steps import RAY_JOBS, stop_ray_jobs
+from flows.steps import JOB_PREFIX, stop_ray_jobs
 
 log = logging.getLogger(__name__)
 
-OF_A_RUN = re.compile(rf"{RAY_JOBS}([0-9a-f]{{8}}(?:-[0-9a-f]{{4}}){{3}}-[0-9a-f]{{12}})-")
+RUN_ID_IN_JOB = re.compile(rf"{JOB_PREFIX}([0-9a-f]{{8}}(?:-[0-9a-f]{{4}}){{3}}-[0-9a-f]{{12}})-")
 LOOK_S = 60.0
 STRANDED_S = 300.0
-"""How long a run may be pending before its process is taken for dead: less than `grace_period_seconds`, after which the server
-may have given its place to another."""
-PATIENCE_S = 120.0
-"""How long a run has been over before its hooks are taken not to have been called."""
+"""Time after which the process of a pending run counts as dead: less than `grace_period_seconds`, after which the server may have
+given the slot of the run to another."""
+ORPHAN_AFTER_S = 120.0
+"""Time after the end of a run in which its hooks should have stopped its jobs."""
 
 
 def watch(heads: Iterable[str], deployments: Iterable[str]) -> None:
-    """Look every minute for orphans on these heads and stranded runs of deployments (FLOW/NAME), while this process lives."""
+    """Every minute, look for orphaned jobs on these heads and stranded runs of deployments (FLOW/NAME), in a daemon thread."""
     arguments = sorted(set(heads)), sorted(set(deployments))
     threading.Thread(target=_watch, args=arguments, daemon=True, name="orphans").start()
 
@@ -53,15 +53,15 @@ def _watch(heads: list[str], deployments: list[str]) -> None:
         for what, look in [*((head, stop_orphans) for head in heads), *((name, crash_stranded) for name in deployments)]:
             try:
                 look(what)
-            except Exception as error:  # noqa: BLE001 (a server or head that is away for a while ends no watch)
-                log.warning("Could not look for what is left of %s: %s", what, type(error).__name__)
+            except Exception as error:  # noqa: BLE001 (the watch continues when a server or head is away)
+                log.warning("Could not look for orphaned jobs or stranded runs of %s: %s", what, type(error).__name__)
         time.sleep(LOOK_S)
 
 
 def crash_stranded(name: str) -> None:
-    """Crash runs of a deployment (FLOW/NAME) whose process died before they ran, and tell of it: they hold the next one's place.
+    """Crash runs of a deployment (FLOW/NAME) whose process died before they ran, and call the webhook. They block the next run.
 
-    Not while another run is active: it may have the place by now, which the server would give away.
+    Do nothing while another run is active: it may hold the slot by now, and the server would free it.
     """
     active = FlowRunFilterStateType(any_=[StateType.PENDING, StateType.RUNNING, StateType.CANCELLING])
     with get_client(sync_client=True) as client:
@@ -74,10 +74,10 @@ def crash_stranded(name: str) -> None:
             deployment_filter=DeploymentFilter(id=DeploymentFilterId(any_=[deployment.id])),
         )
         for run in runs if all(map(_is_stranded, runs)) else []:
-            crashed: State[Any] = Crashed(message="The process of this run died before it began: the next one does its work.")
+            crashed: State[Any] = Crashed(message="The process of this run died before it began. The next run does its work.")
             answer = client.set_flow_run_state(run.id, crashed)
             if answer.status is SetStateStatus.ACCEPT and answer.state:
-                log.warning("The run %s of %s is stranded: crashed", run.name, name)
+                log.warning("Marked the stranded run %s of %s as crashed", run.name, name)
                 tell(cast("Flow[..., Any]", client.read_flow(run.flow_id)), run, answer.state)
 
 
@@ -88,17 +88,17 @@ def _is_stranded(run: FlowRun) -> bool:
 
 
 def stop_orphans(head: str) -> None:
-    """Stop the jobs of a head whose flow run is over, and tell the webhook of the run."""
-    for run, flow in _over(submission.unfinished(head, RAY_JOBS)):
+    """Stop the jobs of a head whose flow run is over, and call the webhook of the run."""
+    for run, flow in _flow_runs_of(submission.unfinished(head, JOB_PREFIX)):
         state = run.state
-        if state and state.is_final() and (datetime.now(UTC) - state.timestamp).total_seconds() > PATIENCE_S:
+        if state and state.is_final() and (datetime.now(UTC) - state.timestamp).total_seconds() > ORPHAN_AFTER_S:
             stop_ray_jobs(flow, run, state)
             tell(flow, run, state)
 
 
-def _over(job_ids: Iterable[str]) -> Iterator[tuple[FlowRun, Flow[..., Any]]]:
-    """Yield the flow run of each job, with its flow, of which the name is needed; the job of another server has none."""
-    runs = {UUID(found[1]) for job_id in job_ids if (found := OF_A_RUN.match(job_id))}
+def _flow_runs_of(job_ids: Iterable[str]) -> Iterator[tuple[FlowRun, Flow[..., Any]]]:
+    """Yield the flow run and the flow of each job. Skip jobs of other servers, whose runs this server does not know."""
+    runs = {UUID(found[1]) for job_id in job_ids if (found := RUN_ID_IN_JOB.match(job_id))}
     with get_client(sync_client=True) as client:
         for run_id in runs:
             try:

@@ -1,30 +1,32 @@
-"""A flow from the shell: its configuration as JSON or in a TOML file, its end as an exit code."""
+"""Run a flow from the shell: read its configuration from JSON or a TOML file and exit with the code of the command line."""
 
-import atexit
 import json
-import os
 import sys
 import tomllib
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import httpx
 from prefect.flows import Flow
 from prefect.settings import PREFECT_API_URL
 from pydantic import ValidationError
 
-from fer_pipeline.core.config import Config, explain
-from fer_pipeline.core.errors import JobError, UserError
-from fer_pipeline.core.stopping import end_in_order, said_of, stopped_code
-from fer_pipeline.jobs.cluster import ClusterConfig
+from fer_pipeline.base.config import Config, explain
+from fer_pipeline.base.errors import JobError, UserError
+from fer_pipeline.base.stopping import exit_without_shutdown, handle_stop_signals, run_as_process, stop_message, stopped_code
+from fer_pipeline.engine.connect import ClusterConfig
 
 
-def main(flow: Flow[Any, Any], kind: type[Config]) -> None:
-    """Run a flow on the one argument of this process: a JSON object, or the path of a TOML file, of the configuration `kind`.
+def main(flow: Flow[Any, Any], kind: type[Config]) -> NoReturn:
+    """Run a flow as this process. Its only argument is the configuration `kind`: a JSON object, or the path of a TOML file.
 
-    A table `cluster` says where it runs, `notify` who hears of it. Exit as the command line does.
+    The table `cluster` says where it runs, and `notify` names a webhook block. Exit with the codes of the command line.
     """
-    end_in_order()
+    run_as_process(lambda: _run(flow, kind))
+
+
+def _run(flow: Flow[Any, Any], kind: type[Config]) -> None:
+    handle_stop_signals()
     try:
         parameters = parameters_of(sys.argv[1:], kind)
         flow(**parameters)
@@ -32,19 +34,18 @@ def main(flow: Flow[Any, Any], kind: type[Config]) -> None:
         if not isinstance(error, httpx.ConnectError) and "Failed to reach API" not in str(error):
             raise
         where = PREFECT_API_URL.value() or "PREFECT_API_URL"
-        print(f"{flow.name}: the Prefect server at {where} cannot be reached: start it, or name another.", file=sys.stderr)  # noqa: T201
+        print(f"{flow.name}: the Prefect server at {where} cannot be reached: start it or set PREFECT_API_URL.", file=sys.stderr)  # noqa: T201
         sys.exit(UserError.exit_code)
     except KeyboardInterrupt as stopped:
-        print(f"{flow.name}: {said_of(stopped)}", file=sys.stderr, flush=True)  # noqa: T201
-        atexit._run_exitfuncs()  # Prefect's temporary server ends with it
-        os._exit(stopped_code())  # threads of Ray may live on, and crash while Python ends
+        print(f"{flow.name}: {stop_message(stopped)}", file=sys.stderr, flush=True)  # noqa: T201
+        exit_without_shutdown(stopped_code(), after_exit_functions=True)
     except JobError as error:
-        print(f"{flow.name}: {error}", file=sys.stderr)  # noqa: T201 (a command's last sentence)
+        print(f"{flow.name}: {error}", file=sys.stderr)  # noqa: T201 (the final message of the command)
         sys.exit(error.exit_code)
 
 
 def parameters_of(arguments: list[str], kind: type[Config]) -> dict[str, Any]:
-    """Return a flow's parameters; raise UserError in one sentence for what they cannot be."""
+    """Return the parameters of a flow. Raise UserError if the argument is missing or invalid."""
     if len(arguments) != 1:
         raise UserError("Give one argument: the configuration as a JSON object, or the path of a TOML file.")
     facts = read_facts(arguments[0])
@@ -59,7 +60,7 @@ def parameters_of(arguments: list[str], kind: type[Config]) -> dict[str, Any]:
 
 
 def read_facts(argument: str) -> dict[str, Any]:
-    """Return what a JSON object, or a TOML file, says."""
+    """Return the content of a JSON object or of a TOML file."""
     try:
         if argument.endswith(".toml"):
             return tomllib.loads(Path(argument).read_text())
@@ -68,5 +69,5 @@ def read_facts(argument: str) -> dict[str, Any]:
         what = "the file cannot be read" if isinstance(error, OSError) else "it is not valid"
         raise UserError(f"'{argument[:80]}' is neither a TOML file nor a JSON object: {what} ({error}).") from error
     if not isinstance(found, dict):
-        raise UserError(f"'{argument[:80]}' is no JSON object.")
+        raise UserError(f"'{argument[:80]}' is not a JSON object.")
     return found

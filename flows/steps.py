@@ -1,7 +1,7 @@
-"""What the flows share: a job as a task, its log and progress in Prefect's, and the state that a flow ends in."""
+"""Parts that all flows share: running a job as a task, showing its log and progress in Prefect, and the final state."""
 
+import json
 import logging
-import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
@@ -20,12 +20,12 @@ from prefect.runtime import flow_run as this_flow_run
 from prefect.states import Failed
 from pydantic import BaseModel
 
-from fer_pipeline.core.config import Config, Some, with_date
-from fer_pipeline.core.errors import FailureRateExceeded, HeldError, JobError, MisfortuneError, StoppedError, UserError
-from fer_pipeline.core.storage import STORAGE_ERRORS, reason
-from fer_pipeline.core.text import in_markdown, printable
-from fer_pipeline.jobs import submission
-from fer_pipeline.jobs.cluster import ClusterConfig
+from fer_pipeline.base.config import Config, Some, with_date
+from fer_pipeline.base.errors import ClusterError, FailureRateExceeded, HeldError, JobError, StoppedError, UserError
+from fer_pipeline.base.storage import STORAGE_ERRORS, reason
+from fer_pipeline.base.text import in_markdown, printable
+from fer_pipeline.engine import submission
+from fer_pipeline.engine.connect import ClusterConfig
 from flows.dates import scheduled
 from flows.notify import tell
 from flows.pins import is_pinned, require_pinned
@@ -37,51 +37,60 @@ Result = TypeVar("Result", bound=BaseModel)
 Parameters = ParamSpec("Parameters")
 Returned = TypeVar("Returned")
 
-STATES: dict[type[JobError], str] = {
+STATE_NAMES: dict[type[JobError], str] = {
     HeldError: "Held",
     FailureRateExceeded: "Too many failures",
-    UserError: "To be mended",
-    MisfortuneError: "Cluster failed",
+    UserError: "Needs attention",
+    ClusterError: "Cluster failed",
     StoppedError: "Stopped",
 }
-"""What Prefect shows in the place of `Failed`; the state's message is the job's own sentence."""
-RAY_JOBS = "fer-"
-"""What the names of our Ray jobs begin with; the flow run's id and the step's command follow."""
-PROGRESS = re.compile(r"(?P<what>[a-z ]+): (?P<done>\d+) of (?P<all>\d+)(?:, |$)")
+"""State names that Prefect shows instead of `Failed`. The message of the state is the message of the error."""
+JOB_PREFIX = "fer-"
+"""Prefix of our Ray job names. The id of the flow run and the command of the step follow."""
+THIS_MACHINE = ClusterConfig()
 
 
 @task(retries=2, retry_delay_seconds=30, retry_condition_fn=may_pass)
 def run_job(
     command: str, job: Callable[[Any, ClusterConfig], Result], kind: type[Result], config: Config, cluster: ClusterConfig
 ) -> Result:
-    """Run a job where the cluster's address says: here, or as a Ray job of the head at an http:// URL. A retry continues."""
+    """Run a job in this process, or as a Ray job if the cluster's address is an http:// URL. A retry continues the work."""
     with _job_log() as say:
         if not submission.is_head(cluster.address):
             return job(config, cluster)
-        name = f"{ray_jobs_of(this_flow_run.id)}{command.replace(' ', '-')}"
+        name = f"{job_prefix_of(this_flow_run.id)}{command.replace(' ', '-')}"
         return kind.model_validate_json(submission.run(command, config, cluster, name, say))
 
 
-def ray_jobs_of(flow_run_id: Any) -> str:
-    """Return what the names of a flow run's Ray jobs begin with; the command of the step follows."""
-    return f"{RAY_JOBS}{flow_run_id}-"
+def job_prefix_of(flow_run_id: Any) -> str:
+    """Return the prefix of the Ray job names of a flow run. The command of the step follows."""
+    return f"{JOB_PREFIX}{flow_run_id}-"
 
 
 @contextmanager
 def _job_log() -> Iterator[Callable[[str], None]]:
-    """Have what the project logs here appear in the task's log, and yield what does the same for a line from elsewhere."""
+    """Copy the log of this process to the task's log. Yield a function that adds one line of a Ray job's log."""
     logger, progress = get_run_logger(), _Progress()
 
+    def show(level: int, message: str, about: dict[str, Any] | None) -> None:
+        logger.log(level, printable(message))
+        progress.show(message, about)
+
     def say(line: str) -> None:
-        if line.strip() and not line.startswith("{"):  # the result, which the flow returns
+        found = _json_line(line)
+        if found and "message" in found:
+            show(
+                logging.getLevelNamesMapping().get(str(found.get("level")).upper(), logging.INFO),
+                str(found["message"]),
+                found.get("progress"),
+            )
+        elif not found and line.strip():  # skip an object without a message: it is the result, which the flow returns
             logger.info(printable(line))
-            progress.show(line)
 
     class Handler(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             with suppress(PrefectException):
-                logger.log(record.levelno, printable(record.getMessage()))
-                progress.show(record.getMessage())
+                show(record.levelno, record.getMessage(), getattr(record, "progress", None))
 
     handler, ours = Handler(), logging.getLogger("fer_pipeline")
     level, propagate = ours.level, ours.propagate
@@ -96,36 +105,44 @@ def _job_log() -> Iterator[Callable[[str], None]]:
         ours.propagate = propagate
 
 
+def _json_line(line: str) -> dict[str, Any] | None:
+    """Return the JSON object in a line, or None if the line is anything else."""
+    try:
+        found = json.loads(line) if line.startswith("{") else None
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) else None
+
+
 class _Progress:
-    """An artifact that moves with the job's lines of progress."""
+    """One progress artifact for each kind of work."""
 
     def __init__(self) -> None:
         self.artifacts: dict[str, UUID] = {}
 
-    def show(self, line: str) -> None:
-        found = PROGRESS.match(line.strip())
-        if not found:
+    def show(self, message: str, about: dict[str, Any] | None) -> None:
+        """Create or update the artifact. `about` names the work (`what`) and counts how many of `all` are `done`."""
+        if not isinstance(about, dict) or not about.keys() >= {"what", "done", "all"}:
             return
-        what, done, whole = found["what"], int(found["done"]), int(found["all"])
-        share = 100.0 * done / max(1, whole)
+        what, share = about["what"], 100.0 * about["done"] / max(1, about["all"])
         if what in self.artifacts:
-            update_progress_artifact(self.artifacts[what], progress=share, description=in_markdown(line))
+            update_progress_artifact(self.artifacts[what], progress=share, description=in_markdown(message))
         else:
-            made = create_progress_artifact(progress=share, key=what.replace(" ", "-"), description=in_markdown(line))
+            made = create_progress_artifact(progress=share, key=what.replace(" ", "-"), description=in_markdown(message))
             self.artifacts[what] = made  # type: ignore[assignment]
 
 
 def _failed(error: JobError) -> Any:
-    """Return the state in which a flow ends for an error, for Prefect takes it from the flow in the place of its result.
+    """Return the final state for an error. A flow returns it instead of a result.
 
-    Its name says what happened, its message why, in one sentence.
+    The name of the state says what happened, and its message says why.
     """
-    name = next(STATES[kind] for kind in type(error).__mro__ if kind in STATES)
+    name = next(STATE_NAMES[kind] for kind in type(error).__mro__ if kind in STATE_NAMES)
     return Failed(name=name, message=str(error), data=error)
 
 
 def tag(**facts: str | None) -> None:
-    """Tag this flow run with facts that are known, such as `model:embedded`."""
+    """Add tags such as `model:embedded` to this flow run. Facts without a value are skipped."""
     with get_client(sync_client=True) as client:
         run = client.read_flow_run(UUID(str(this_flow_run.id)))
         new = {f"{name}:{value}" for name, value in facts.items() if value}
@@ -134,22 +151,22 @@ def tag(**facts: str | None) -> None:
 
 @contextmanager
 def shown_if_readable() -> Iterator[None]:
-    """Show what a job has left where this process can read it; its end counts in any case."""
+    """Log a warning if this process cannot read the output of a job. The final state of the job does not change."""
     try:
         yield
     except (UserError, *STORAGE_ERRORS) as error:
-        log.warning("What the job has left cannot be shown, for this process cannot read it: %s", reason(error))
+        log.warning("The output of the job is not shown because this process cannot read it: %s", reason(error))
 
 
-def publish(key: str, markdown: str, description: str) -> None:
-    """Show a page of figures with the flow run; names stand in `markdown` as `in_markdown` gives them."""
+def show_page(key: str, markdown: str, description: str) -> None:
+    """Attach a Markdown page to the flow run. Escape names in `markdown` with `in_markdown` first."""
     create_markdown_artifact(key=key, markdown=markdown, description=in_markdown(description))
 
 
 def as_scheduled(config: Some) -> Some:
-    """Return a configuration with the date and time of this run's schedule, on its clock, in the place of `{date}` and `{time}`.
+    """Return a configuration in which the scheduled date and time of this run replace `{date}` and `{time}`.
 
-    So a run that begins late, or is tried again after midnight, is of its own night. A configuration's own `date` goes first.
+    A run that begins late or is retried after midnight therefore keeps its date. A `date` in the configuration takes precedence.
     """
     context = FlowRunContext.get()
     due = scheduled(context.flow_run) if context and context.flow_run else datetime.now(UTC)
@@ -157,26 +174,26 @@ def as_scheduled(config: Some) -> Some:
 
 
 def stop_ray_jobs(flow: Flow[Any, Any], flow_run: FlowRun, state: State[Any]) -> None:
-    """Stop what a flow run that was cancelled, or whose process died, has left running on a cluster."""
+    """Stop the Ray jobs of a flow run that was cancelled or whose process died."""
     cluster = (flow_run.parameters or {}).get("cluster") or {}
     address = cluster.get("address") if isinstance(cluster, dict) else getattr(cluster, "address", None)
     if submission.is_head(address) and is_pinned("clusters", address):
-        stopped = submission.stop(str(address), ray_jobs_of(flow_run.id))
-        log.warning("Stopped on %s: %s", address, ", ".join(stopped) or "nothing, it is over")
+        stopped = submission.stop(str(address), job_prefix_of(flow_run.id))
+        log.warning("Stopped on %s: %s", address, ", ".join(stopped) or "no job, because none was running")
 
 
 def job_flow(
     name: str,
 ) -> Callable[[Callable[Concatenate[Some, Parameters], Returned]], Flow[Concatenate[Some, Parameters], Returned]]:
-    """Return the decorator of a flow over jobs, which ends in a state that says what a `JobError` says.
+    """Return a decorator that makes a function a flow. A `JobError` sets the name and the message of the final state.
 
-    It gets its configuration with the schedule's date and time in it. What it leaves on a cluster is stopped, and who wants to
-    hear of its end does. Prefect calls hooks by the names of their parameters: exactly `flow`, `flow_run` and `state`.
+    The scheduled date and time replace `{date}` and `{time}` in the configuration. The hooks stop Ray jobs and call the webhook.
+    Prefect passes arguments to hooks by name, so their parameters must be named `flow`, `flow_run` and `state`.
     """
 
     def decorate(function: Callable[Concatenate[Some, Parameters], Returned]) -> Flow[Concatenate[Some, Parameters], Returned]:
         @wraps(function)
-        def ending_in_words(config: Some, *arguments: Parameters.args, **options: Parameters.kwargs) -> Returned:
+        def run_flow(config: Some, *arguments: Parameters.args, **options: Parameters.kwargs) -> Returned:
             try:
                 dated = as_scheduled(config)
                 require_pinned(dated, *arguments, **options)  # type: ignore[arg-type]
@@ -190,6 +207,6 @@ def job_flow(
             on_crashed=[stop_ray_jobs, tell],
             on_failure=[tell],
             on_completion=[tell],
-        )(ending_in_words)
+        )(run_flow)
 
     return decorate

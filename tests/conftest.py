@@ -12,18 +12,18 @@ import cv2
 import numpy as np
 import pytest
 
-from fer_pipeline.core.isolated import IsolatedProcess
-from fer_pipeline.core.manifest import Record
+from fer_pipeline.archive import listing
+from fer_pipeline.archive.record import Record
+from fer_pipeline.base.isolated import IsolatedProcess
+from fer_pipeline.cli import sample_archive
+from fer_pipeline.cli.sample_archive import SampleArchiveConfig
+from fer_pipeline.engine.connect import ClusterConfig, connected
+from fer_pipeline.faces.detectors import resolve_detector
+from fer_pipeline.faces.pixels import Pixels
 from fer_pipeline.jobs import ingest
-from fer_pipeline.jobs.cluster import ClusterConfig, connected
 from fer_pipeline.jobs.ingest import IngestConfig
-from fer_pipeline.local import sample_archive
-from fer_pipeline.local.sample_archive import SampleArchiveConfig
+from fer_pipeline.labelling.labeller import Labeller, LabelSettings
 from fer_pipeline.models.bundle import EMBEDDED, read_bundle
-from fer_pipeline.sources import listing
-from fer_pipeline.stages.decode import Pixels
-from fer_pipeline.stages.detectors import resolve_detector
-from fer_pipeline.stages.label import FaceExtractor, LabelSettings
 
 # Ray Train takes one report of an epoch each time it looks at its workers, every two seconds by default.
 os.environ |= {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2", "RAY_metrics_report_interval_ms": "1000"}
@@ -52,7 +52,7 @@ class KeptProcess(IsolatedProcess):
 
     def _ask(self, function: str, arguments: tuple[object, ...]) -> bool:
         if self._child is None and self.idle:
-            self._child, self._heard, self._idle = self.idle.pop(), b"", True
+            self._child, self._buffer, self._idle = self.idle.pop(), b"", True
         return super()._ask(function, arguments)
 
     def close(self) -> None:
@@ -105,10 +105,10 @@ def local_ray() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def extract() -> FaceExtractor:
-    """A face extractor that takes whole images."""
-    settings = LabelSettings(640, 0.5, 10**8, 10**9, "fp32", 0.5)
-    return FaceExtractor(resolve_detector("none", None), read_bundle(EMBEDDED).card, settings)
+def labeller() -> Labeller:
+    """A labeller that takes whole images as faces."""
+    settings = LabelSettings(640, 0.5, 10**8, 10**9, "int8", 0.5)
+    return Labeller(resolve_detector("none", None), read_bundle(EMBEDDED), settings)
 
 
 def file_record(path: Path) -> Record:

@@ -11,6 +11,7 @@ is kept, and the exit code is 1.
 import argparse
 import io
 import json
+import lzma
 import random
 import sys
 import tarfile
@@ -20,42 +21,56 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import av
 import numpy as np
+import pillow_heif
+import pillow_jxl  # noqa: F401 (Pillow writes JPEG XL)
 import pyarrow as pa
 import pyarrow.parquet as pq
+from backports import zstd
 from PIL import Image
 
-import fer_pipeline.stages.torch_network  # noqa: F401 (torch is loaded before the limit stands, as in a worker)
-from fer_pipeline.core.boundary import as_record_error
-from fer_pipeline.core.errors import RecordError, UserError
-from fer_pipeline.core.isolated import IsolatedProcess
-from fer_pipeline.core.manifest import Record, read_shards
-from fer_pipeline.core.memory import ReadTooLargeError
-from fer_pipeline.core.run import RunFolder
-from fer_pipeline.local import explain, report
-from fer_pipeline.local.explain import ExplainConfig
-from fer_pipeline.local.report import ReportConfig
+import fer_pipeline.faces.torch_network  # noqa: F401 (torch is loaded before the limit stands, as in a worker)
+from fer_pipeline.archive.fetch import fetch
+from fer_pipeline.archive.files import File, Selection
+from fer_pipeline.archive.formats import format_of
+from fer_pipeline.archive.index import INDEX, STATE, error_of, is_kept, read_index, write_index
+from fer_pipeline.archive.record import Record
+from fer_pipeline.base.boundary import as_record_error
+from fer_pipeline.base.errors import RecordError, UserError
+from fer_pipeline.base.isolated import IsolatedProcess
+from fer_pipeline.base.memory import ReadTooLargeError
+from fer_pipeline.cli import explain, report
+from fer_pipeline.cli.explain import ExplainConfig
+from fer_pipeline.cli.report import ReportConfig
+from fer_pipeline.faces.classify import Classifier
+from fer_pipeline.faces.detectors import resolve_detector
+from fer_pipeline.labelling.labeller import FaceExtractor, LabelSettings
+from fer_pipeline.labelling.manifest import read_shards
+from fer_pipeline.labelling.run import RunFolder
 from fer_pipeline.models.bundle import EMBEDDED, INT8_FILE, MODEL_FILE, read_bundle, read_files
 from fer_pipeline.models.registry import Registry
-from fer_pipeline.sources.files import File, Selection
-from fer_pipeline.sources.formats import format_of, list_container
-from fer_pipeline.sources.index import INDEX, STATE, _is_whole, _read
-from fer_pipeline.stages.classify import Classifier
-from fer_pipeline.stages.detectors import resolve_detector
-from fer_pipeline.stages.fetch import fetch
-from fer_pipeline.stages.label import FaceExtractor, LabelSettings
 from fer_pipeline.table.nights import keep_night, kept_night, night_of
+from tests.archive.test_zips import deflate64, zip_of
+from tests.faces.dng import dng
 from tests.table.runs import finished_run, record_of
 
 CODECS = {
     "jpg": "JPEG", "png": "PNG", "webp": "WEBP", "bmp": "BMP", "gif": "GIF", "tiff": "TIFF", "jp2": "JPEG2000", "avif": "AVIF",
-    "ppm": "PPM",
+    "ppm": "PPM", "heic": "HEIF", "jxl": "JXL", "dng": "DNG",
 }  # fmt: skip
-CONTAINERS = ("tar", "tar.gz", "zip", "parquet", "mp4", "avi", "mkv")
+TAR_MODES = {"tar": "w", "tar.gz": "w:gz", "tar.bz2": "w:bz2", "tar.xz": "w:xz", "tar.zst": "w", "video.tar": "w"}
+ZIP_METHODS = {"deflate64.zip": (9, deflate64), "zstd.zip": (93, zstd.compress), "xz.zip": (95, lzma.compress)}
+CONTAINERS = (
+    *TAR_MODES, "zip", *ZIP_METHODS, "video.zip", "parquet", "lists.parquet", "arrow", "stream.arrow", "mp4", "avi", "mkv", "mts",
+    "ogv",
+)  # fmt: skip
+VIDEO_CODECS = {"mts": ("mpegts", "mpeg2video"), "ogv": ("ogg", "libvpx")}
+"""FFmpeg's format and codec of some containers."""
 RECORDS_READ = 8
 """Of a container that could be listed."""
 PLANTED = ("run", "night", "images", "manifest", "index", "onnx")
@@ -78,14 +93,38 @@ def sound(kind: str) -> bytes:
         return planted()[kind]
     if kind in ("card", "version"):
         return read_files(EMBEDDED)[MODEL_FILE] if kind == "card" else VERSION
-    if kind in CODECS:
+    if kind == "heic":
+        pillow_heif.from_pillow(Image.fromarray(photo())).save(out)
+    elif kind == "dng":
+        return dng((64, 48))
+    elif kind == "tiff":  # a small copy first
+        small, large = Image.fromarray(photo()[::4, ::4]), Image.fromarray(photo())
+        small.save(out, "TIFF", save_all=True, append_images=[large, large], tiffinfo={254: 1})
+    elif kind in CODECS:
         Image.fromarray(photo()).save(out, CODECS[kind], exif=b"Exif\0\0II*\0\x08\0\0\0\0\0" if kind == "jpg" else b"")
-    elif kind.startswith("tar"):
-        with tarfile.open(fileobj=out, mode="w:gz" if kind == "tar.gz" else "w") as tar:
+    elif kind in TAR_MODES:
+        ending = "avi" if kind == "video.tar" else "jpg"
+        with tarfile.open(fileobj=out, mode=TAR_MODES[kind]) as tar:  # type: ignore[call-overload]
             for number in range(4):
-                info = tarfile.TarInfo(f"{'n' * 120 if number == 3 else ''}{number}.jpg")
-                info.size = len(sound("jpg"))
-                tar.addfile(info, io.BytesIO(sound("jpg")))
+                info = tarfile.TarInfo(f"{'n' * 120 if number == 3 else ''}{number}.{ending}")
+                info.size = len(sound(ending))
+                tar.addfile(info, io.BytesIO(sound(ending)))
+        return zstd.compress(out.getvalue()) if kind == "tar.zst" else out.getvalue()
+    elif kind in ZIP_METHODS:
+        method, pack = ZIP_METHODS[kind]
+        return zip_of(b"0.jpg", method, pack(sound("jpg")), sound("jpg"))
+    elif kind == "video.zip":
+        with zipfile.ZipFile(out, "w") as archive:
+            for method in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                archive.writestr(f"{method}.mp4", sound("mp4"), method)
+    elif kind in ("lists.parquet", "arrow", "stream.arrow"):
+        struct = {"bytes": sound("jpg"), "path": "x"}
+        table = pa.table({"images": [[struct, struct], [], None, [struct]] * 5})
+        if kind == "lists.parquet":
+            pq.write_table(table, out, row_group_size=8)
+        else:
+            with (pa.ipc.new_file if kind == "arrow" else pa.ipc.new_stream)(out, table.schema) as writer:
+                writer.write_table(table, 8)
     elif kind == "zip":
         with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
             for number in range(4):
@@ -95,8 +134,9 @@ def sound(kind: str) -> bytes:
     else:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / f"a.{kind}"
-            with av.open(str(path), "w") as container:
-                stream = container.add_stream("mpeg4", rate=10)
+            format_name, codec = VIDEO_CODECS.get(kind, (None, "mpeg4"))
+            with av.open(str(path), "w", format=format_name) as container:
+                stream: Any = container.add_stream(codec, rate=25)
                 stream.width, stream.height = 80, 60
                 for _ in range(25):
                     container.mux(stream.encode(av.VideoFrame.from_ndarray(photo(), format="rgb24")))
@@ -190,7 +230,7 @@ def extractor() -> FaceExtractor:
 def outcome(kind: str, data: bytes, folder: Path) -> str:
     """Run one input through the code that reads it; what is raised here has escaped."""
     if kind in CODECS:
-        return extractor()._extract(data)[0].status
+        return extractor().extract(data)[0].status
     if kind == "card":
         for name, content in (read_files(EMBEDDED) | {MODEL_FILE: data}).items():
             (folder / name).write_bytes(content)
@@ -204,26 +244,17 @@ def outcome(kind: str, data: bytes, folder: Path) -> str:
         return refusal(lambda: look_at_planted(kind, data, folder))
     path = folder / f"a.{kind}"
     path.write_bytes(data)
-    file, selection = File(str(path), len(data), "1"), Selection(fps=1.0)
+    file, selection = File(str(path), len(data), ""), Selection(fps=1.0, max_members=10 * RECORDS_READ)
     source_format = format_of(str(path))
     assert source_format
-    entries: list[Any] = []
-    found = "ok"
-    try:
-        for entry in list_container(source_format.name, asdict(file), asdict(selection)):
-            entries.append(entry)
-            if len(entries) == 10 * RECORDS_READ:
-                break
-    except Exception as error:  # noqa: BLE001 (as the boundary around one container has it)
-        found = as_record_error(error, "unreadable").status
-    records = []
-    for entry in entries[:RECORDS_READ]:
-        if not isinstance(entry, str):
-            member, offset, stored, time_ms, size = entry
-            records.append(Record(str(path), member, offset, stored, time_ms, size))
+    index = folder / "index"
+    for _ in write_index(source_format.name, asdict(file), asdict(selection), str(index)):
+        pass
+    records = [entry for entry in islice(read_index(index, file), RECORDS_READ) if isinstance(entry, Record)]
+    found = "unreadable" if error_of(index) else "ok"
     with fetch(records, 2**28) as fetched:
         for one in fetched:
-            status = one.status if isinstance(one, RecordError) else extractor()._extract(one)[0].status
+            status = one.status if isinstance(one, RecordError) else extractor().extract(one)[0].status
             found = found if status in ("ok", "no_face") else status
     return found
 
@@ -239,9 +270,9 @@ def look_at_planted(kind: str, data: bytes, folder: Path) -> None:
     if kind == "index":
         (folder / "index.parquet").write_bytes(data)
         file = File(str(folder / "a.zip"), 1000, "1")
-        if _is_whole(folder / "index.parquet", file):
+        if is_kept(folder / "index.parquet", file, None):
             try:
-                list(_read(folder / "index.parquet", file))
+                list(read_index(folder / "index.parquet", file))
             except Exception as error:
                 raise UserError(as_record_error(error, "unreadable").reason) from error
         return
@@ -282,9 +313,9 @@ def batch(kind: str, first: int, count: int, seed: int, keep: str) -> Iterator[l
                 yield [number, "escaped", f"{place}: {type(error).__name__}: {error}"[:300]]
 
 
-def run(kind: str, count: int, seed: int, keep: str, process: IsolatedProcess) -> tuple[Counter[str], list[str]]:
-    """Return the outcomes of a kind's inputs, and the escapes."""
-    outcomes, escapes = Counter[str](), list[str]()
+def run(kind: str, count: int, seed: int, keep: str) -> tuple[Counter[str], list[str]]:
+    """Return the outcomes of a kind's inputs, and the escapes. Each kind has its own process, which has its own memory limit."""
+    outcomes, escapes, process = Counter[str](), list[str](), IsolatedProcess()
     pending = [(first, min(BATCH, count - first)) for first in range(0, count, BATCH)]
     while pending:
         first, size = pending.pop()
@@ -300,6 +331,7 @@ def run(kind: str, count: int, seed: int, keep: str, process: IsolatedProcess) -
             outcomes[status] += 1
             if status == "escaped":
                 escapes.append(what)
+    process.close()
     return outcomes, escapes
 
 
@@ -314,14 +346,13 @@ def main() -> None:
     kinds = {kind: options.images // len(CODECS) for kind in CODECS}
     kinds |= dict.fromkeys((*CONTAINERS, *PLANTED, "card", "version"), options.others)
     kinds = {kind: count for kind, count in kinds.items() if kind in (options.kinds or kinds)}
-    figures, escaped, process = {}, 0, IsolatedProcess()
+    figures, escaped = {}, 0
     for kind, count in kinds.items():
-        outcomes, escapes = run(kind, count, options.seed, str(Path(options.keep).resolve()), process)
+        outcomes, escapes = run(kind, count, options.seed, str(Path(options.keep).resolve()))
         figures[kind] = dict(sorted(outcomes.items()))
         print(*escapes, sep="\n", end="\n" if escapes else "", file=sys.stderr)
         escaped += len(escapes)
         print(f"{kind}: {figures[kind]}", file=sys.stderr, flush=True)
-    process.close()
     print(json.dumps({"inputs": sum(kinds.values()), "escaped": escaped, "outcomes": figures}))
     sys.exit(1 if escaped else 0)
 

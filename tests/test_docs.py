@@ -3,17 +3,18 @@
 import ast
 import re
 import shlex
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import duckdb
 import pytest
 
-from fer_pipeline import cli
+from fer_pipeline.cli import main as cli
 from fer_pipeline.cli.options import function_of, prepare
 from fer_pipeline.jobs import publish
 from fer_pipeline.jobs.label import job as label
-from fer_pipeline.jobs.label.job import LabelConfig
+from fer_pipeline.jobs.label.config import LabelConfig
 from fer_pipeline.jobs.publish import PublishConfig
 from tests.table.runs import finished_run, record_of
 
@@ -111,3 +112,35 @@ def test_the_query_of_a_table_runs(tmp_path: Path, local_ray: None, monkeypatch:
     exec(compile(ast.Module(before, []), "nightly.md", "exec"), names)
     assert isinstance(query, ast.Expr)
     assert eval(compile(ast.Expression(query.value), "nightly.md", "eval"), names).fetchall() == [("happy", 2)]
+
+
+ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text()
+
+
+def modules_of(room: Path) -> Counter[str]:
+    """Return how many modules of a room, in its folders too, have each name."""
+    return Counter(path.stem for path in room.rglob("*.py") if not path.stem.startswith("__"))
+
+
+@pytest.mark.parametrize(
+    "room", ["flows", *(f"fer_pipeline/{path.parent.name}" for path in ROOT.glob("fer_pipeline/*/__init__.py"))]
+)
+def test_the_architecture_names_every_module_of_a_room_once(room: str) -> None:
+    (said,) = re.findall(rf"^\*\*`{room}/`\*\*(.*?)\n\n", ARCHITECTURE, re.MULTILINE | re.DOTALL)
+    named, modules = Counter(re.findall(r"`(\w+)`", said)), modules_of(ROOT / room)
+    assert {name: named[name] for name in modules} == dict(modules)
+
+
+def test_the_architecture_says_where_to_change_what() -> None:
+    section = ARCHITECTURE.split("## To change X, open Y")[1].split("\n## ")[0]
+    paths = re.findall(r"^\| (?!to change).+ \| `([^`]+)` \|$", section, re.MULTILINE)
+    assert len(paths) >= 25 and [path for path in paths if not (ROOT / path).is_file()] == []
+    named = re.findall(
+        r"`((?:archive|base|cli|datasets|engine|faces|jobs|labelling|models|report|table)/[\w/]+\.py)", ARCHITECTURE
+    )
+    assert named and [path for path in named if not (ROOT / "fer_pipeline" / path).is_file()] == []
+
+
+def test_the_readme_fits_two_screens() -> None:
+    readme = (ROOT / "README.md").read_text()
+    assert len(readme.splitlines()) <= 90 and len(readme.split()) <= 900

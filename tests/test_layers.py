@@ -1,4 +1,4 @@
-"""Imports go down the list of layers only, and some packages have one home."""
+"""Imports go down the house only, from room to room, and some packages have one home."""
 
 import ast
 import re
@@ -8,19 +8,41 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-LAYERS = ["core", "models", "sources", "table", "stages", "report", "local", "jobs", "cli", "flows"]
+BELOW: dict[str, tuple[str, ...]] = {
+    "base": (),
+    "models": ("base",),
+    "archive": ("base",),
+    "engine": ("base",),
+    "faces": ("models", "archive"),
+    "datasets": ("faces",),
+    "labelling": ("faces",),
+    "table": ("labelling",),
+    "report": ("table", "datasets"),
+    "jobs": ("report", "engine"),
+    "cli": ("jobs",),
+    "flows": ("cli",),
+}
+"""Each room, and the rooms that it stands on: it imports from them, and from all that those stand on."""
 HOMES = {
     "prefect": {"flows"},
-    "ray": {"jobs"},
+    "ray": {"engine", "jobs"},
     "cyclopts": {"cli"},
     "matplotlib": {"report"},
     "jinja2": {"report"},
     "deltalake": {"table"},
-    "onnxruntime": {"models", "stages"},
-    "torch": {"models", "stages", "jobs"},
+    "onnxruntime": {"models", "faces"},
+    "torch": {"models", "faces", "jobs"},
     "torchvision": {"models"},
-    "cv2": {"sources", "table", "stages", "report", "local"},
+    "obstore": {"base"},
+    "cv2": {"archive", "faces", "datasets", "report", "cli"},
 }
+COMMAND = re.compile(r"(?P<module>[a-z_]+(\.[a-z_]+)+):[a-z_]+")
+"""How the command line names a function that it imports when it is called."""
+
+
+def reachable(room: str) -> set[str]:
+    """Return the rooms from which a room may import."""
+    return {room}.union(*(reachable(below) for below in BELOW[room]))
 
 
 def layer_of(path: Path, root: Path) -> str:
@@ -34,9 +56,10 @@ def faults(root: Path) -> Iterator[str]:
         for name in imported(path, path.relative_to(root).with_suffix("").parts):
             package, _, rest = name.partition(".")
             target = rest.split(".")[0] if package == "fer_pipeline" else package
-            level = LAYERS.index(layer) if layer in LAYERS else -1
-            if package in ("fer_pipeline", "flows") and target in LAYERS and LAYERS.index(target) > level:
-                yield f"{path.relative_to(root)} imports {name}, which is above it"
+            target = "flows" if package == "flows" else target
+            below = reachable(layer) if layer in BELOW else set()
+            if package in ("fer_pipeline", "flows") and target in BELOW and target not in below:
+                yield f"{path.relative_to(root)} imports {name}, which is not below it"
             if layer not in HOMES.get(package, {layer}):
                 yield f"{path.relative_to(root)} imports {package}, which is not at home there"
 
@@ -49,6 +72,8 @@ def imported(path: Path, place: tuple[str, ...]) -> Iterator[str]:
             module = [*place[: len(place) - node.level]] if node.level else []
             module += [node.module] if node.module else []
             yield from (".".join([*module, alias.name]) for alias in node.names)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and (named := COMMAND.fullmatch(node.value)):
+            yield f"fer_pipeline.{named['module'].removeprefix('fer_pipeline.')}"
 
 
 def test_imports_go_down_only() -> None:
@@ -58,14 +83,19 @@ def test_imports_go_down_only() -> None:
 @pytest.mark.parametrize(
     ("file", "line"),
     [
-        ("fer_pipeline/core/run.py", "from fer_pipeline.jobs import label"),
-        ("fer_pipeline/core/run.py", "from fer_pipeline import stages"),
-        ("fer_pipeline/core/run.py", "from ..jobs import label"),
-        ("fer_pipeline/core/run.py", "from .. import jobs"),
+        ("fer_pipeline/base/config.py", "from fer_pipeline.jobs import label"),
+        ("fer_pipeline/labelling/run.py", "from fer_pipeline import table"),
+        ("fer_pipeline/labelling/run.py", "from ..jobs import label"),
+        ("fer_pipeline/labelling/run.py", "from .. import jobs"),
+        ("fer_pipeline/models/card.py", "from fer_pipeline.archive import files"),
+        ("fer_pipeline/report/page.py", "from fer_pipeline.engine import tasks"),
+        ("fer_pipeline/engine/tasks.py", "from fer_pipeline.labelling import run"),
+        ("fer_pipeline/jobs/label/job.py", "import flows.steps"),
+        ("fer_pipeline/jobs/label/job.py", 'COMMAND = "cli.report:run"'),
         ("fer_pipeline/top.py", "import ray"),
-        ("fer_pipeline/top.py", "from fer_pipeline import core"),
+        ("fer_pipeline/top.py", "from fer_pipeline import base"),
         ("fer_pipeline/models/training/trainer.py", "import ray.train"),
-        ("fer_pipeline/stages/label.py", "def late():\n    from ray import data"),
+        ("fer_pipeline/labelling/labeller.py", "def late():\n    from ray import data"),
         ("fer_pipeline/jobs/label/job.py", "import prefect"),
     ],
 )
@@ -88,6 +118,24 @@ def test_no_table_is_read_by_a_file_system_in_python() -> None:
         if banned.search(line)
     }
     checkpoints = {line for line in found if "checkpoint" in line or "storage_filesystem=filesystem" in line}
-    imports = {"fer_pipeline/core/storage.py: from pyarrow.fs import FileSystem, FSSpecHandler, PyFileSystem"}
-    assert {line.split(":")[0] for line in found - checkpoints - imports} <= {"fer_pipeline/core/storage.py"}
+    imports = {"fer_pipeline/base/storage/__init__.py: from pyarrow.fs import FileSystem, FSSpecHandler, PyFileSystem"}
+    assert {line.split(":")[0] for line in found - checkpoints - imports} <= {
+        f"fer_pipeline/base/storage/{name}.py" for name in ("__init__", "parquet")
+    }
     assert sum("PyFileSystem(" in line for line in found) == 1
+
+
+PRIVATE = {
+    "fer_pipeline/engine/private_ray.py",
+    "fer_pipeline/jobs/train/private_ray_train.py",
+}
+
+
+def test_private_interfaces_of_ray_and_s3fs_stand_in_files_of_their_own() -> None:
+    found = {
+        str(path.relative_to(ROOT))
+        for path in [*ROOT.glob("fer_pipeline/**/*.py"), *ROOT.glob("flows/**/*.py")]
+        for name in imported(path, path.relative_to(ROOT).with_suffix("").parts)
+        if name.split(".")[0] in ("ray", "s3fs") and any(part.startswith("_") for part in name.split("."))
+    }
+    assert found == PRIVATE

@@ -1,5 +1,15 @@
 """`python -m fer_pipeline.cli` is `fer-pipeline`."""
 
-from fer_pipeline.cli import main
+from typing import NoReturn
 
-main()
+from fer_pipeline.base.stopping import run_as_process
+from fer_pipeline.cli.main import main
+
+
+def run() -> NoReturn:
+    """Be the command `fer-pipeline`."""
+    run_as_process(main)
+
+
+if __name__ == "__main__":
+    run()

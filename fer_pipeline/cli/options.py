@@ -1,4 +1,4 @@
-"""Where the options of a command come from, and how its help shows them. Flags go before the environment, that before TOML."""
+"""The sources of a command's options, and their groups in its help. Flags override the environment, which overrides TOML."""
 
 import difflib
 import json
@@ -16,16 +16,15 @@ from cyclopts import App, Group, Parameter
 from cyclopts.config import Env, Toml
 from pydantic import BaseModel, ValidationError
 
-from fer_pipeline.core import storage
-from fer_pipeline.core.config import Config
-from fer_pipeline.core.errors import UserError
+from fer_pipeline.base.config import Config
+from fer_pipeline.base.errors import UserError
+from fer_pipeline.base.storage import s3
 from fer_pipeline.models.comparison import Rule
 from fer_pipeline.models.registry import ENVIRONMENT as REGISTRY
 from fer_pipeline.table.thresholds import Thresholds
 
 PREFIX = "FER_PIPELINE_"
-"""Of environment variables: FER_PIPELINE_LABEL_DETECT_PX is --detect-px of label."""
-CLUSTER = "ClusterConfig"
+"""Prefix of environment variables: FER_PIPELINE_LABEL_DETECT_PX is --detect-px of label."""
 WHAT, HOW, LIMITS, WHERE = (Group.create_ordered(title) for title in ("What goes in and out", "How", "Limits", "The cluster"))
 IN_AND_OUT = (
     "source", "out", "dest", "include", "exclude", "fps", "image_column", "table", "recipe", "data", "model", "run", "page",
@@ -39,13 +38,13 @@ Parameter(name="rule", negative_iterable=())(Rule)
 
 
 def function_of(path: str) -> Any:
-    """Return the function that a command names, as `jobs.ingest:run` below the package."""
+    """Return the function at a path below the package, such as `jobs.ingest:run`."""
     module, _, name = path.partition(":")
     return getattr(import_module(f"fer_pipeline.{module}"), name)
 
 
 def prepare(function: Any, positional: Iterable[str]) -> None:
-    """Put the options of a function's configurations into groups; only those named in `positional` need no flag."""
+    """Put the options of a function's configurations into groups; options in `positional` need no flag."""
     for kind in configs_of(function).values():
         for name, field in kind.model_fields.items():
             field.kw_only = name not in positional
@@ -56,7 +55,7 @@ def prepare(function: Any, positional: Iterable[str]) -> None:
 
 
 def configs_of(function: Any) -> dict[str, type[Config]]:
-    """Return the configurations that a function takes, by parameter."""
+    """Return the configuration classes that a function takes, by parameter."""
     hints = get_type_hints(function)
     return {
         name: kind for name, kind in hints.items() if isinstance(kind, type) and issubclass(kind, Config) and name != "return"
@@ -64,7 +63,7 @@ def configs_of(function: Any) -> dict[str, type[Config]]:
 
 
 def _group(kind: type[Config], name: str) -> Group:
-    if kind.__name__ == CLUSTER:
+    if kind.__name__ == "ClusterConfig":  # importing it would import Ray
         return WHERE
     if name in IN_AND_OUT:
         return WHAT
@@ -72,7 +71,7 @@ def _group(kind: type[Config], name: str) -> Group:
 
 
 def sources(file: str | None, commands: Iterable[str]) -> list[Any]:
-    """Return where options come from behind the flags; raise UserError for a file that cannot be meant."""
+    """Return the sources of options besides flags; raise UserError for an invalid configuration file."""
     if file is None:
         return [Env(PREFIX)]
     _require_tables(file, read_toml(file), commands)
@@ -92,11 +91,11 @@ def _require_tables(file: str, tables: Mapping[str, Any], commands: Iterable[str
         if name not in known:
             close = difflib.get_close_matches(name, known, 1)
             meant = f"did you mean [{close[0]}]?" if close else f"tables are named after commands: {', '.join(known)}."
-            raise UserError(f"The configuration '{file}' has a table or key '{name}', which is no command: {meant}")
+            raise UserError(f"The configuration '{file}' has a table or key '{name}', which is not a command: {meant}")
 
 
 def shown(app: App, command: str, tokens: Iterable[str], file: str | None) -> str:
-    """Return the effective configuration of a command as TOML, each value with where it came from."""
+    """Return the effective configuration of a command as TOML, each value with its source."""
     _, bound, _ = app.parse_args(list(tokens), exit_on_error=False, print_error=False)
     given, in_file = list(tokens), read_toml(file) if file else {}
     for part in command.split():
@@ -110,24 +109,24 @@ def shown(app: App, command: str, tokens: Iterable[str], file: str | None) -> st
 
 
 def _addresses(arguments: Iterable[Any]) -> Iterator[str]:
-    """Yield the addresses to which a command with these arguments connects; a plug-in or a recipe may name others."""
+    """Yield the addresses to which a command with these arguments connects; a plug-in or a recipe may add others."""
     given = [dict(one) if isinstance(one, BaseModel) else {"": one} for one in arguments]
     facts = {name: value for one in given for name, value in one.items()}
     if re.search('"s3a?://', json.dumps([*given, os.environ.get(REGISTRY)], default=BaseModel.model_dump)):
-        yield from storage.store_addresses()
+        yield from s3.store_addresses()
     if address := facts.get("address") or ("address" in facts and os.environ.get("RAY_ADDRESS")):
         yield str(address)
     if "detector" in facts:
-        from fer_pipeline.stages.detectors import fetched_from
+        from fer_pipeline.faces.detectors import fetched_from
 
         if url := fetched_from(str(facts["detector"]), facts.get("detector_weights")):
             yield f"https://{urlsplit(url).hostname}"
     if "recipe" in facts:
-        yield "https://download.pytorch.org (where the recipe names weights of torchvision)"
+        yield "https://download.pytorch.org (if the recipe names weights of torchvision)"
 
 
 def variable_of(error: ValidationError, command: str | None, given: Iterable[str]) -> str:
-    """Return `$VARIABLE, ` where a value that cannot be meant is that of an environment variable; else nothing."""
+    """Return `$VARIABLE, ` if the invalid value comes from an environment variable; else an empty string."""
     place = error.errors(include_url=False)[0]["loc"]
     name = str(place[0]) if place else ""
     variable = f"{_prefix(command or '')}{name.upper()}"
@@ -139,7 +138,7 @@ def _prefix(command: str) -> str:
 
 
 def _is_flagged(name: str, given: Iterable[str]) -> bool:
-    """Tell whether the tokens of a command line name an option."""
+    """Tell whether the tokens of a command line set an option."""
     flag = name.replace("_", "-")
     return any(token.split("=")[0] in (f"--{flag}", f"--no-{flag}") or token.startswith(f"--{flag}.") for token in given)
 

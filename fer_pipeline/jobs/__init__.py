@@ -1,1 +1,1 @@
-"""How each kind of work is spread over a Ray cluster: a file or folder each, with a `<Verb>Config` and `run(config)`."""
+"""How each kind of work runs on a Ray cluster: one file or folder per job, with a `<Verb>Config` and `run(config)`."""

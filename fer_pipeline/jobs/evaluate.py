@@ -1,4 +1,4 @@
-"""Evaluate a model on a split of an ingested dataset: predictions file by file on Ray, then figures, a page and a table."""
+"""Evaluate a model on a split of an ingested dataset: predict each file on Ray, then write figures, a page and a table."""
 
 import logging
 from contextlib import closing
@@ -8,33 +8,37 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import ray
 from numpy.typing import NDArray
 from pydantic import Field, ValidationError
 
 import fer_pipeline
-from fer_pipeline.core import duplicates, storage
-from fer_pipeline.core.config import MODEL, PLACE, Config, require_same
-from fer_pipeline.core.dataset import read_dataset, read_flagged, read_samples, sample_files
-from fer_pipeline.core.duplicates import Copies, split_digest
-from fer_pipeline.core.errors import OutageError, RecordError, UserError
-from fer_pipeline.core.figures import EvaluatedData, EvaluatedModel, Evaluation
-from fer_pipeline.core.manifest import Record
-from fer_pipeline.core.metrics import softmax
-from fer_pipeline.core.run import now
-from fer_pipeline.jobs.cluster import ClusterConfig, connected
+from fer_pipeline.archive.record import Record
+from fer_pipeline.base import storage
+from fer_pipeline.base.config import MODEL, PLACE, Config, require_same
+from fer_pipeline.base.errors import OutageError, RecordError, UserError
+from fer_pipeline.base.identity import now
+from fer_pipeline.base.memory import MAX_PIXELS
+from fer_pipeline.base.storage import parquet
+from fer_pipeline.datasets import duplicates
+from fer_pipeline.datasets.dataset import read_dataset, read_flagged, read_samples, sample_files
+from fer_pipeline.datasets.duplicates import Copies, split_digest
+from fer_pipeline.datasets.leaks import find_leaks
+from fer_pipeline.datasets.samples import MAX_BYTES
+from fer_pipeline.datasets.training_data import SplitReader, class_indices, left_out_by_class
+from fer_pipeline.engine.connect import ClusterConfig, connected
+from fer_pipeline.engine.machines import Machines
+from fer_pipeline.engine.tasks import Shared, fan_out, share
+from fer_pipeline.faces.classify import read_tried
 from fer_pipeline.jobs.scoring import ScoringContext, predict_split
-from fer_pipeline.jobs.shared import Shared, fan_out, share
 from fer_pipeline.models.bundle import read_learned
 from fer_pipeline.models.card import ModelCard
-from fer_pipeline.models.evaluation import Predictions, evaluate, find_leaks
+from fer_pipeline.models.evaluation import Predictions, evaluate
+from fer_pipeline.models.figures import EvaluatedData, EvaluatedModel, Evaluation
+from fer_pipeline.models.metrics import softmax
 from fer_pipeline.report.evaluation import evaluation_page
 from fer_pipeline.report.mistakes import Confusion, confusions
 from fer_pipeline.report.page import drawn
 from fer_pipeline.report.pictures import PictureLimits, PictureProcess, Wanted
-from fer_pipeline.stages.classify import read_tried
-from fer_pipeline.stages.ingest import MAX_BYTES, MAX_PIXELS
-from fer_pipeline.stages.training_data import SplitReader, class_indices, left_out_by_class
 
 log = logging.getLogger(__name__)
 
@@ -47,23 +51,23 @@ class EvaluateConfig(Config):
     model: Annotated[str, MODEL]
     """Folder of a model bundle, NAME@ALIAS of a registry, or `embedded`."""
     data: Annotated[str, PLACE]
-    """Folder of an ingested dataset; its label space may be another one."""
+    """Folder of an ingested dataset; its label space may differ from the model's."""
     split: str
-    """Which of its splits."""
+    """Split of the dataset to evaluate on."""
     out: Annotated[str, PLACE]
-    """Folder of the results: a new one, or that of the same evaluation, which is then done."""
+    """Folder of the results. If it holds this evaluation already, there is nothing to do."""
     map: dict[str, str] = Field(default_factory=dict)
-    """Classes of the dataset that stand for a class of the model of another name, such as `--map.contempt disgust`."""
+    """Map classes of the dataset to classes of the model that have another name, such as `--map.contempt disgust`."""
     precision: Literal["fp32", "bf16", "int8"] = "fp32"
     """Arithmetic of the classifier."""
     use_gpu: bool = False
-    """A GPU for each task."""
+    """Use one GPU for each task."""
     thumbnails: bool = True
-    """Put pictures of the worst mistakes onto the page."""
+    """Show pictures of the worst mistakes on the page."""
 
 
 class EvaluateResult(Config):
-    """The figures that are asked for first; all of them stand in `evaluation.json`."""
+    """The main figures; `evaluation.json` has all of them."""
 
     out: str
     images: int
@@ -77,11 +81,14 @@ class EvaluateResult(Config):
     accuracy_without_training_images: float | None
     selected_on_this_split: bool
     leaks_checked: bool
-    """Whether all that the model learned is known, and was looked for."""
+    """Whether all images that the model learned are known and the split was checked for them."""
 
 
 def run(config: EvaluateConfig, cluster: ClusterConfig = ClusterConfig()) -> EvaluateResult:
-    """Write `evaluation.json`, its page and the table of predictions into the folder `out`. Raise UserError before any work."""
+    """Write `evaluation.json`, its page and the table of predictions into the folder `out`, and return the main figures.
+
+    Raise UserError, before any work, if the configuration is invalid.
+    """
     data, out = storage.normalize(config.data), storage.normalize(config.out)
     storage.require_access(data, out)
     bundle, dataset = read_tried(config.model, config.precision).computing_in(config.precision), read_dataset(data)
@@ -102,14 +109,14 @@ def run(config: EvaluateConfig, cluster: ClusterConfig = ClusterConfig()) -> Eva
     learned = read_learned(config.model, card)
     leaks = find_leaks(card, learned, samples, config.split, read_flagged(data), dataset.layout, dataset.digest)
     copies = leaks.copies
-    with connected(cluster, data, out):
-        if config.use_gpu and not ray.cluster_resources().get("GPU"):
-            raise UserError("This cluster has no GPU: leave out --use-gpu.")
+    with connected(cluster, data, out) as machines:
+        if config.use_gpu:
+            machines.wait_for_gpus(1, "--use-gpu", on_one_node=True)
         context = ScoringContext(bundle, reader, config.precision, "cuda" if config.use_gpu else "cpu")
-        predictions = predict_split(context, cluster.wait_s)
+        predictions = predict_split(context, machines)
         probabilities = softmax(predictions.logits, card.calibration.temperature)
         mistakes = confusions(predictions.ids, predictions.labels, probabilities, card.label_space.classes)
-        pictures = _pictures(data, mistakes, cluster.wait_s) if config.thumbnails else {}
+        pictures = _pictures(data, mistakes, machines) if config.thumbnails else {}
     votes = tuple(config.map.get(name, name) for name in dataset.vote_classes)
     fresh = predictions.without(copies.learned)
     evaluation = Evaluation(
@@ -136,9 +143,9 @@ def run(config: EvaluateConfig, cluster: ClusterConfig = ClusterConfig()) -> Eva
         if 0 < len(fresh) < len(predictions)
         else None,
     )
-    storage.write_table(storage.join(out, PREDICTIONS), _table(predictions, probabilities, card, copies))
+    parquet.write_table(storage.join(out, PREDICTIONS), _table(predictions, probabilities, card, copies))
     draw = partial(evaluation_page, evaluation, card, mistakes, pictures)
-    page = drawn("An evaluation", draw, f"Evaluate once more into another folder to have the page: this one is '{out}'.")
+    page = drawn("An evaluation", draw, f"To get the page, evaluate again into a folder other than '{out}'.")
     storage.write_bytes(storage.join(out, PAGE), page.encode())
     storage.write_bytes(storage.join(out, EVALUATION), evaluation.model_dump_json(indent=1).encode())
     log.info("%s", storage.join(out, PAGE))
@@ -146,32 +153,32 @@ def run(config: EvaluateConfig, cluster: ClusterConfig = ClusterConfig()) -> Eva
 
 
 def _done_before(out: str, settings: dict[str, Any]) -> Evaluation | None:
-    """Return the evaluation of the same that stands in `out`; raise UserError for one of another."""
+    """Return the evaluation with these settings in `out`; None if there is none. Raise UserError if the settings differ."""
     path = storage.join(out, EVALUATION)
     if not storage.exists(path):
         return None
     try:
         found = Evaluation.model_validate_json(storage.read_bytes(path))
     except ValidationError as error:
-        raise UserError(f"'{path}' is no evaluation of this version: choose a new folder for --out.") from error
-    if not found.settings:  # of an earlier version: replaced, as it was there
+        raise UserError(f"This version cannot read the evaluation '{path}': choose a new folder for --out.") from error
+    if not found.settings:  # an earlier version wrote it, and overwrote evaluations: so does this one
         return None
     require_same(f"The evaluation in '{out}'", settings, found.settings)
     return found
 
 
-def _pictures(data: str, mistakes: list[Confusion], wait_s: float) -> dict[str, str]:
-    """Return pictures of the mistakes' samples; each file of the dataset is looked through by a task."""
+def _pictures(data: str, mistakes: list[Confusion], machines: Machines) -> dict[str, str]:
+    """Return pictures of the mistakes by sample id; one task searches each file of the dataset."""
     wanted = pa.array([one.sample for confusion in mistakes for one in confusion.worst], pa.string())
     pictures: dict[str, str] = {}
-    for found in fan_out(_pictures_of_file, sample_files(data) if len(wanted) else (), share(wanted), wait_s=wait_s):
+    for found in fan_out(_pictures_of_file, sample_files(data) if len(wanted) else (), share(wanted), machines=machines):
         pictures |= found
     return pictures
 
 
 def _pictures_of_file(wanted: Shared[pa.Array], uri: str) -> dict[str, str]:
-    """Return pictures of those of the wanted samples that a file holds; one that cannot be decoded has none."""
-    ids = storage.read_columns(uri, ["sample_id"])["sample_id"]
+    """Return pictures of the wanted samples in a file, by sample id; leave out samples that cannot be decoded."""
+    ids = parquet.read_columns(uri, ["sample_id"])["sample_id"]
     rows = np.flatnonzero(pc.is_in(ids, wanted.get()).to_numpy()).tolist()
     if not rows:
         return {}
@@ -179,7 +186,7 @@ def _pictures_of_file(wanted: Shared[pa.Array], uri: str) -> dict[str, str]:
         try:
             found = process.cut([Wanted(Record(uri, f"row {row}", row)) for row in rows])
         except OutageError as error:
-            log.warning("'%s' gives no pictures of mistakes: %s", uri, error)
+            log.warning("The page lacks the pictures of mistakes from '%s': %s", uri, error)
             return {}
     samples = ids.take(pa.array(rows)).to_pylist()
     return {sample: urls[0] for sample, urls in zip(samples, found, strict=True) if not isinstance(urls, RecordError)}
@@ -205,7 +212,7 @@ def _result(out: str, evaluation: Evaluation) -> EvaluateResult:
 
 
 def _table(predictions: Predictions, probabilities: NDArray[np.float32], card: ModelCard, copies: Copies) -> pa.Table:
-    """Return one row per image: what it was labelled and predicted as, and whether the model had learned from a copy of it."""
+    """Return one row per image: its label, its prediction, and whether the model learned from a copy of it."""
     classes = pa.array(card.label_space.classes)
     ids = predictions.ids.tolist()
     return pa.table(

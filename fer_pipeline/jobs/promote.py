@@ -1,4 +1,4 @@
-"""Promote a version of a registered model: an alias moves onto it only where it is better, beyond chance, on the same images."""
+"""Promote a version of a registered model: move an alias to it only if it is significantly better on the same images."""
 
 import logging
 from typing import Annotated, Literal
@@ -6,55 +6,56 @@ from uuid import uuid4
 
 from pydantic import ValidationError
 
-from fer_pipeline.core import storage
-from fer_pipeline.core.config import PLACE, Config
-from fer_pipeline.core.dataset import read_dataset
-from fer_pipeline.core.errors import UserError
-from fer_pipeline.core.figures import Evaluation
-from fer_pipeline.core.run import now
+from fer_pipeline.base import storage
+from fer_pipeline.base.config import PLACE, Config
+from fer_pipeline.base.errors import UserError
+from fer_pipeline.base.identity import now
+from fer_pipeline.base.storage import parquet
+from fer_pipeline.datasets.dataset import read_dataset
+from fer_pipeline.engine.connect import ClusterConfig, connected
+from fer_pipeline.faces.classify import Precision, auto_precision
 from fer_pipeline.jobs import evaluate
-from fer_pipeline.jobs.cluster import ClusterConfig, connected
 from fer_pipeline.jobs.evaluate import EVALUATION, PREDICTIONS, EvaluateConfig
 from fer_pipeline.models.bundle import read_bundle
 from fer_pipeline.models.comparison import Comparison, Rule, compare
+from fer_pipeline.models.figures import Evaluation
 from fer_pipeline.models.registry import Registry, open_registry, require_alias
-from fer_pipeline.stages.classify import Precision, auto_precision
 
 log = logging.getLogger(__name__)
 
 
 class PromoteConfig(Config):
-    """Move an alias onto a version that beats the one it stands for, on a split that neither learned from."""
+    """Move an alias to a version that beats its current version, on a split that neither learned from."""
 
     name: str
     """The model's name."""
     version: str
-    """The candidate: a version of it, or another alias."""
+    """The candidate: a version of the model, or another alias."""
     data: Annotated[str, PLACE]
     """Folder of an ingested dataset."""
     split: str
-    """Which of its splits."""
+    """Split of the dataset to compare on."""
     alias: str = "production"
     """The alias to move."""
     registry: Annotated[str | None, PLACE] = None
     """Folder or s3:// URL; by default $FER_PIPELINE_REGISTRY."""
     precision: Literal["auto", "fp32", "bf16", "int8"] = "auto"
-    """The form that is judged; `auto` takes what CPUs label with: int8 where a version has it, else fp32."""
+    """Precision in which the versions are judged; `auto` is what CPUs label with: int8 if a version has it, else fp32."""
     rule: Rule = Rule()
 
 
 class JudgedForm(Config):
-    """How one of two versions was judged."""
+    """How one of the two versions was judged."""
 
     version: str
     precision: Precision
     selected_on_this_split: bool
-    """Whether the split chose its weights or fitted its calibration: the figures flatter it then."""
+    """Whether the split chose its weights or fitted its calibration; its figures are then too good."""
     leaks_checked: bool
 
 
 class Verdict(Config):
-    """`NAME/verdicts/ALIAS/NUMBER.json` in the registry; the next number is free for one promotion alone."""
+    """`NAME/verdicts/ALIAS/NUMBER.json` in the registry; of concurrent promotions only one can take the next number."""
 
     name: str
     alias: str
@@ -67,16 +68,16 @@ class Verdict(Config):
     split: str
     rule: Rule
     evidence: str
-    """What the folders of both evaluations begin with."""
+    """Prefix of the folders of both evaluations."""
     judged: tuple[JudgedForm, ...] = ()
-    """The candidate's form and the incumbent's; empty in verdicts of earlier versions."""
+    """How the candidate and the incumbent were judged; empty in verdicts of earlier versions."""
     comparison: Comparison
 
 
 def run(config: PromoteConfig, cluster: ClusterConfig = ClusterConfig()) -> Verdict:
-    """Compare, keep the verdict, and move the alias where the rule holds. Raise UserError where another promotion came first.
+    """Compare the versions, write the verdict, move the alias if the rule holds, and return the verdict.
 
-    The last verdict, where it answers the same question and the alias stands as it left it, is returned as it is.
+    Return the last verdict if it decided the same and still applies. Raise UserError if another promotion came first.
     """
     registry = open_registry(config.registry)
     require_alias(config.alias)
@@ -86,7 +87,7 @@ def run(config: PromoteConfig, cluster: ClusterConfig = ClusterConfig()) -> Verd
     names = [name for name in storage.list_names(verdicts) if name.endswith(".json")]
     last = _read_verdict(storage.join(verdicts, names[-1])) if names else None
     if last and _answers(last, config, registry, candidate, incumbent):
-        log.info("This was decided by verdict %d, there is nothing to do", last.number)
+        log.info("Verdict %d decided this: there is nothing to do", last.number)
         return last
     if candidate == incumbent:
         raise UserError(f"{config.name}@{config.alias} is version {incumbent} already: name another candidate.")
@@ -111,13 +112,11 @@ def run(config: PromoteConfig, cluster: ClusterConfig = ClusterConfig()) -> Verd
     )
     still = registry.resolve(config.name, config.alias).version
     if still != incumbent or not storage.create(f"{verdicts}/{number:06d}.json", verdict.model_dump_json(indent=1).encode()):
-        raise UserError(
-            f"{config.name}@{config.alias} was decided on by another promotion meanwhile: run the same command again."
-        )
+        raise UserError(f"Another promotion decided on {config.name}@{config.alias} meanwhile: run the same command again.")
     log.info("Judged: %s", "; ".join(map(describe, judged)))
     if verdict.promoted:
         registry.point(config.name, config.alias, candidate)
-        log.info("%s@%s is version %s now; back: models alias %s %s %s", config.name, config.alias, candidate, config.name,
+        log.info("%s@%s is version %s now; to undo: models alias %s %s %s", config.name, config.alias, candidate, config.name,
                  config.alias, incumbent)  # fmt: skip
     else:
         log.warning("%s@%s stays version %s: %s", config.name, config.alias, incumbent, "; ".join(comparison.reasons))
@@ -125,7 +124,7 @@ def run(config: PromoteConfig, cluster: ClusterConfig = ClusterConfig()) -> Verd
 
 
 def _read_verdict(url: str) -> Verdict | None:
-    """Return a verdict; None for one of an earlier version, whose rule is none today."""
+    """Return a verdict; None if an earlier version wrote it with a rule that no longer exists."""
     try:
         return Verdict.model_validate_json(storage.read_bytes(url))
     except ValidationError:
@@ -133,14 +132,14 @@ def _read_verdict(url: str) -> Verdict | None:
 
 
 def _form(config: PromoteConfig, registry: Registry, version: str) -> Precision:
-    """Return the form in which a version is judged."""
+    """Return the precision in which a version is judged."""
     if config.precision != "auto":
         return config.precision
     return auto_precision(read_bundle(f"{registry.url}/{config.name}@{version}"), on_gpu=False, has_bf16=False)
 
 
 def _answers(verdict: Verdict, config: PromoteConfig, registry: Registry, candidate: str, incumbent: str) -> bool:
-    """Tell whether a verdict answers the question that is asked, of data that are the same, and its answer still stands."""
+    """Tell whether a verdict decided the same question on the same data, and the alias is still as it left it."""
     asked = candidate, config.data, config.split, config.rule
     if (verdict.candidate, verdict.data, verdict.split, verdict.rule) != asked or not verdict.judged:
         return False
@@ -153,7 +152,7 @@ def _answers(verdict: Verdict, config: PromoteConfig, registry: Registry, candid
 
 
 def describe(judged: JudgedForm) -> str:
-    """Return in words how a version was judged."""
+    """Return how a version was judged, for a message."""
     flattered = ", on the very images that selected it" if judged.selected_on_this_split else ""
     leaks = "" if judged.leaks_checked else ", leaks not checked"
     return f"version {judged.version} in {judged.precision}{flattered}{leaks}"
@@ -162,7 +161,7 @@ def describe(judged: JudgedForm) -> str:
 def _compared(
     config: PromoteConfig, registry: Registry, candidate: str, incumbent: str, folder: str, cluster: ClusterConfig
 ) -> tuple[Comparison, tuple[JudgedForm, ...]]:
-    """Evaluate both models into folders of the verdict and compare their answers, image by image."""
+    """Evaluate both versions into folders of the verdict and compare their predictions image by image."""
     answers, judged = [], list[JudgedForm]()
     for version in (candidate, incumbent):
         model, out = f"{registry.url}/{config.name}@{version}", f"{folder}-{version}"
@@ -177,10 +176,10 @@ def _compared(
                 leaks_checked=found.leaks_checked,
             )
         )
-        answers.append(storage.read_table(storage.join(out, PREDICTIONS)).sort_by("sample_id"))
+        answers.append(parquet.read_table(storage.join(out, PREDICTIONS)).sort_by("sample_id"))
     first, second = answers
     if not first["sample_id"].equals(second["sample_id"]) or not first["label"].equals(second["label"]):
-        raise UserError(f"{config.name}@{candidate} and @{incumbent} do not have the same classes: they cannot be compared.")
+        raise UserError(f"{config.name}@{candidate} and @{incumbent} have different classes: choose another candidate.")
     fresh = first["copy_of_training"].is_null().to_numpy() & second["copy_of_training"].is_null().to_numpy()
     labels, answer, former = (column.to_pylist() for column in (first["label"], first["expression"], second["expression"]))
     unchecked = [f"version {one.version}" for one in judged if not one.leaks_checked]

@@ -1,19 +1,20 @@
-"""A model's answers on a split of a dataset, predicted file by file in tasks: what evaluation and training publish figures of."""
+"""Predict a split of a dataset, one task per file: evaluation and training compute their figures from the predictions."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fer_pipeline.core.dataset import sample_files
-from fer_pipeline.core.memory import lift_memory_limit
-from fer_pipeline.jobs.progress import progress
-from fer_pipeline.jobs.shared import Shared, fan_out, share
+from fer_pipeline.base.memory import lift_memory_limit
+from fer_pipeline.datasets.dataset import sample_files
+from fer_pipeline.datasets.training_data import SplitReader
+from fer_pipeline.engine.machines import Machines
+from fer_pipeline.engine.progress import progress
+from fer_pipeline.engine.tasks import Shared, fan_out, share
+from fer_pipeline.faces.classify import Classifier, Precision
 from fer_pipeline.models.bundle import Bundle
-from fer_pipeline.stages.classify import Classifier, Precision
-from fer_pipeline.stages.training_data import SplitReader
 
-if TYPE_CHECKING:  # it imports torch, which a worker under the memory limit of strangers' files cannot load
+if TYPE_CHECKING:  # it imports torch, which a worker cannot load under the memory limit for untrusted files
     from fer_pipeline.models.evaluation import Predictions
 
 ROWS_PER_BATCH = 512
@@ -21,7 +22,7 @@ ROWS_PER_BATCH = 512
 
 @dataclass(frozen=True)
 class ScoringContext:
-    """What every task needs."""
+    """What each task needs."""
 
     bundle: Bundle
     reader: SplitReader
@@ -29,14 +30,14 @@ class ScoringContext:
     device: str
 
 
-def predict_split(context: ScoringContext, wait_s: float) -> "Predictions":
-    """Return the predictions for the reader's split; the images stay in the tasks. `wait_s`: see `fan_out`."""
+def predict_split(context: ScoringContext, machines: Machines) -> "Predictions":
+    """Return the predictions for the reader's split; the images stay in the tasks."""
     from fer_pipeline.models.evaluation import joined
 
     files, batches = sample_files(context.reader.dataset), list["Predictions"]()
     gpus = 1.0 if context.device == "cuda" else 0.0
     with progress("evaluating files", len(files)) as advance:
-        for found in fan_out(_predict_file, files, share(context), wait_s=wait_s, num_gpus=gpus):
+        for found in fan_out(_predict_file, files, share(context), machines=machines, num_gpus=gpus):
             batches += found
             advance(1)
     return joined(batches)

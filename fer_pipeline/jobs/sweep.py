@@ -1,4 +1,4 @@
-"""Search a recipe's settings with Ray Tune: trials share the cluster, and ASHA ends those that fall behind (Li et al., 2020)."""
+"""Search a recipe's settings with Ray Tune: trials share the cluster, and ASHA stops the worse ones early (Li et al., 2020)."""
 
 import csv
 import io
@@ -9,18 +9,18 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import ray
 import torch
 from pydantic import Field, ValidationError
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler
 
-from fer_pipeline.core import storage
-from fer_pipeline.core.config import Config, explain, require_same
-from fer_pipeline.core.dataset import DatasetInfo, read_dataset
-from fer_pipeline.core.errors import UserError
-from fer_pipeline.jobs.cluster import ClusterConfig, connected
-from fer_pipeline.jobs.train.job import TrainConfig, facts_of, make_plan
+from fer_pipeline.base import storage
+from fer_pipeline.base.config import Config, explain, require_same
+from fer_pipeline.base.errors import UserError
+from fer_pipeline.datasets.dataset import DatasetInfo, read_dataset
+from fer_pipeline.engine.connect import ClusterConfig, connected
+from fer_pipeline.jobs.train.config import TrainConfig
+from fer_pipeline.jobs.train.plan import facts_of, make_plan
 from fer_pipeline.jobs.train.rank import Plan, make_trainer
 from fer_pipeline.models.recipe import Recipe, load_recipe, recipe_toml
 from fer_pipeline.models.training.trainer import DivergedError, Epoch
@@ -32,34 +32,34 @@ TRIALS_FOLDER, SWEEP, TABLE, PICTURE, BEST = "trials", "sweep.json", "trials.csv
 
 
 class SweepConfig(Config):
-    """Try a recipe with other settings; write a table, a picture and the best recipe."""
+    """Train a recipe with many settings; write a table, a picture and the best recipe."""
 
     recipe: str
     """Name of a recipe that comes with the package, or a .toml file."""
     space: str
-    """TOML file in the recipe's form: a list is a choice, `{ low = .., high = .., log = true }` a range."""
+    """TOML file with the recipe's sections and keys: a list is a choice, `{ low = .., high = .., log = true }` a range."""
     data: str
     """Folder of an ingested dataset."""
     out: str
-    """Folder for what came of it; the same command continues a sweep that was killed."""
+    """Folder of the results; the same command continues a sweep that was killed."""
     trials: int = Field(16, ge=1)
-    """Settings to try."""
+    """Number of settings to try."""
     grace_epochs: int = Field(2, ge=1)
-    """Epochs that every trial may run before it can be ended."""
+    """Epochs that every trial runs before it can be stopped."""
     keep_one_in: int = Field(3, ge=2)
-    """At each rung, of so many trials one goes on."""
+    """At each rung, one in this many trials continues."""
     cpus_per_trial: int = Field(1, ge=1)
     gpus_per_trial: float = Field(0.0, ge=0)
     drop_leaks: bool = False
-    """Leave the dataset's flagged samples out of training."""
+    """Exclude the dataset's flagged samples from training."""
     allow_missing_classes: bool = False
     """Train although the training split has no images of some classes."""
     seed: int = Field(0, ge=0)
-    """Decides which settings are drawn."""
+    """Seed that draws the settings."""
 
 
 class SweepResult(Config):
-    """What came of it."""
+    """The outcome of a sweep."""
 
     out: str
     trials: int
@@ -67,19 +67,22 @@ class SweepResult(Config):
     best: dict[str, Any]
     """The settings of the best trial."""
     best_accuracy: float
-    """On the validation split, on which the trials were compared."""
+    """Accuracy on the validation split, on which the trials were compared."""
 
 
 def run(config: SweepConfig, cluster: ClusterConfig = ClusterConfig()) -> SweepResult:
-    """Run the trials that are left and write the table, the picture and the best recipe. Raise UserError before any work."""
+    """Run the remaining trials, write the table, the picture and the best recipe, and return the outcome.
+
+    Raise UserError, before any work, if the configuration is invalid.
+    """
     data, out = storage.normalize(config.data), storage.normalize(config.out)
     storage.require_access(data, out)
     recipe, card = load_recipe(config.recipe), read_dataset(data)
     space = load_space(config.space, recipe)
     plan = make_plan(_train_config(config, data), recipe, card, data, None)
-    with connected(cluster, data, out):
-        if ray.cluster_resources().get("GPU", 0) < config.gpus_per_trial:
-            raise UserError(f"{config.gpus_per_trial:g} GPUs were asked for a trial, which this cluster does not have.")
+    with connected(cluster, data, out) as machines:
+        if config.gpus_per_trial:
+            machines.wait_for_gpus(max(1, int(config.gpus_per_trial)), "--gpus-per-trial", on_one_node=True)
         _require_same(out, _facts(config, plan, card))
         results = _tuner(config, recipe, card, data, out, space).fit()
     trials = [trial_row(results[n].config or {}, results[n].metrics_dataframe) for n in range(len(results))]
@@ -102,13 +105,13 @@ def run(config: SweepConfig, cluster: ClusterConfig = ClusterConfig()) -> SweepR
 
 
 def _facts(config: SweepConfig, plan: Plan, card: DatasetInfo) -> dict[str, Any]:
-    """Return what decides a sweep's trials and their figures."""
+    """Return the settings that decide a sweep's trials and their figures."""
     choice = config.model_dump(mode="json", include={"trials", "grace_epochs", "keep_one_in", "seed"})
     return facts_of(plan, card) | {"space": tomllib.loads(Path(config.space).read_text())} | choice
 
 
 def _require_same(out: str, facts: dict[str, Any]) -> None:
-    """Keep what a sweep is of beside its trials; raise UserError where those that are there are of another one."""
+    """Write the facts of a sweep beside its trials; raise UserError if the folder holds a sweep with other facts."""
     path = storage.join(out, SWEEP)
     if not storage.exists(path):
         storage.write_bytes(path, json.dumps(facts, indent=1).encode())
@@ -117,7 +120,7 @@ def _require_same(out: str, facts: dict[str, Any]) -> None:
 
 
 def load_space(path: str, recipe: Recipe) -> dict[str, Any]:
-    """Return the domains by `section.key`; raise UserError for what the recipe does not know or cannot take."""
+    """Return the domains by `section.key`; raise UserError for an unknown key or a value that the recipe rejects."""
     try:
         sections = tomllib.loads(Path(path).read_text())
     except (OSError, ValueError) as error:
@@ -125,14 +128,14 @@ def load_space(path: str, recipe: Recipe) -> dict[str, Any]:
     space, known = dict[str, Any](), recipe.model_dump()
     for section, keys in sections.items():
         if not isinstance(keys, dict) or not isinstance(known.get(section), dict):
-            raise UserError(f"The search space '{path}' must have its settings in sections of the recipe, such as [training].")
+            raise UserError(f"The search space '{path}' must put its settings in sections of the recipe, such as [training].")
         for key, domain in keys.items():
             space[f"{section}.{key}"] = _domain(f"{section}.{key}", domain)
             samples = domain if isinstance(domain, list) else [domain["low"], domain["high"]]
             for value in samples:
                 with_settings(recipe, {f"{section}.{key}": value})
     if not space:
-        raise UserError(f"The search space '{path}' is empty.")
+        raise UserError(f"The search space '{path}' is empty: add a setting.")
     return space
 
 
@@ -145,7 +148,7 @@ def _domain(name: str, domain: Any) -> Any:
             return tune.lograndint(domain["low"], domain["high"] + 1) if whole else tune.loguniform(domain["low"], domain["high"])
         return tune.randint(domain["low"], domain["high"] + 1) if whole else tune.uniform(domain["low"], domain["high"])
     raise UserError(
-        f"The search space's {name} must be a list of values, or {{ low = .., high = .., log = true }}: low below high, "
+        f"The search space's {name} must be a list of values, or {{ low = .., high = .., log = true }}, where low is below high, "
         "and above 0 with log."
     )
 
@@ -159,7 +162,7 @@ def _is_range(domain: dict[str, Any]) -> bool:
 
 
 def with_settings(recipe: Recipe, settings: dict[str, Any]) -> Recipe:
-    """Return the recipe with other values by `section.key`; raise UserError where it cannot take one."""
+    """Return the recipe with new values by `section.key`; raise UserError if the recipe rejects one."""
     values = recipe.model_dump()
     for name, value in settings.items():
         section, _, key = name.partition(".")
@@ -217,7 +220,7 @@ def _tuner(config: SweepConfig, recipe: Recipe, card: DatasetInfo, data: str, ou
 
 
 def _trial(recipe: Recipe, config: SweepConfig, card: DatasetInfo, data: str) -> None:
-    """Train in this process and report every epoch; a trial that diverges ends as it is."""
+    """Train in this process and report every epoch; a trial that diverges ends early without an error."""
     torch.set_num_threads(config.cpus_per_trial)
     plan = make_plan(_train_config(config, data), recipe, card, data, None)
     trainer = make_trainer(plan, torch.device("cuda" if config.gpus_per_trial else "cpu"))
@@ -232,7 +235,7 @@ def _trial(recipe: Recipe, config: SweepConfig, card: DatasetInfo, data: str) ->
 
 
 def trial_row(settings: dict[str, Any], history: Any) -> dict[str, Any]:
-    """Return a trial's settings, its validation accuracy by epoch, and the best of them."""
+    """Return a trial's settings, its validation accuracy by epoch, and the best accuracy."""
     epochs = [] if history is None or "validation_accuracy" not in history else history["validation_accuracy"].tolist()
     return {"settings": settings, "history": epochs, "accuracy": max(epochs, default=0.0)}
 

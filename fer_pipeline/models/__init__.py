@@ -1,1 +1,1 @@
-"""Networks, the training loop and the model bundle. Works where neither Ray nor Prefect is installed."""
+"""Networks, the training loop and the model bundle. This package works without Ray and Prefect."""

@@ -1,4 +1,4 @@
-"""Augmentation of a whole batch on its own device: every sample is moved, then spoiled, in its own way."""
+"""Augments a batch on the device that holds it: each image is moved, then degraded, independently of the others."""
 
 import math
 
@@ -7,12 +7,12 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Generator, Tensor
 
-from fer_pipeline.core.config import Config
+from fer_pipeline.base.config import Config
 from fer_pipeline.models.corruption import corrupt
 
 
 class AugmentationConfig(Config):
-    """How far each training image may be moved and spoiled; 0 turns a transformation off."""
+    """How much each training image may be moved and degraded. 0 turns a transformation off."""
 
     flip: float = 0.5
     """Probability of a horizontal flip."""
@@ -25,18 +25,18 @@ class AugmentationConfig(Config):
     contrast: float = 0.2
     """Largest relative change of contrast and brightness."""
     erase: float = 0.4
-    """Probability that a rectangle is blanked (Zhong et al., 2020)."""
+    """Probability that a rectangle is erased (Zhong et al., 2020)."""
     corruption: float = Field(0.0, ge=0, le=1)
-    """Probability that an image is blurred, shrunk, made noisy, lit from one side, or cut into JPEG's blocks."""
+    """Probability that an image is blurred, shrunk, made noisy, lit from one side, changed in gamma, or JPEG-compressed."""
 
 
 def augment(images: Tensor, config: AugmentationConfig, generator: Generator) -> Tensor:
-    """Return uint8 images (n, c, h, w) moved and spoiled one by one; `generator` lives on the CPU and makes it repeatable."""
-    return spoil(move(images, config, generator), config, generator)
+    """Return uint8 images (n, c, h, w), each moved and degraded. `generator` (a CPU generator) makes it repeatable."""
+    return degrade(move(images, config, generator), config, generator)
 
 
 def move(images: Tensor, config: AugmentationConfig, generator: Generator) -> Tensor:
-    """Return uint8 images (n, c, h, w), each mirrored, shifted, turned and scaled, its contrast and brightness changed."""
+    """Return uint8 images (n, c, h, w), each flipped, shifted, rotated, scaled, and changed in contrast and brightness."""
     if not any(config.model_dump(exclude={"erase", "corruption"}).values()):
         return images
 
@@ -57,15 +57,15 @@ def move(images: Tensor, config: AugmentationConfig, generator: Generator) -> Te
     return moved.clamp_(0, 255).to(torch.uint8)
 
 
-def spoil(images: Tensor, config: AugmentationConfig, generator: Generator) -> Tensor:
-    """Return uint8 images (n, c, h, w), each corrupted and blanked in part with the probabilities of `config`."""
+def degrade(images: Tensor, config: AugmentationConfig, generator: Generator) -> Tensor:
+    """Return uint8 images (n, c, h, w), each corrupted and partly erased with the probabilities of `config`."""
     if config.corruption:
         images = corrupt(images, config.corruption, generator)
     return _erase(images.clone(), config.erase, generator) if config.erase else images
 
 
 def shrink(images: Tensor, side: int) -> Tensor:
-    """Return uint8 images (n, c, h, w) scaled down to `side` without aliasing; those of that size as they are."""
+    """Return uint8 images (n, c, h, w) scaled down to `side` without aliasing, or unchanged if they have that size."""
     if images.shape[-1] == side:
         return images
     smaller = F.interpolate(images.float(), (side, side), mode="bilinear", antialias=True, align_corners=False)
@@ -73,16 +73,16 @@ def shrink(images: Tensor, side: int) -> Tensor:
 
 
 def _erase(images: Tensor, probability: float, generator: Generator) -> Tensor:
-    """Blank one rectangle of 2 to 25 % of the area to mid-grey, in a share `probability` of the images, in place."""
+    """Fill a rectangle of 2 to 25 % of the area with mid-grey, in place, in each image with this probability."""
     count, _, height, width = images.shape
     area = 0.02 + 0.23 * torch.rand(count, generator=generator)
     aspect = torch.exp((torch.rand(count, generator=generator) * 2 - 1) * math.log(3.0))
-    tall, wide = (area * aspect).sqrt().clamp(max=1) * height, (area / aspect).sqrt().clamp(max=1) * width
-    top = torch.rand(count, generator=generator) * (height - tall)
-    left = torch.rand(count, generator=generator) * (width - wide)
+    hole_h, hole_w = (area * aspect).sqrt().clamp(max=1) * height, (area / aspect).sqrt().clamp(max=1) * width
+    top = torch.rand(count, generator=generator) * (height - hole_h)
+    left = torch.rand(count, generator=generator) * (width - hole_w)
     chosen = torch.rand(count, generator=generator) < probability
     y, x = torch.arange(height)[None, :, None], torch.arange(width)[None, None, :]
-    inside = (y >= top[:, None, None]) & (y < (top + tall)[:, None, None])
-    inside = inside & (x >= left[:, None, None]) & (x < (left + wide)[:, None, None])
+    inside = (y >= top[:, None, None]) & (y < (top + hole_h)[:, None, None])
+    inside = inside & (x >= left[:, None, None]) & (x < (left + hole_w)[:, None, None])
     hole = (inside & chosen[:, None, None])[:, None].to(images.device)
     return images.masked_fill_(hole, 128)

@@ -1,29 +1,29 @@
-"""The model card `model.json`: all that labelling, evaluation and export must know of a model besides its weights. No torch."""
+"""The model card `model.json`: everything that labelling, evaluation and export need besides the weights. No torch."""
 
 from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, ValidationError, ValidatorFunctionWrapHandler, WrapValidator
 
 import fer_pipeline
-from fer_pipeline.core.config import Config, Name
-from fer_pipeline.core.figures import ExportFigures, SplitFigures
-from fer_pipeline.core.framing import Framing
-from fer_pipeline.core.labels import LabelSpace
+from fer_pipeline.base.config import Config, Name
+from fer_pipeline.models.figures import ExportFigures, SplitFigures
+from fer_pipeline.models.framing import Framing
+from fer_pipeline.models.label_space import LabelSpace
 from fer_pipeline.models.network_config import NetworkConfig
 
 SCHEMA_VERSION = 2
-"""Of `model.json`: 2 since its framing says whether faces are cut by landmarks or by box."""
+"""Of `model.json`. Since version 2 its framing says whether faces are cut by landmarks or by box."""
 
 
 class Calibration(Config):
-    """Fitted on the validation split after training."""
+    """The calibration, fitted on the validation split after training."""
 
     temperature: float = Field(1.0, gt=0, le=1000)
     """Divides the logits before the softmax (Guo et al., 2017)."""
     uncertain_below: float = Field(0.0, ge=0, le=1)
-    """Labels of less confidence are marked `uncertain`."""
+    """Labels with a lower confidence are marked `uncertain`."""
     prior: tuple[float, ...] = ()
-    """Shares of the classes that the probabilities go by (`core/prior.py`); empty where that is not known."""
+    """Class shares that the probabilities imply (`models/prior.py`); empty if unknown."""
 
 
 class TrainingData(Config):
@@ -32,78 +32,78 @@ class TrainingData(Config):
     layout: str = "not known"
     terms: str = "not known"
     digest: str | None = None
-    """The dataset's, of all its samples."""
+    """Digest of the dataset, over all its samples."""
     train_split: str | None = None
     train_digest: str | None = None
-    """sha256 over the digests of the split's images: tells it in any other dataset (`duplicates.split_digest`)."""
+    """sha256 over the digests of the split's images, which identifies it in any dataset (`duplicates.split_digest`)."""
     train_images: int | None = None
     left_out: int = 0
-    """Suspects of the training split that were not learned, neither by a model that it began as or learned from."""
+    """Flagged samples of the training split that neither this model nor its initial model and teachers learned."""
     validation_split: str | None = None
     validation_digest: str | None = None
-    """Likewise of the split that selected the model and fitted its calibration."""
+    """The same digest for the split that selected the model and fitted its calibration."""
     learned_sha256: str | None = None
-    """Of `learned.parquet`: the digests of all images that the model, what it began as and its teachers learned."""
+    """sha256 of `learned.parquet`, the digests of all images that the model, its initial model and its teachers learned."""
     external: tuple[str, ...] = ()
-    """Datasets that weights of other makers were trained on, as recipes say; their images are not among the digests."""
+    """Datasets on which third-party weights were trained, as recipes say. Their images are not among the digests."""
     unknown: tuple[str, ...] = ()
-    """Models that this one began as or learned from, of which it is not known what they learned."""
+    """Initial models and teachers whose training images are unknown."""
 
 
-def _ours(value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
-    """Let figures of another form than ours count as none: a card written by hand may hold anything."""
+def _none_if_invalid(value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
+    """Return None for figures in another form than ours, because a card written by hand may contain anything."""
     try:
         return validate(value)
     except ValidationError:
         return None
 
 
-Measured = Annotated[SplitFigures | None, WrapValidator(_ours)]
+Measured = Annotated[SplitFigures | None, WrapValidator(_none_if_invalid)]
 
 
 class ModelMetrics(Config):
-    """Figures of the model, where this project measured them."""
+    """Figures of the model, if this project measured them."""
 
     model_config = ConfigDict(extra="ignore")
 
     validation: Measured = None
     validation_without_training_images: Measured = None
-    """On those images of the split that are no copies of training images."""
-    selected_epoch: Annotated[int | None, WrapValidator(_ours)] = None
-    epochs: Annotated[int | None, WrapValidator(_ours)] = None
-    export: Annotated[ExportFigures | None, WrapValidator(_ours)] = None
+    """On the images of the split that are not copies of training images."""
+    selected_epoch: Annotated[int | None, WrapValidator(_none_if_invalid)] = None
+    epochs: Annotated[int | None, WrapValidator(_none_if_invalid)] = None
+    export: Annotated[ExportFigures | None, WrapValidator(_none_if_invalid)] = None
 
 
 class Int8Form(Config):
-    """`model.int8.onnx`: the same network with weights and activations in 8 bits, which labelling on CPUs takes."""
+    """`model.int8.onnx`: the same network with 8-bit weights and activations, for labelling on CPUs."""
 
     sha256: str
-    """Of the file."""
+    """sha256 of the file."""
     calibration: Calibration
-    """Of its own: fitted on the answers of this form."""
+    """Its own calibration, fitted on the outputs of this form."""
     validation: Measured = None
     validation_without_training_images: Measured = None
     accuracy_fp32: float | None = None
-    """Of the network as it was, on the same split."""
+    """Accuracy of the fp32 network on the same split."""
     same_label: float | None = None
-    """Share of the split's images that both forms label alike."""
+    """Share of the split's images that get the same label from both forms."""
     settings: dict[str, Any] | None = None
-    """What it was made of, and how: asked for again, it is done."""
+    """Its inputs and settings. A second request for the same form does nothing."""
 
 
 class ModelCard(Config):
     """`model.json` of a bundle."""
 
     schema_version: int = SCHEMA_VERSION
-    """1, or none, is read too: its framing is one by landmarks, as labelling cut then."""
+    """A card with version 1 or without one is readable. Its framing is by landmarks, as labelling cut faces then."""
     version: str = fer_pipeline.__version__
-    """Of the software that wrote it."""
+    """Version of the software that wrote the card."""
     name: Name
     format: Literal["safetensors", "onnx"] = "safetensors"
-    """`safetensors`: weights of the network that `network` describes. `onnx`: a network of any origin in `model.onnx`, of which
-    `network` describes the input alone. It takes uint8 pixels, or floats that `mean` and `std` have normalised."""
+    """`safetensors`: weights of the network that `network` describes. `onnx`: a network of any origin in `model.onnx`; `network`
+    describes only its input, which is uint8 pixels, or floats normalised by `mean` and `std`."""
     outputs: Literal["logits", "probabilities"] = "logits"
-    """What an ONNX network's first output is."""
+    """The meaning of an ONNX network's first output."""
     network: NetworkConfig
     label_space: LabelSpace
     framing: Framing = Field(default_factory=Framing)
@@ -117,6 +117,6 @@ class ModelCard(Config):
         "education is unlawful in the EU (AI Act, Art. 5(1)(f))."
     )
     training: dict[str, Any] | None = None
-    """What decided the weights, as digests and settings: a training of the same is done when it is asked for again."""
+    """Digests and settings that determine the weights. A second training with the same ones does nothing."""
     limits: tuple[str, ...] = ()
-    """What the model is known to do badly, or was never tried on: sentences for its card."""
+    """Known weaknesses and untested uses of the model, as sentences for its card."""

@@ -1,4 +1,4 @@
-"""Corruptions of face crops: what photos of an archive suffer and FER-2013 has not, each of a strength of its own."""
+"""Corruptions of face crops that occur in photo archives but not in FER-2013. Each image gets its own strength."""
 
 import math
 
@@ -20,23 +20,23 @@ JPEG_LUMINANCE = (
 
 
 def corrupt(images: Tensor, probability: float, generator: Generator) -> Tensor:
-    """Return uint8 images (n, c, h, w), a share `probability` of them corrupted, each in one way; others as they are."""
+    """Return uint8 images (n, c, h, w), a share `probability` of which is corrupted in one way each."""
     count = len(images)
     chosen = torch.rand(count, generator=generator) < probability
     kinds = torch.randint(len(CORRUPTIONS), (count,), generator=generator)
     strengths = torch.rand(count, generator=generator)
-    spoiled = images.clone()
+    corrupted = images.clone()
     for number, corruption in enumerate(CORRUPTIONS):
-        of_this_kind = (chosen & (kinds == number)).nonzero()[:, 0]
-        if len(of_this_kind):
-            some = of_this_kind.to(images.device)
-            strength = strengths[of_this_kind].view(-1, 1, 1, 1).to(images.device)
-            spoiled[some] = corruption(images[some].float(), strength, generator).round().clamp(0, 255).to(torch.uint8)
-    return spoiled
+        indices = (chosen & (kinds == number)).nonzero()[:, 0]
+        if len(indices):
+            some = indices.to(images.device)
+            strength = strengths[indices].view(-1, 1, 1, 1).to(images.device)
+            corrupted[some] = corruption(images[some].float(), strength, generator).round().clamp(0, 255).to(torch.uint8)
+    return corrupted
 
 
 def _blur(images: Tensor, strength: Tensor, generator: Generator) -> Tensor:
-    """Blur by Gaussians of a standard deviation of 0.4 to 2 px."""
+    """Blur with a Gaussian of a standard deviation of 0.4 to 2 px."""
     sigma = 0.4 + 1.6 * strength
     place = torch.arange(-5, 6, device=images.device).float()
     kernel = torch.exp(-(place**2) / (2 * sigma.view(-1, 1) ** 2))
@@ -49,7 +49,7 @@ def _blur(images: Tensor, strength: Tensor, generator: Generator) -> Tensor:
 
 
 def _shrink(images: Tensor, strength: Tensor, generator: Generator) -> Tensor:
-    """Shrink to .8 to .35 of the size and enlarge again: small faces; one size for all, drawn with them."""
+    """Shrink to .8 to .35 of the size and enlarge again, as small faces are. All images get one size, drawn here."""
     share = 0.8 - 0.45 * float(torch.rand((), generator=generator))
     size = [max(4, round(side * share)) for side in images.shape[2:]]
     small = F.interpolate(images, size, mode="bilinear", antialias=True)
@@ -62,20 +62,20 @@ def _make_noisy(images: Tensor, strength: Tensor, generator: Generator) -> Tenso
 
 
 def _light_from_one_side(images: Tensor, strength: Tensor, generator: Generator) -> Tensor:
-    """Darken one side by up to 80 %, brighten the other as much, in any direction."""
+    """Darken one side by up to 80 % and brighten the other as much, in a random direction."""
     angle = (2 * math.pi * torch.rand(len(images), generator=generator)).view(-1, 1, 1, 1).to(images.device)
     y = torch.linspace(-1, 1, images.shape[2], device=images.device).view(1, 1, -1, 1)
     x = torch.linspace(-1, 1, images.shape[3], device=images.device).view(1, 1, 1, -1)
     return images * (1 + (0.2 + 0.6 * strength) * (x * angle.cos() + y * angle.sin()))
 
 
-def _bend_brightness(images: Tensor, strength: Tensor, generator: Generator) -> Tensor:
-    """Raise brightness to a power of 1/2.5 to 2.5."""
+def _change_gamma(images: Tensor, strength: Tensor, generator: Generator) -> Tensor:
+    """Raise the brightness to a power of 1/2.5 to 2.5."""
     return 255 * (images / 255) ** (2.5 ** (2 * strength - 1))
 
 
 def _compress(images: Tensor, strength: Tensor, generator: Generator) -> Tensor:
-    """Round the cosine transform of 8x8 blocks as JPEG does at a quality of 40 down to 8; sides not of 8 keep their rest."""
+    """Quantise 8x8 blocks as JPEG does at quality 40 to 8. Rows and columns after the last whole block stay unchanged."""
     height, width = (side - side % 8 for side in images.shape[2:])
     table = torch.tensor(JPEG_LUMINANCE, device=images.device).float()
     step = (table * (50 / (40 - 32 * strength)).view(-1, 1, 1, 1, 1, 1)).clamp(min=1)
@@ -91,5 +91,5 @@ def _compress(images: Tensor, strength: Tensor, generator: Generator) -> Tensor:
     return out
 
 
-CORRUPTIONS = (_blur, _shrink, _make_noisy, _light_from_one_side, _bend_brightness, _compress)
-"""Float images of 0 to 255 (n, c, h, w) and strengths of 0 to 1 (n, 1, 1, 1) to images; results may leave the range."""
+CORRUPTIONS = (_blur, _shrink, _make_noisy, _light_from_one_side, _change_gamma, _compress)
+"""Each takes float images (n, c, h, w) of 0 to 255 and strengths (n, 1, 1, 1) of 0 to 1. Results may leave the range."""

@@ -1,16 +1,16 @@
-"""Evaluation: what a model's predictions on labelled images are worth."""
+"""Evaluation of a model's predictions on labelled images."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
-from fer_pipeline.core.duplicates import Copies, find_copies, split_digest
-from fer_pipeline.core.figures import (
+from fer_pipeline.models.calibration import calibrate, cross_fitted
+from fer_pipeline.models.card import Calibration
+from fer_pipeline.models.figures import (
     CalibrationComparison,
     CalibrationFigures,
     CertainFigures,
@@ -18,9 +18,8 @@ from fer_pipeline.core.figures import (
     SplitFigures,
     VoteFigures,
 )
-from fer_pipeline.core.labels import LabelSpace, mapping
-from fer_pipeline.core.learned import find_learned
-from fer_pipeline.core.metrics import (
+from fer_pipeline.models.label_space import LabelSpace, mapping
+from fer_pipeline.models.metrics import (
     expected_calibration_error,
     is_uncertain,
     log_loss,
@@ -29,25 +28,20 @@ from fer_pipeline.core.metrics import (
     softmax,
     summarize,
 )
-from fer_pipeline.models.calibration import calibrate, cross_fitted
-from fer_pipeline.models.card import Calibration, ModelCard
-
-FEWEST = 50
-"""Images under which calibration is not scored: neither half would say anything."""
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a network answered on labelled images; n of them."""
+    """The outputs of a network on n labelled images."""
 
     ids: NDArray[np.object_]
-    """(n,), sample ids."""
+    """(n,) sample ids."""
     logits: NDArray[np.float32]
-    """(n, classes), before any temperature."""
+    """(n, classes), before temperature scaling."""
     labels: NDArray[np.int64]
     """(n,)"""
     votes: NDArray[np.float32]
-    """(n, vote classes): shares of annotators' votes, all zero where there are none."""
+    """(n, vote classes): shares of annotators' votes, all zero if an image has none."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -56,12 +50,12 @@ class Predictions:
         return Predictions(self.ids[chosen], self.logits[chosen], self.labels[chosen], self.votes[chosen])
 
     def without(self, ids: Collection[str]) -> "Predictions":
-        """Return the predictions for all images but those with these ids."""
+        """Return the predictions, except those of the images with these ids."""
         return self[np.array([sample not in ids for sample in self.ids], bool)]
 
 
 def joined(batches: Sequence[Predictions]) -> Predictions:
-    """Return several batches of predictions as one; at least one batch."""
+    """Return several batches of predictions as one. `batches` must not be empty."""
     names = [field.name for field in fields(Predictions)]
     return Predictions(**{name: np.concatenate([getattr(batch, name) for batch in batches]) for name in names})
 
@@ -75,8 +69,8 @@ def evaluate(
 ) -> Figures:
     """Return the figures of the predictions under the model's calibration.
 
-    `groups` gives a number to each sample id that copies share (`duplicates.Copies`); without it every image is one of its own.
-    Calibration is not scored for fewer than 50 images.
+    `groups` maps each sample id to a group number; copies of one image have the same number (`duplicates.Copies`). Without it,
+    every image is its own group. Calibration is not scored for fewer than 50 images.
     """
     labels, probabilities = predictions.labels, softmax(predictions.logits, calibration.temperature)
     figures = summarize(probabilities, labels, space.classes)
@@ -102,74 +96,36 @@ def evaluate(
 
 
 @dataclass(frozen=True)
-class Leaks:
-    """What a split shares with what a model learned."""
-
-    split: str | None
-    """The dataset's split that the model learned from as it is; None where it is none."""
-    copies: Copies
-    checked: bool
-    """Whether all that the model learned, by whatever way, is known and was looked for."""
-
-
-def _may_be(name: str, layout: str) -> bool:
-    """Tell whether a dataset that a recipe names may be one that was ingested from a layout; some layouts hold any dataset."""
-    own = {"fer2013", "affectnet", "rafdb"}
-    kind = layout.split("-")[0]
-    return name.lower() != "imagenet" and (kind not in own or name.lower().startswith(kind))
-
-
-def find_leaks(
-    card: ModelCard, learned: pa.Table | None, samples: pa.Table, split: str, flagged: pa.Table, layout: str, digest: str
-) -> Leaks:
-    """Return the copies that a dataset's `split` has of what a model learned.
-
-    `learned` are the digests that its bundle keeps (`bundle.read_learned`). Without them it is told by the digest of its whole
-    training split; `flagged` are the dataset's samples that the training may have left out. `layout` and `digest` are the
-    dataset's.
-    """
-    data = card.data
-    names: list[str] = samples["split"].unique().to_pylist() if data.train_digest else []
-    whole = next((name for name in names if split_digest(samples, name) == data.train_digest), None)
-    if learned is not None:
-        known = not data.unknown and not any(_may_be(name, layout) for name in data.external)
-        return Leaks(whole, find_learned(samples, split, learned), known)
-    rows = flagged.to_pylist() if data.left_out and data.digest == digest else []
-    left_out = frozenset(row["sample_id"] for row in rows if row["split"] == whole)
-    recipe = card.recipe
-    others = recipe.get("initial"), recipe.get("pretrained"), (recipe.get("training") or {}).get("teacher_weight")
-    return Leaks(whole, find_copies(samples, split, whole, left_out), whole is not None and not any(others))
-
-
-@dataclass(frozen=True)
 class Judged:
-    """A model's calibration on the split that selected it, and its figures there, with and without copies of what it learned."""
+    """Calibration on the split on which the model was selected, and figures there with and without copies of learned images."""
 
     calibration: Calibration
     validation: SplitFigures
     without_training_images: SplitFigures | None
-    """None where every image is a copy of a learned one."""
+    """None if every image is a copy of a learned one."""
 
 
 def judge(
     predictions: Predictions,
-    copies: Copies,
+    learned: Collection[str],
+    groups: Mapping[str, int],
     space: LabelSpace,
     certain_accuracy: float,
     vote_classes: tuple[str, ...],
     **how: Any,
 ) -> Judged:
-    """Calibrate a model on the split that selected it and return its figures there; `how` are those of `SplitFigures`.
+    """Calibrate a model on the split on which it was selected. `how` gives the other fields of `SplitFigures`.
 
-    Copies of learned images are left out of the fit, if that leaves any: they would make the model seem surer than it is.
+    `learned` are the ids of images that are copies of learned ones; images with the same number in `groups` are copies. Copies of
+    learned images are not used for the fit, because the model is too confident on them. They are used if there are no others.
     """
-    fresh = predictions.without(copies.learned)
+    fresh = predictions.without(learned)
     fitted = fresh if len(fresh) else predictions
     logits, labels = torch.from_numpy(fitted.logits), torch.from_numpy(fitted.labels)
     calibration = calibrate(logits, labels, certain_accuracy)
 
     def figures(some: Predictions) -> SplitFigures:
-        found = evaluate(some, space, calibration, vote_classes, copies.groups)
+        found = evaluate(some, space, calibration, vote_classes, groups)
         return SplitFigures(**dict(found), selected_on_this_split=True, **how)
 
     return Judged(calibration, figures(predictions), figures(fresh) if len(fresh) else None)
@@ -180,7 +136,7 @@ def _calibration(
 ) -> CalibrationComparison | None:
     labels = predictions.labels
     group = np.array([groups[sample] for sample in predictions.ids], np.int64) if groups else np.arange(len(labels))
-    if len(labels) < FEWEST or len(np.unique(group)) < 2:
+    if len(labels) < 50 or len(np.unique(group)) < 2:  # too few images to judge calibration
         return None
     logits, truth = torch.from_numpy(predictions.logits), torch.from_numpy(labels)
     fitted, temperatures = cross_fitted(logits, truth, group)
@@ -204,7 +160,7 @@ def _against_votes(
     vote_classes: tuple[str, ...],
     space: LabelSpace,
 ) -> VoteFigures:
-    """Compare predictions, and the dataset's own labels, with what most annotators said."""
+    """Compare predictions, and the dataset's own labels, with the annotators' majority."""
     classes = mapping(vote_classes, space)
     shares = np.zeros((len(labels), len(space.classes)), np.float32)
     for column, index in enumerate(classes):

@@ -1,4 +1,4 @@
-"""Export: a bundle's network as ONNX, in fp32 or int8. Pixels go in, so normalisation travels with the network."""
+"""Export: a bundle's network as ONNX, in fp32 or int8. The input is pixels, so the network contains the normalisation."""
 
 import json
 import sys
@@ -13,22 +13,18 @@ from numpy.typing import NDArray
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantType, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
-from fer_pipeline.core.errors import UserError
+from fer_pipeline.base.errors import UserError
 from fer_pipeline.models.bundle import Bundle
 from fer_pipeline.models.weights import load_network
-
-CALIBRATION_BATCH = 64
-SMALL_PX = 96
-"""Side of crops up to which all activations fit in memory together, which percentiles need: outliers cost accuracy."""
 
 
 def to_onnx(bundle: Bundle) -> bytes:
     """Return the network as ONNX: `images` uint8 (n, channels, side, side) to `logits` float32 (n, classes), any n.
 
-    The classes and the temperature stand in the file's metadata. Raise UserError for a bundle that is no torch network.
+    The file's metadata holds the classes, the temperature and the intended use. Raise UserError for an ONNX bundle.
     """
     if bundle.card.format == "onnx":
-        raise UserError(f"The model '{bundle.card.name}' is an ONNX network already.")
+        raise UserError(f"The model '{bundle.card.name}' is already an ONNX network: use its model.onnx.")
     network, config = load_network(bundle), bundle.card.network
     images = torch.zeros((2, config.channels, config.image_px, config.image_px), dtype=torch.uint8)
     shapes = ({0: torch.export.Dim("n", min=1)},)
@@ -47,32 +43,34 @@ def to_onnx(bundle: Bundle) -> bytes:
 
 
 def to_int8(model: bytes, images: NDArray[np.uint8]) -> bytes:
-    """Return an fp32 ONNX network of `to_onnx` with int8 weights and activations, whose ranges are those on `images`.
+    """Return an fp32 ONNX network of `to_onnx` with int8 weights and activations, with ranges measured on `images`.
 
-    Weights have 7 bits: with 8, processors without VNNI saturate where others do not, and machines would give different labels.
+    Weights have 7 bits. With 8, processors without VNNI saturate and others do not, so labels would depend on the machine.
     """
     with tempfile.TemporaryDirectory() as folder:
         exported, prepared, quantized = (Path(folder) / f"{name}.onnx" for name in ("fp32", "prepared", "int8"))
         exported.write_bytes(model)
-        with redirect_stdout(sys.stderr):  # what it prints would stand among a command's results
+        with redirect_stdout(sys.stderr):  # keeps its output out of a command's results
             quant_pre_process(exported, prepared, skip_symbolic_shape=True)
+            # Outliers cost accuracy, and percentiles ignore them, but need all activations in memory: up to 96 px they fit.
+            method = CalibrationMethod.Percentile if images.shape[2] <= 96 else CalibrationMethod.MinMax
             quantize_static(
                 prepared,
                 quantized,
-                _Images(images),
+                _CalibrationImages(images),
                 per_channel=True,
                 activation_type=QuantType.QUInt8,
                 weight_type=QuantType.QInt8,
-                calibrate_method=CalibrationMethod.Percentile if images.shape[2] <= SMALL_PX else CalibrationMethod.MinMax,
+                calibrate_method=method,
                 reduce_range=True,
                 op_types_to_quantize=["Conv", "Gemm", "MatMul", "Add", "Relu"],
             )
         return quantized.read_bytes()
 
 
-class _Images(CalibrationDataReader):  # type: ignore[misc]
+class _CalibrationImages(CalibrationDataReader):  # type: ignore[misc]
     def __init__(self, images: NDArray[np.uint8]) -> None:
-        size = min(CALIBRATION_BATCH, len(images))  # of all batches: percentiles are taken over them together
+        size = min(64, len(images))  # the same for all batches, because percentiles combine them
         starts = range(0, len(images) - size + 1, size)
         self._batches = iter([{"images": images[start : start + size]} for start in starts])
 

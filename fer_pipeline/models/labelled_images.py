@@ -1,4 +1,4 @@
-"""A batch of labelled images: the one type between datasets, training and evaluation."""
+"""A batch of labelled images, which datasets pass to training and evaluation."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,24 +9,24 @@ import numpy as np
 
 @dataclass(frozen=True)
 class LabelledImages:
-    """Labelled images as NumPy arrays, or after `to` as torch tensors; n of them."""
+    """n labelled images as NumPy arrays or, after `to`, as torch tensors."""
 
     images: Any
     """uint8 (n, channels, side, side)."""
     labels: Any
     """int64 (n,)."""
     votes: Any
-    """float32 (n, vote classes): shares of the annotators' votes, zeros where an image has none."""
+    """float32 (n, vote classes): shares of the annotators' votes, all zero if an image has none."""
     ids: Sequence[str] = ()
-    """Sample ids (n,); empty where nobody asks for them."""
+    """Sample ids (n,), or empty if not needed."""
     taught: Any = None
-    """float32 (n, classes): teachers' probabilities, where they were asked once for all epochs."""
+    """float32 (n, classes): teachers' probabilities, if they are computed once for all epochs."""
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, indices: Any) -> "LabelledImages":
-        """Return the chosen images, without ids."""
+        """Return the selected images, without ids."""
         taught = None if self.taught is None else self.taught[indices]
         return LabelledImages(self.images[indices], self.labels[indices], self.votes[indices], taught=taught)
 
@@ -40,7 +40,7 @@ class LabelledImages:
 
 
 def concatenate(batches: Sequence[LabelledImages]) -> LabelledImages:
-    """Return batches of NumPy arrays as one; at least one."""
+    """Return one or more batches of NumPy arrays as a single batch."""
     return LabelledImages(
         np.concatenate([batch.images for batch in batches]),
         np.concatenate([batch.labels for batch in batches]),

@@ -1,4 +1,4 @@
-"""Networks in ONNX, of any origin: their input is prepared as the card says, their output checked against its classes."""
+"""ONNX networks of any origin: their input is prepared as the card says, and their output must fit its classes."""
 
 import threading
 from collections.abc import Sequence
@@ -16,35 +16,33 @@ from onnxruntime.capi.onnxruntime_pybind11_state import (
     RuntimeException,
 )
 
-from fer_pipeline.core.errors import UserError
+from fer_pipeline.base.errors import UserError
 from fer_pipeline.models.bundle import ONNX_FILE, Bundle
 
 ONNX_ERRORS = (Fail, InvalidArgument, InvalidGraph, InvalidProtobuf, NotImplemented, RuntimeException)
-LEAST_PROBABILITY = 1e-12
-LIMIT_S = 30.0
-"""Time that one crop may take."""
-NOWHERE = "/dev/null/none"
-"""A folder that cannot be: what a network keeps in other files is looked for below it, and not in the current folder."""
+CROP_TIMEOUT_S = 30.0
+"""Time limit for one crop."""
 
 
 def open_session(model: bytes, providers: Sequence[str], threads: int = 1) -> Any:
-    """Return an ONNX Runtime session of a network, which reads no file; raise what `ONNX_ERRORS` names where it does not load.
+    """Return an ONNX Runtime session of a network, which reads no other file. Raise one of `ONNX_ERRORS` if it does not load.
 
-    `bundle.require_whole` has refused networks of several files; here they would find none.
+    `bundle.require_single_file` rejects networks of several files. As a second guard, this session looks for further files below
+    a folder that cannot exist, and not below the current folder.
     """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads, options.log_severity_level = threads, 1, 3
-    options.add_session_config_entry("session.model_external_initializers_file_folder_path", NOWHERE)
-    options.add_session_config_entry("session.load_model_format", "ONNX")  # what was looked through, and no other form of bytes
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", "/dev/null/none")
+    options.add_session_config_entry("session.load_model_format", "ONNX")  # the format that was checked, and no other
     return onnxruntime.InferenceSession(model, options, providers=list(providers))
 
 
 class OnnxNetwork:
     """The network of a bundle of format `onnx`: crops uint8 (n, channels, side, side) to float32 logits (n, classes).
 
-    The file's one input is (n, channels, side, side) or (n, side, side, channels), n any number or a fixed one; uint8 takes
-    pixels, a float type pixels scaled to 0..1 and normalised by the card's `mean` and `std`. Colours are RGB.
-    Raise UserError where the file does not load, or does not fit the card.
+    The file has one input, (n, channels, side, side) or (n, side, side, channels), with any n or a fixed one. A uint8 input takes
+    pixels; a float input takes pixels scaled to 0..1 and normalised by the card's `mean` and `std`. Colours are RGB.
+    Raise UserError if the file does not load or does not fit the card.
     """
 
     def __init__(self, bundle: Bundle, device: str = "cpu", threads: int = 1) -> None:
@@ -53,10 +51,10 @@ class OnnxNetwork:
         try:
             self.session = open_session(bundle.weights, providers, threads)
         except ONNX_ERRORS as error:
-            raise UserError(f"The {ONNX_FILE} of the model '{card.name}' cannot be loaded: {_line(error)}.") from error
+            raise UserError(f"The {ONNX_FILE} of the model '{card.name}' cannot be loaded: {_one_line(error)}.") from error
         inputs = self.session.get_inputs()
         if len(inputs) != 1 or len(inputs[0].shape) != 4:
-            raise UserError(f"The {ONNX_FILE} of the model '{card.name}' must take one batch of images, four dimensions.")
+            raise UserError(f"The {ONNX_FILE} of the model '{card.name}' must have one input, images in four dimensions.")
         self.input = inputs[0]
         network = card.network
         self.channels_last = network.channels not in self.input.shape[1:2] and self.input.shape[3] == network.channels
@@ -75,7 +73,7 @@ class OnnxNetwork:
         return np.concatenate(chunks)
 
     def _run_padded(self, crops: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Run a batch of fixed size, filled up with black crops."""
+        """Run a batch of fixed size, padded with black crops."""
         missing = (self.batch or 0) - len(crops)
         return self._run(np.pad(crops, ((0, missing), (0, 0), (0, 0), (0, 0))))[: len(crops)]
 
@@ -84,36 +82,34 @@ class OnnxNetwork:
         if self.type is not np.uint8:
             images = (images * self.scale - self.offset).astype(self.type)
         limits = onnxruntime.RunOptions()
-        timer = threading.Timer(
-            LIMIT_S * len(crops), setattr, (limits, "terminate", True)
-        )  # a network of strangers may loop for ever
-        timer.start()
+        timer = threading.Timer(CROP_TIMEOUT_S * len(crops), setattr, (limits, "terminate", True))
+        timer.start()  # an untrusted network may loop forever
         try:
             output: NDArray[np.float32] = self.session.run(None, {self.input.name: np.ascontiguousarray(images)}, limits)[0]
         finally:
             timer.cancel()
         output = output.astype(np.float32)
-        return np.log(np.maximum(output, LEAST_PROBABILITY)) if self.card.outputs == "probabilities" else output
+        return np.log(np.maximum(output, 1e-12)) if self.card.outputs == "probabilities" else output
 
     def _check(self) -> None:
-        """Run one blank crop, so that what does not fit shows before any work."""
+        """Run one black crop, so that a misfit shows before any work."""
         card, side = self.card, self.card.network.image_px
         try:
             found = self(np.zeros((1, card.network.channels, side, side), np.uint8))
         except Exception as error:
             raise UserError(
-                f"The {ONNX_FILE} of the model '{card.name}' does not take what its card says, crops of {card.network.channels} "
-                f"channels and {side} px: {_line(error)}."
+                f"The {ONNX_FILE} of the model '{card.name}' does not accept the input that its card describes, crops of "
+                f"{card.network.channels} channels and {side} px: {_one_line(error)}."
             ) from error
         classes = card.label_space.classes
         if found.shape != (1, len(classes)):
             raise UserError(
-                f"The {ONNX_FILE} of the model '{card.name}' has outputs of shape {found.shape}, but its card names "
-                f"{len(classes)} classes: they must be (n, classes)."
+                f"The {ONNX_FILE} of the model '{card.name}' has an output of shape {found.shape}, but its card names "
+                f"{len(classes)} classes: the shape must be (n, classes)."
             )
         if not np.isfinite(found).all():
-            raise UserError(f"The {ONNX_FILE} of the model '{card.name}' answers a black crop with numbers that are not finite.")
+            raise UserError(f"The {ONNX_FILE} of the model '{card.name}' returns values that are not finite for a black crop.")
 
 
-def _line(error: Exception) -> str:
+def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:300].rstrip(".")

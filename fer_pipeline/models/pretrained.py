@@ -1,4 +1,4 @@
-"""Weights to start from: torchvision's own, by their name there, or a file; the last layer is never taken over."""
+"""Pretrained weights: torchvision's, by their name there, or a file. The last layer is never copied."""
 
 import pickle
 from pathlib import Path
@@ -9,31 +9,30 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from fer_pipeline.core.errors import UserError
+from fer_pipeline.base.errors import UserError
 from fer_pipeline.models.weights import Weights, last_layer
-
-WEIGHTS_SUFFIXES = (".pt", ".pth", ".safetensors")
 
 
 def load_pretrained(network: nn.Module, architecture: str, weights: str) -> None:
-    """Give the network of `networks.build` all of `weights` but the last layer.
+    """Copy all of `weights` but the last layer into a network of `networks.build`.
 
-    `weights` is one of torchvision's for the architecture (`DEFAULT`, `IMAGENET1K_V2`), or a file of a state dict (.pt, .pth,
-    .safetensors) with torchvision's or our own names. Raise UserError where they cannot be had or are another network's.
+    `weights` is a name of torchvision weights for the architecture (`DEFAULT`, `IMAGENET1K_V2`), or a file of a state dict
+    (.pt, .pth, .safetensors) with torchvision's or our names. Raise UserError if they are not available or fit another network.
     """
-    given = _read_file(Path(weights)) if weights.endswith(WEIGHTS_SUFFIXES) else _download(architecture, weights)
+    is_file = weights.endswith((".pt", ".pth", ".safetensors"))
+    given = _read_file(Path(weights)) if is_file else _download(architecture, weights)
     given = {name.removeprefix("module."): value for name, value in given.items()}
     own = network.state_dict()
     if not set(given) & set(own):
         given = {f"1.{name}": value for name, value in given.items()}
-    spared = last_layer(own)
-    wrong = [name for name, value in own.items() if name not in spared and not _fits(given.get(name), value)]
+    last = last_layer(own)
+    wrong = [name for name, value in own.items() if name not in last and not _fits(given.get(name), value)]
     if wrong:
         raise UserError(
-            f"The weights '{weights}' are of another network than {architecture}: {len(wrong)} of its {len(own)} tensors are "
-            f"missing or of another shape, such as '{wrong[0].removeprefix('1.')}'."
+            f"The weights '{weights}' are for another network than {architecture}: {len(wrong)} of its {len(own)} tensors are "
+            f"missing or have another shape, such as '{wrong[0].removeprefix('1.')}'."
         )
-    network.load_state_dict({name: value if name in spared else given[name] for name, value in own.items()})
+    network.load_state_dict({name: value if name in last else given[name] for name, value in own.items()})
 
 
 def _fits(given: torch.Tensor | None, own: torch.Tensor) -> bool:
@@ -46,13 +45,13 @@ def _read_file(path: Path) -> Weights:
             return safetensors.torch.load(path.read_bytes())
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
-        raise UserError(f"There are no weights at '{path}': name a file, or one of torchvision's such as DEFAULT.") from error
+        raise UserError(f"There is no weights file '{path}': name a file, or torchvision weights such as DEFAULT.") from error
     except (OSError, RuntimeError, ValueError, EOFError, SafetensorError, pickle.UnpicklingError) as error:
-        raise UserError(f"The file '{path}' holds no weights that can be read safely: give a state dict of tensors.") from error
+        raise UserError(f"The file '{path}' holds no weights that can be read safely: save a state dict of tensors.") from error
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
         state = state["state_dict"]
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise UserError(f"The file '{path}' holds no state dict of tensors.")
+        raise UserError(f"The file '{path}' holds no state dict of tensors: save one.")
     return state
 
 
@@ -62,12 +61,12 @@ def _download(architecture: str, weights: str) -> Weights:
     try:
         found = torchvision.models.get_model_weights(architecture)[weights]
     except (KeyError, ValueError) as error:
-        raise UserError(f"torchvision has no weights '{weights}' for '{architecture}'; try DEFAULT, or a file.") from error
+        raise UserError(f"torchvision has no weights '{weights}' for '{architecture}': use DEFAULT or a file.") from error
     try:
         state: Weights = found.get_state_dict(progress=False, check_hash=True)
     except (URLError, OSError, RuntimeError) as error:
         raise UserError(
-            f"torchvision's weights {weights} of '{architecture}' cannot be downloaded ({error}): fetch {found.url} elsewhere "
-            "and name the file."
+            f"torchvision's weights {weights} of '{architecture}' cannot be downloaded ({error}): download {found.url} "
+            "elsewhere and name the file."
         ) from error
     return state

@@ -1,8 +1,8 @@
-"""The registry: a folder, local or on S3, of immutable versions of models and of aliases that move.
+"""The registry: a folder, local or on S3, with immutable versions of models and movable aliases.
 
-REGISTRY/NAME/versions/VERSION.json   sha256 of every file; written last, and only if there is none: it makes the version
+REGISTRY/NAME/versions/VERSION.json   sha256 of every file; written last, and only if absent: it creates the version
 REGISTRY/NAME/bundles/DIGEST/         the files, under a digest of all of them
-REGISTRY/NAME/aliases/ALIAS           the version that the alias stands for
+REGISTRY/NAME/aliases/ALIAS           the version that the alias points to
 """
 
 import hashlib
@@ -11,21 +11,22 @@ import os
 import re
 from dataclasses import dataclass
 
-from fer_pipeline.core import storage
-from fer_pipeline.core.config import ID, Config, Id, read_record
-from fer_pipeline.core.errors import UserError
-from fer_pipeline.core.run import now
+from fer_pipeline.base import storage
+from fer_pipeline.base.config import ID, Config, Id, read_record
+from fer_pipeline.base.errors import UserError
+from fer_pipeline.base.identity import now
 
 log = logging.getLogger(__name__)
 
 ENVIRONMENT = "FER_PIPELINE_REGISTRY"
-"""Names the registry of a bare NAME@ALIAS."""
+"""Environment variable with the registry of a bare NAME@ALIAS."""
 _REFERENCE = re.compile(rf"(?:(?P<registry>.+)/)?(?P<name>{ID})@(?P<version>{ID})")
-_NAME, _VERSION, _ALIAS = re.compile(ID), re.compile(rf"(?=\d){ID}"), re.compile(rf"(?=[A-Za-z]){ID}")
+_NAME = re.compile(ID)
+_VERSION = re.compile(rf"(?=\d){ID}")
 
 
 class Version(Config):
-    """`versions/VERSION.json`."""
+    """The content of `versions/VERSION.json`."""
 
     name: Id
     version: Id
@@ -33,7 +34,7 @@ class Version(Config):
     """sha256 of each file of the bundle."""
     created_at: str
     digest: str | None = None
-    """The bundle's, which stands in the rows that it labels; None where older software pushed it."""
+    """Digest of the bundle, as in the rows that it labels; None if older software pushed it."""
 
     @property
     def files_digest(self) -> str:
@@ -42,18 +43,18 @@ class Version(Config):
 
 
 class Registry:
-    """The registry at `url`; nothing needs to exist there before the first version."""
+    """The registry at `url`, which need not exist before the first push."""
 
     def __init__(self, url: str) -> None:
         self.url = storage.normalize(url)
 
     def names(self) -> list[str]:
-        """Return the names of the models, whatever else lies in the folder."""
+        """Return the names of the models, ignoring anything else in the folder."""
         storage.require_access(self.url)
         return [name for name in storage.list_names(self.url) if self._version_names(name)]
 
     def versions(self, name: str) -> list[Version]:
-        """Return the versions of a model, the oldest first; what is none is told of and left out."""
+        """Return the versions of a model, oldest first. Invalid ones are logged and skipped."""
         found = []
         for version in self._version_names(name):
             try:
@@ -63,15 +64,15 @@ class Registry:
         return sorted(found, key=lambda one: (one.created_at, _order(one.version)))
 
     def aliases(self, name: str) -> dict[str, str]:
-        """Return what version each alias of a model stands for."""
+        """Return the version to which each alias of a model points."""
         names = storage.list_names(self._path(name, "aliases"))
         return {alias: storage.read_bytes(self._path(name, "aliases", alias)).decode(errors="replace") for alias in names}
 
     def push(self, name: str, bundle: dict[str, bytes], version: str | None = None, digest: str | None = None) -> Version:
-        """Keep a bundle's files as a version, by default the next whole number, and return it.
+        """Store a bundle's files as a version, by default the next whole number, and return it.
 
-        Files that are a version already are written anew, which mends what was changed, and that version is returned. Raise
-        UserError where `version` exists and is other files.
+        If a version with these files exists, overwrite its files, which repairs changed ones, and return that version. Raise
+        UserError if `version` exists with other files.
         """
         _require(_NAME, name, "a model's name", "letters, digits, dots, dashes")
         if version is not None:
@@ -82,20 +83,20 @@ class Registry:
             number = version or self._next(name)
             new = same[-1] if same else Version(name=name, version=number, files=files, created_at=now(), digest=digest)
             if version and not same and storage.exists(self._version_path(name, version)):
-                raise UserError(f"The version {name}@{version} exists, and versions do not change: choose another --version.")
+                raise UserError(f"The version {name}@{version} already exists and is immutable: choose another --version.")
             for file, data in bundle.items():
-                storage.write_bytes(self.path(new, file), data)  # where it stands already, this is the same or mends it
+                storage.write_bytes(self.path(new, file), data)  # an existing file stays equal or is repaired
             if same or storage.create(self._version_path(name, new.version), new.model_dump_json(indent=1).encode()):
                 return new
 
     def point(self, name: str, alias: str, version: str) -> None:
-        """Let an alias stand for a version; raise UserError where there is no such version."""
+        """Point an alias to a version; raise UserError if there is no such version."""
         require_alias(alias)
         self._read(name, version)
         storage.write_bytes(self._path(name, "aliases", alias), version.encode())
 
     def resolve(self, name: str, version: str) -> Version:
-        """Return the version of that number or alias; raise UserError where there is none."""
+        """Return the version with that number or alias; raise UserError if there is none."""
         aliased = not _VERSION.fullmatch(version)
         aliases = self.aliases(name) if aliased else {}
         if aliased and version not in aliases:
@@ -105,19 +106,19 @@ class Registry:
         return self._read(name, aliases.get(version, version))
 
     def read(self, version: Version, file: str) -> bytes:
-        """Return one of a version's files; raise FileNotFoundError without it, UserError where it was changed."""
+        """Return a file of a version; raise FileNotFoundError if it has no such file, UserError if the file was changed."""
         if file not in version.files:
             raise FileNotFoundError(file)
         data = read_file(self.path(version, file))
         if hashlib.sha256(data).hexdigest() != version.files[file]:
             raise UserError(
                 f"The file '{self.path(version, file)}' is not the one that was pushed as {version.name}@{version.version}: "
-                "its sha256 differs. Push the model again, which mends it."
+                "its sha256 differs. Push the model again to repair it."
             )
         return data
 
     def path(self, version: Version, *file: str) -> str:
-        """Return the folder of a version's files, or one of them."""
+        """Return the path of a version's folder, or of a file in it."""
         return self._path(version.name, "bundles", version.files_digest, *file)
 
     def _path(self, *parts: str) -> str:
@@ -138,7 +139,7 @@ class Registry:
         return [file.removesuffix(".json") for file in files if file.endswith(".json")]
 
     def _read(self, name: str, version: str) -> Version:
-        """Return a version; its name and number, which may come from an alias's file, must not lead out of the registry."""
+        """Return a version. Its name and number may come from an alias's file, so they must not lead out of the registry."""
         _require(_NAME, name, "a model's name", "letters, digits, dots, dashes")
         _require(_VERSION, version, "a version", "a digit first, then letters, digits, dots, dashes")
         path = self._version_path(name, version)
@@ -149,12 +150,12 @@ class Registry:
             has = f"it has {', '.join(known)}" if known else f"there is no model '{name}'"
             raise UserError(f"The registry '{self.url}' has no {name}@{version}: {has}.") from None
         if (found.name, found.version) != (name, version):
-            raise UserError(f"'{path}' says that it is {found.name[:100]}@{found.version[:100]}: it is not what was pushed here.")
+            raise UserError(f"'{path}' says that it is {found.name[:100]}@{found.version[:100]}, so it was not pushed here.")
         return found
 
 
 def read_file(url: str) -> bytes:
-    """Return one file of a bundle: weights and pictures have any size, records as text are short."""
+    """Return one file of a bundle. JSON files must be short; weights and pictures may have any size."""
     return storage.read_small(url) if url.endswith(".json") else storage.read_bytes(url)
 
 
@@ -164,25 +165,25 @@ def _order(version: str) -> tuple[int, str]:
 
 def _require(pattern: re.Pattern[str], value: str, what: str, rule: str) -> None:
     if not pattern.fullmatch(value):
-        raise UserError(f"'{value}' cannot be {what}: {rule}.")
+        raise UserError(f"'{value}' cannot be {what}: use {rule}.")
 
 
 def require_alias(alias: str) -> None:
-    """Raise UserError for what cannot be an alias: it could be taken for a version."""
-    _require(_ALIAS, alias, "an alias", "a letter first, then letters, digits, dots, dashes")
+    """Raise UserError for an invalid alias, such as one that looks like a version."""
+    _require(re.compile(rf"(?=[A-Za-z]){ID}"), alias, "an alias", "a letter first, then letters, digits, dots, dashes")
 
 
 def open_registry(url: str | None) -> Registry:
-    """Return the registry at `url`, by default the one that $FER_PIPELINE_REGISTRY names; raise UserError without either."""
+    """Return the registry at `url`, by default the one in $FER_PIPELINE_REGISTRY; raise UserError if neither is given."""
     url = url or os.environ.get(ENVIRONMENT)
     if not url:
-        raise UserError(f"Which registry? Name its folder or s3:// URL with --registry, or in ${ENVIRONMENT}.")
+        raise UserError(f"No registry is given: name its folder or s3:// URL with --registry or in ${ENVIRONMENT}.")
     return Registry(url)
 
 
 @dataclass(frozen=True)
 class Pushed:
-    """The files of a version in a registry, and the alias by which it was asked for."""
+    """The files of a version in a registry, and the alias that was resolved to it."""
 
     registry: Registry
     version: Version
@@ -196,16 +197,16 @@ class Pushed:
 
 
 def is_reference(text: str) -> bool:
-    """Tell whether `text` has the form [REGISTRY/]NAME@VERSION-OR-ALIAS."""
+    """Return whether `text` has the form [REGISTRY/]NAME@VERSION-OR-ALIAS."""
     return _REFERENCE.fullmatch(text) is not None
 
 
 def find(reference: str) -> Pushed:
-    """Return what [REGISTRY/]NAME@VERSION-OR-ALIAS names; raise UserError where there is no such version or alias."""
+    """Return the version that [REGISTRY/]NAME@VERSION-OR-ALIAS names; raise UserError if there is none."""
     match = _REFERENCE.fullmatch(reference)
     if not match:
-        raise UserError(f"'{reference}' is no NAME@ALIAS of a registry.")
+        raise UserError(f"'{reference}' is not a registry reference: use [REGISTRY/]NAME@ALIAS.")
     registry = open_registry(match["registry"])
     storage.require_access(registry.url)
-    asked = match["version"]
-    return Pushed(registry, registry.resolve(match["name"], asked), None if _VERSION.fullmatch(asked) else asked)
+    version = match["version"]
+    return Pushed(registry, registry.resolve(match["name"], version), None if _VERSION.fullmatch(version) else version)

@@ -1,1 +1,1 @@
-"""Pictures and pages from finished runs."""
+"""Pages and pictures of finished runs."""

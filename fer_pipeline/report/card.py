@@ -1,12 +1,12 @@
-"""The model card as Markdown and as a page (Mitchell et al., 2019): data and terms, recipe, figures, limits, uses."""
+"""The model card (Mitchell et al., 2019) as Markdown and as a page: data and terms, recipe, figures, limits, uses."""
 
 import json
 import logging
 from typing import Any
 
-from fer_pipeline.core.figures import SplitFigures
-from fer_pipeline.core.storage import reason
+from fer_pipeline.base.storage import reason
 from fer_pipeline.models.card import ModelCard
+from fer_pipeline.models.figures import SplitFigures
 from fer_pipeline.report.evaluation import pictures
 from fer_pipeline.report.page import data_url, render
 from fer_pipeline.report.training import curves_png
@@ -14,20 +14,20 @@ from fer_pipeline.report.training import curves_png
 log = logging.getLogger(__name__)
 
 FORBIDDEN = (
-    "Inferring the emotions of people at work or in education: unlawful in the EU (AI Act, Art. 5(1)(f)), medical and safety "
-    "reasons aside.",
-    "Telling what a person feels, intends, believes or suffers from: the model sees a face in a picture, nothing else.",
+    "Inferring the emotions of people at work or in education: unlawful in the EU (AI Act, Art. 5(1)(f)), except for medical "
+    "and safety reasons.",
+    "Inferring what a person feels, intends, believes or suffers from: the model sees only a face in a picture.",
     "Decisions about individuals: hiring, credit, insurance, policing, borders, diagnosis.",
-    "Pictures of people who were not told, where the law asks for it: faces are personal data.",
+    "Labelling pictures of people who were not informed, if the law requires it: faces are personal data.",
 )
-"""What no model of this project may be used for."""
+"""Forbidden uses of every model."""
 
 LIMITS = (
     "Labels of expressions are opinions: annotators of the same picture disagree, and so do datasets.",
     "Each face is labelled by itself, without context, sound or movement.",
-    "Errors by age, sex, skin colour, glasses, beards, veils or disability were not measured: the data do not say who is shown.",
+    "Errors by age, sex, skin colour, glasses, beards, veils or disability were not measured: the data do not record them.",
 )
-"""What every model here cannot do, or was never measured on."""
+"""Limits of every model."""
 
 
 def card_markdown(card: ModelCard, digest: str) -> str:
@@ -36,29 +36,29 @@ def card_markdown(card: ModelCard, digest: str) -> str:
 
 
 def card_page(card: ModelCard, digest: str, history: bytes | None = None) -> str:
-    """Return the card as a self-contained page; `history` is the bundle's `history.json`, whose curves are drawn."""
-    shown: dict[str, str] = {}
+    """Return the card as a self-contained page, with training curves if `history` (the bundle's `history.json`) is given."""
+    shown_pictures: dict[str, str] = {}
     if history and card.metrics.selected_epoch is not None:
         try:
-            shown["training curves"] = data_url(curves_png(json.loads(history), card.metrics.selected_epoch))
-        except (ValueError, LookupError, TypeError, RecursionError) as error:  # another's file of that name
+            shown_pictures["training curves"] = data_url(curves_png(json.loads(history), card.metrics.selected_epoch))
+        except (ValueError, LookupError, TypeError, RecursionError) as error:  # a file of another tool
             log.warning("The training curves of '%s' cannot be drawn: %s", card.name, reason(error))
     facts = _facts(card, digest)
     if facts["validation"]:
-        shown |= pictures(facts["validation"], card.label_space.classes)
-    return render("card.html", **facts, pictures=shown)
+        shown_pictures |= pictures(facts["validation"], card.label_space.classes)
+    return render("card.html", **facts, pictures=shown_pictures)
 
 
 def _facts(card: ModelCard, digest: str) -> dict[str, Any]:
-    """Return what the templates show. A card written by hand may hold anything in `recipe`: ours are recognised."""
+    """Return the facts for the templates. Only recipes of this project are shown: a card written by hand may hold anything."""
     metrics = card.metrics
     views = {"all images": metrics.validation, "without copies of training images": metrics.validation_without_training_images}
     if card.int8:
         views["int8, all images"] = card.int8.validation
         views["int8, without copies"] = card.int8.validation_without_training_images
-    chain = [card.recipe] if _has(card.recipe, "training") else []
-    while chain and _has(chain[-1].get("initial"), "training"):
-        chain.append(chain[-1]["initial"])
+    recipes = [card.recipe] if _has(card.recipe, "training") else []
+    while recipes and _has(recipes[-1].get("initial"), "training"):
+        recipes.append(recipes[-1]["initial"])
     return {
         "card": card,
         "digest": digest,
@@ -66,7 +66,7 @@ def _facts(card: ModelCard, digest: str) -> dict[str, Any]:
         "validation": metrics.validation,
         "weakest": _weakest(metrics.validation) if metrics.validation else [],
         "export": metrics.export,
-        "chain": chain[::-1],
+        "recipes": recipes[::-1],
         "forbidden": FORBIDDEN,
         "limits": (*card.limits, *LIMITS),
     }
@@ -77,7 +77,7 @@ def _has(value: Any, key: str) -> bool:
 
 
 def _weakest(figures: SplitFigures) -> list[str]:
-    """Return the two classes with the lowest F1, as sentences."""
+    """Return the two classes with the lowest F1, with their recall and precision, as text."""
     classes = {name: one for name, one in figures.per_class.items() if one.support}
     lowest = sorted(classes, key=lambda name: classes[name].f1)[:2]
     return [f"{name} (recall {classes[name].recall:.0%}, precision {classes[name].precision:.0%})" for name in lowest]

@@ -1,4 +1,4 @@
-"""The faces that a run's page shows: those that people look for first, and some of each expression."""
+"""The faces that a run's page shows: the most doubtful ones, and a sample of each expression."""
 
 import random
 from collections import Counter, defaultdict
@@ -11,81 +11,74 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from fer_pipeline.core import storage
-from fer_pipeline.core.errors import OutageError, RecordError
-from fer_pipeline.core.manifest import find_records
-from fer_pipeline.core.run import RunFolder, RunRecord
+from fer_pipeline.base import storage
+from fer_pipeline.base.errors import OutageError, RecordError
+from fer_pipeline.labelling.manifest import find_records
+from fer_pipeline.labelling.run import RunFolder, RunRecord
 from fer_pipeline.report.pictures import PictureLimits, PictureProcess, Wanted
 
 PER_GROUP = 12
-SMALLEST_PX = 40
-"""Faces smaller than this show nothing in a picture: of them only the smallest are shown."""
+MIN_SIDE_PX = 40
+"""Smaller faces are hard to see in a picture: the groups by confidence and by expression leave them out."""
 
 FaceRow = dict[str, Any]
 
 
 @dataclass
 class Group:
-    """Faces that are shown together, each in the first group that wants it."""
+    """Faces that are shown together. A face is only in the first group that selects it."""
 
     title: str
     faces: list[FaceRow]
-    """Rows of `faces/` with `picture` (a data URL) and `link`, where the file can be opened from the page."""
+    """Rows of `faces/` with `picture` (a data URL) and `link` (a URL of the file, or None)."""
     expression: str | None = None
-    """The one that all of them have."""
+    """The expression of all faces, if they share it."""
 
 
-@dataclass(frozen=True)
-class Rank:
-    """The first faces in an order."""
-
-    title: str
-    column: str
-    large_only: bool = False
-
-
-RANKS = (
-    Rank("The most doubtful detections", "detection_score"),
-    Rank("The smallest faces", "side"),
-    Rank("The least certain labels", "confidence", large_only=True),
+RANKINGS = (
+    ("The least confident detections", "detection_score", False),
+    ("The smallest faces", "side", False),
+    ("The least confident labels", "confidence", True),
 )
+"""Title of a group, column that ranks its faces in ascending order, and whether smaller faces than `MIN_SIDE_PX` are left out."""
 
 
 @dataclass
 class Choice:
-    """Chooses the faces of a page from one pass over a run's; so many are kept, however many pass by."""
+    """Chooses the faces of a page in one pass over a run. The number of rows in memory is bounded, whatever the run's size."""
 
     rng: random.Random
     ranked: dict[str, list[FaceRow]] = field(default_factory=dict)
-    drawn: dict[str, list[tuple[float, FaceRow]]] = field(default_factory=lambda: defaultdict(list))
+    sampled: dict[str, list[tuple[float, FaceRow]]] = field(default_factory=lambda: defaultdict(list))
 
     def add(self, faces: pa.Table) -> None:
-        """Consider the rows of one file of `faces/`."""
+        """Add the rows of one file of `faces/` as candidates."""
         faces = faces.append_column("side", pc.min_element_wise(faces["w"], faces["h"]))
-        large = faces.filter(pc.greater_equal(faces["side"], SMALLEST_PX))
-        for rank in RANKS:
-            some = large if rank.large_only else faces
-            first = some.take(pc.select_k_unstable(some, PER_GROUP * len(RANKS), [(rank.column, "ascending")])).to_pylist()
-            both = self.ranked.get(rank.title, []) + first
-            self.ranked[rank.title] = sorted(both, key=lambda face: (face[rank.column], *_key(face)))[: PER_GROUP * len(RANKS)]
+        large = faces.filter(pc.greater_equal(faces["side"], MIN_SIDE_PX))
+        kept = PER_GROUP * len(RANKINGS)  # enough even if the other rankings take the same faces
+        for title, column, large_only in RANKINGS:
+            some = large if large_only else faces
+            first = some.take(pc.select_k_unstable(some, kept, [(column, "ascending")])).to_pylist()
+            both = self.ranked.get(title, []) + first
+            self.ranked[title] = sorted(both, key=lambda face: (face[column], *_key(face)))[:kept]
         for expression in pc.unique(large["expression"]).to_pylist():
             rows = large.filter(pc.equal(large["expression"], expression))
             places = self.rng.sample(range(len(rows)), min(2 * PER_GROUP, len(rows)))
             some = [(self.rng.random(), face) for face in rows.take(places).to_pylist()]
-            self.drawn[expression] = sorted(self.drawn[expression] + some, key=lambda pair: pair[0])[: 2 * PER_GROUP]
+            self.sampled[expression] = sorted(self.sampled[expression] + some, key=lambda pair: pair[0])[: 2 * PER_GROUP]
 
     def groups(self, folder: RunFolder, record: RunRecord, source: str) -> tuple[list[Group], Counter[str]]:
-        """Return the groups with the faces' pictures, and the number of faces without one, by what their images came to.
+        """Return the groups with the faces' pictures, and the number of faces without a picture, by reason.
 
-        Nothing but files below `source` is read.
+        Only files below `source` are read.
         """
         groups = [Group(title, faces) for title, faces in self.ranked.items()]
-        groups += [Group(name, [face for _, face in self.drawn[name]], name) for name in sorted(self.drawn)]
+        groups += [Group(name, [face for _, face in self.sampled[name]], name) for name in sorted(self.sampled)]
         shown: set[tuple[int, int]] = set()
         for group in groups:
             group.faces = [face for face in group.faces if _key(face) not in shown][:PER_GROUP]
             shown |= set(map(_key, group.faces))
-        pictures, missing = _pictures(folder, record, source, [face for group in groups for face in group.faces])
+        pictures, missing = _cut_pictures(folder, record, source, [face for group in groups for face in group.faces])
         for group in groups:
             faces = [face for face in group.faces if _key(face) in pictures]
             group.faces = [face | {"picture": pictures[_key(face)], "link": _link(face["uri"])} for face in faces]
@@ -97,14 +90,14 @@ def _key(face: FaceRow) -> tuple[int, int]:
 
 
 def _link(uri: str) -> str | None:
-    """Return a URL under which a browser on this machine finds the file."""
+    """Return a URL that opens the file in a browser on this machine, or None for a file elsewhere."""
     return Path(uri).as_uri() if storage.is_local(uri) and Path(uri).is_absolute() else None
 
 
-def _pictures(
+def _cut_pictures(
     folder: RunFolder, record: RunRecord, source: str, faces: Iterable[FaceRow]
 ) -> tuple[dict[tuple[int, int], str], Counter[str]]:
-    """Return a data URL of each face's picture, by record and face id, and the number of faces without one, by status."""
+    """Return the faces' pictures as data URLs by record and face id, and the number of faces without a picture, by reason."""
     by_record: dict[int, dict[int, FaceRow]] = defaultdict(dict)
     for face in faces:
         by_record[face["record_id"]][face["face_id"]] = face
@@ -112,7 +105,7 @@ def _pictures(
     ids, pictures, missing = sorted(records), dict[tuple[int, int], str](), Counter[str]()
     for record_id in [one for one in ids if not storage.is_below(records[one].uri, source)]:
         ids.remove(record_id)
-        missing["outside of the source"] += len(by_record[record_id])
+        missing["outside the source"] += len(by_record[record_id])
     wanted = [Wanted(records[i], tuple((f["x"], f["y"], f["w"], f["h"]) for f in by_record[i].values())) for i in ids]
     with closing(PictureProcess(PictureLimits.of(record))) as process:
         try:

@@ -1,34 +1,34 @@
-"""The page of a labelling run: counts, expressions, places, pictures of labelled faces, what failed. It runs no script."""
+"""The page of a labelling run: counts, expressions, folders, pictures of labelled faces, failures. It runs no script."""
 
 import random
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fer_pipeline.core import storage
-from fer_pipeline.core.run import RunFolder, RunRecord
-from fer_pipeline.core.schemas import FACES, FAILED, FINE
+from fer_pipeline.base import storage
+from fer_pipeline.base.storage import parquet
+from fer_pipeline.labelling.run import RunFolder, RunRecord
+from fer_pipeline.labelling.schemas import FACES, FAILED, SUCCEEDED
 from fer_pipeline.report.gallery import Choice, Group
 from fer_pipeline.report.page import render
 from fer_pipeline.report.places import Places
 from fer_pipeline.report.timelines import timelines
 from fer_pipeline.table.prior import PriorShift, mostly_uncertain
 
-COLUMNS = ["record_id", "face_id", "x", "y", "w", "h", "detection_score", "expression", "confidence", "uncertain"]
-COLUMNS += ["uri", "member", "time_ms"]
-
 
 def label_report(
     folder: RunFolder, record: RunRecord, source: str | None, before: RunRecord | None = None, shifts: Sequence[PriorShift] = ()
 ) -> str:
-    """Return the page of a run that is worked off, self-contained. Pictures are cut from files below `source` alone; None: none.
+    """Return the self-contained page of a finished run, with pictures cut from files below `source`; without them if it is None.
 
-    `before`: a finished run that it is compared with. `shifts`: its labels under the archive's own class prior. Faces pass by
+    `before` is a finished run to compare with, `shifts` are the labels under the archive's own class prior. The faces are read
     file by file, and the page's size is bounded.
     """
+    columns = ["record_id", "face_id", "x", "y", "w", "h", "detection_score", "expression", "confidence", "uncertain"]
+    columns += ["uri", "member", "time_ms"]
     places, choice = Places(record.source), Choice(random.Random(record.run_id))
     for name in storage.list_names(folder.path("faces")):
-        faces = storage.read_ours(folder.path("faces", name), FACES, COLUMNS)
+        faces = parquet.read_own(folder.path("faces", name), FACES, columns)
         places.add(faces)
         if source:
             choice.add(faces)
@@ -47,14 +47,14 @@ def label_report(
         places=places,
         folders=places.by_folder(),
         dates=places.by_date(),
-        statuses=FINE + FAILED,
+        statuses=SUCCEEDED + FAILED,
         failed=FAILED,
         timelines=timelines(folder, record),
     )
 
 
 def _numbers(groups: list[Group], places: Places) -> dict[str, dict[str, int]]:
-    """Return a number for each expression and each folder of the shown faces: what the page's filters go by."""
+    """Return a number for each expression and each folder of the shown faces, for the page's filters."""
     shown = [face for group in groups for face in group.faces]
     found = {
         "expression": sorted({face["expression"] for face in shown}),
@@ -65,7 +65,7 @@ def _numbers(groups: list[Group], places: Places) -> dict[str, dict[str, int]]:
 
 @dataclass(frozen=True)
 class Change:
-    """A figure of two runs."""
+    """A figure of two runs to compare."""
 
     name: str
     before: float | None
@@ -74,7 +74,7 @@ class Change:
 
 
 def _changes(now: RunRecord, before: RunRecord) -> list[Change]:
-    """Return what the page compares."""
+    """Return the figures that the page compares."""
     old, new = before.result, now.result
     assert old and new
     counts = [

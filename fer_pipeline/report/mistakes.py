@@ -1,17 +1,15 @@
-"""A model's worst mistakes: for the pairs of classes that it confuses most, the images of which it was surest."""
+"""A model's worst mistakes: for the most frequent confusions, the images with the highest confidence."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-PAIRS, PER_PAIR = 8, 6
-
 
 @dataclass(frozen=True)
 class Mistake:
-    """An image with another label than the one predicted."""
+    """An image whose label is not the predicted one."""
 
     sample: str
     confidence: float
@@ -19,21 +17,21 @@ class Mistake:
 
 @dataclass(frozen=True)
 class Confusion:
-    """Images of one label that were taken for another class."""
+    """Images of one label for which the model predicts another class."""
 
     label: str
     predicted: str
     images: int
     worst: Sequence[Mistake]
-    """Those of which the model was surest, in that order."""
+    """Those with the highest confidence, in descending order."""
 
 
 def confusions(
     ids: NDArray[np.object_], labels: NDArray[np.int64], probabilities: NDArray[np.float32], classes: Sequence[str]
 ) -> list[Confusion]:
-    """Return the most frequent pairs of label and wrong prediction.
+    """Return the 8 most frequent pairs of label and wrong prediction, each with its 6 most confident mistakes.
 
-    `ids` and `labels` (n,), `probabilities` (n, classes).
+    `ids` and `labels` have the shape (n,), `probabilities` (n, classes).
     """
     predicted, confidence = probabilities.argmax(1), probabilities.max(1)
     wrong = np.flatnonzero(predicted != labels)
@@ -41,14 +39,10 @@ def confusions(
         np.stack([labels[wrong], predicted[wrong]]), axis=1, return_inverse=True, return_counts=True
     )
     found = []
-    for pair in np.argsort(-counts, kind="stable")[:PAIRS]:
+    for pair in np.argsort(-counts, kind="stable")[:8]:
         mine = wrong[np.ravel(inverse) == pair]
-        worst = mine[np.argsort(-confidence[mine], kind="stable")][:PER_PAIR]
+        worst = mine[np.argsort(-confidence[mine], kind="stable")][:6]
         label, other = pairs[:, pair]
         mistakes = [Mistake(str(ids[place]), float(confidence[place])) for place in worst]
         found.append(Confusion(classes[label], classes[other], int(counts[pair]), mistakes))
     return found
-
-
-Pictures = Mapping[str, str]
-"""Data URLs by sample id."""

@@ -1,45 +1,43 @@
-"""The page of the last nights, for someone who looks for ten seconds each morning, and the page of one night's audit."""
+"""The page of the last nights, made for a ten-second look each morning, and the page of one night's audit."""
 
 from collections import Counter
 
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from fer_pipeline.core import storage
-from fer_pipeline.core.run import RunRecord
+from fer_pipeline.base import storage
+from fer_pipeline.labelling.run import RunRecord
 from fer_pipeline.report.page import data_url, drawn, render
 from fer_pipeline.report.plots import BLUE, GREY, RED, png, tidy
 from fer_pipeline.table.audit import Audit
 from fer_pipeline.table.nights import Night, last_nights
 
-COLORS = ("#2f62c9", "#e08f2c", "#3a9a5c", "#c4453c", "#7d5bbe", "#8a94a6", "#c65a9c", "#3aa0a8", "#a08a3c", "#555f6e")
-
 
 def audit_page(record: RunRecord, audit: Audit) -> str:
-    """Return the page of an audit: what fell short first."""
+    """Return the page of an audit, with the failed checks first."""
     labels = sorted({*(audit.churn or {}), *(label for row in (audit.churn or {}).values() for label in row)})
     checks = sorted(audit.checks, key=lambda check: check.passed)
     return render("audit.html", run=record, audit=audit, checks=checks, labels=labels)
 
 
 def write_nights_page(table: str, page: str, count: int) -> None:
-    """Write the page over the last `count` nights of a table; nothing, where there was none yet."""
+    """Write the page of the last `count` nights of a table, if there are any."""
     if nights := last_nights(table, count):
         again = f"`fer-pipeline table page {table}` draws it again."
         storage.write_bytes(page, drawn("Nights", lambda: nights_page(table, nights), again).encode())
 
 
 def nights_page(table: str, nights: list[Night]) -> str:
-    """Return the page over these nights, the latest last."""
+    """Return the page of these nights; the latest night comes last in `nights`."""
     published = [night for night in nights if night.state == "published"]
     facts = [
         (night, night.model.digest != before.model.digest, night.detector.digest != before.detector.digest)
         for night, before in zip(nights, [nights[0], *nights], strict=False)
     ]
     pictures = {
-        "records and failures": _records(published),
-        "mix of expressions": _mix(published),
-        "uncertain labels": _shares(published),
+        "records and failures": _records_png(published),
+        "mix of expressions": _mix_png(published),
+        "uncertain labels": _shares_png(published),
     }
     return render(
         "nights.html",
@@ -60,10 +58,10 @@ def _dates(nights: list[Night]) -> list[str]:
     return [night.begun_at[5:10] for night in nights]
 
 
-def _records(nights: list[Night]) -> bytes:
+def _records_png(nights: list[Night]) -> bytes:
     figure = _figure()
     axes, places = figure.subplots(), range(len(nights))
-    axes.bar(places, [night.records - night.failed for night in nights], color=BLUE, label="looked at")
+    axes.bar(places, [night.records - night.failed for night in nights], color=BLUE, label="processed")
     axes.bar(
         places,
         [night.failed for night in nights],
@@ -75,17 +73,18 @@ def _records(nights: list[Night]) -> bytes:
     return _finished(figure, nights)
 
 
-def _mix(nights: list[Night]) -> bytes:
+def _mix_png(nights: list[Night]) -> bytes:
     figure = _figure()
     axes, places = figure.subplots(), range(len(nights))
+    colors = "#2f62c9 #e08f2c #3a9a5c #c4453c #7d5bbe #8a94a6 #c65a9c #3aa0a8 #a08a3c #555f6e".split()
     totals = sum((Counter(night.expressions) for night in nights), Counter[str]())
-    for (name, _), color in zip(totals.most_common(), COLORS * 3, strict=False):
+    for (name, _), color in zip(totals.most_common(), colors * 3, strict=False):
         axes.plot(places, [night.expressions.get(name, 0) / max(1, night.faces) for night in nights], label=name, color=color)
     axes.set(ylabel="share of faces", ylim=(0, None))
     return _finished(figure, nights)
 
 
-def _shares(nights: list[Night]) -> bytes:
+def _shares_png(nights: list[Night]) -> bytes:
     figure = _figure()
     axes, places = figure.subplots(), range(len(nights))
     axes.plot(places, [night.uncertain / max(1, night.faces) for night in nights], color=BLUE, label="uncertain")
@@ -96,7 +95,7 @@ def _shares(nights: list[Night]) -> bytes:
 
 
 def _finished(figure: Figure, nights: list[Night]) -> bytes:
-    """Return a picture whose horizontal axis is the nights; a night with a new model is marked."""
+    """Return the figure as PNG, with the nights on its horizontal axis. A dotted line marks each new model."""
     axes = figure.axes[0]
     for place in range(1, len(nights)):
         if nights[place].model.digest != nights[place - 1].model.digest:

@@ -1,4 +1,4 @@
-"""The scaffold of every page: templates, and pictures that stand in the page itself."""
+"""Render pages from templates, with pictures embedded in the page."""
 
 import base64
 import logging
@@ -9,14 +9,14 @@ import jinja2
 import numpy as np
 from numpy.typing import NDArray
 
-from fer_pipeline.core.storage import reason
-from fer_pipeline.core.text import in_markdown
+from fer_pipeline.base.storage import reason
+from fer_pipeline.base.text import in_markdown
 
 log = logging.getLogger(__name__)
 
 
 def render(template: str, **facts: object) -> str:
-    """Return one of `report/templates` with these facts."""
+    """Return the template of `report/templates`, filled with these facts."""
     loader = jinja2.PackageLoader("fer_pipeline.report")
     environment = jinja2.Environment(loader=loader, autoescape=jinja2.select_autoescape(), trim_blocks=True, lstrip_blocks=True)
     if template.endswith(".md"):
@@ -26,9 +26,9 @@ def render(template: str, **facts: object) -> str:
 
 
 def drawn(title: str, draw: Callable[[], str], again: str) -> str:
-    """Return a page; where it cannot be drawn, one that says why, and `again`, a sentence on how to have it drawn.
+    """Return the page that `draw` returns. If it fails, return a page with the reason and `again`, a sentence on how to retry.
 
-    What is done stays done: the caller writes its results first.
+    A failed page loses no results, because the caller writes its results first.
     """
     try:
         return draw()
@@ -38,7 +38,7 @@ def drawn(title: str, draw: Callable[[], str], again: str) -> str:
 
 
 def _in_markdown(value: object) -> object:
-    """Return a value of a model card so that Markdown shows it as it is; a card written by hand holds lists and tables, too."""
+    """Return a value of a model card, escaped for Markdown. A card written by hand may also hold lists and tables."""
     return value if isinstance(value, int | float | jinja2.Undefined) else in_markdown(str(value))
 
 
@@ -53,10 +53,10 @@ def moment(time_ms: int) -> str:
 
 
 def data_url(picture: bytes, kind: str = "png") -> str:
-    """Return an encoded picture as a URL that holds it."""
+    """Return an encoded picture as a data URL."""
     return f"data:image/{kind};base64," + base64.b64encode(picture).decode()
 
 
 def jpeg_url(pixels: NDArray[np.uint8]) -> str:
-    """Return a BGR picture as a URL that holds it as a JPEG."""
+    """Return a BGR picture as the data URL of a JPEG."""
     return data_url(cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, 80])[1].tobytes(), "jpeg")

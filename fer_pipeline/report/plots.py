@@ -1,4 +1,4 @@
-"""What all plots have in common: colours, axes, and how a figure becomes a PNG."""
+"""Colours, axes and PNG output of all plots."""
 
 import io
 
@@ -7,13 +7,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 matplotlib.use("Agg")
-matplotlib.rcParams["text.parse_math"] = False  # the names of classes may hold anything
+matplotlib.rcParams["text.parse_math"] = False  # names of classes may contain any text
 
 BLUE, GREY, RED = "#2f62c9", "#8a94a6", "#c4453c"
 
 
 def tidy(*axes: Axes) -> None:
-    """Give axes a light grid and no frame."""
+    """Add a light grid to axes and remove the top and right spines."""
     for one in axes:
         one.grid(alpha=0.25)
         one.spines[["top", "right"]].set_visible(False)

@@ -1,4 +1,4 @@
-"""The picture of a sweep: how its trials went, and what each setting did."""
+"""The picture of a sweep: accuracy of its trials by epoch and by setting."""
 
 from typing import Any
 
@@ -9,9 +9,9 @@ from fer_pipeline.report.plots import BLUE, GREY, RED, png, tidy
 
 
 def sweep_png(trials: list[dict[str, Any]], names: list[str]) -> bytes:
-    """Return validation accuracy by epoch of every trial, the best first of `trials`, and the best accuracy by each setting.
+    """Return a PNG of every trial's validation accuracy by epoch, and of its best accuracy by each setting.
 
-    A trial has `settings` by name, `history` (accuracy by epoch) and `accuracy`, the best of them.
+    A trial has `settings` by name, `history` (accuracy by epoch) and `accuracy` (the best of them). The best trial comes first.
     """
     figure = Figure(figsize=(4.2 * (1 + len(names)), 3.6), layout="constrained")
     first, *others = figure.subplots(1, 1 + len(names), sharey=True)

@@ -1,4 +1,4 @@
-"""Pictures of a training run: loss and accuracy curves, and the confusion matrix."""
+"""Pictures of a training: loss and accuracy curves, and the confusion matrix."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from fer_pipeline.report.plots import BLUE, GREY, RED, png, tidy
 
 
 def curves_png(history: list[dict[str, Any]], selected: int) -> bytes:
-    """Return loss and accuracy by epoch; `selected` is the epoch whose weights were kept."""
+    """Return a PNG of loss and accuracy by epoch; `selected` is the epoch of the kept weights."""
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     epochs = [epoch["epoch"] for epoch in history]
     for axes, kind in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
@@ -25,7 +25,7 @@ def curves_png(history: list[dict[str, Any]], selected: int) -> bytes:
 
 
 def confusion_png(confusion: list[list[int]], classes: tuple[str, ...], title: str) -> bytes:
-    """Return the confusion matrix, shaded by the share of each true class, with counts."""
+    """Return a PNG of the confusion matrix with counts, shaded by the share of each labelled class."""
     counts = np.array(confusion)
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     figure = Figure(figsize=(5.6, 5.2), layout="constrained")

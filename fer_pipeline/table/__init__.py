@@ -1,1 +1,1 @@
-"""The published table: what is new against it, the audit before a commit, the commit, its history. No Ray, no torch."""
+"""The published table: comparing a listing with it, the audit before a commit, the commit, its history. No Ray, no torch."""

@@ -1,4 +1,4 @@
-"""The audit of a finished run before it is published: about ten checks, against what is asked and against the last nights."""
+"""Audits a finished run before it is published: about ten checks against its manifest and the last nights."""
 
 import random
 from collections import Counter
@@ -8,11 +8,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from fer_pipeline.core import storage
-from fer_pipeline.core.config import Config
-from fer_pipeline.core.manifest import SHARDS_PER_FILE, read_manifest_file
-from fer_pipeline.core.run import Identity, RunFolder, RunRecord
-from fer_pipeline.core.schemas import IMAGES
+from fer_pipeline.base.config import Config
+from fer_pipeline.base.identity import Identity
+from fer_pipeline.base.storage import parquet
+from fer_pipeline.labelling.manifest import SHARDS_PER_FILE, read_manifest_file
+from fer_pipeline.labelling.run import RunFolder, RunRecord
+from fer_pipeline.labelling.schemas import IMAGES
 from fer_pipeline.table.delta import LabelTable, TableFile
 from fer_pipeline.table.drift import excess, jensen_shannon, population_stability, share_difference
 from fer_pipeline.table.nights import Night, last_nights, night_of
@@ -21,17 +22,17 @@ from fer_pipeline.table.thresholds import Thresholds
 
 AUDIT, PAGE = "audit.json", "audit.html"
 REFERENCE_NIGHTS = 7
-"""Published nights that a night is compared with, together."""
+"""Number of published nights that a night is compared with. Their figures are summed."""
 NIGHTS_LOOKED_AT = 200
-"""To find them: a table may have several sources."""
+"""Number of nights that are searched to find the reference nights, because a table may have several sources."""
 CHURN_SAMPLE = 50_000
-"""Rows on whose unchanged bytes two models are compared at most."""
+"""Largest number of rows of unchanged images on which two models are compared."""
 
 Matrix = dict[str, dict[str, int]]
 
 
 class Check(Config):
-    """One check: what was found, and up to what it passes; None where there was nothing to compare with."""
+    """One check: the value and the largest value that passes. `value` is None if there was nothing to compare with."""
 
     name: str
     says: str
@@ -40,7 +41,7 @@ class Check(Config):
     passed: bool
 
     def under(self, limit: float) -> "Check":
-        """Return what this check comes to under another limit."""
+        """Return this check with another limit."""
         return _check(self.name, self.says, self.value, limit)
 
 
@@ -50,10 +51,10 @@ class Audit(Config):
     run_id: str
     table: str
     reference: list[str]
-    """The nights, by run id, that this one was compared with."""
+    """Run ids of the nights that this one was compared with."""
     checks: list[Check]
     churn: Matrix | None
-    """Faces by old and new label, where the model changed and the bytes did not."""
+    """Number of faces by old and new label, for images that did not change while the model did."""
 
     @property
     def failing(self) -> list[str]:
@@ -61,12 +62,13 @@ class Audit(Config):
 
 
 def audit(folder: RunFolder, record: RunRecord, table: LabelTable, thresholds: Thresholds) -> Audit:
-    """Return what a finished run comes to beside its manifest and the last nights of the table."""
+    """Return the checks of a finished run against its manifest and the last nights of the table."""
     churn = _churn(folder, record, table)
     ours = night_of(table.url, record, "held", [], [])
     nights = last_nights(table.url, NIGHTS_LOOKED_AT)
     nights = [night for night in nights if night.state == "published" and night.order < ours.order]
-    nights = [night for night in nights if night.source == record.source] or nights  # a source may bear its date
+    # If no night has the same source, use all: a source whose name contains a date changes every night.
+    nights = [night for night in nights if night.source == record.source] or nights
     before = nights[-1].detector if nights else None
     faces = [night for night in nights if night.faces][-REFERENCE_NIGHTS:]
     labels = [
@@ -84,10 +86,11 @@ def audit(folder: RunFolder, record: RunRecord, table: LabelTable, thresholds: T
 def _checks(
     folder: RunFolder, record: RunRecord, thresholds: Thresholds, faces: list[Night], labels: list[Night], churn: Matrix | None
 ) -> Iterator[Check]:
+    """Yield the checks of how far the figures of a run are from those of the last nights: `faces` and `labels`."""
     result = record.result
     assert result
     doubled = record.records - len(_distinct(folder, record))
-    yield _check("keys", "records that share their key with another", doubled, 0)
+    yield _check("keys", "records whose key another record has too", doubled, 0)
     missing = abs(record.records - sum(result.counts.values())) + record.shards - len(folder.committed())
     yield _check("rows", "records or shards that are missing", missing, 0)
     failed, of = result.failed - result.failed_again, record.records - (record.increment.retried if record.increment else 0)
@@ -101,30 +104,31 @@ def _checks(
     if churn is not None:
         total = sum(sum(row.values()) for row in churn.values())
         moved = 1 - sum(row.get(old, 0) for old, row in churn.items()) / total if total else None
-    yield _check("churn", "share of labels that the new model changed on the same bytes", moved, thresholds.churn)
+    yield _check("churn", "share of labels that differ from the old model's for the same bytes", moved, thresholds.churn)
 
 
 def detector_check(detector: Identity, before: Identity | None) -> Check:
-    """Return the check that the last published night was labelled with the same detector: another one finds other faces."""
-    says = "another detector than that of the last published night"
+    """Check that the detector is that of the last published night. A different detector finds different faces."""
+    says = "the detector differs from that of the last published night"
     if before and before.digest != detector.digest:
-        says = f"{detector.name} found the faces, where {before.name} did in the last published night"
+        says = f"this run used {detector.name}, the last published night used {before.name}"
     return _check("detector", says, float(before.digest != detector.digest) if before else None, 0)
 
 
 def drifts(record: RunRecord, thresholds: Thresholds, faces: list[Night], labels: list[Night]) -> Iterator[Check]:
+    """Yield the checks of how far the figures of a run are from those of the last nights: `faces` and `labels`."""
     result = record.result
     assert result
     per_image, usual = result.faces_per_image, _summed(night.faces_per_image for night in faces)
     empty = share_difference(per_image[0], sum(per_image), usual[0], sum(usual)) if usual else None
-    yield _check("without_faces", "difference of the share of images without faces", empty, thresholds.without_faces)
+    yield _check("without_faces", "difference between the shares of images without faces", empty, thresholds.without_faces)
     number = population_stability(per_image, usual) if usual else None
     yield _check("faces_per_image", "stability index of the number of faces in an image", number, thresholds.faces_per_image)
     unsure = None
     if labels:
         of = sum(night.faces for night in labels)
         unsure = share_difference(result.uncertain, result.faces, sum(night.uncertain for night in labels), of)
-    yield _check("uncertain", "difference of the share of uncertain labels", unsure, thresholds.uncertain)
+    yield _check("uncertain", "difference between the shares of uncertain labels", unsure, thresholds.uncertain)
     mix: Counter[str] = sum((Counter(night.expressions) for night in labels), Counter())
     classes = sorted({*mix, *result.expressions})
     found, before = [result.expressions.get(name, 0) for name in classes], [mix[name] for name in classes]
@@ -154,40 +158,40 @@ def _keys(folder: RunFolder, record: RunRecord) -> Iterator[pa.Table]:
 
 
 def _churn(folder: RunFolder, record: RunRecord, table: LabelTable) -> Matrix | None:
-    """Return old and new labels of faces in unchanged images, where rows of another model were made anew."""
+    """Return the numbers of old and new labels in unchanged images; None if the run relabelled no rows of an older model."""
     if not (record.increment and record.increment.outdated):
         return None
     matrix: dict[str, Counter[str]] = {}
     new = _labels_of_run(folder, record)
     for file in table.files:
-        for old_labels, new_labels in _both(table, file, new, record.model.digest):
+        for old_labels, new_labels in _label_pairs(table, file, new, record.model.digest):
             for old, label in zip(old_labels, new_labels, strict=True):
                 matrix.setdefault(old, Counter())[label] += 1
     return {old: dict(row) for old, row in sorted(matrix.items())}
 
 
 def _labels_of_run(folder: RunFolder, record: RunRecord) -> tuple[DigestSet, pa.Table]:
-    """Return rows of shards drawn at random, as many as the sample has, found by their keys."""
+    """Return the keys and rows of randomly drawn shards, about `CHURN_SAMPLE` rows."""
     rows: list[pa.Table] = [IMAGES.empty_table().select([*KEY, "content_sha256", "faces"])]
     for shard in random.Random(record.run_id).sample(range(record.shards), record.shards):
         if sum(map(len, rows)) >= CHURN_SAMPLE:
             break
-        images = storage.read_ours(folder.images_path(shard), IMAGES, [*KEY, "content_sha256", "faces"])
+        images = parquet.read_own(folder.images_path(shard), IMAGES, [*KEY, "content_sha256", "faces"])
         rows.append(images.filter(pc.is_valid(images["content_sha256"])))
     sample = pa.concat_tables(rows)
     return DigestSet(digests_of(sample)), sample
 
 
-def _both(
+def _label_pairs(
     table: LabelTable, file: TableFile, new: tuple[DigestSet, pa.Table], model_digest: str
 ) -> Iterator[tuple[list[str], list[str]]]:
-    """Yield the labels of the faces of images whose bytes and number of faces are the same: by another model, and now."""
+    """For each image with unchanged bytes and number of faces, yield its faces' old labels (by another model) and new labels."""
     keys, sample = new
-    old = storage.read_columns(table.path(file.path), [*KEY, "content_sha256", "model_digest", "faces"])
-    place = keys.find(digests_of(old))
+    old = parquet.read_columns(table.path(file.path), [*KEY, "content_sha256", "model_digest", "faces"])
+    index = keys.find(digests_of(old))
     other = pc.not_equal(old["model_digest"], model_digest).to_numpy()
-    rows = np.flatnonzero((place >= 0) & other)
-    pairs = zip(old.take(rows).to_pylist(), sample.take(place[rows]).to_pylist(), strict=True)
+    rows = np.flatnonzero((index >= 0) & other)
+    pairs = zip(old.take(rows).to_pylist(), sample.take(index[rows]).to_pylist(), strict=True)
     for before, now in pairs:
         if before["content_sha256"] == now["content_sha256"] and len(before["faces"]) == len(now["faces"]):
             yield [face["expression"] for face in before["faces"]], [face["expression"] for face in now["faces"]]

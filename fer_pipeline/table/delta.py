@@ -1,6 +1,6 @@
-"""One Delta Lake table of labels, local or on S3: opening, making, reading what it holds, and committing to it.
+"""A Delta Lake table of labels, local or on S3: open, create, read and commit.
 
-The library keeps the log; files are read and written as all of the project's are (`core/storage.py`).
+The library maintains the log. Data files are read and written as all files of this project (`base/storage`).
 """
 
 import json
@@ -18,33 +18,37 @@ from deltalake import CommitProperties, DeltaTable, Transaction
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 from deltalake.transaction import AddAction, RemoveAction
 
-from fer_pipeline.core import storage
-from fer_pipeline.core.errors import UserError
+from fer_pipeline.base import storage
+from fer_pipeline.base.errors import UserError
+from fer_pipeline.base.schema_version import require_readable
+from fer_pipeline.base.storage import parquet, s3
 from fer_pipeline.table.rows import ROWS, SCHEMA_VERSION
 
-MAKER, NIGHT, COUNTER = "fer-pipeline.schema_version", "fer-pipeline.night", "fer-pipeline.commits"
-"""What the table's configuration says of its schema, a commit's metadata of the night, and the log of commits by this project."""
-CLASSES = "fer-pipeline.classes"
-"""What the table's configuration says of `probabilities`: the classes that they are of, in order, as JSON."""
-ENCODED = re.compile("%[0-9A-Fa-f]{2}")
-"""What the library decodes once more than it was encoded: it would look for the table's log at another path than its own."""
+SCHEMA_VERSION_KEY = "fer-pipeline.schema_version"
+"""Key of the schema version in the table's configuration."""
+CLASSES_KEY = "fer-pipeline.classes"
+"""Key of the classes of `probabilities` in the table's configuration: in order, as JSON."""
+NIGHT_KEY = "fer-pipeline.night"
+"""Key of the night in a commit's metadata."""
+COMMIT_COUNTER = "fer-pipeline.commits"
+"""Id of the transaction that counts the commits of this project."""
 FILE_NAME = re.compile(r"(?:[A-Za-z0-9=][\w.=-]*/)*[A-Za-z0-9=][\w.=-]*\.parquet")
-"""A file of a table, in folders if need be: no scheme, no way up, nothing percent-encoded, nothing that readers pass over."""
+"""A valid path of a data file: no scheme, no `..`, nothing percent-encoded, no name that readers ignore."""
 TABLE_INDEXES = "_indexes"
-"""Folder below the table, which its readers and `vacuum` pass over: what the containers of its sources hold."""
+"""Folder below the table with the indexes of its sources' containers. Readers and `vacuum` ignore it."""
 NO_TABLE = -1
-"""The version of a table that is not there."""
+"""The version of a table that does not exist."""
 
 CommitRefused = CommitFailedError
-"""Another commit came first: nothing was written, look at the table as it is now and try again."""
+"""Another commit came first and nothing was written: read the table again and retry."""
 
 
 @dataclass(frozen=True)
 class TableFile:
-    """A file that the table consists of, as the log describes it."""
+    """A data file of the table, as the log describes it."""
 
     path: str
-    """Below the table."""
+    """Path relative to the table."""
     size_bytes: int
     rows: int
     first_uri: str | None
@@ -53,21 +57,21 @@ class TableFile:
 
 @dataclass(frozen=True)
 class Changes:
-    """What one commit does."""
+    """The files that one commit adds and removes."""
 
     added: list[TableFile] = field(default_factory=list)
     removed: list[TableFile] = field(default_factory=list)
 
 
 class LabelTable:
-    """The table at `url` as it was when this object was made; `refreshed` looks again. It may not exist yet."""
+    """The version of the table at `url` when this object was created; `refreshed` reads it again. It may not exist yet."""
 
     def __init__(self, url: str) -> None:
-        """Raise UserError for a table of another maker, or of a later version of this project."""
+        """Raise UserError if another program, or a later version of this project, created the table."""
         self.url = storage.normalize(url)
-        if code := ENCODED.search(self.url):
+        if code := re.search("%[0-9A-Fa-f]{2}", self.url):  # the library decodes it twice, and looks at another path
             raise UserError(
-                f"Delta Lake cannot read a table whose path holds '{code[0]}' ('{self.url}'): choose another --table."
+                f"Delta Lake cannot read a table whose path contains '{code[0]}' ('{self.url}'): choose another --table."
             )
         storage.require_access(self.url)
         try:
@@ -79,20 +83,21 @@ class LabelTable:
         except DeltaError as error:
             raise OSError(f"the table '{self.url}' cannot be read: {storage.reason(error)[:300]}") from error
         if self._delta is not None:
-            self._require_ours(self._delta)
+            self._require_our_table(self._delta)
 
     def _open(self, version: int | None = None) -> DeltaTable:
         return DeltaTable(storage.encoded(self.url), version, storage_options(self.url))
 
-    def _require_ours(self, delta: DeltaTable) -> None:
-        schema_version = delta.metadata().configuration.get(MAKER)
+    def _require_our_table(self, delta: DeltaTable) -> None:
+        schema_version = delta.metadata().configuration.get(SCHEMA_VERSION_KEY)
         if schema_version is None:
-            raise UserError(f"The table '{self.url}' was not made by fer-pipeline: choose another --table.")
-        if int(schema_version) > SCHEMA_VERSION:
-            raise UserError(f"The table '{self.url}' was made by a later version of fer-pipeline: use that one.")
+            raise UserError(f"The table '{self.url}' was not created by fer-pipeline: choose another --table.")
+        found = int(schema_version) if schema_version.isdecimal() else schema_version
+        what, remedy = f"The table '{self.url}'", "use that version."
+        require_readable(found, range(1, SCHEMA_VERSION + 1), what, "another version of fer-pipeline", remedy)
 
     def refreshed(self) -> "LabelTable":
-        """Return the table as it is now."""
+        """Return the current version of the table."""
         return LabelTable(self.url)
 
     @property
@@ -101,70 +106,70 @@ class LabelTable:
 
     @cached_property
     def files(self) -> list[TableFile]:
-        """The files of this version."""
+        """The data files of this version, sorted by their first uri."""
         if self._delta is None:
             return []
-        found = []
-        for one in pa.table(self._delta.get_add_actions()).to_pylist():
-            require_file_names([one["path"]], self.url)
-            first, last = ((one.get(limit) or {}).get("uri") for limit in ("min", "max"))
-            found.append(TableFile(one["path"], one["size_bytes"], one.get("num_records") or 0, first, last))
-        return sorted(found, key=lambda file: (file.first_uri or "", file.path))
+        files = []
+        for action in pa.table(self._delta.get_add_actions()).to_pylist():
+            require_file_names([action["path"]], self.url)
+            first, last = ((action.get(limit) or {}).get("uri") for limit in ("min", "max"))
+            files.append(TableFile(action["path"], action["size_bytes"], action.get("num_records") or 0, first, last))
+        return sorted(files, key=lambda file: (file.first_uri or "", file.path))
 
     @property
     def rows(self) -> int:
         return sum(file.rows for file in self.files)
 
     def path(self, *parts: str) -> str:
-        """Return where something below the table stands."""
+        """Return the path or URL of `parts` below the table."""
         return storage.join(self.url, *parts)
 
     def holds_run(self, run_id: str) -> bool:
-        """Tell whether a run was published: the library accepts the same one twice."""
+        """Return whether a run is already published. The library itself would accept it twice."""
         return self._delta is not None and self._delta.transaction_version(run_id) is not None
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """What `probabilities` are those of, in order; empty where there is no table, or one of an earlier version."""
+        """The classes of `probabilities`, in order; empty for no table, or for a table of an earlier version."""
         configuration = {} if self._delta is None else self._delta.metadata().configuration
-        return tuple(json.loads(configuration.get(CLASSES) or "[]"))
+        return tuple(json.loads(configuration.get(CLASSES_KEY) or "[]"))
 
     def require_classes(self, classes: tuple[str, ...]) -> None:
-        """Raise UserError for a model of other classes, or of another order: `probabilities` would mean two things."""
+        """Raise UserError if the classes or their order differ from the table's: `probabilities` would be ambiguous."""
         if self.classes and classes and classes != self.classes:
             raise UserError(
-                f"The table '{self.url}' holds probabilities of {', '.join(self.classes)}, the model's are of "
-                f"{', '.join(classes)}: choose another --table, or a model of the same classes in the same order."
+                f"The table '{self.url}' holds probabilities of {', '.join(self.classes)}, but the model's are of "
+                f"{', '.join(classes)}: choose another --table, or a model with the same classes in the same order."
             )
 
     def _require_rows_of(self, classes: tuple[str, ...]) -> None:
-        """Raise UserError where the probabilities of a row of the table are those of other classes, or of another order."""
+        """Raise UserError if the first face of the table contradicts these classes in this order."""
         for file in self.files:
-            lists = storage.read_columns(self.path(file.path), ["faces"])["faces"].combine_chunks()
+            lists = parquet.read_columns(self.path(file.path), ["faces"])["faces"].combine_chunks()
             if len(faces := pc.list_flatten(lists)):
                 face = faces[0].as_py()
                 best = max(range(len(face["probabilities"])), key=face["probabilities"].__getitem__)
                 if len(face["probabilities"]) != len(classes) or classes[best] != face["expression"]:
                     raise UserError(
-                        f"The table '{self.url}' does not say what its probabilities are of, and they are not those of "
+                        f"The table '{self.url}' does not name its classes, and its probabilities are not those of "
                         f"{', '.join(classes)} in this order: choose another --table, or the model that labelled it."
                     )
                 return
 
     def make(self, classes: tuple[str, ...] = ()) -> "LabelTable":
-        """Return the table, made where there is none; raise UserError on a store that cannot keep two writers apart."""
+        """Return the table. Create it if it does not exist. Raise UserError if the store has no conditional writes."""
         if self._delta is not None:
-            if classes and not self.classes:  # of an earlier version
+            if classes and not self.classes:  # created by an earlier version
                 self._require_rows_of(classes)
-                with suppress(CommitFailedError):  # another publisher was faster: what it wrote is looked at
-                    self._delta.alter.set_table_properties({CLASSES: json.dumps(classes)}, raise_if_not_exists=False)
+                with suppress(CommitFailedError):  # another publisher was faster: its classes are checked below
+                    self._delta.alter.set_table_properties({CLASSES_KEY: json.dumps(classes)}, raise_if_not_exists=False)
                 table = self.refreshed()
                 table.require_classes(classes)
                 return table._with_all_columns()
             return self._with_all_columns()
         storage.require_exclusive_writes(self.url)
-        configuration = {MAKER: str(SCHEMA_VERSION), "delta.dataSkippingNumIndexedCols": "3"}
-        configuration |= {CLASSES: json.dumps(classes)} if classes else {}
+        configuration = {SCHEMA_VERSION_KEY: str(SCHEMA_VERSION), "delta.dataSkippingNumIndexedCols": "3"}
+        configuration |= {CLASSES_KEY: json.dumps(classes)} if classes else {}
         try:
             DeltaTable.create(
                 storage.encoded(self.url),
@@ -175,15 +180,15 @@ class LabelTable:
                 raise_if_key_not_exists=False,
             )
         except DeltaError:
-            if self.refreshed()._delta is None:  # not made by another publisher meanwhile either
+            if self.refreshed()._delta is None:  # no other publisher has created it either
                 raise
         return self.refreshed()
 
     def _with_all_columns(self) -> "LabelTable":
-        """Add the columns that an older version did not have: null in its rows."""
+        """Add the columns that older versions did not have. They are null in the old rows."""
         assert self._delta is not None
-        has = {one.name for one in self._delta.schema().fields}
-        missing = [one.with_nullable(True) for one in ROWS if one.name not in has]
+        existing = {one.name for one in self._delta.schema().fields}
+        missing = [one.with_nullable(True) for one in ROWS if one.name not in existing]
         if not missing:
             return self
         fields = type(self._delta.schema()).from_arrow(pa.schema(missing)).fields
@@ -191,9 +196,9 @@ class LabelTable:
         return self.refreshed()
 
     def commit(self, changes: Changes, run_id: str | None, metadata: dict[str, Any]) -> None:
-        """Make all changes at once; raise CommitRefused where the table is not any more as it was for this object.
+        """Apply all changes in one commit. Raise CommitRefused if the table has a newer version than this object.
 
-        `run_id` is the run that is published by it; `metadata` stands in the table's history.
+        `run_id` is the run that the commit publishes; `metadata` is stored in the history of the table.
         """
         assert self._delta is not None
         now_ms = int(time.time() * 1000)
@@ -201,9 +206,9 @@ class LabelTable:
             AddAction(file.path, file.size_bytes, {}, now_ms, True, _statistics(file)) for file in changes.added
         ]
         actions += [RemoveAction(file.path, True, now_ms, file.size_bytes) for file in changes.removed]
-        commits = (self._delta.transaction_version(COUNTER) or 0) + 1
-        transactions = [Transaction(COUNTER, commits)] + ([Transaction(run_id, 1)] if run_id else [])
-        properties = CommitProperties({NIGHT: json.dumps(metadata)}, max_commit_retries=0, app_transactions=transactions)
+        commits = (self._delta.transaction_version(COMMIT_COUNTER) or 0) + 1
+        transactions = [Transaction(COMMIT_COUNTER, commits)] + ([Transaction(run_id, 1)] if run_id else [])
+        properties = CommitProperties({NIGHT_KEY: json.dumps(metadata)}, max_commit_retries=0, app_transactions=transactions)
         try:
             self._delta.create_write_transaction(actions, "append", ROWS, commit_properties=properties)
         except CommitFailedError:
@@ -212,9 +217,9 @@ class LabelTable:
             raise OSError(f"the commit to '{self.url}' failed: {storage.reason(error)[:300]}") from error
 
     def history(self, since: int = NO_TABLE) -> list[dict[str, Any]]:
-        """Return the commits after the version `since`, the latest first: version, time in ms and operation.
+        """Return the commits after version `since`, latest first: version, time in ms and operation.
 
-        `night` is what a commit of this project says of itself; `restored` the version that one went back to.
+        `night` is the metadata of a commit by this project; `restored` is the version that a commit restored.
         """
         if self._delta is None or self.version <= since:
             return []
@@ -223,14 +228,14 @@ class LabelTable:
                 "version": self.version - age,
                 "timestamp": entry["timestamp"],
                 "operation": entry["operation"],
-                "night": json.loads(entry[NIGHT]) if NIGHT in entry else None,
+                "night": json.loads(entry[NIGHT_KEY]) if NIGHT_KEY in entry else None,
                 "restored": entry.get("operationParameters", {}).get("version") if entry["operation"] == "RESTORE" else None,
             }
             for age, entry in enumerate(self._delta.history(self.version - since))
         ]
 
     def nights_in(self, version: int) -> set[str]:
-        """Return the run ids of the nights that a version holds: restoring undoes those that came after."""
+        """Return the run ids of the nights that a version holds. A restore undoes later nights."""
         held: dict[int, set[str]] = {NO_TABLE: set()}
         for entry in reversed(self.history()):
             night, restored, before = entry["night"] or {}, entry["restored"], held.get(entry["version"] - 1, set())
@@ -240,19 +245,17 @@ class LabelTable:
         return held.get(version, set())
 
     def restore(self, version: int) -> None:
-        """Let the table be as it was, by a new commit."""
+        """Restore an earlier version by a new commit. Raise UserError if its files are gone."""
         assert self._delta is not None
         try:
             self._delta.restore(version)
         except (DeltaError, OSError) as error:
-            raise UserError(
-                f"Version {version} of '{self.url}' cannot be had any more: {storage.reason(error)[:300]}."
-            ) from error
+            raise UserError(f"Version {version} of '{self.url}' cannot be restored: {storage.reason(error)[:300]}.") from error
 
     def vacuum(self, retention_hours: int) -> int:
-        """Delete files that no version of the last hours needs, and those as old that never came into one; return how many.
+        """Delete files that no version of the last hours needs, and uncommitted files of that age. Return their number.
 
-        They are counted here: the library tells of what its log names, wherever that would be.
+        The number comes from the folder, because the library reports every path in its log, even one outside the table.
         """
         assert self._delta is not None
         before = set(self.data_files())
@@ -260,17 +263,17 @@ class LabelTable:
         return len(before - set(self.data_files()))
 
     def data_files(self) -> list[str]:
-        """Return the paths of the Parquet files below the table, of all versions and of none, in folders too."""
+        """Return the paths of all Parquet files at any depth below the table, those of no version included."""
         return [name for name in storage.list_below(self.url) if name.endswith(".parquet") and name[0] not in "_."]
 
 
 def require_file_names(paths: Iterable[str], table: str) -> None:
-    """Raise UserError unless paths, which a log or a run names, are plain ones of files below a table."""
+    """Raise UserError unless all paths, which come from a log or a run, are valid data files below a table."""
     for path in paths:
         if not FILE_NAME.fullmatch(path):
             raise UserError(
-                f"The table '{table}' names the file '{path[:200]}', which is none below it: somebody else wrote that. Nothing "
-                "was read from there."
+                f"The table '{table}' names the file '{path[:200]}', which is not below it: somebody else wrote that. Nothing "
+                "was read from that path."
             )
 
 
@@ -280,21 +283,21 @@ def _statistics(file: TableFile) -> str:
 
 
 def storage_options(url: str) -> dict[str, str]:
-    """Return what the library must be told to reach a store: endpoint and credentials are taken from where s3fs takes them."""
+    """Return the library's options for a store: the endpoint and credentials that s3fs uses."""
     if storage.is_local(url):
         return {}
-    session, region, endpoint = storage.aws_session()
-    found = {"aws_region": region, "aws_endpoint": endpoint, "aws_conditional_put": "etag"}
+    session, region, endpoint = s3.aws_session()
+    options = {"aws_region": region, "aws_endpoint": endpoint, "aws_conditional_put": "etag"}
     if endpoint.startswith("http://"):
-        found["aws_allow_http"] = "true"
+        options["aws_allow_http"] = "true"
     if credentials := session.get_credentials():
-        frozen = credentials.get_frozen_credentials()  # renewed where they expire
-        found |= {"aws_access_key_id": frozen.access_key, "aws_secret_access_key": frozen.secret_key}
-        found |= {"aws_session_token": frozen.token} if frozen.token else {}
-    return found
+        frozen = credentials.get_frozen_credentials()  # renewed if they expire
+        options |= {"aws_access_key_id": frozen.access_key, "aws_secret_access_key": frozen.secret_key}
+        options |= {"aws_session_token": frozen.token} if frozen.token else {}
+    return options
 
 
 def file_of(path: str, size_bytes: int, rows: pa.Table) -> TableFile:
-    """Return the description of a file with these rows."""
+    """Return the description of a data file with these rows."""
     limits = pc.min_max(rows["uri"]).as_py()
     return TableFile(path, size_bytes, len(rows), limits["min"], limits["max"])

@@ -1,4 +1,4 @@
-"""How far one histogram is from another, less what chance alone gives between samples of their sizes."""
+"""Distances between histograms, reduced by the distance that chance alone gives for samples of their sizes."""
 
 import math
 from collections.abc import Sequence
@@ -7,15 +7,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 NORMAL_QUANTILE = 3.3
-"""Of the normal distribution at 0.9995: what chance exceeds once in two thousand nights, for each check."""
+"""The 0.9995 quantile of the normal distribution: chance exceeds it once in two thousand nights, for each check."""
 SMOOTHING = 0.5
-"""Added to each count, so that an empty bin is not infinitely far (Krichevsky-Trofimov)."""
+"""Added to each count, so that an empty bin does not give an infinite distance (Krichevsky-Trofimov)."""
 
 
 def population_stability(found: Sequence[float], reference: Sequence[float]) -> float:
-    """Return the population stability index of two histograms (bins,), less what chance gives; 0 for an empty one.
+    """Return the population stability index of two histograms (bins,), less the effect of chance; 0 if one is empty.
 
-    Between samples of one distribution it is (1/n + 1/m) times a chi-square of bins - 1 degrees of freedom (Yurdakul, 2018).
+    For samples of one distribution the index is (1/n + 1/m) times a chi-square of bins - 1 degrees of freedom (Yurdakul, 2018).
     """
     p, q, n, m = _shares(found, reference)
     if not min(n, m):
@@ -25,9 +25,9 @@ def population_stability(found: Sequence[float], reference: Sequence[float]) -> 
 
 
 def jensen_shannon(found: Sequence[float], reference: Sequence[float]) -> float:
-    """Return the Jensen-Shannon divergence in bits (0 to 1) of two histograms (bins,), less what chance gives.
+    """Return the Jensen-Shannon divergence in bits (0 to 1) of two histograms (bins,), less the effect of chance.
 
-    Between samples of one distribution it is (1/n + 1/m) / (8 ln 2) times a chi-square of bins - 1 degrees of freedom.
+    For samples of one distribution the divergence is (1/n + 1/m) / (8 ln 2) times a chi-square of bins - 1 degrees of freedom.
     """
     p, q, n, m = _shares(found, reference)
     if not min(n, m):
@@ -38,7 +38,7 @@ def jensen_shannon(found: Sequence[float], reference: Sequence[float]) -> float:
 
 
 def share_difference(found: int, of: int, reference: int, of_reference: int) -> float:
-    """Return by how much two shares differ, less what chance gives; 0 where one is of nothing."""
+    """Return the difference of two shares, less the effect of chance; 0 if one of the totals is 0."""
     if not min(of, of_reference):
         return 0.0
     pooled = (found + reference) / (of + of_reference)
@@ -47,12 +47,12 @@ def share_difference(found: int, of: int, reference: int, of_reference: int) -> 
 
 
 def excess(found: int, of: int, limit: float) -> float:
-    """Return a share, less what chance adds to one of `limit`: one failure of one record says little."""
+    """Return a share, less what chance adds to a true share of `limit`: one failure of one record proves little."""
     return max(0.0, found / of - NORMAL_QUANTILE * math.sqrt(limit * (1 - limit) / of)) if of else 0.0
 
 
 def _shares(found: Sequence[float], reference: Sequence[float]) -> tuple[NDArray[np.float64], NDArray[np.float64], float, float]:
-    """Return both as smoothed shares of the bins that either fills, and their sizes."""
+    """Return both histograms as smoothed shares of the bins that are not empty in both, and their totals."""
     p, q = np.asarray(found, np.float64), np.asarray(reference, np.float64)
     filled = (p + q) > 0
     p, q = p[filled], q[filled]

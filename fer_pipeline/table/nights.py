@@ -1,40 +1,41 @@
-"""What is kept of every night beside the table: figures of its run, how its audit ended, whether it was published."""
+"""The record of every night beside the table: figures of the run, result of the audit, and whether it was published."""
 
 import logging
 from typing import Literal
 
 from pydantic import Field
 
-from fer_pipeline.core import storage
-from fer_pipeline.core.config import Config, Id, read_record
-from fer_pipeline.core.errors import UserError
-from fer_pipeline.core.run import Confidences, FacesPerImage, Identity, Moment, RunRecord, new_run_id, now, settings_digest
+from fer_pipeline.base import storage
+from fer_pipeline.base.config import Config, Id, read_record
+from fer_pipeline.base.errors import UserError
+from fer_pipeline.base.identity import Identity, new_run_id, now
+from fer_pipeline.labelling.run import Confidences, FacesPerImage, Moment, RunRecord, settings_digest
 
 log = logging.getLogger(__name__)
 
 FOLDER = "_nights"
-"""Below the table; readers and vacuuming pass over names that begin so."""
+"""Folder below the table. Readers and vacuum ignore names that begin with an underscore."""
 State = Literal["published", "unchanged", "held", "undone"]
-"""`undone`: published once, and not in the table any more since it was restored to an earlier night."""
+"""`undone`: published, but no longer in the table, because the table was restored to an earlier night."""
 
 
 class Night(Config):
-    """One run and what came of it: `_nights/<run id>.json`, and the metadata of its commit."""
+    """One run and its result: `_nights/<run id>.json`, and the metadata of its commit."""
 
     run_id: Id
     listed_after: int = 0
-    """Nights kept before its source was listed."""
+    """Number of nights recorded before the source was listed."""
     begun_at: Moment
     ended_at: Moment | Literal[""] = ""
-    """When it was published, held or found to have changed nothing; empty of nights of earlier versions."""
+    """When the night was published, held or found unchanged; empty in records of earlier versions."""
     source: str
     filters: list[list[str]]
-    """Globs that chose records, and those that left some out."""
+    """Globs that include records, and globs that exclude records."""
     state: State
     failing: list[str] = Field(default_factory=list)
-    """Checks of the audit that it fell short of."""
+    """Checks of the audit that failed."""
     accepted: list[str] = Field(default_factory=list)
-    """Those that were accepted when it was published."""
+    """Failed checks that were accepted when the night was published."""
     model: Identity
     detector: Identity
     settings_digest: str
@@ -50,18 +51,18 @@ class Night(Config):
     faces_per_image: FacesPerImage
     images_per_s: float
     folder: str = ""
-    """Its run folder, for `explain`; empty where nothing had changed, for such a night leaves none."""
+    """The run folder, for `explain`; empty if nothing had changed, because such a night leaves no run folder."""
     table_rows: int | None = None
-    """After it was published."""
+    """Rows of the table after the night."""
 
     @property
     def order(self) -> tuple[int, str]:
-        """What sorts nights by when their sources were listed, clocks that jump notwithstanding."""
+        """Sort key of nights by the time of their listing, correct even if clocks jump."""
         return self.listed_after, self.run_id
 
 
 def night_of(table: str, record: RunRecord, state: State, failing: list[str], accepted: list[str]) -> Night:
-    """Return what is kept of a finished run."""
+    """Return the night record of a finished run."""
     result = record.result
     assert result
     return Night(
@@ -91,12 +92,12 @@ def night_of(table: str, record: RunRecord, state: State, failing: list[str], ac
 
 
 def filters_of(record: RunRecord) -> list[list[str]]:
-    """Return the globs that chose a run's records, and those that left some out."""
+    """Return the globs that include records of a run, and the globs that exclude records."""
     return [record.known.include, record.known.exclude]
 
 
 def _listed_after(table: str, record: RunRecord) -> int:
-    """Return how many nights were kept before a run's source was listed; of a run without a table, before its first audit."""
+    """Return how many nights were recorded before a run's listing or, for a run without a table, before its first audit."""
     if record.increment:
         return record.increment.nights
     kept = kept_night(table, record.run_id)
@@ -104,7 +105,7 @@ def _listed_after(table: str, record: RunRecord) -> int:
 
 
 def keep_night(table: str, night: Night) -> None:
-    """Write what is kept of a night, over what was kept of it before."""
+    """Write the record of a night. Overwrite an existing one."""
     storage.write_bytes(_path(table, night.run_id), night.model_dump_json(indent=1).encode())
 
 
@@ -114,9 +115,9 @@ def night_ids(table: str) -> list[str]:
 
 
 def last_nights(table: str, count: int) -> list[Night]:
-    """Return the last nights, the latest listed last: one whose clock was ahead does not stand at the end for years.
+    """Return the last nights in order of their listing, so a night with a clock ahead of time does not stay last.
 
-    What is no night is told of and left out.
+    Invalid records are skipped with a warning.
     """
     ids, now_id = night_ids(table), new_run_id()
     ahead = sum(run_id > now_id for run_id in ids)
@@ -130,7 +131,7 @@ def last_nights(table: str, count: int) -> list[Night]:
 
 
 def kept_night(table: str, run_id: str) -> Night | None:
-    """Return what is kept of a run; None where nothing is."""
+    """Return the night record of a run, None if there is none. Raise UserError if it is invalid or of another run."""
     return _read(table, run_id) if storage.exists(_path(table, run_id)) else None
 
 
@@ -139,18 +140,17 @@ def _path(table: str, run_id: str) -> str:
 
 
 def _read(table: str, run_id: str) -> Night:
-    """Return what is kept of a run; raise UserError for a file of something else, or of another run."""
     path = _path(table, run_id)
     night = read_record(path, Night, "night")
     if night.run_id != run_id:
-        raise UserError(f"'{path}' is that of another night, {night.run_id}: move it away.")
+        raise UserError(f"'{path}' is the record of another night, {night.run_id}: move it away.")
     return night
 
 
-def mark_undone(table: str, published: set[str], held: set[str]) -> None:
-    """Say of the nights that were ever published which ones the table holds now."""
+def mark_undone(table: str, published: set[str], in_table: set[str]) -> None:
+    """Set the state of all nights that were ever published: those of `in_table` are in the table now, the others are undone."""
     for run_id in sorted(published):
-        state: State = "published" if run_id in held else "undone"
+        state: State = "published" if run_id in in_table else "undone"
         night = kept_night(table, run_id)
         if night and night.state != state:
             keep_night(table, night.model_copy(update={"state": state}))

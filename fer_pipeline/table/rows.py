@@ -1,4 +1,4 @@
-"""The rows of the published table, and keys as numbers."""
+"""The rows of the published table, and digests of their keys."""
 
 from collections.abc import Iterable, Sequence
 from hashlib import blake2b
@@ -7,16 +7,16 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from fer_pipeline.core.manifest import Record
-from fer_pipeline.core.schemas import IMAGES
+from fer_pipeline.archive.record import Record
+from fer_pipeline.labelling.schemas import IMAGES
 
 SCHEMA_VERSION = 1
 KEY = ["uri", "member", "time_ms"]
-"""What tells rows apart: each stands in the table once."""
+"""The columns that identify a row. Each key is in the table once."""
 
 
 def _plain(kind: pa.DataType) -> pa.DataType:
-    """Return a type without dictionaries and fixed sizes, which Delta Lake does not know."""
+    """Return a type without dictionaries and fixed-size lists, which Delta Lake does not support."""
     if pa.types.is_dictionary(kind):
         return kind.value_type
     if pa.types.is_struct(kind):
@@ -29,16 +29,16 @@ def _plain(kind: pa.DataType) -> pa.DataType:
 ROWS = pa.schema(
     [field.with_type(_plain(field.type)) for field in IMAGES if field.name not in ("record_id", "shard")]
     + [
-        pa.field("source", pa.string(), nullable=False),  # what was listed
-        pa.field("published_by", pa.string(), nullable=False),  # the run that put the row here; `run_id` computed it
+        pa.field("source", pa.string(), nullable=False),  # the listed source
+        pa.field("published_by", pa.string(), nullable=False),  # the run that published the row; `run_id` computed it
     ]
 )
 
 VANISHED = pa.schema([ROWS.field(name).with_nullable(True) for name in KEY])
-"""The keys of rows that leave the table."""
+"""The keys of the rows that publishing a run removes from the table."""
 
 Digests = NDArray[np.uint64]
-"""(n, 2): 128 bits of a hash of each key."""
+"""(n, 2) uint64: a 128-bit hash of each key."""
 
 
 def rows_of(images: pa.Table, source: str, run_id: str) -> pa.Table:
@@ -49,10 +49,10 @@ def rows_of(images: pa.Table, source: str, run_id: str) -> pa.Table:
 
 
 def key_digests(uris: Sequence[str], members: Sequence[str | None], times_ms: Sequence[int | None]) -> Digests:
-    """Return the digests (n, 2) of keys; two different ones are equal in one of 10^24 tables of ten million rows."""
+    """Return the digests (n, 2) of keys. Two different keys collide in one of 10^24 tables of ten million rows."""
     texts = (f"{uri}\0{member}\0{time_ms}" for uri, member, time_ms in zip(uris, members, times_ms, strict=True))
-    joined = b"".join([blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest() for text in texts])
-    return np.frombuffer(joined, np.uint64).reshape(-1, 2)
+    data = b"".join([blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest() for text in texts])
+    return np.frombuffer(data, np.uint64).reshape(-1, 2)
 
 
 def digests_of(table: pa.Table) -> Digests:
@@ -67,7 +67,7 @@ def digests_of_records(records: Sequence[Record]) -> Digests:
 
 
 class DigestSet:
-    """Digests that are asked for many at once; 24 bytes each."""
+    """A set of digests for lookups of many at once. It takes 24 bytes per digest."""
 
     def __init__(self, digests: Digests) -> None:
         self._order = np.argsort(digests[:, 0], kind="stable")
@@ -77,14 +77,14 @@ class DigestSet:
         return len(self._high)
 
     def find(self, digests: Digests) -> NDArray[np.int64]:
-        """Return the place (n,) of each among the digests that this was made of, -1 where it is none of them."""
+        """Return the index (n,) of each digest among those of this set, in their original order; -1 if it is not in the set."""
         if not len(self._high):
             return np.full(len(digests), -1, np.int64)
-        place = np.minimum(np.searchsorted(self._high, digests[:, 0]), len(self._high) - 1)
-        same = (self._high[place] == digests[:, 0]) & (self._low[place] == digests[:, 1])
-        return np.where(same, self._order[place], -1)
+        index = np.minimum(np.searchsorted(self._high, digests[:, 0]), len(self._high) - 1)
+        same = (self._high[index] == digests[:, 0]) & (self._low[index] == digests[:, 1])
+        return np.where(same, self._order[index], -1)
 
 
 def concatenated(parts: Iterable[Digests]) -> Digests:
-    """Return digests one after the other; (0, 2) for none."""
+    """Return the concatenated digests; (0, 2) if there are none."""
     return np.concatenate([np.empty((0, 2), np.uint64), *parts])

@@ -1,4 +1,4 @@
-"""What "accuracy" means when every output is judged by itself: a training's epochs, with both kinds of accuracy.
+"""Compare top-class accuracy with per-output binary accuracy over the epochs of a training.
 
     python tests/benchmarks/claims.py RECIPE --data DATASET [--from-scratch] [--image-px 48] [--epochs 2]
 
@@ -14,12 +14,13 @@ from typing import Any
 
 import torch
 
-from fer_pipeline.core.dataset import read_dataset
-from fer_pipeline.core.metrics import per_output_accuracy
-from fer_pipeline.core.storage import normalize
-from fer_pipeline.jobs.train.job import TrainConfig, make_plan
+from fer_pipeline.base.storage import normalize
+from fer_pipeline.datasets.dataset import read_dataset
+from fer_pipeline.jobs.train.config import TrainConfig
+from fer_pipeline.jobs.train.plan import make_plan
 from fer_pipeline.jobs.train.rank import make_trainer
 from fer_pipeline.models.labelled_images import LabelledImages
+from fer_pipeline.models.metrics import per_output_accuracy
 from fer_pipeline.models.recipe import load_recipe
 from fer_pipeline.models.training.trainer import Epoch, predict
 

@@ -2,8 +2,8 @@
 
     python -m tests.benchmarks.classify [--model embedded|resnet50|...] [--device cpu|cuda] [--crops 4096] [--precision bf16]
 
-A torchvision name stands for that network with random weights, 224 px RGB crops and 8 classes. On a GPU its utilisation is read
-from nvidia-smi every 0.1 s while crops are classified.
+A torchvision name selects that network with random weights, 224 px RGB crops and 8 classes. On a GPU, nvidia-smi reports the
+utilisation every 0.1 s during classification.
 """
 
 import argparse
@@ -16,17 +16,17 @@ import time
 import numpy as np
 import torch
 
-from fer_pipeline.core.labels import AFFECTNET8
+from fer_pipeline.faces.classify import Classifier
 from fer_pipeline.models.bundle import EMBEDDED, read_bundle, save_bundle
 from fer_pipeline.models.card import ModelCard
+from fer_pipeline.models.label_space import AFFECTNET8
 from fer_pipeline.models.network_config import NetworkConfig
 from fer_pipeline.models.networks import build
 from fer_pipeline.models.weights import pack
-from fer_pipeline.stages.classify import Classifier
 
 
 def bundle_of(name: str, folder: str) -> str:
-    """Return where the bundle of this name is, made here unless it is the embedded one."""
+    """Return the path of the bundle of this name. Create the bundle unless it is the embedded one."""
     if name == EMBEDDED:
         return name
     network = NetworkConfig(architecture=name, channels=3, image_px=224)

@@ -1,9 +1,9 @@
-"""Did anything become slower? The main benchmarks as ratios to a plain loop, against the kept ones (make bench-compare).
+"""Find slowdowns: compare the main benchmarks, as ratios to a plain loop, with the stored ratios (make bench-compare).
 
     python -m tests.benchmarks.compare [--only label] [--keep]
 
-Absolute times are noise; a ratio to a loop that ran beside it is not, as far as the machine stays quiet. `--keep` writes the
-ratios into `baseline.json` with the machine that they were measured on. Exit code 1: something is slower by more than a tenth.
+Absolute times are noisy; a ratio to a loop that runs beside it is stable while the machine is quiet. `--keep` writes the ratios
+and the machine's description into `baseline.json`. Exit code 1 means that a benchmark is slower by more than a tenth.
 """
 
 import argparse
@@ -25,7 +25,7 @@ BENCHMARKS = {
 
 
 def measured(name: str) -> float:
-    """Run a benchmark and return its ratio to the plain loop; above 1 is faster."""
+    """Run a benchmark and return its ratio to the plain loop. Above 1 is faster."""
     _, (module, *options), place = BENCHMARKS[name]
     command = [sys.executable, "-m", f"tests.benchmarks.{module}", *options]
     found: Any = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])

@@ -1,9 +1,9 @@
-"""Accuracy on corrupted images: a table of corruptions by strength over a split, the same images for every model, as JSON lines.
+"""Accuracy on corrupted images, by corruption and strength, on the same images for every model. Prints JSON lines.
 
     python -m tests.benchmarks.corruptions DATASET [--split validation] [--model embedded MODEL...] [--precision fp32|bf16|int8]
 
-Each corruption of `fer_pipeline/models/corruption.py` spoils all images at five strengths, by a seeded generator; `mean` is the
-mean accuracy over all of them (one less the mean corruption error of ImageNet-C, not normalised), `clean` that on sound images.
+Each corruption of `fer_pipeline/models/corruption.py` is applied to all images at five strengths with a seeded generator. `mean`
+is the mean accuracy over all of them (1 minus ImageNet-C's mean corruption error, not normalised); `clean` has none.
 """
 
 import argparse
@@ -15,17 +15,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fer_pipeline.core.dataset import read_dataset
+from fer_pipeline.datasets.dataset import read_dataset
+from fer_pipeline.datasets.training_data import SplitReader, class_indices
+from fer_pipeline.faces.classify import Classifier
 from fer_pipeline.models.bundle import EMBEDDED, read_bundle
 from fer_pipeline.models.corruption import CORRUPTIONS
-from fer_pipeline.stages.classify import Classifier
-from fer_pipeline.stages.training_data import SplitReader, class_indices
 
 STRENGTHS = (0.2, 0.4, 0.6, 0.8, 1.0)
 
 
 def corrupted(images: Tensor) -> Iterator[tuple[str, float, Tensor]]:
-    """Yield name, strength and uint8 images (n, c, h, w) of every corruption of all images."""
+    """Yield the name, the strength and the uint8 images (n, c, h, w) of every corruption."""
     for number, corruption in enumerate(CORRUPTIONS):
         for strength in STRENGTHS:
             generator = torch.Generator().manual_seed(1000 * number + round(10 * strength))

@@ -3,9 +3,9 @@
     python -m tests.benchmarks.detectors
 
 100 WIDER FACE validation scenes (../shared/data/scenes), one core, decoded beforehand: ms/image is resizing and detection.
-A face is found where a box has an IoU of at least .4 with it. `recall >= 40 px` counts faces whose shorter side has at least
-40 px in the 1,024 px scene; the other columns go by the shorter side after resizing, the number of faces in brackets. A box is
-false where it matches no face.
+A face counts as found if a box has an IoU of at least .4 with it. `recall >= 40 px` counts faces whose shorter side has at least
+40 px in the 1,024 px scene; the other columns use the shorter side after resizing, with the number of faces in brackets. A box
+is false if it matches no face.
 """
 
 import json
@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from fer_pipeline.stages.detectors import DETECTORS, load_detector, resolve_detector
+from fer_pipeline.faces.detectors import DETECTORS, load_detector, resolve_detector
 from tests.benchmarks.label import SHARED
 
 IOU, SCORED_PX = 0.4, 40

@@ -1,43 +1,44 @@
-"""The dispatcher alone: shards/s and the driver's CPU, over tasks that do nothing.
+"""The dispatcher alone: shards/s and CPU time of the driver with tasks that do nothing.
 
     python -m tests.benchmarks.dispatch [--cores 4000] [--shards 100000] [--ray 8]
 
-First with an in-process double in the place of Ray that has so many cores, then with real Ray and so many workers, which gives
-what the dispatcher and Ray's own calls cost together. The manifest is real: 64 records a shard, read from the disk.
+It runs first with an in-process double of Ray that has `--cores` cores, then with real Ray and `--ray` workers, which adds the
+cost of Ray's own calls. The manifest is real: 64 records a shard, read from disk.
 """
 
 import argparse
 import json
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import ray
 
-from fer_pipeline.core.manifest import Record, split_into_shards, write_manifest
-from fer_pipeline.core.run import Identity, RunFolder, RunRecord
-from fer_pipeline.jobs.cluster import ClusterConfig, connected
-from fer_pipeline.jobs.label.chunk import Chunk
+from fer_pipeline.archive.record import Record, split_into_shards
+from fer_pipeline.base.identity import Identity
+from fer_pipeline.engine.connect import ClusterConfig, connected
+from fer_pipeline.engine.tasks import Ended, share
+from fer_pipeline.jobs.label.chunk import Chunk, Committed
 from fer_pipeline.jobs.label.dispatch import Dispatcher
-from fer_pipeline.jobs.label.tasks import Ended, Tasks
-from fer_pipeline.jobs.shared import share
+from fer_pipeline.jobs.label.tasks import ChunkTasks
+from fer_pipeline.labelling.manifest import write_manifest
+from fer_pipeline.labelling.run import RunFolder, RunRecord
 
 RECORDS = 64
 
 
 class Double:
-    """So many cores, each of which has done nothing as soon as it is asked to; ends come a few at a time."""
+    """A double of Ray. Each core finishes its task at once, and results arrive a few at a time."""
 
     def __init__(self, cores: int, at_once: int = 32) -> None:
         self.size, self.at_once = cores, at_once
-        self.queue: list[Ended] = []
+        self.queue: list[Ended[Chunk]] = []
 
     def start(self, chunk: Chunk) -> None:
-        self.queue.append((chunk, None, None))
+        self.queue.append(Ended(chunk, Committed()))
 
-    def ended(self, timeout_s: float) -> list[Ended]:
+    def ended(self, timeout_s: float) -> list[Ended[Chunk]]:
         found, self.queue = self.queue[: self.at_once], self.queue[self.at_once :]
         return found
 
@@ -46,15 +47,16 @@ class Double:
 
 
 @ray.remote(num_cpus=1, max_retries=0)
-def _nothing(*arguments: Any) -> None:
-    """Take what a labelling task takes."""
+def _nothing(*arguments: Any) -> Committed:
+    """Take the arguments of a labelling task and do nothing."""
+    return Committed()
 
 
-class NothingDone(Tasks):
-    """Ray's own calls, over tasks that do nothing."""
+class NothingDone(ChunkTasks):
+    """Run tasks that do nothing through Ray's own calls."""
 
     def start(self, chunk: Chunk) -> None:
-        self.hear(chunk, _nothing.remote(self.context, chunk.shards, chunk.manifests, chunk.poison))
+        self.add(chunk, _nothing.remote(self.context, chunk.shards, chunk.manifests, chunk.poison))
 
 
 def timed(folder: RunFolder, record: RunRecord, tasks: Any) -> dict[str, float]:
@@ -83,9 +85,9 @@ def main() -> None:
         write_manifest(folder.manifest_prefix("r"), split_into_shards(listing, RECORDS, 10**9))
         found[f"double of {options.cores} cores"] = timed(folder, record, Double(options.cores))
         if options.ray:
-            with connected(ClusterConfig(num_cpus=options.ray)):
-                make: Callable[[Any], NothingDone] = NothingDone
-                found[f"Ray, {options.ray} workers"] = timed(folder, record, make(share({})))
+            with connected(ClusterConfig(num_cpus=options.ray)) as machines:
+                context: Any = share({})
+                found[f"Ray, {options.ray} workers"] = timed(folder, record, NothingDone(context, machines))
     print(json.dumps(found))
 
 

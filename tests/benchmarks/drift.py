@@ -1,4 +1,4 @@
-"""Alarms of the audit over simulated nights: among undrifted ones, and the smallest shifts found 9 times in 10; one JSON line."""
+"""Audit alarms on simulated nights: false alarms, and the smallest shifts detected 9 times in 10. Prints one JSON line."""
 
 import json
 from collections.abc import Callable
@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from fer_pipeline.core.run import Identity, RunRecord
+from fer_pipeline.base.identity import Identity
+from fer_pipeline.labelling.run import RunRecord
 from tests.table.test_audit import alarms, nights, result
 from tests.table.test_drift import MIX
 

@@ -1,9 +1,9 @@
-"""How commands end: many exits, several at once on busy cores, on a local disk and on a store; each must have its own status.
+"""Check exit codes under load: run many commands, several at once, on a local disk and on a store.
 
     python -m tests.benchmarks.exits [--exits 500] [--at-once 6]
 
-A process that has done its work can abort while the interpreter ends, where threads of a library still hold Python objects.
-Prints the exits by command, place and status as JSON. The store is moto's, on loopback.
+A finished process can abort while the interpreter shuts down, if threads of a library still hold Python objects. Prints the
+exits by command, place and status as JSON. The store is moto on loopback.
 """
 
 import argparse
@@ -20,8 +20,8 @@ from itertools import cycle, islice
 
 import s3fs
 
-from fer_pipeline.local import sample_archive
-from fer_pipeline.local.sample_archive import SampleArchiveConfig
+from fer_pipeline.cli import sample_archive
+from fer_pipeline.cli.sample_archive import SampleArchiveConfig
 from tests.s3.swift import free_port
 
 WEIGHTS = {"label": 1, "nightly": 1, "publish": 1, "report": 3, "history": 2, "page": 2}
@@ -34,7 +34,7 @@ def run(*arguments: str) -> int:
 
 
 def commands(place: str, number: int) -> dict[str, list[str]]:
-    """Return the commands over a place; those that make something make it under a number."""
+    """Return the commands for a place. Commands that write use the number in their output paths."""
     source, table, local = f"{place}/photos", f"{place}/labels", ["--detector", "none", "--num-cpus", "1"]
     fresh = f"{place}/runs/{number}"
     return {
@@ -48,7 +48,7 @@ def commands(place: str, number: int) -> dict[str, list[str]]:
 
 
 def begin(place: str) -> None:
-    """Label and publish what the other commands read."""
+    """Label and publish the input of the other commands."""
     first = commands(place, 0)
     assert run("label", f"{place}/photos", "--out", f"{place}/first", "--table", f"{place}/labels", "--detector", "none") == 0
     assert run(*first["publish"]) == 0

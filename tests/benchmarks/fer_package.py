@@ -2,13 +2,13 @@
 
     python -m tests.benchmarks.fer_package --python FER_VENV/bin/python [--images 100] [--processes 2]
 
-It needs an environment of its own, in which this file's `work` runs:
+It needs a separate environment, in which this file's `work` runs:
 
     python3 -m venv FER_VENV
     FER_VENV/bin/pip install fer==25.10.3 'setuptools<81' 'opencv-contrib-python==4.14.*'
 
-One facenet-pytorch detection runs before `fer.fer` is imported (the package's top does not export its class), otherwise the
-LLVMs of torch and TensorFlow collide. Loading is not counted: every process labels one image first, then they start together.
+One facenet-pytorch detection runs before the import of `fer.fer` (the top package does not export its class), otherwise the LLVMs
+of torch and TensorFlow collide. Loading does not count: every process labels one image first, then all start together.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from pathlib import Path
 
 
 def work(paths: list[str]) -> None:
-    """Label images as the package's README does; say when ready, and begin at a line on standard input."""
+    """Label images as the package's README does. Report when ready, and begin after a line on standard input."""
     import cv2
     import numpy as np
     from facenet_pytorch import MTCNN

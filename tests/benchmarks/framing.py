@@ -1,9 +1,9 @@
-"""What a labelled crop differs from the crop that training would see of the same face: one JSON line.
+"""Difference between the crop that labelling uses and the crop that training uses of the same face: one JSON line.
 
     python -m tests.benchmarks.framing [PHOTOS ...]
 
 Training sees a face cut at --crop-px from the whole photo and shrunk to the network's input; labelling decodes large JPEGs at a
-reduced size and cuts at the input's size at once. `detection` says what the same detection leaves, `all` what both leave.
+reduced size and cuts at the input's size. `detection` is the difference for the same detection, `all` the total.
 """
 
 import argparse
@@ -13,18 +13,18 @@ from typing import Any
 
 import numpy as np
 
+from fer_pipeline.faces.align import align, cut_face, resize_whole
+from fer_pipeline.faces.classify import Classifier
+from fer_pipeline.faces.decode import decode
+from fer_pipeline.faces.detectors import DETECTORS, load_detector, resolve_detector
 from fer_pipeline.models.bundle import EMBEDDED, read_bundle
-from fer_pipeline.stages.align import align, cut_face, resize_whole
-from fer_pipeline.stages.classify import Classifier
-from fer_pipeline.stages.decode import decode
-from fer_pipeline.stages.detectors import DETECTORS, load_detector, resolve_detector
 from tests.benchmarks.label import SHARED
 
 DETECT_PX = 640
 
 
 def compared(training: Any, labelling: Any, classify: Classifier) -> dict[str, float]:
-    """Return how far crops uint8 (n, channels, side, side) are apart, in grey levels and in labels."""
+    """Return the difference of crops uint8 (n, channels, side, side) in grey levels and in labels."""
     one, other = classify(training), classify(labelling)
     return {
         "faces": len(training),

@@ -1,10 +1,10 @@
-"""The GPU way without Ray: what each part gives, and whole shards end to end. One JSON line (make bench-gpu).
+"""Throughput on a GPU without Ray: each part alone, and whole shards end to end. One JSON line (make bench-gpu).
 
     python -m tests.benchmarks.gpu [--device cuda] [--images 2000] [--megapixels 1.0] [--threads 16] [--precision bf16]
 
-Photos are JPEGs of noise and drawn shapes beside real faces of ../shared, in memory-backed files; a shard has 64. The network
-of the classifier is the embedded one; `resnet50` is measured with random weights at 224 px, and trained so, by the recipe
-`resnet50-224` with its augmentation, against the network alone on one batch. Needs torch, torchvision, OpenCV, pyarrow, onnx,
+Photos are JPEGs of noise and drawn shapes beside real faces of ../shared, in memory-backed files; a shard has 64. The classifier
+uses the embedded network. `resnet50` is measured with random weights at 224 px, and trained with the recipe `resnet50-224` and
+its augmentation, compared with the network alone on one batch. Needs torch, torchvision, OpenCV, pyarrow, onnx,
 pydantic and s3fs.
 """
 
@@ -26,9 +26,16 @@ import pyarrow as pa
 import torch
 import torch.nn.functional as F
 
-from fer_pipeline.core import stage_clock
-from fer_pipeline.core.manifest import Record
-from fer_pipeline.core.schemas import MANIFEST
+from fer_pipeline.archive.record import Record
+from fer_pipeline.base import stage_clock
+from fer_pipeline.faces.classify import Classifier
+from fer_pipeline.faces.decode import decode
+from fer_pipeline.faces.detectors import resolve_detector
+from fer_pipeline.faces.detectors.torch_yunet import TorchYuNet
+from fer_pipeline.faces.detectors.yunet import WEIGHTS
+from fer_pipeline.labelling.device_labeller import DeviceLabeller
+from fer_pipeline.labelling.labeller import LabelSettings
+from fer_pipeline.labelling.schemas import MANIFEST
 from fer_pipeline.models.bundle import EMBEDDED, read_bundle
 from fer_pipeline.models.labelled_images import LabelledImages
 from fer_pipeline.models.networks import build
@@ -36,13 +43,6 @@ from fer_pipeline.models.recipe import load_recipe
 from fer_pipeline.models.training.feed import Resident
 from fer_pipeline.models.training.optimizer import make_optimizer
 from fer_pipeline.models.training.trainer import Epoch, Trainer
-from fer_pipeline.stages.classify import Classifier
-from fer_pipeline.stages.decode import decode
-from fer_pipeline.stages.detectors import resolve_detector
-from fer_pipeline.stages.detectors.torch_yunet import TorchYuNet
-from fer_pipeline.stages.detectors.yunet import WEIGHTS
-from fer_pipeline.stages.device_label import DeviceLabeller
-from fer_pipeline.stages.label import LabelSettings
 from tests.benchmarks.classify import bundle_of, utilisation
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"
@@ -50,7 +50,7 @@ SHARD = 64
 
 
 def photos(folder: Path, count: int, megapixels: float) -> list[Path]:
-    """Write so many different JPEGs, each a scene of ../shared enlarged to so many pixels, moved and given some noise."""
+    """Write `count` different JPEGs. Each is a scene of ../shared, scaled to `megapixels`, shifted, with noise."""
     scenes = [cv2.imread(str(file)) for file in sorted((SHARED / "data" / "scenes" / "images").iterdir())[:50]]
     rng, files = np.random.default_rng(0), []
     for number in range(count):
@@ -65,7 +65,7 @@ def photos(folder: Path, count: int, megapixels: float) -> list[Path]:
 
 
 def rate(function: Callable[[], Any], items: int, device: str, times: int = 3) -> float:
-    """Return items per second, the median of several calls after one that warms up."""
+    """Return items per second, the median of several calls after one warm-up call."""
     function()
     seconds = []
     for _ in range(times):
@@ -78,7 +78,7 @@ def rate(function: Callable[[], Any], items: int, device: str, times: int = 3) -
 
 
 def end_to_end(files: list[Path], options: argparse.Namespace) -> dict[str, Any]:
-    """Label the files by shards, three at once as an actor does; return images per second and where threads spent their time."""
+    """Label the files in shards, three at once as an actor does. Return images per second and the time of each thread step."""
     blank = dict.fromkeys(MANIFEST.names)
     rows = [blank | asdict(Record(str(file))) | {"record_id": i, "shard": i // SHARD} for i, file in enumerate(files)]
     table = pa.Table.from_pylist(rows, schema=MANIFEST)
@@ -105,7 +105,7 @@ def end_to_end(files: list[Path], options: argparse.Namespace) -> dict[str, Any]
 
 
 def training(recipe_name: str, steps: int, options: argparse.Namespace) -> dict[str, float]:
-    """Return images/s of the trainer on random images that the device holds, and of the same network on one batch of them."""
+    """Return images/s of the trainer on random images in device memory, and of the same network on one batch of them."""
     recipe, device = load_recipe(recipe_name), torch.device(options.device)
     config = recipe.training.model_copy(update={"epochs": 3, "batch_size": options.batch, "precision": options.precision})
     network = build(recipe.network, 7).to(device)

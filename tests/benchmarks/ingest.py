@@ -2,7 +2,7 @@
 
     python -m tests.benchmarks.ingest [--images 5000 20000]
 
-The images are different JPEGs of 224 x 224 pixels, cut at random from the scenes of ../shared, in a folder per class. Peak
+The images are different random cuts of 224 x 224 pixels from the scenes of ../shared, as JPEGs, in a folder per class. Peak
 resident memory is sampled ten times a second, of the driver and of the largest process among its workers; `kb_per_image` is
 the slope between the smallest and the largest dataset.
 """
@@ -20,7 +20,7 @@ import cv2
 import numpy as np
 import psutil
 
-from fer_pipeline.core.labels import FER7
+from fer_pipeline.models.label_space import FER7
 from tests.benchmarks.label import SHARED
 
 

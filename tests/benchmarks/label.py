@@ -2,9 +2,9 @@
 
     python tests/benchmarks/label.py [--images 5000] [--pairs 2]
 
-Both are timed from outside as whole processes, start-up included; the pipeline at its default shard size and with its report.
+Both are timed as whole processes, start-up included. The pipeline uses its default shard size and writes its report.
 The loop (../shared/tools/reference_loop.py --procs 2) detects with the same YuNet at 640 px, aligns nothing and writes nothing.
-They run in turn, `pairs` times, so that both feel the machine's noise; the medians are printed.
+They alternate, `pairs` times, so that noise of the machine affects both. The medians are printed.
 """
 
 import argparse
@@ -22,7 +22,7 @@ SHARED = Path(__file__).resolve().parents[3] / "shared"
 
 
 def timed(command: list[str]) -> tuple[float, dict[str, Any]]:
-    """Return the seconds that a command took and the JSON of its last line."""
+    """Return the duration of a command in seconds and the JSON of its last line."""
     environment = os.environ | {"FER_PIPELINE_MODELS": str(SHARED / "models")}
     started = time.perf_counter()
     out = subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout

@@ -2,8 +2,8 @@
 
     python -m tests.benchmarks.label_s3 [--images 5000] [--pairs 1] [--num-cpus 2] [--layout folder]
 
-The S3 server (Swift) and the proxy that adds the latency run on this machine, so what the server takes of its processors is
-printed too: `server_cpu_s`. With `--num-cpus 1` on two cores the pipeline has one core and the server the other.
+The S3 server (Swift) and the proxy that adds the latency run on this machine, so the CPU time of the server is printed too:
+`server_cpu_s`. With `--num-cpus 1` on two cores the pipeline has one core and the server the other.
 """
 
 import argparse
@@ -13,7 +13,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from fer_pipeline.core import storage
+from fer_pipeline.base import storage
 from tests.benchmarks.label import SHARED, timed
 from tests.s3.conftest import running_store, upload
 

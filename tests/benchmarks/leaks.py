@@ -1,12 +1,12 @@
-"""What copies across a split do to the figures: classes balanced by augmented copies before the split, and after it.
+"""Effect of copies across a split on metrics: classes balanced with augmented copies before the split, and after it.
 
     python tests/benchmarks/leaks.py --data FER2013 [--epochs 8]
 
 FER-2013's training split is balanced by mirrored and shifted copies of the rarer classes' images. In `before`, the copies are
-made first and a random fifth of everything is held out for validation, as many notebooks do: copies of an image stand on both
+made first and a random fifth of everything is held out for validation, as many notebooks do: copies of an image are on both
 sides. In `after`, a fifth of the originals (exact and near copies together) is held out first and only the rest is
-balanced. Both train the network of reference-plain-cnn alike, and both are scored on the same images that neither has seen: the
-dataset's own validation split without copies of training images. No Ray; one JSON line an epoch.
+balanced. Both train the network of reference-plain-cnn in the same way, scored on the same unseen images: the dataset's own
+validation split without copies of training images. No Ray; one JSON line an epoch.
 """
 
 import argparse
@@ -16,24 +16,24 @@ from typing import Any
 import numpy as np
 import torch
 
-from fer_pipeline.core.dataset import read_samples
-from fer_pipeline.core.duplicates import DUPLICATE_COLUMNS, copy_keys, find_copies
-from fer_pipeline.core.splits import hold_out
-from fer_pipeline.core.storage import normalize
+from fer_pipeline.base.storage import normalize
+from fer_pipeline.datasets.dataset import read_samples
+from fer_pipeline.datasets.duplicates import DUPLICATE_COLUMNS, copy_keys, find_copies
+from fer_pipeline.datasets.splits import hold_out
+from fer_pipeline.datasets.training_data import SplitReader
 from fer_pipeline.models.augmentation import AugmentationConfig, augment
 from fer_pipeline.models.labelled_images import LabelledImages
 from fer_pipeline.models.networks import build
 from fer_pipeline.models.recipe import load_recipe
 from fer_pipeline.models.training.feed import Resident
 from fer_pipeline.models.training.trainer import Epoch, Trainer, predict
-from fer_pipeline.stages.training_data import SplitReader
 
 COPIES = AugmentationConfig(flip=0.5, shift=0.1, rotation_deg=0, scale=0, contrast=0, erase=0)
 SHARE = 0.2
 
 
 def balanced(images: LabelledImages, seed: int) -> LabelledImages:
-    """Return the images and, of every class but the largest, moved copies until it is as large."""
+    """Return the images plus shifted copies, so that every class is as large as the largest."""
     generator = torch.Generator().manual_seed(seed)
     counts = images.labels.bincount()
     chosen = []

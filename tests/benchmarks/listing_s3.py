@@ -17,12 +17,12 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from fer_pipeline.core import storage
+from fer_pipeline.base import storage
 from tests.s3.conftest import Store, running_store
 
 CODE = """
 import json, sys, time
-from fer_pipeline.sources.listing import Listing
+from fer_pipeline.archive.listing import Listing
 started = time.perf_counter()
 count = sum(1 for _ in Listing(sys.argv[1]))
 print(json.dumps({"records": count, "seconds": round(time.perf_counter() - started, 1)}))

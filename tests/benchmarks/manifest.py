@@ -1,9 +1,9 @@
-"""A manifest of 10 million rows planned, filtered and resumed, labelling replaced by a no-op: one JSON line.
+"""Plan, filter and resume a manifest of 10 million rows, with a no-op instead of labelling: one JSON line.
 
     python -m tests.benchmarks.manifest [--rows 10000000]
 
 The listing yields a ninth more keys than rows, and `--exclude` leaves out those that end in 0. The driver is killed when a third
-of the shards is committed, and started again. Memory is the peak resident memory of the driver process alone, by wait4.
+of the shards is committed, then restarted. Memory is the peak resident memory of only the driver process, from wait4.
 """
 
 import argparse

@@ -2,7 +2,7 @@
 
     python -m tests.benchmarks.memory [--small 5000] [--large 50000]
 
-The larger archive is the smaller one ten times over, by hard links. Peak resident memory is that of the labelling workers,
+The larger archive repeats the smaller one ten times with hard links. Peak resident memory is that of the labelling workers,
 sampled ten times a second; seconds per 1,000 records are those of whole processes, and, within the larger run, of its second
 and last tenth, by the times of their commits.
 """

@@ -2,7 +2,7 @@
 
     python -m tests.benchmarks.nights [--images 50000] [--detector none]
 
-The images are those of the sample archive, each with other bytes behind its end, so that no two are the same.
+The images are those of the sample archive. Different bytes after the end of each one make every file unique.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from typing import Any
 
 from PIL import Image
 
-from fer_pipeline.local.sample_archive import SampleArchiveConfig, run
+from fer_pipeline.cli.sample_archive import SampleArchiveConfig, run
 
 PER_FOLDER = 1000
 

@@ -1,4 +1,4 @@
-"""The memory that this process and its children take at most."""
+"""Peak memory of this process and its children."""
 
 import threading
 from types import TracebackType
@@ -9,7 +9,7 @@ MEGABYTE = 1024**2
 
 
 class Peak:
-    """A context that looks ten times a second; USS, so that memory that processes share counts once for none of them."""
+    """A context that samples ten times a second. It measures USS, so memory shared between processes does not count."""
 
     def __init__(self) -> None:
         self.largest_mb = self.all_mb = 0.0

@@ -1,4 +1,4 @@
-"""The published table at millions of rows: publishing a night into it, and comparing a listing with it. Prints one JSON line.
+"""The published table with millions of rows: publish a night into it, and compare a listing with it. Prints one JSON line.
 
 python -m tests.benchmarks.table --rows 8000000 --changed 20000 --new 100000 --listed 10000000
 """
@@ -14,13 +14,13 @@ from datetime import UTC, datetime
 import numpy as np
 import pyarrow as pa
 
-from fer_pipeline.core.manifest import Record
+from fer_pipeline.archive.record import Record
+from fer_pipeline.engine.connect import ClusterConfig, connected
 from fer_pipeline.jobs import publish
-from fer_pipeline.jobs.cluster import ClusterConfig, connected
 from fer_pipeline.jobs.publish import PublishConfig
 from fer_pipeline.table.compare import Comparison
+from fer_pipeline.table.data_files import ROWS_PER_FILE, write_file
 from fer_pipeline.table.delta import Changes, LabelTable
-from fer_pipeline.table.publish import ROWS_PER_FILE, write_file
 from fer_pipeline.table.rows import ROWS
 from tests.benchmarks.peak import Peak
 from tests.table.runs import finished_run

@@ -4,9 +4,9 @@
 
 Without --data, FER-2013 is ingested from ../shared. The plain loop is the dozen lines of `plain_loop`: the recipe's network,
 augmentation, optimiser and precision on tensors in memory, all cores of the machine, no checkpoint, no average of the weights,
-in a process of its own. Ray Train runs `fer_pipeline.jobs.train` with the data held by the workers (`device`), then streamed
-from Ray Data (`stream`). Figures are images/s of the training passes, validation and start-up left out, the median over the
-epochs, of which the first, in which caches fill, does not count.
+in a separate process. Ray Train runs `fer_pipeline.jobs.train` with the data held by the workers (`device`), then streamed
+from Ray Data (`stream`). Figures are images/s of the training passes, without validation and start-up: the median over the
+epochs except the first, which fills caches.
 """
 
 import argparse
@@ -27,10 +27,10 @@ def plain_loop(data: str, recipe_name: str, epochs: int) -> list[float]:
     import torch
     import torch.nn.functional as F
 
+    from fer_pipeline.datasets.training_data import SplitReader
     from fer_pipeline.models.augmentation import augment
     from fer_pipeline.models.networks import build
     from fer_pipeline.models.recipe import load_recipe
-    from fer_pipeline.stages.training_data import SplitReader
 
     torch.set_num_threads(os.cpu_count() or 1)
     recipe = load_recipe(recipe_name)

@@ -1,4 +1,4 @@
-"""`docker/compose.yaml` is what compose takes, opens doors on loopback only, and starts Ray as the cluster files do."""
+"""`docker/compose.yaml` is valid for compose, opens ports on loopback only, and starts Ray as the cluster files do."""
 
 import re
 import subprocess
@@ -18,12 +18,12 @@ IMAGES = dict(line.split("=", 1) for line in (FILE.parent / "images.env").read_t
 
 
 def check(text: str) -> None:
-    """Raise ValueError for what compose would refuse, once it has put the images' names in."""
+    """Raise ValueError for a file that compose would refuse after it inserts the image names."""
     named = re.sub(r"\$\{([A-Z_]+_IMAGE):[^}]*\}", lambda found: IMAGES[found[1]], text)
     PyCompose.from_yaml(yaml.safe_dump(yaml.safe_load(named)))
 
 
-def test_the_file_is_taken() -> None:
+def test_the_file_is_valid() -> None:
     check(FILE.read_text())
 
 
@@ -36,14 +36,14 @@ def test_the_file_is_taken() -> None:
         ("replicas: 2", "replica: 2"),
     ],
 )
-def test_a_slip_is_refused(right: str, wrong: str) -> None:
+def test_a_misspelt_key_is_refused(right: str, wrong: str) -> None:
     text = FILE.read_text()
     assert right in text
     with pytest.raises(ValueError):
         check(text.replace(right, wrong))
 
 
-def test_every_port_is_bound_to_loopback_and_ray_asks_for_a_token() -> None:
+def test_every_port_is_bound_to_loopback_and_ray_requires_a_token() -> None:
     services = COMPOSE["services"]
     assert all(port.startswith("127.0.0.1:") for one in services.values() for port in one.get("ports", []))
     for name in ("head", "worker", "flows"):
@@ -51,7 +51,7 @@ def test_every_port_is_bound_to_loopback_and_ray_asks_for_a_token() -> None:
         assert services[name]["environment"]["RAY_AUTH_TOKEN"].startswith("${TOKEN:?")
 
 
-def test_no_secret_has_a_default_and_every_image_of_others_is_named_in_one_place() -> None:
+def test_no_secret_has_a_default_and_third_party_images_are_named_in_one_place() -> None:
     text = FILE.read_text()
     asked = set(re.findall(r"\$\{([A-Z_]+)", text))
     assert ":-" not in text and set(re.findall(r"\$\{[A-Z_]+(.)", text)) == {":"}
@@ -62,7 +62,7 @@ def test_no_secret_has_a_default_and_every_image_of_others_is_named_in_one_place
     assert all(one["image"].startswith("${") or one["image"] == "fer-pipeline:cpu" for one in services.values())
 
 
-def test_prefect_asks_for_a_password_and_services_meet_only_where_they_must() -> None:
+def test_prefect_requires_a_password_and_services_share_only_needed_networks() -> None:
     services = COMPOSE["services"]
     server = services["prefect"]["environment"]
     assert server["PREFECT_SERVER_API_AUTH_STRING"].startswith("fer:${PREFECT_PASSWORD:?")
@@ -77,7 +77,7 @@ def test_prefect_asks_for_a_password_and_services_meet_only_where_they_must() ->
 
 
 def test_ray_is_started_as_on_a_cluster() -> None:
-    """The rehearsal runs those commands; what differs is said here."""
+    """The rehearsal runs those commands; this test lists the differences."""
     aws = document(ROOT / "cluster" / "aws.yaml")
     (head,) = COMPOSE["services"]["head"]["command"]
     (worker,) = COMPOSE["services"]["worker"]["command"]
@@ -87,7 +87,7 @@ def test_ray_is_started_as_on_a_cluster() -> None:
     assert set(worker.split()) - there == {"--address=head:6379", "--block"}
 
 
-def test_the_files_that_it_mounts_are_there_and_its_schedule_is_one() -> None:
+def test_its_mounted_files_exist_and_its_schedule_is_valid() -> None:
     for service in COMPOSE["services"].values():
         for volume in service.get("volumes", []):
             source = volume.split(":")[0]

@@ -1,4 +1,4 @@
-"""The images are built from a Debian of this test's own, and what users and clusters start runs inside: `make test-images`."""
+"""Builds the images on a Debian made here and runs in them what users and clusters start: `make test-images`."""
 
 import json
 import os
@@ -24,26 +24,26 @@ pytestmark = [
     ),
 ]
 SUITE = "bookworm"
-IN_IT = ["--isolation", "chroot"]
-"""Buildah's isolation that needs no right to make cgroups."""
-ENDING_TOGETHER = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]
-"""What a command leaves behind, a head for instance, ends with it, as in a container."""
+CHROOT = ["--isolation", "chroot"]
+"""Buildah's isolation that needs no rights to create cgroups."""
+OWN_PROCESSES = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]
+"""Processes that a command leaves behind, such as a head, end with it, as in a container."""
 ON_A_CLUSTER = """
 set -e
 ray start --head --num-cpus 1 --include-dashboard false --node-ip-address 127.0.0.1 --object-store-memory 100000000 >&2
 fer-pipeline label archive --out on-the-cluster --detector mtcnn --address auto
 """
-"""What a head's container does: `ray start` brings it up, a job runs on it."""
+"""The work of a head's container: `ray start` starts the cluster, a job runs on it."""
 
 
 def pip_of_this_machine() -> list[str]:
-    """Return the options by which the build finds the packages that pip finds here: its settings and the folders they name."""
+    """Return build options that give the build pip's settings of this machine and the folders that they name."""
     said = subprocess.run([sys.executable, "-m", "pip", "config", "debug"], capture_output=True, text=True, check=True).stdout
     files = [Path(line.strip().removesuffix(", exists: True")) for line in said.splitlines() if line.endswith("exists: True")]
     values = " ".join([*(file.read_text() for file in files), *(os.environ[name] for name in os.environ if name[:4] == "PIP_")])
     words = values.replace("=", " ").split()
     named = [Path(word) for word in words if word.startswith("/")]
-    indexes = [Path(unquote(urlsplit(word).path)).parent for word in words if word.startswith("file:")]  # files stand beside them
+    indexes = [Path(unquote(urlsplit(word).path)).parent for word in words if word.startswith("file:")]  # packages lie beside
     settings = {name: value for name, value in os.environ.items() if name.startswith("PIP_")}
     places = {place for place in (*files, *named, *indexes) if place.exists()}
     return [
@@ -53,7 +53,7 @@ def pip_of_this_machine() -> list[str]:
 
 
 class Store:
-    """Images and containers of buildah in a folder."""
+    """Buildah's images and containers in one folder."""
 
     def __init__(self, folder: Path) -> None:
         self.options = ["--root", str(folder / "store"), "--runroot", str(folder / "run")]
@@ -66,7 +66,7 @@ class Store:
 
 @pytest.fixture(scope="module")
 def store() -> Iterator[Store]:
-    """A store with the base image and both of ours."""
+    """Yield a store with the base image and both of our images."""
     folder = Path(tempfile.mkdtemp(prefix="images-", dir="/var/tmp"))
     store = Store(folder)
     try:
@@ -80,7 +80,7 @@ def store() -> Iterator[Store]:
 
 
 def build(store: Store, debian: Path) -> None:
-    """Make a Debian the base image, and both images on it."""
+    """Build a Debian base image, and both of our images on it."""
     include = "--include=python3,python3-venv,ca-certificates"
     subprocess.run(["debootstrap", "--variant=minbase", include, SUITE, str(debian)], check=True, capture_output=True)
     base = store("from", "scratch")
@@ -88,18 +88,18 @@ def build(store: Store, debian: Path) -> None:
     store("commit", "--rm", base, "base")
     for target in ("cpu", "gpu"):
         store(
-            "bud", "--layers", *IN_IT, *pip_of_this_machine(), "--build-arg=BASE=localhost/base", f"--target={target}",
+            "bud", "--layers", *CHROOT, *pip_of_this_machine(), "--build-arg=BASE=localhost/base", f"--target={target}",
             f"--tag={target}", f"--file={ROOT / 'docker' / 'Dockerfile'}", str(ROOT),
         )  # fmt: skip
         print(f"{target}: {store('images', '--format', '{{.Size}}', target)}")
 
 
 @pytest.mark.parametrize("target", ["cpu", "gpu"])
-def test_an_image_labels_and_brings_up_a_cluster(store: Store, target: str) -> None:
+def test_an_image_labels_and_starts_a_cluster(store: Store, target: str) -> None:
     container = store("from", target)
 
     def inside(*command: str) -> str:
-        return store("run", *IN_IT, container, "--", *command, alone=ENDING_TOGETHER)
+        return store("run", *CHROOT, container, "--", *command, alone=OWN_PROCESSES)
 
     facts = json.loads(store("inspect", "--type", "image", target))["OCIv1"]
     assert facts["config"]["User"] == "fer" and facts["config"]["Entrypoint"] == ["fer-pipeline"]

@@ -1,4 +1,4 @@
-"""The files of `cluster/` are what Ray, its operator and Kubernetes take, and hold what the documents promise."""
+"""The files of `cluster/` are valid for Ray, its operator and Kubernetes, and keep what the documents promise."""
 
 import copy
 import re
@@ -18,11 +18,11 @@ CLUSTER = ROOT / "cluster"
 CRDS = ROOT.parent / "shared" / "schemas" / "kuberay"
 KUBERNETES = "1.34"
 MODES = ("HTTPMode", "K8sJobMode", "SidecarMode", "InteractiveMode")
-"""Of a RayJob's submission: the operator's schema takes any word."""
+"""Submission modes of a RayJob: the operator's schema accepts any string."""
 FILES = sorted((CLUSTER / "kubernetes").rglob("*.yaml"))
 RAY_FILES = [path for path in FILES if "ray.io/v1" in path.read_text()]
 
-needs_crds = pytest.mark.skipif(not CRDS.exists(), reason="the operator's schemas are not here")
+needs_crds = pytest.mark.skipif(not CRDS.exists(), reason="the operator's schemas are missing")
 
 
 def document(path: Path) -> dict[str, Any]:
@@ -31,7 +31,7 @@ def document(path: Path) -> dict[str, Any]:
 
 
 def closed(schema: Any) -> Any:
-    """Return a schema that refuses fields it does not know."""
+    """Return a schema that refuses unknown fields."""
     if isinstance(schema, list):
         return [closed(one) for one in schema]
     if not isinstance(schema, dict):
@@ -44,23 +44,23 @@ def closed(schema: Any) -> Any:
 
 @cache
 def validator(kind: str) -> jsonschema.Draft202012Validator:
-    """Return the operator's rules for the `spec` of a kind."""
+    """Return the operator's validator for the `spec` of a kind."""
     crd = yaml.load((CRDS / f"ray.io_{kind.lower()}s.yaml").read_text(), yaml.CSafeLoader)
     schema = next(one["schema"]["openAPIV3Schema"] for one in crd["spec"]["versions"] if one["name"] == "v1")
     return jsonschema.Draft202012Validator(closed(schema["properties"]["spec"]))
 
 
 def check_ray(manifest: dict[str, Any]) -> None:
-    """Raise ValidationError for what the operator would refuse, or ignore."""
+    """Raise ValidationError for anything that the operator would refuse or ignore."""
     for error in validator(manifest["kind"]).iter_errors(manifest["spec"]):
         raise error
     mode = job_of(manifest).get("submissionMode", "HTTPMode")
     if mode not in MODES:
-        raise jsonschema.ValidationError(f"'{mode}' is none of {MODES}")
+        raise jsonschema.ValidationError(f"'{mode}' is not one of {MODES}")
 
 
 def job_of(manifest: dict[str, Any]) -> dict[str, Any]:
-    """Return what a job's manifest asks for, or every one of a cron job's."""
+    """Return the job specification of a job's manifest, or of a cron job's template."""
     spec: dict[str, Any] = manifest["spec"]
     return spec.get("jobTemplate", spec)  # type: ignore[no-any-return]
 
@@ -75,7 +75,7 @@ def paths_of(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]
 
 
 def misspelt(manifest: dict[str, Any], path: tuple[Any, ...]) -> dict[str, Any]:
-    """Return a copy in which one key has a letter too many."""
+    """Return a copy with an extra letter in one key."""
     found = copy.deepcopy(manifest)
     place: Any = found
     for key in path[:-1]:
@@ -86,26 +86,26 @@ def misspelt(manifest: dict[str, Any], path: tuple[Any, ...]) -> dict[str, Any]:
 
 @needs_crds
 @pytest.mark.parametrize("path", RAY_FILES, ids=lambda path: path.stem)
-def test_the_operator_takes_the_file(path: Path) -> None:
+def test_the_operator_accepts_the_file(path: Path) -> None:
     check_ray(document(path))
 
 
 @needs_crds
-def test_a_misspelt_key_of_a_night_is_found_wherever_it_stands() -> None:
+def test_every_misspelt_key_of_a_night_is_found() -> None:
     night = document(CLUSTER / "kubernetes" / "night" / "night.yaml")
-    free = {"rayStartParams", "limits", "requests"}  # what stands in these is named by its user
+    free = {"rayStartParams", "limits", "requests"}  # their keys are named by the user
     paths = [path for path in paths_of(night["spec"], ("spec",)) if len(path) > 1 and not free & set(path[:-1])]
     assert len(paths) > 60 and night["kind"] == "RayCronJob"
     for path in paths:
         with pytest.raises(jsonschema.ValidationError):
             check_ray(misspelt(night, path))
     night["spec"]["jobTemplate"]["submissionMode"] = "Nope"
-    with pytest.raises(jsonschema.ValidationError, match="is none of"):
+    with pytest.raises(jsonschema.ValidationError, match="is not one of"):
         check_ray(night)
 
 
 @pytest.mark.parametrize("path", [path for path in FILES if path not in RAY_FILES and path.stem != "kustomization"], ids=str)
-def test_kubernetes_takes_the_file(path: Path) -> None:
+def test_kubernetes_accepts_the_file(path: Path) -> None:
     manifest = document(path)
     kubernetes_validate.validate(manifest, KUBERNETES, strict=True)
     with pytest.raises(kubernetes_validate.ValidationError):
@@ -113,7 +113,7 @@ def test_kubernetes_takes_the_file(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", RAY_FILES, ids=lambda path: path.stem)
-def test_every_pod_of_a_cluster_is_restricted_and_asks_for_a_token(path: Path) -> None:
+def test_every_pod_of_a_cluster_is_restricted_and_requires_a_token(path: Path) -> None:
     job = job_of(document(path))
     cluster = job.get("rayClusterSpec", job)
     assert cluster["authOptions"] == {"mode": "token"} and cluster["autoscalerOptions"]["version"] == "v2"
@@ -131,7 +131,7 @@ def test_every_pod_of_a_cluster_is_restricted_and_asks_for_a_token(path: Path) -
 
 
 @pytest.mark.parametrize("name", ["night", "training"])
-def test_a_job_ends_its_cluster_and_goes_on_after_a_failure(name: str) -> None:
+def test_a_job_ends_its_cluster_and_continues_after_a_failure(name: str) -> None:
     manifest = document(CLUSTER / "kubernetes" / name / f"{name}.yaml")
     spec = job_of(manifest)
     assert spec["submissionMode"] == "HTTPMode" and spec["shutdownAfterJobFinishes"] and spec["backoffLimit"] > 0
@@ -139,16 +139,16 @@ def test_a_job_ends_its_cluster_and_goes_on_after_a_failure(name: str) -> None:
     assert spec.get("jobId") == (manifest["metadata"]["name"] if manifest["kind"] == "RayJob" else None)  # a cron job makes many
 
 
-def test_every_night_of_the_cron_job_has_a_folder_and_a_day_of_its_own() -> None:
+def test_every_night_of_the_cron_job_has_its_own_folder_and_day() -> None:
     spec = document(CLUSTER / "kubernetes" / "night" / "night.yaml")["spec"]
     minute, hour = map(int, spec["schedule"].split()[:2])
-    assert spec["timeZone"] == "Etc/UTC"  # `{date}` is the day in UTC: a night that is begun again must not pass into the next
+    assert spec["timeZone"] == "Etc/UTC"  # `{date}` is the day in UTC: a restarted night must not run into the next day
     assert 3600 * hour + 60 * minute + spec["jobTemplate"]["activeDeadlineSeconds"] < 24 * 3600
     assert "/{date} " in spec["jobTemplate"]["entrypoint"] + " "
 
 
 @pytest.mark.parametrize("shape", ["standing", "night", "training"])
-def test_a_shape_has_all_that_it_needs_and_its_images_are_found_in_one_place(shape: str) -> None:
+def test_a_setup_is_complete_and_its_images_are_named_in_one_place(shape: str) -> None:
     folder = CLUSTER / "kubernetes" / shape
     listed = document(folder / "kustomization.yaml")
     (own,) = [name for name in listed["resources"] if name.endswith(".yaml")]
@@ -160,7 +160,7 @@ def test_a_shape_has_all_that_it_needs_and_its_images_are_found_in_one_place(sha
     assert images and {image.partition(":")[0] for image in images} == {replaced["name"]} and "newTag" not in replaced
 
 
-def test_ray_takes_the_file_for_aws() -> None:
+def test_ray_accepts_the_file_for_aws() -> None:
     validate_config(prepare_config(document(CLUSTER / "aws.yaml")))
 
 
@@ -170,7 +170,7 @@ def test_ray_refuses_a_misspelt_key_of_the_file_for_aws(path: tuple[str, ...]) -
         validate_config(prepare_config(misspelt(document(CLUSTER / "aws.yaml"), path)))
 
 
-def test_workers_on_aws_may_read_the_store_and_trainers_have_room() -> None:
+def test_workers_on_aws_can_read_the_store_and_trainers_have_room() -> None:
     config = document(CLUSTER / "aws.yaml")
     types = config["available_node_types"]
     assert all("IamInstanceProfile" in one["node_config"] and "ImageId" in one["node_config"] for one in types.values())
@@ -180,7 +180,7 @@ def test_workers_on_aws_may_read_the_store_and_trainers_have_room() -> None:
     assert any("auth_token" in target for target in config["file_mounts"])
 
 
-def test_no_secret_stands_in_the_files() -> None:
+def test_the_files_contain_no_secret() -> None:
     for path in [*CLUSTER.rglob("*.yaml"), ROOT / "docker" / "Dockerfile"]:
         assert not re.search(
             r"AKIA[0-9A-Z]{16}|(?i:password|secret_access_key|token)\s*[:=]\s*['\"]?[A-Za-z0-9/+]{16,}", path.read_text()

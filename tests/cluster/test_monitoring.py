@@ -1,4 +1,4 @@
-"""Dashboard and alert rules ask for figures that exist, in expressions that Prometheus can read."""
+"""Dashboard and alert rules query metrics that exist, in expressions that Prometheus can read."""
 
 import json
 import re
@@ -17,12 +17,12 @@ from fer_pipeline.table.nights import keep_night
 from tests.table.test_exposition import night
 
 MONITORING = Path(__file__).parents[2] / "cluster" / "monitoring"
-OF_A_RUN = {
+RUN_METRICS = {
     "ray_fer_records_total", "ray_fer_records_left", "ray_fer_faces_total", "ray_fer_bytes_total", "ray_fer_stage_seconds_total",
     "ray_fer_shard_seconds_bucket",
 }  # fmt: skip
-"""As `tests/jobs/test_metrics.py` scrapes them."""
-RAYS_OWN = {
+"""The metrics that `tests/engine/test_metrics.py` scrapes."""
+RAY_METRICS = {
     "ray_tasks", "ray_actors", "ray_node_cpu_count", "ray_node_cpu_utilization", "ray_node_mem_used", "ray_node_mem_total",
     "ray_node_gpus_utilization",
 }  # fmt: skip
@@ -38,26 +38,26 @@ def rules() -> list[dict[str, Any]]:
     return [rule for group in yaml.safe_load((MONITORING / "alerts.yaml").read_text())["groups"] for rule in group["rules"]]
 
 
-def asked_for(expression: str) -> set[str]:
-    """Return the metrics that an expression names; raise ValueError for one that is none."""
+def metrics_in(expression: str) -> set[str]:
+    """Return the metrics that an expression names; raise ValueError for an invalid one."""
     return set(re.findall(r"\b(?:ray|fer)_\w+", promql_parser.parse(expression).prettify()))
 
 
-def test_dashboard_and_alerts_ask_only_for_what_is_told(tmp_path: Path) -> None:
+def test_dashboard_and_alerts_query_only_metrics_that_exist(tmp_path: Path) -> None:
     keep_night(str(tmp_path), night("2026-11-25T00:00:00+00:00"))
     of_nights = set(re.findall(r"^(fer_night_\w+)", exposition(str(tmp_path)).decode(), re.MULTILINE))
-    found = set[str]().union(*map(asked_for, expressions()))
-    assert found <= OF_A_RUN | RAYS_OWN | of_nights
-    assert found >= OF_A_RUN and len(found & of_nights) >= 8
+    found = set[str]().union(*map(metrics_in, expressions()))
+    assert found <= RUN_METRICS | RAY_METRICS | of_nights
+    assert found >= RUN_METRICS and len(found & of_nights) >= 8
 
 
-def test_an_expression_with_a_slip_is_refused() -> None:
+def test_an_invalid_expression_is_refused() -> None:
     with pytest.raises(ValueError):
-        asked_for("sum by status (rate(ray_fer_records_total[2m])")
+        metrics_in("sum by status (rate(ray_fer_records_total[2m])")
 
 
 @pytest.mark.skipif(not shutil.which("promtool"), reason="needs promtool (make test-monitoring)")
-def test_every_alert_is_set_off_by_what_it_is_for(tmp_path: Path) -> None:
+def test_every_alert_fires_in_its_case(tmp_path: Path) -> None:
     tests = tmp_path / "alerts_test.yaml"
     tests.write_text(Path(__file__).with_name("alerts_test.yaml").read_text().replace("ALERTS", str(MONITORING / "alerts.yaml")))
     done = subprocess.run(["promtool", "test", "rules", str(tests)], capture_output=True, text=True)
@@ -67,7 +67,7 @@ def test_every_alert_is_set_off_by_what_it_is_for(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not shutil.which("promtool"), reason="needs promtool (make test-monitoring)")
-def test_prometheus_takes_its_settings() -> None:
+def test_prometheus_accepts_its_settings() -> None:
     done = subprocess.run(["promtool", "check", "config", str(MONITORING / "prometheus.yml")], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
@@ -80,7 +80,7 @@ def test_every_alert_says_what_happened_and_what_to_do() -> None:
         assert rule["annotations"]["summary"].endswith(".") and rule["annotations"]["action"]
 
 
-def test_panels_have_places_of_their_own() -> None:
+def test_panels_do_not_overlap() -> None:
     panels = json.loads((MONITORING / "grafana.json").read_text())["panels"]
     assert len({panel["id"] for panel in panels}) == len(panels)
     taken = set[tuple[int, int]]()

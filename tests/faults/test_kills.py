@@ -8,9 +8,12 @@ import sys
 import time
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from tests.archive.test_member_videos import PACKERS, SECONDS, write_video
+from tests.archive.test_parquets import WRITERS
 from tests.conftest import copies
 
 pytestmark = pytest.mark.faults
@@ -28,8 +31,28 @@ def drive(source: Path, out: Path) -> "subprocess.Popen[bytes]":
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(("wanted", "records"), [(4, 900), pytest.param(10, 2160, marks=pytest.mark.long)])
 def test_kills_of_the_driver_change_nothing(wanted: int, records: int, archive: Path, tmp_path: Path) -> None:
-    rng, source = random.Random(SEED), copies(archive, tmp_path / "source", records // 36)
-    undisturbed, disturbed = tmp_path / "undisturbed", tmp_path / "disturbed"
+    require_same_rows_after_kills(copies(archive, tmp_path / "source", records // 36), tmp_path, wanted, records)
+
+
+@pytest.mark.timeout(600)
+def test_kills_change_nothing_in_containers_of_every_kind(archive: Path, tmp_path: Path) -> None:
+    """Photos and a video in each kind of container that has its own way to be read."""
+    source, names = tmp_path / "source", [*PACKERS, *WRITERS]
+    photos = [path.read_bytes() for path in sorted(archive.rglob("*-320.jpg"))[:4]]
+    video = write_video(tmp_path / "a.avi")
+    source.mkdir()
+    for name, pack in PACKERS.items():
+        images = {f"{number}.jpg": photos[number % len(photos)] + bytes(number) for number in range(24)}
+        pack(source / name, {**images, video.name: video.read_bytes()})
+    for name, write in WRITERS.items():
+        images = pa.array([[photos[number % len(photos)] + bytes(number)] * 2 for number in range(12)])
+        write(pa.table({"images": images}), source / name)
+    require_same_rows_after_kills(source, tmp_path, 3, len(names) * 24 + len(PACKERS) * SECONDS)
+
+
+def require_same_rows_after_kills(source: Path, tmp_path: Path, wanted: int, records: int) -> None:
+    """Label a source twice, once with `wanted` kills of the driver; require that both runs have the same rows, each once."""
+    rng, undisturbed, disturbed = random.Random(SEED), tmp_path / "undisturbed", tmp_path / "disturbed"
     assert drive(source, undisturbed).wait() == 0
     kills, shards_at_kill = 0, []
     while kills < wanted:

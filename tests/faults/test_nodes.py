@@ -18,12 +18,12 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
-from fer_pipeline.core.errors import UserError
-from fer_pipeline.jobs import shared
-from fer_pipeline.jobs.cluster import ClusterConfig, connected
+from fer_pipeline.base.errors import UserError
+from fer_pipeline.engine import waiting
+from fer_pipeline.engine.connect import ClusterConfig, connected
+from fer_pipeline.engine.tasks import fan_out
 from fer_pipeline.jobs.label import job as label
-from fer_pipeline.jobs.label.job import LabelConfig
-from fer_pipeline.jobs.shared import fan_out
+from fer_pipeline.jobs.label.config import LabelConfig
 from tests.conftest import copies
 
 pytestmark = pytest.mark.faults
@@ -114,14 +114,14 @@ def late(number: int) -> int:
 @pytest.mark.long
 def test_a_machine_that_falls_silent_does_not_hold_the_tasks_of_a_job(monkeypatch: pytest.MonkeyPatch) -> None:
     """Stopped, not killed: its sockets stay open and nothing comes from them, as from a machine that is cut off."""
-    monkeypatch.setattr(shared, "SILENT_S", 5.0)
+    monkeypatch.setattr(waiting, "ANSWER_S", 5.0)
     soon = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 500, "health_check_timeout_ms": 500}
     nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "_system_config": soon, **HEAD})
     stopped: list[psutil.Process] = []
     try:
         node = nodes.add_node(num_cpus=2, object_store_memory=STORE_BYTES)
-        with connected(ClusterConfig(open_cluster=True, address=nodes.address)):
-            results = fan_out(late, range(40), wait_s=60)
+        with connected(ClusterConfig(open_cluster=True, address=nodes.address)) as machines:
+            results = fan_out(late, range(40), machines=machines)
             assert [next(results) for _ in range(6)] == list(range(6))
             raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
             stopped = [raylet, *raylet.children(recursive=True)]

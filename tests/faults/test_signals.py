@@ -135,13 +135,13 @@ def stop(stopped: Command, asked: signal.Signals, after_s: float, environment: d
 
 WAITING = """
 import time
-from fer_pipeline.jobs.cluster import ClusterConfig, connected
-from fer_pipeline.jobs.shared import fan_out
+from fer_pipeline.engine.connect import ClusterConfig, connected
+from fer_pipeline.engine.tasks import fan_out
 def slow(item):
     time.sleep(60)
-with connected(ClusterConfig(num_cpus=1)):
+with connected(ClusterConfig(num_cpus=1)) as machines:
     print("up", flush=True)
-    list(fan_out(slow, range(2), wait_s=60))
+    list(fan_out(slow, range(2), machines=machines))
 """
 
 

@@ -1,4 +1,4 @@
-"""The flows on a real, ephemeral Prefect server."""
+"""Run the flows on a real, temporary Prefect server."""
 
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -13,13 +13,13 @@ from prefect.schedules import Cron
 from prefect.states import Cancelled, Completed, Failed, Scheduled
 from prefect.testing.utilities import prefect_test_harness
 
-from fer_pipeline.core.errors import FailureRateExceeded, UserError
-from fer_pipeline.core.run import RunRecord
-from fer_pipeline.jobs.cluster import ClusterConfig
+from fer_pipeline.base.errors import FailureRateExceeded, UserError
+from fer_pipeline.engine.connect import ClusterConfig
 from fer_pipeline.jobs.ingest import IngestConfig
 from fer_pipeline.jobs.label import job as label
-from fer_pipeline.jobs.label.job import LabelConfig
+from fer_pipeline.jobs.label.config import LabelConfig
 from fer_pipeline.jobs.nightly import NightlyConfig
+from fer_pipeline.labelling.run import RunRecord
 from flows.label import label_archive
 from flows.nightly import nightly
 from flows.notify import message_of, tell
@@ -51,8 +51,8 @@ def test_the_nightly_flow_publishes_and_shows_its_audit(archive: Path, tmp_path:
     paths = {"out": f"{tmp_path}/{{date}}", "table": f"{tmp_path}/table", "page": f"{tmp_path}/nights.html"}
     paths["metrics"] = f"{tmp_path}/night.prom"
     config = NightlyConfig.model_validate({"source": str(archive), "detector": "none", "date": "2026-01-01"} | paths)
-    assert (nightly(config).state, nightly(config).state) == ("published", "published")  # the second tries failed records again
-    assert nightly(config.model_copy(update={"date": "2026-01-02"})).records == 2  # those that failed
+    assert (nightly(config).state, nightly(config).state) == ("published", "published")  # the second retries failed records
+    assert nightly(config.model_copy(update={"date": "2026-01-02"})).records == 2  # the failed ones
     assert "fer_night_records" in (tmp_path / "night.prom").read_text()
     with get_client(sync_client=True) as client:
         artifact = next(one for one in client.read_artifacts() if one.key == "nightly")
@@ -74,13 +74,13 @@ def test_a_message_names_the_folder_that_the_run_wrote() -> None:
 def test_what_cannot_be_read_here_does_not_change_how_a_job_ended() -> None:
     with pytest.raises(UserError, match="the job's"):
         try:
-            raise UserError("the job's own end")
+            raise UserError("the job's own error")
         finally:
             with shown_if_readable():
                 raise PermissionError("no rights to the bucket")
 
 
-def test_what_a_retry_cannot_mend_is_not_tried_again(
+def test_what_a_retry_cannot_fix_is_not_retried(
     archive: Path, tmp_path: Path, local_ray: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[LabelConfig] = []
@@ -105,7 +105,7 @@ def test_flow_parameters_are_the_jobs_configuration() -> None:
 
 
 def test_two_nights_of_one_date_in_utc_are_two_on_the_clock_of_their_schedule() -> None:
-    """In the night in which clocks are set forward, nights at one are due at midnight and at eleven in the evening, UTC."""
+    """Around the start of summer time, nights at 01:00 local time are due at 00:00 and 23:00 UTC of the same date."""
     schedule = Cron("0 1 * * *", timezone="Europe/Berlin")
     deployed = nightly.to_deployment("berlin", schedule=schedule).apply()  # type: ignore[union-attr]
     found = []
@@ -121,7 +121,7 @@ def test_two_nights_of_one_date_in_utc_are_two_on_the_clock_of_their_schedule() 
 def test_the_first_good_run_after_a_bad_one_is_told_of_whatever_is_scheduled(
     before: list[Any], told: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Runs that lie ahead, as a frequent schedule has many, and runs that were refused a place, tell nothing."""
+    """Scheduled future runs, of which a frequent schedule has many, and runs refused for lack of a slot do not count."""
     events: list[str] = []
     monkeypatch.setattr("flows.notify.Webhook.load", lambda name: name)
     monkeypatch.setattr("flows.notify._send", lambda webhook, message: events.append(message["event"]))
@@ -136,7 +136,7 @@ def test_the_first_good_run_after_a_bad_one_is_told_of_whatever_is_scheduled(
     with get_client(sync_client=True) as client:
         for number, kind in enumerate(before):
             due(client, number - 60, kind())
-        due(client, -5, Cancelled())  # refused: another run had the place
+        due(client, -5, Cancelled())  # refused, because another run held the slot
         run = due(client, 0, Completed())
         for minutes in range(1, 15):
             client.create_flow_run(flow, state=Scheduled(scheduled_time=now + timedelta(minutes=minutes)))
@@ -147,9 +147,9 @@ def test_the_first_good_run_after_a_bad_one_is_told_of_whatever_is_scheduled(
 def test_a_retraining_whose_later_step_failed_is_run_again(
     dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its first steps find their outputs there and done; another configuration of one of them is refused.
+    """The first steps reuse their outputs, and a changed configuration of one of them is refused.
 
-    The first candidate gets the alias, the second is judged beside it; who asks again gets the same verdict.
+    The first candidate gets the alias. The second is compared with it, and a repeated run returns the same verdict.
     """
     (tmp_path / "short.toml").write_text(RECIPE.replace("epochs = 8", "epochs = 1"))
     source = {"source": str(dataset.parent / "tree"), "out": str(tmp_path / "data")}

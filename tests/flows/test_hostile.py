@@ -1,4 +1,4 @@
-"""What whoever reaches Prefect's server can do: parameters outside of the pins of a served process do nothing."""
+"""Attacks by someone who reaches Prefect's server: a run refuses parameters outside of the pins of its serving process."""
 
 import os
 import tomllib
@@ -15,13 +15,14 @@ from prefect.blocks.webhook import Webhook
 from prefect.client.schemas.objects import FlowRun
 from prefect.states import Failed
 
-from fer_pipeline.core.errors import UserError
-from fer_pipeline.core.run import Identity, RunRecord, RunResult, now
-from fer_pipeline.jobs import submission
-from fer_pipeline.jobs.cluster import ClusterConfig
-from fer_pipeline.jobs.label.job import LabelConfig
+from fer_pipeline.base.errors import UserError
+from fer_pipeline.base.identity import Identity, now
+from fer_pipeline.engine import submission
+from fer_pipeline.engine.connect import ClusterConfig
+from fer_pipeline.jobs.label.config import LabelConfig
 from fer_pipeline.jobs.nightly import NightlyConfig
-from fer_pipeline.jobs.train.job import TrainConfig
+from fer_pipeline.jobs.train.config import TrainConfig
+from fer_pipeline.labelling.run import RunRecord, RunResult
 from flows import notify, pins, steps
 from flows.deploy import deployments_of
 from flows.deploy import pins as pins_of_file
@@ -73,16 +74,16 @@ def test_the_pins_are_what_the_schedules_name_and_what_is_allowed(pinned: Pins) 
         ({}, "http://evil:8265", None, "not among the clusters"),
         ({}, "ray://evil:10001", None, "not among the clusters"),
         ({}, None, "evil", "not among the notify"),
-        ({"source": "/etc"}, None, None, "source '/etc' is below none of the roots"),
-        ({"source": "s3://bucket/photos-of-others"}, None, None, "below none of the roots"),
-        ({"out": "/srv"}, None, None, "out '/srv' is below none"),
-        ({"out": "schedules.toml"}, None, None, "out 'schedules.toml' is below none"),
-        ({"model": "s3://evil/model"}, None, None, "model 's3://evil/model' is below none"),
+        ({"source": "/etc"}, None, None, "source '/etc' is not below any root"),
+        ({"source": "s3://bucket/photos-of-others"}, None, None, "not below any root"),
+        ({"out": "/srv"}, None, None, "out '/srv' is not below any root"),
+        ({"out": "schedules.toml"}, None, None, "out 'schedules.toml' is not below any root"),
+        ({"model": "s3://evil/model"}, None, None, "model 's3://evil/model' is not below any root"),
         ({"detector_weights": "/etc/passwd"}, None, None, "detector_weights"),
-        ({"source": "simplecache::http://h/x"}, None, None, "below none"),
-        ({"source": "s3://bucket/photos/../secret"}, None, None, "below none"),
-        ({"table": "s3://bucket/labels/%2e%2e/secret"}, None, None, "below none"),
-        ({"model": "folder-of-this-place"}, None, None, "model 'folder-of-this-place' is below none"),
+        ({"source": "simplecache::http://h/x"}, None, None, "not below any root"),
+        ({"source": "s3://bucket/photos/../secret"}, None, None, "not below any root"),
+        ({"table": "s3://bucket/labels/%2e%2e/secret"}, None, None, "not below any root"),
+        ({"model": "folder-of-this-place"}, None, None, "model 'folder-of-this-place' is not below any root"),
     ],
 )
 def test_a_parameter_outside_of_the_pins_is_refused(
@@ -104,7 +105,7 @@ def test_a_schedule_may_use_what_it_names_itself() -> None:
     facts = {"nightly": {"n": {"cron": "0 2 * * *", "config": config}}}
     pin(pins_of_file(facts, deployments_of(facts)))
     require_pinned(NightlyConfig.model_validate(config | {"out": "runs/2026-01-01T0200"}))
-    with pytest.raises(UserError, match=r"page 'schedules.toml' is below none"):
+    with pytest.raises(UserError, match=r"page 'schedules.toml' is not below any root"):
         require_pinned(NightlyConfig.model_validate(config | {"page": "schedules.toml"}))
 
 
@@ -112,9 +113,9 @@ def test_what_is_pinned_is_allowed_and_a_flow_by_hand_has_no_pins(pinned: Pins) 
     require_pinned(label_of(model="faces@production"), ClusterConfig(address="http://head:8265"), "on-call")
     train = TrainConfig(recipe="fer2013-small", data="s3://bucket/scratch/d", out="s3://bucket/scratch/m")
     require_pinned(RetrainConfig(train=train, name="faces"))
-    with pytest.raises(UserError, match=r"train.data '/etc' is below none"):
+    with pytest.raises(UserError, match=r"train.data '/etc' is not below any root"):
         require_pinned(RetrainConfig(train=train.model_copy(update={"data": "/etc"}), name="faces"))
-    with pytest.raises(UserError, match=r"train.recipe './own.toml' is below none"):
+    with pytest.raises(UserError, match=r"train.recipe './own.toml' is not below any root"):
         require_pinned(RetrainConfig(train=train.model_copy(update={"recipe": "./own.toml"}), name="faces"))
     del os.environ[pins.ENVIRONMENT]
     require_pinned(label_of(source="/etc"), ClusterConfig(address="http://anywhere:8265"), "anybody")

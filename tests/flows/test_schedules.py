@@ -1,4 +1,4 @@
-"""Schedules and configurations as people write them: what is wrong with one is one sentence."""
+"""Schedules and configurations as people write them: each error is reported in one sentence."""
 
 import time
 import tomllib
@@ -11,7 +11,7 @@ import pytest
 import yaml
 from prefect.client.schemas.objects import ConcurrencyLimitStrategy
 
-from fer_pipeline.core.errors import UserError
+from fer_pipeline.base.errors import UserError
 from fer_pipeline.jobs.nightly import NightlyConfig
 from flows import orphans
 from flows.deploy import deployments_of
@@ -35,8 +35,8 @@ def test_a_schedule_is_one_night_at_a_time() -> None:
     ("text", "complaint"),
     [
         ("", "There is no schedule"),
-        ("[nightli.photos]", "'nightli' is no flow: name one of nightly, retrain"),
-        ("nightly = 3", "'nightly' is no flow"),
+        ("[nightli.photos]", "'nightli' is not a flow: name one of nightly, retrain"),
+        ("nightly = 3", "'nightly' is not a flow"),
         ("[nightly.photos]\nconfig = {}", r"\[nightly.photos\] cannot be used: 'cron' is missing"),
         (NIGHT + "crom = 1", "unknown key 'crom'"),
         (NIGHT.replace("0 2", "99 2"), "cannot be used"),
@@ -55,7 +55,7 @@ def test_a_schedule_that_cannot_be_served_is_one_sentence(text: str, complaint: 
     [
         ([], "Give one argument"),
         (["{"], "neither a TOML file nor a JSON object: it is not valid"),
-        (["[1]"], "is no JSON object"),
+        (["[1]"], "is not a JSON object"),
         (["nowhere.toml"], "the file cannot be read"),
         (['{"source": "photos"}'], "'table' is missing"),
         (['{"source": "photos", "table": "t", "tabel": 1}'], "unknown key 'tabel'"),
@@ -109,5 +109,5 @@ def test_the_watch_for_orphans_outlives_whatever_goes_wrong(monkeypatch: pytest.
     monkeypatch.setattr(time, "sleep", slept)
     with pytest.raises(EndedError):
         orphans._watch(["http://head:8265"], [])
-    assert len(looked) == 2 and not orphans.OF_A_RUN.match("fer-by-hand")
-    assert orphans.OF_A_RUN.match("fer-15d2f92b-dfa6-4b99-b979-550ff8a055dc-models-promote")
+    assert len(looked) == 2 and not orphans.RUN_ID_IN_JOB.match("fer-by-hand")
+    assert orphans.RUN_ID_IN_JOB.match("fer-15d2f92b-dfa6-4b99-b979-550ff8a055dc-models-promote")

@@ -8,17 +8,18 @@ import pyarrow as pa
 import pytest
 import torch
 
-from fer_pipeline.core.manifest import Record
-from fer_pipeline.core.schemas import MANIFEST
+from fer_pipeline.archive.record import Record
+from fer_pipeline.faces.classify import Classifier
+from fer_pipeline.faces.decode import decode
+from fer_pipeline.faces.detectors import resolve_detector
+from fer_pipeline.faces.detectors.torch_yunet import TorchYuNet, YuNetGraph
+from fer_pipeline.faces.detectors.views import shrink
+from fer_pipeline.faces.detectors.yunet import WEIGHTS
+from fer_pipeline.faces.pixels import Pixels
+from fer_pipeline.labelling.device_labeller import DeviceLabeller
+from fer_pipeline.labelling.labeller import LabelSettings
+from fer_pipeline.labelling.schemas import MANIFEST
 from fer_pipeline.models.bundle import EMBEDDED, read_bundle
-from fer_pipeline.stages.classify import Classifier
-from fer_pipeline.stages.decode import Pixels, decode
-from fer_pipeline.stages.detectors import resolve_detector
-from fer_pipeline.stages.detectors.bounded import shrink
-from fer_pipeline.stages.detectors.torch_yunet import TorchYuNet, YuNetGraph
-from fer_pipeline.stages.detectors.yunet import WEIGHTS
-from fer_pipeline.stages.device_label import DeviceLabeller
-from fer_pipeline.stages.label import LabelSettings
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"
 SETTINGS = LabelSettings(640, 0.6, 10**8, 10**9, "fp32", 0.5)

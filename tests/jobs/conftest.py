@@ -1,17 +1,17 @@
-"""Trainings that several files of tests look at."""
+"""Trainings that several test files use."""
 
 from pathlib import Path
 
 import pytest
 
 from fer_pipeline.jobs.train import job as train
-from fer_pipeline.jobs.train.job import TrainConfig, TrainResult
+from fer_pipeline.jobs.train.config import TrainConfig, TrainResult
 from tests.conftest import RECIPE
 
 
 @pytest.fixture(scope="session")
 def results(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, TrainResult]:
-    """The same recipe under one worker and under two."""
+    """The same recipe trained with one worker and with two."""
     folder = tmp_path_factory.mktemp("models")
     (folder / "stripes.toml").write_text(RECIPE)
     return {

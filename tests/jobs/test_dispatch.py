@@ -1,4 +1,4 @@
-"""The dispatcher with an in-process double in the place of Ray: what follows from each way in which a task can end."""
+"""The dispatcher with an in-process double of Ray: how it handles each way in which a task can end."""
 
 import errno
 from collections import Counter
@@ -10,28 +10,30 @@ from typing import Any
 import pytest
 from ray.exceptions import NodeDiedError, OutOfMemoryError, RayTaskError, RuntimeEnvSetupError, WorkerCrashedError
 
-from fer_pipeline.core.errors import MisfortuneError, UserError
-from fer_pipeline.core.manifest import Record, split_into_shards, write_manifest
-from fer_pipeline.core.processor import has_native_bf16
-from fer_pipeline.core.run import Identity, RunFolder, RunRecord
-from fer_pipeline.jobs.label.chunk import Chunk, Step
+from fer_pipeline.archive.record import Record, split_into_shards
+from fer_pipeline.base.errors import ClusterError, UserError
+from fer_pipeline.base.identity import Identity
+from fer_pipeline.base.processor import has_native_bf16
+from fer_pipeline.engine.tasks import Ended
+from fer_pipeline.jobs.label.chunk import Chunk, Committed, Probed, Step
 from fer_pipeline.jobs.label.dispatch import Dispatcher
-from fer_pipeline.jobs.label.tasks import Ended
 from fer_pipeline.jobs.label.worker import slow_machine
-from fer_pipeline.stages.label import LabelSettings
+from fer_pipeline.labelling.labeller import LabelSettings
+from fer_pipeline.labelling.manifest import write_manifest
+from fer_pipeline.labelling.run import RunFolder, RunRecord
 
 RECORDS = 2
-"""In a shard."""
+"""Records in a shard."""
 Outcome = Callable[[Chunk], "BaseException | None"]
 
 
 class InProcess:
-    """A cluster of so many cores whose tasks end at once, as `outcome` says; what ends well is committed."""
+    """A cluster with a number of cores. Its tasks end at once, as `outcome` says; successful ones are committed."""
 
     def __init__(self, folder: RunFolder, cores: int, outcome: Outcome = lambda chunk: None) -> None:
         self.folder, self.size, self.outcome = folder, cores, outcome
         self.started: list[Chunk] = []
-        self.queue: list[Ended] = []
+        self.queue: list[Ended[Chunk]] = []
         self.wanted: list[int] = []
         self.steps: Counter[Step] = Counter()
 
@@ -41,15 +43,15 @@ class InProcess:
         if error is None and chunk.step in (Step.LABEL, Step.SINGLY):
             for shard in chunk.shards:
                 self.commit(shard)
-        result = {chunk.manifests[0]["record_id"][0].as_py(): ("crashed", "dies")} if chunk.step is Step.PROBE else None
-        self.queue.append((chunk, result, error))
+        poison = {chunk.manifests[0]["record_id"][0].as_py(): ("crashed", "dies")}
+        self.queue.append(Ended(chunk, Probed(poison) if chunk.step is Step.PROBE else Committed(), error))
 
     def commit(self, shard: int) -> None:
         path = Path(self.folder.images_path(shard))
         path.parent.mkdir(exist_ok=True)
         path.touch()
 
-    def ended(self, timeout_s: float) -> list[Ended]:
+    def ended(self, timeout_s: float) -> list[Ended[Chunk]]:
         found, self.queue = self.queue, []
         return found
 
@@ -59,7 +61,7 @@ class InProcess:
 
 
 def run_of(tmp_path: Path, shards: int) -> tuple[RunFolder, RunRecord]:
-    """Return a run that has its manifest and nothing more."""
+    """Return a run that has only its manifest."""
     folder, nobody = RunFolder(str(tmp_path / "run")), Identity(name="x", digest="0")
     record = RunRecord(run_id="r", created_at="2026-01-01", source="", settings={}, model=nobody, detector=nobody, shards=shards)
     listing = (Record(f"{number}.jpg") for number in range(RECORDS * shards))
@@ -86,7 +88,7 @@ def test_every_shard_is_labelled_once_and_the_whole_demand_is_asked_for(tmp_path
 
 
 def failing(times: int, make: Callable[[], BaseException]) -> Outcome:
-    """Let the first tasks that are started end so."""
+    """Return an outcome with which the first tasks fail."""
     left = iter(range(times))
     return lambda chunk: make() if next(left, None) is not None else None
 
@@ -106,13 +108,13 @@ def test_what_befalls_a_machine_is_not_counted_against_records(make: Callable[[]
 
 
 def test_a_cluster_that_only_loses_ends_the_run_with_one_sentence(tmp_path: Path) -> None:
-    with pytest.raises(MisfortuneError, match="run the same command again"):
+    with pytest.raises(ClusterError, match="run the same command again"):
         dispatched(tmp_path, 40, lambda chunk: NodeDiedError("preempted"))
 
 
 @pytest.mark.parametrize("make", [lambda: OutOfMemoryError("low on memory"), WorkerCrashedError])
 def test_a_cluster_on_which_every_task_dies_is_not_tried_for_ever(make: Callable[[], BaseException], tmp_path: Path) -> None:
-    with pytest.raises(MisfortuneError, match="run the same command again"):
+    with pytest.raises(ClusterError, match="run the same command again"):
         dispatched(tmp_path, 40, lambda chunk: make())
 
 
@@ -126,7 +128,7 @@ def test_a_workers_error_is_raised_as_it_was(tmp_path: Path) -> None:
     assert type(raised.value) is UserError and str(raised.value) == "Mend this."
 
 
-def test_what_is_neither_misfortune_nor_the_datas_fault_ends_the_run(tmp_path: Path) -> None:
+def test_an_error_of_neither_machine_nor_data_ends_the_run(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError):
         dispatched(tmp_path, 40, lambda chunk: ZeroDivisionError())
 
@@ -172,14 +174,14 @@ def test_rows_that_are_tried_again_stay_until_the_new_ones_are_there(tmp_path: P
 
     Path(folder.images_path(7)).parent.mkdir()
     Path(folder.images_path(7)).touch()
-    labelled, _, _ = dispatched(tmp_path, 40, outcome, again=frozenset({7}))
+    labelled, _, _ = dispatched(tmp_path, 40, outcome, redo=frozenset({7}))
     assert labelled == 80 and there == [True, True, True]
 
 
 def test_two_drivers_of_a_run_share_its_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from fer_pipeline.jobs.label import dispatch
 
-    monkeypatch.setattr(dispatch, "LOOK_AGAIN_S", -1.0)
+    monkeypatch.setattr(dispatch, "LOOK_S", -1.0)
     monkeypatch.setattr(dispatch, "OTHERS_S", -1.0)
     shards = 256 * 8
     folder, record = run_of(tmp_path, shards)
@@ -197,7 +199,7 @@ def test_two_drivers_of_a_run_share_its_work(tmp_path: Path, monkeypatch: pytest
             if not ended:
                 return
             dispatcher.running -= len(ended)
-            labels.update(shard for chunk, _, _ in ended for shard in chunk.shards)
+            labels.update(shard for one in ended for shard in one.item.shards)
             yield
 
     drivers = [steps(False), steps(True)]
@@ -209,14 +211,14 @@ def test_two_drivers_of_a_run_share_its_work(tmp_path: Path, monkeypatch: pytest
 
 def test_a_machine_that_emulates_the_runs_arithmetic_is_named_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     class OldMachines(InProcess):
-        def ended(self, timeout_s: float) -> list[Ended]:
-            return [(chunk, "node-7", error) for chunk, _, error in super().ended(timeout_s)]
+        def ended(self, timeout_s: float) -> list[Ended[Chunk]]:
+            return [Ended(one.item, Committed("node-7"), one.error) for one in super().ended(timeout_s)]
 
     folder, record = run_of(tmp_path, 40)
     dispatcher = Dispatcher(folder, record, OldMachines(folder, 2))  # type: ignore[arg-type]
     assert dispatcher.label(range(40), lambda count: None) == 80
     assert [entry.message for entry in caplog.records if "node-7" in entry.message] == [
-        "node-7 emulates bf16, in which this run computes: same labels, but slower"
+        "node-7 emulates bf16, the arithmetic of this run: its labels are the same, but slower"
     ]
 
 

@@ -10,20 +10,19 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from fer_pipeline.core.dataset import read_dataset, read_flagged, read_samples
-from fer_pipeline.core.duplicates import DUPLICATE_COLUMNS
-from fer_pipeline.core.errors import UserError
-from fer_pipeline.core.labels import FER7, LabelSpace
-from fer_pipeline.core.learned import find_learned, learned_images
+from fer_pipeline.base.errors import UserError
+from fer_pipeline.datasets.dataset import read_dataset, read_flagged, read_samples
+from fer_pipeline.datasets.duplicates import DUPLICATE_COLUMNS
+from fer_pipeline.datasets.leaks import find_leaks, find_learned, learned_images
 from fer_pipeline.jobs import evaluate, ingest, promote
 from fer_pipeline.jobs.evaluate import EvaluateConfig
 from fer_pipeline.jobs.ingest import IngestConfig
 from fer_pipeline.jobs.promote import PromoteConfig, Verdict
-from fer_pipeline.jobs.train.job import TrainResult
+from fer_pipeline.jobs.train.config import TrainResult
 from fer_pipeline.models.bundle import EMBEDDED, bundle_of, read_bundle, read_files, read_learned, save_bundle
 from fer_pipeline.models.card import ModelCard, TrainingData
 from fer_pipeline.models.comparison import Rule
-from fer_pipeline.models.evaluation import find_leaks
+from fer_pipeline.models.label_space import FER7, LabelSpace
 from fer_pipeline.models.registry import Registry
 
 
@@ -71,20 +70,20 @@ def test_the_split_that_selected_the_model_is_marked_however_it_was_ingested(
     out: Path, dataset: Path, model: str, tmp_path: Path
 ) -> None:
     assert figures(out)["selected_on_this_split"] is True
-    assert "flatter it" in (out / "evaluation.html").read_text()
+    assert "figures are optimistic" in (out / "evaluation.html").read_text()
     again = ingest.run(IngestConfig(source=str(dataset / "samples"), layout="parquet", out=str(tmp_path / "again")))
     assert again.layout != read_dataset(str(dataset)).layout
     config = EvaluateConfig(model=model, data=str(tmp_path / "again"), split="validation", out=str(tmp_path / "a"))
     assert evaluate.run(config).selected_on_this_split
     learned = evaluate.run(EvaluateConfig(model=model, data=str(dataset), split="train", out=str(tmp_path / "e")))
     assert not learned.selected_on_this_split and learned.images_without_training_images is None
-    assert "learned from these very images" in (tmp_path / "e" / "evaluation.html").read_text()
+    assert "was trained on these images" in (tmp_path / "e" / "evaluation.html").read_text()
 
 
 def test_another_datasets_training_split_is_not_taken_for_the_models(dataset: Path, tmp_path: Path) -> None:
     found = evaluate.run(EvaluateConfig(model=EMBEDDED, data=str(dataset), split="validation", out=str(tmp_path / "e")))
     assert found.images_without_training_images is None and not found.selected_on_this_split
-    assert "leak from it were not looked for" in " ".join((tmp_path / "e" / "evaluation.html").read_text().split())
+    assert "leaks of them were not searched for" in " ".join((tmp_path / "e" / "evaluation.html").read_text().split())
 
 
 def test_images_that_the_training_left_out_leak_nothing(dataset: Path, model: str, tmp_path: Path) -> None:
@@ -124,7 +123,7 @@ def test_a_model_of_other_names_is_evaluated_by_a_mapping(out: Path, dataset: Pa
 def test_a_model_of_entirely_other_classes_is_refused(dataset: Path, model: str, tmp_path: Path) -> None:
     other = renamed(model, tmp_path / "m", tuple("abcdefg"))
     config = EvaluateConfig(model=other, data=str(dataset), split="validation", out=str(tmp_path / "e"))
-    with pytest.raises(UserError, match="have no mapping"):
+    with pytest.raises(UserError, match="have no class in common"):
         evaluate.run(config)
 
 
@@ -132,9 +131,9 @@ def test_a_model_of_entirely_other_classes_is_refused(dataset: Path, model: str,
     ("change", "complaint"),
     [
         ({"split": "test"}, "has no split 'test'; it has train, validation"),
-        ({"map": {"joy": "happy"}}, "There is no 'joy' to be 'happy'"),
+        ({"map": {"joy": "happy"}}, "'joy' cannot be mapped to 'happy'"),
         ({"model": "nowhere"}, "no model bundle at 'nowhere'"),
-        ({"use_gpu": True}, "has no GPU"),
+        ({"use_gpu": True}, "--use-gpu needs 1 GPUs"),
     ],
 )
 def test_what_does_not_go_together_is_refused_and_nothing_is_written(
@@ -154,7 +153,7 @@ def test_a_folder_with_other_files_is_left_alone(dataset: Path, tmp_path: Path) 
 
 @pytest.fixture
 def registry(model: str, tmp_path: Path) -> Registry:
-    """The embedded model as version 1 and in production, one that learned the stripes as version 2."""
+    """The embedded model as version 1 and in production, and a model that learned the stripes as version 2."""
     found = Registry(str(tmp_path / "registry"))
     for source in (EMBEDDED, model):
         found.push("face", read_files(source))
@@ -202,13 +201,13 @@ def test_a_model_that_may_have_learned_the_images_is_not_promoted_unless_that_is
 ) -> None:
     refused = promote.run(candidate(registry, "2", dataset, rule=Rule()))
     assert not refused.promoted and refused.comparison.leaks == "cannot be checked"
-    assert "it is not known what version 1 learned" in refused.comparison.reasons[0]
+    assert "it is unknown what version 1 learned" in refused.comparison.reasons[0]
     assert promote.run(candidate(registry, "2", dataset)).promoted
 
 
 @pytest.fixture(scope="module")
 def another_cut(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The images of the dataset, cut into other splits."""
+    """The images of the dataset in other splits."""
     folder = tmp_path_factory.mktemp("cut")
     for path in (dataset.parent / "tree").glob("*/*/*.png"):
         place = folder / "tree" / path.parent.name / f"{path.parts[-3]}-{path.name}"
@@ -221,7 +220,7 @@ def another_cut(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 def test_images_that_were_learned_in_another_cut_are_found(
     dataset: Path, another_cut: Path, model: str, registry: Registry, tmp_path: Path
 ) -> None:
-    """Same images, other seed: no split of the dataset is the one that the model learned, and most of its images are."""
+    """Same images, other seed: no split equals the split that the model learned, but it learned most of the images."""
     learned, judged = (read_samples(str(one), DUPLICATE_COLUMNS) for one in (dataset, another_cut))
     digests = set(learned.filter(pc.equal(learned["split"], "train"))["sha256"].to_pylist())
     ours = judged.filter(pc.equal(judged["split"], "validation"))["sha256"].to_pylist()
@@ -231,21 +230,21 @@ def test_images_that_were_learned_in_another_cut_are_found(
     assert leaks["exact_copies_of_training_images"] == expected > 0 and leaks["leaks_checked"] and found.leaks_checked
     assert found.images_without_training_images == len(ours) - expected - leaks["near_copies_of_training_images"]
     page = " ".join((tmp_path / "e" / "evaluation.html").read_text().split())
-    assert "leak from it were not looked for" not in page and f"{expected} images have an exact copy" in page
+    assert "leaks of them were not searched for" not in page and f"{expected} images have an exact copy" in page
     registry.push("face", read_files(model), "3")
     verdict = promote.run(candidate(registry, "3", another_cut))
     assert verdict.comparison.left_out == len(ours) - (found.images_without_training_images or 0)
 
 
 def test_what_a_model_learned_travels_with_it(dataset: Path, model: str, tmp_path: Path) -> None:
-    """A model that is begun as another one, or exported from it, has learned what that has."""
+    """A model that starts from another one, or is exported from it, has learned the same images."""
     ours = read_learned(model, read_bundle(model).card)
     assert ours is not None and len(ours) == len(set(ours["pixels"].to_pylist())) == 191
     assert "learned.parquet" in read_files(model)
     (tmp_path / "copy").mkdir()
     for name, data in read_files(model).items():
         (tmp_path / "copy" / name).write_bytes(data[:-1] if name == "learned.parquet" else data)
-    with pytest.raises(UserError, match=r"learned.parquet of the model .* is not the one that its card names"):
+    with pytest.raises(UserError, match=r"learned.parquet of the model .* does not match its card"):
         read_learned(str(tmp_path / "copy"), read_bundle(str(tmp_path / "copy")).card)
     (tmp_path / "copy" / "learned.parquet").unlink()
     with pytest.raises(UserError, match=r"lacks learned.parquet"):
@@ -271,7 +270,7 @@ def test_of_two_promotions_at_once_one_decides(dataset: Path, registry: Registry
 
     registry.push("face", read_files(EMBEDDED), "3")
     monkeypatch.setattr(promote, "_compared", overtaken)
-    with pytest.raises(UserError, match="another promotion"):
+    with pytest.raises(UserError, match="Another promotion"):
         promote.run(candidate(registry, "3", dataset))
     assert registry.resolve("face", "production").version == "2"
     assert len(list((Path(registry.url) / "face" / "verdicts" / "production").glob("*.json"))) == 1

@@ -1,4 +1,4 @@
-"""The framing of a dataset is the framing of the model: what training saw is what labelling cuts."""
+"""The model gets the dataset's framing: labelling cuts faces as training saw them."""
 
 from pathlib import Path
 
@@ -6,19 +6,20 @@ import cv2
 import numpy as np
 import pytest
 
-from fer_pipeline.core.dataset import read_dataset
-from fer_pipeline.core.errors import UserError
-from fer_pipeline.core.framing import FER2013_FRAMING, Framing
+from fer_pipeline.base.errors import UserError
+from fer_pipeline.datasets.dataset import read_dataset
+from fer_pipeline.datasets.training_data import SplitReader
+from fer_pipeline.faces.align import align
+from fer_pipeline.faces.decode import decode
+from fer_pipeline.faces.detectors import DETECTORS, load_detector, resolve_detector
 from fer_pipeline.jobs import ingest
 from fer_pipeline.jobs.ingest import IngestConfig
-from fer_pipeline.jobs.train.job import TrainConfig, make_plan
+from fer_pipeline.jobs.train.config import TrainConfig
+from fer_pipeline.jobs.train.plan import make_plan
 from fer_pipeline.models.bundle import EMBEDDED, read_bundle
+from fer_pipeline.models.framing import FER2013_FRAMING, Framing
 from fer_pipeline.models.network_config import NetworkConfig
 from fer_pipeline.models.recipe import Recipe
-from fer_pipeline.stages.align import align
-from fer_pipeline.stages.decode import decode
-from fer_pipeline.stages.detectors import DETECTORS, load_detector, resolve_detector
-from fer_pipeline.stages.training_data import SplitReader
 
 SIDE = 64
 NETWORKS = (NetworkConfig(image_px=SIDE), NetworkConfig(image_px=SIDE, channels=3, equalize=True))
@@ -27,7 +28,7 @@ WIDE = "cut = 'box'\nbox_scale = 1.8\n"
 
 @pytest.fixture(scope="module")
 def photos(archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four portraits, small enough that nothing is shrunk for detection."""
+    """Four portraits, small enough not to be shrunk for detection."""
     folder = tmp_path_factory.mktemp("photos")
     for index, name in enumerate(("hopper-480.jpg", "hopper-640.jpg", "astronaut-480.jpg", "astronaut-640.jpg")):
         pixels = decode(next(archive.rglob(name)).read_bytes(), 10**8).pixels
@@ -72,7 +73,7 @@ def test_crops_by_box_and_by_landmarks_differ(photos: Path, tmp_path: Path, loca
 
 
 def plan(data: str, framing: Framing | None = None, initial: str | None = None) -> Framing:
-    """Return the framing that a training on the dataset gives its model."""
+    """Return the framing of a model trained on the dataset."""
     recipe = Recipe(name="mine", framing=framing, validation_split="train", network=read_bundle(EMBEDDED).card.network)
     config = TrainConfig(recipe="mine", data=data, out="m", allow_missing_classes=True)
     return make_plan(config, recipe, read_dataset(data), data, read_bundle(initial) if initial else None).framing

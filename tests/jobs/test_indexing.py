@@ -4,10 +4,12 @@ from typing import Any
 
 import pytest
 
-from fer_pipeline.core import storage
+from fer_pipeline.archive.files import Selection
+from fer_pipeline.archive.listing import Listing
+from fer_pipeline.base import storage
+from fer_pipeline.engine.demand import Bundles
+from fer_pipeline.engine.machines import Machines
 from fer_pipeline.jobs.label.indexing import IndexingTasks
-from fer_pipeline.sources.files import Selection
-from fer_pipeline.sources.listing import Listing
 
 
 def test_containers_are_indexed_by_tasks_and_the_demand_is_what_is_in_work(
@@ -20,7 +22,12 @@ def test_containers_are_indexed_by_tasks_and_the_demand_is_what_is_in_work(
             tar.add(archive, f"{number}")
     (source / "broken.zip").write_bytes(b"PK")
     asked: list[Any] = []
-    tasks = IndexingTasks(Selection(), indexes, asked.append, 60)  # type: ignore[arg-type]
+
+    class Asked(Machines):
+        def need(self, bundles: Bundles) -> None:
+            asked.append(bundles)
+
+    tasks = IndexingTasks(Selection(), indexes, Asked())
     records = list(Listing(str(source), Selection(), indexes, tasks, tasks.at_once))
     assert len(storage.list_names(indexes)) == 6
     assert asked[-1] == [] and max(bundles[0][1] for bundles in asked if bundles) > 1

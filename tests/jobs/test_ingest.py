@@ -1,20 +1,23 @@
 import io
 import json
+import logging
 import tarfile
 from pathlib import Path
 
 import cv2
 import numpy as np
+import pillow_heif
+import pillow_jxl  # noqa: F401 (Pillow writes JPEG XL)
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
-from fer_pipeline.core.dataset import read_samples
-from fer_pipeline.core.errors import UserError
-from fer_pipeline.core.schemas import SAMPLES
+from fer_pipeline.base.errors import UserError
+from fer_pipeline.datasets.dataset import SAMPLES, read_dataset, read_samples
 from fer_pipeline.jobs import ingest
 from fer_pipeline.jobs.ingest import IngestConfig
-from tests.sources.layouts.test_fer2013 import HEADER, pixels
+from tests.datasets.layouts.test_fer2013 import HEADER, pixels
 
 
 def image(seed: int) -> bytes:
@@ -93,6 +96,38 @@ def test_wrong_labels_stop_the_ingest_until_they_are_to_be_skipped(tmp_path: Pat
     assert not (tmp_path / "out" / "dataset.json").exists()
     card = ingest.run(config.model_copy(update={"skip_mislabelled": True}))
     assert (card.samples, card.quarantined) == (1, 1)
+
+
+def test_names_that_differ_from_the_classes_are_shown_and_kept(
+    tmp_path: Path, local_ray: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    for number, name in enumerate(("train/0_angry", "train/Anger", "train/suprise", "train/fear", "test/0_angry")):
+        (tmp_path / "tree" / name).mkdir(parents=True)
+        (tmp_path / "tree" / name / "a.png").write_bytes(image(number))
+    with caplog.at_level(logging.INFO, "fer_pipeline"):
+        card = ingest.run(IngestConfig(source=str(tmp_path / "tree"), out=str(tmp_path / "out")))
+    assert card.class_names == {"0_angry": "angry", "Anger": "angry", "fear": "fear", "suprise": "surprise"}
+    assert card.counts["train"]["angry"] == 2 and card.counts["test"]["angry"] == 1
+    assert "Labels of the source: '0_angry' is angry, 'Anger' is angry, 'suprise' is surprise" in caplog.text
+    path = tmp_path / "out" / "dataset.json"
+    assert read_dataset(str(path.parent)) == card
+    before = {name: value for name, value in json.loads(path.read_text()).items() if name != "class_names"}
+    path.write_text(json.dumps(before))
+    assert read_dataset(str(path.parent)) == card.model_copy(update={"class_names": {}})
+
+
+def test_numbers_without_an_order_stop_the_ingest_and_are_read_with_it(tmp_path: Path, local_ray: None) -> None:
+    for number in range(1, 8):
+        (tmp_path / "tree" / str(number)).mkdir(parents=True)
+        (tmp_path / "tree" / str(number) / "a.png").write_bytes(image(number))
+    config = IngestConfig(source=str(tmp_path / "tree"), out=str(tmp_path / "out"))
+    for skip in (False, True):
+        with pytest.raises(UserError, match=r"is a number of unknown meaning: set --numbering to one of fer7 \(0 angry"):
+            ingest.run(config.model_copy(update={"skip_mislabelled": skip}))
+    card = ingest.run(config.model_copy(update={"numbering": "rafdb"}))
+    names = ("surprise", "fear", "disgust", "happy", "sad", "angry", "neutral")
+    assert card.class_names == {str(number): name for number, name in enumerate(names, 1)}
+    assert card.counts == {"train": dict.fromkeys(card.label_space.classes, 1)}
 
 
 def test_a_held_out_share_is_stratified_and_keeps_copies_and_groups_together(tmp_path: Path, local_ray: None) -> None:
@@ -178,3 +213,18 @@ def test_the_same_indices_under_other_names_are_another_dataset(dataset: Path, t
         } | options
         digests.add(ingest.run(IngestConfig.model_validate(config)).digest)
     assert len(digests) == 2
+
+
+def test_photos_of_phones_become_samples(tmp_path: Path, local_ray: None) -> None:
+    """HEIC, JPEG XL and AVIF, as in 04c3eb5 only the last did, and the first was excluded."""
+    (tmp_path / "set/happy").mkdir(parents=True)
+    (tmp_path / "set/sad").mkdir()
+    for number, format_name in enumerate(("HEIF", "JXL", "AVIF")):
+        picture = Image.fromarray(np.random.default_rng(number).integers(0, 256, (64, 64, 3)).astype(np.uint8))
+        path = tmp_path / "set" / ("happy" if number % 2 else "sad") / f"{number}.{format_name.lower()}"
+        if format_name == "HEIF":
+            pillow_heif.from_pillow(picture).save(path)
+        else:
+            picture.save(path, format_name)
+    card = ingest.run(IngestConfig(source=str(tmp_path / "set"), out=str(tmp_path / "out"), layout="image-folder"))
+    assert card.samples == 3 and not card.quarantined_records

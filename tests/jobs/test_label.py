@@ -1,4 +1,4 @@
-"""The labelling job on a real Ray: whole, resumed, killed, doubled, refused."""
+"""The labelling job on a real Ray: complete, resumed, killed, run twice at once, refused."""
 
 import json
 import shutil
@@ -12,23 +12,23 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from fer_pipeline.core.errors import FailureRateExceeded, UserError
-from fer_pipeline.core.labels import FER7
-from fer_pipeline.core.schemas import FACES, IMAGES
+from fer_pipeline.base.errors import FailureRateExceeded, UserError
+from fer_pipeline.cli import models, report
+from fer_pipeline.cli.models import PushConfig
+from fer_pipeline.cli.report import ReportConfig
+from fer_pipeline.faces.detectors import yunet
 from fer_pipeline.jobs import nightly
 from fer_pipeline.jobs.label import job
 from fer_pipeline.jobs.label import job as label
-from fer_pipeline.jobs.label.job import LabelConfig
+from fer_pipeline.jobs.label.config import LabelConfig
 from fer_pipeline.jobs.nightly import NightlyConfig
-from fer_pipeline.local import models, report
-from fer_pipeline.local.models import PushConfig
-from fer_pipeline.local.report import ReportConfig
+from fer_pipeline.labelling.schemas import FACES, IMAGES
 from fer_pipeline.models.bundle import EMBEDDED, read_bundle, save_bundle
 from fer_pipeline.models.card import ModelCard
+from fer_pipeline.models.label_space import FER7
 from fer_pipeline.models.network_config import NetworkConfig
 from fer_pipeline.models.networks import build
 from fer_pipeline.models.weights import pack
-from fer_pipeline.stages.detectors import yunet
 
 Rows = list[dict[str, Any]]
 
@@ -138,7 +138,7 @@ def test_labels_under_the_archives_own_prior_stand_beside_the_rows(finished: Pat
     assert "own class prior" in (finished / "report.html").read_text()
     card = ModelCard(name="another", network=NetworkConfig(width=4), label_space=read_bundle(EMBEDDED).card.label_space)
     save_bundle(str(tmp_path / "another"), pack(build(card.network, 7), card))
-    with pytest.raises(UserError, match="by another model than"):
+    with pytest.raises(UserError, match="did not label the run"):
         report.run(ReportConfig(run=str(finished), prior="em", model=str(tmp_path / "another")))
     shutil.rmtree(finished / "faces_prior_em")
     report.run(ReportConfig(run=str(finished), source=str(archive)))
@@ -153,7 +153,7 @@ def test_the_page_can_be_written_again_with_and_without_faces(finished: Path, ar
 
 
 def test_the_driver_decodes_nothing(archive: Path, tmp_path: Path, local_ray: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A stranger's image may kill, hang or bloat who decodes it: the pictures of the page are cut elsewhere."""
+    """An untrusted image may kill, hang or bloat its decoder, so another process cuts the pictures of the page."""
     for owner, name in ((cv2, "imdecode"), (Image, "open")):
         monkeypatch.setattr(owner, name, lambda *_, **__: pytest.fail("the driver decodes"))
     label.run(config(archive, tmp_path / "run", detector="none"))
@@ -174,7 +174,7 @@ def test_a_page_that_cannot_be_drawn_does_not_cost_the_run(
 def test_a_missing_detector_labels_no_table_anew(
     archive: Path, tmp_path: Path, local_ray: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Without a table `auto` falls back, and says so; a table would be labelled anew, with other faces."""
+    """Without a table `auto` falls back with a warning; with one, all rows would be labelled again, with other faces."""
     monkeypatch.setenv("FER_PIPELINE_MODELS", str(tmp_path / "empty"))
     monkeypatch.setattr(yunet.WEIGHTS, "url", "http://127.0.0.1:9/yunet.onnx")
     photo, table = next(archive.rglob("hopper-640.jpg")), str(tmp_path / "table")
@@ -186,7 +186,7 @@ def test_a_missing_detector_labels_no_table_anew(
         nightly.run(NightlyConfig.model_validate(night | {"out": str(tmp_path / "third")}))
     caplog.clear()
     label.run(LabelConfig(source=str(photo), out=str(tmp_path / "run")))
-    assert "mtcnn finds the faces in the place of a faster detector" in caplog.text
+    assert "The slower detector mtcnn finds the faces" in caplog.text
 
 
 @pytest.mark.parametrize("name", ["runs#1", "runs?x=1", "per%20cent", "sp ace"])

@@ -1,14 +1,15 @@
-"""The recipes of the reference systems and the large ones: each is what it says, and learns on a handful of images."""
+"""The recipes of the reference systems and the large ones: each is what it claims, and learns from a few images."""
 
 import cv2
 import numpy as np
 import pytest
 import torch
 
-from fer_pipeline.core.dataset import read_dataset
+from fer_pipeline.datasets.dataset import read_dataset
 from fer_pipeline.jobs import ingest
 from fer_pipeline.jobs.ingest import IngestConfig
-from fer_pipeline.jobs.train.job import TrainConfig, make_plan
+from fer_pipeline.jobs.train.config import TrainConfig
+from fer_pipeline.jobs.train.plan import make_plan
 from fer_pipeline.jobs.train.rank import make_trainer
 from fer_pipeline.models.recipe import load_recipe, recipe_names
 from fer_pipeline.models.training.trainer import Epoch

@@ -1,4 +1,4 @@
-"""Models that roll out and back, on FER-2013's PublicTest: better, worse and equal candidates, made by seeded noise."""
+"""Rollout and rollback of models on FER-2013's PublicTest: better, worse and equal candidates, made with seeded noise."""
 
 import subprocess
 import sys
@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from fer_pipeline.cli import models
+from fer_pipeline.cli.models import AliasConfig, PushConfig
 from fer_pipeline.jobs import ingest, promote
 from fer_pipeline.jobs.ingest import IngestConfig
 from fer_pipeline.jobs.promote import PromoteConfig
-from fer_pipeline.local import models
-from fer_pipeline.local.models import AliasConfig, PushConfig
 from fer_pipeline.models.bundle import EMBEDDED, read_bundle, save_bundle
 from fer_pipeline.models.registry import open_registry
 from fer_pipeline.models.weights import load_network, pack
@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 
 def noisy(folder: Path, amount: float, seed: int) -> str:
-    """Write the embedded model with noise of a share `amount` of each weight's spread, and return where."""
+    """Write the embedded model with noise, `amount` times the spread of each weight, and return its folder."""
     bundle = read_bundle(EMBEDDED)
     network, generator = load_network(bundle), torch.Generator().manual_seed(seed)
     with torch.no_grad():

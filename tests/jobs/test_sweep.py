@@ -5,7 +5,7 @@ import cv2
 import numpy as np
 import pytest
 
-from fer_pipeline.core.errors import UserError
+from fer_pipeline.base.errors import UserError
 from fer_pipeline.jobs import sweep
 from fer_pipeline.jobs.sweep import SweepConfig
 from fer_pipeline.models.recipe import load_recipe

@@ -8,20 +8,21 @@ import numpy as np
 import pytest
 import torch
 
-from fer_pipeline.core.dataset import read_dataset, read_flagged
-from fer_pipeline.core.errors import UserError
-from fer_pipeline.core.labels import LabelSpace
+from fer_pipeline.base.errors import UserError
+from fer_pipeline.datasets.dataset import read_dataset, read_flagged
+from fer_pipeline.datasets.training_data import SplitReader
+from fer_pipeline.engine.tasks import share
 from fer_pipeline.jobs import sweep
-from fer_pipeline.jobs.shared import share
 from fer_pipeline.jobs.train import job as train
 from fer_pipeline.jobs.train import rank
-from fer_pipeline.jobs.train.job import TrainConfig, TrainResult, facts_of, identity_of, make_plan
+from fer_pipeline.jobs.train.config import TrainConfig, TrainResult
+from fer_pipeline.jobs.train.plan import facts_of, identity_of, make_plan
 from fer_pipeline.jobs.train.rank import make_trainer, pretrained_weights
 from fer_pipeline.models.bundle import read_bundle
+from fer_pipeline.models.label_space import LabelSpace
 from fer_pipeline.models.recipe import load_recipe
 from fer_pipeline.models.training.trainer import predict
 from fer_pipeline.models.weights import last_layer, load_network
-from fer_pipeline.stages.training_data import SplitReader
 from tests.conftest import RECIPE
 
 ONE_EPOCH = RECIPE.replace("epochs = 8", "epochs = 1")
@@ -77,7 +78,7 @@ def test_a_share_of_the_initial_weights_is_kept(results: dict[int, TrainResult],
     started, out = results[1].out, str(tmp_path / "h")
     (tmp_path / "half.toml").write_text(ONE_EPOCH.replace("[training]", "[training]\nkeep_initial = 0.5"))
     config = TrainConfig(recipe=str(tmp_path / "half.toml"), data=str(dataset), out=out, allow_missing_classes=True)
-    with pytest.raises(UserError, match="say --initial"):
+    with pytest.raises(UserError, match="use --initial"):
         train.run(config)
     train.run(config.model_copy(update={"initial": started, "drop_leaks": True}))
     card = read_bundle(out).card
@@ -128,12 +129,12 @@ def test_what_the_user_must_mend_writes_nothing(dataset: Path, tmp_path: Path) -
         ({"out": str(tmp_path)}, "not empty"),
         ({"teachers": ("embedded",)}, "names no teacher_weight: leave out --teachers"),
         ({"recipe": str(tmp_path / "taught.toml")}, "learns from teachers: name them by --teachers"),
-        ({"recipe": str(tmp_path / "taught.toml"), "teachers": ("embedded",)}, "does not see what"),
-        ({"recipe": str(tmp_path / "once.toml"), "teachers": ("embedded",), "data_from": "stream"}, "say teacher_view"),
+        ({"recipe": str(tmp_path / "taught.toml"), "teachers": ("embedded",)}, "another input than"),
+        ({"recipe": str(tmp_path / "once.toml"), "teachers": ("embedded",), "data_from": "stream"}, "set teacher_view"),
         ({"recipe": str(tmp_path / "others.toml"), "teachers": ("embedded",)}, "'fer2013-small-steady' has other classes"),
         ({"num_workers": 99}, "fewer than 99 cores"),
-        ({"data_from": "stream", "num_workers": 2}, "one for each worker and one for the data"),
-        ({"use_gpu": True}, "GPUs were asked for"),
+        ({"data_from": "stream", "num_workers": 2}, "one for each worker and one for the streamed data"),
+        ({"use_gpu": True}, "--use-gpu needs"),
     ]
     for faulty, complaint in faults:
         with pytest.raises(UserError, match=complaint):
@@ -161,7 +162,7 @@ def test_flagged_samples_are_left_out_when_leaks_are_to_be_dropped(dataset: Path
     train.run(config)
     card = read_bundle(str(tmp_path / "m")).card
     assert (card.data.train_images, card.data.left_out) == (190, 2)
-    plan = train.make_plan(config, load_recipe(config.recipe), read_dataset(str(dataset)), str(dataset), None)
+    plan = make_plan(config, load_recipe(config.recipe), read_dataset(str(dataset)), str(dataset), None)
     assert sorted(plan.class_counts) == [0, 0, 0, 0, 0, 95, 95]  # weights of the classes know what is left out
     without = card.metrics.validation_without_training_images
     assert without is not None and without.images == 64  # the copy that it has in train was not learned
@@ -183,7 +184,7 @@ def test_pretrained_weights_are_read_once_and_every_rank_starts_from_them(
     file = Path(shutil.copy(Path(results[1].out) / "model.safetensors", tmp_path / "start.safetensors"))
     (tmp_path / "r.toml").write_text(f'pretrained = "{file}"\n{RECIPE}')
     config = TrainConfig(recipe=str(tmp_path / "r.toml"), data=str(dataset), out="x", batch_size=16, allow_missing_classes=True)
-    plan = train.make_plan(config, load_recipe(config.recipe), read_dataset(str(dataset)), str(dataset), None)
+    plan = make_plan(config, load_recipe(config.recipe), read_dataset(str(dataset)), str(dataset), None)
     plan = replace(plan, pretrained=share(pretrained_weights(plan.recipe, plan.outputs)))
     file.unlink()
     found = make_trainer(plan, torch.device("cpu")).network.state_dict()
@@ -197,7 +198,7 @@ def test_pretrained_weights_are_read_once_and_every_rank_starts_from_them(
 def test_a_cpu_without_bf16_trains_in_fp32(native: bool, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "r.toml").write_text(RECIPE.replace('"fp32"', '"bf16"'))
     config = TrainConfig(recipe=str(tmp_path / "r.toml"), data=str(dataset), out="x", allow_missing_classes=True)
-    plan = train.make_plan(config, load_recipe(config.recipe), read_dataset(str(dataset)), str(dataset), None)
+    plan = make_plan(config, load_recipe(config.recipe), read_dataset(str(dataset)), str(dataset), None)
     monkeypatch.setattr(rank, "has_native_bf16", lambda: native)
     assert make_trainer(plan, torch.device("cpu")).config.precision == ("bf16" if native else "fp32")
 
@@ -205,7 +206,7 @@ def test_a_cpu_without_bf16_trains_in_fp32(native: bool, dataset: Path, tmp_path
 def test_a_training_that_is_asked_for_again_is_done_and_another_is_refused(
     results: dict[int, TrainResult], dataset: Path, tmp_path: Path
 ) -> None:
-    """Also under another number of workers, which decides no weight."""
+    """Also with another number of workers, which does not change the weights."""
     recipe = str(Path(results[1].out).parent / "stripes.toml")
     config = TrainConfig(recipe=recipe, data=str(dataset), out=results[1].out, num_workers=2, allow_missing_classes=True)
     assert train.run(config) == results[1]
@@ -215,7 +216,7 @@ def test_a_training_that_is_asked_for_again_is_done_and_another_is_refused(
 
 @pytest.mark.parametrize("change", ["names", "order"])
 def test_a_corrected_label_space_is_another_training(change: str, dataset: Path, tmp_path: Path) -> None:
-    """The same images with the same indices, whose names were wrong: a checkpoint of the wrong names is not continued."""
+    """Same images and indices, but corrected class names: a checkpoint with the wrong names is not continued."""
     info = read_dataset(str(dataset))
     classes = list(info.label_space.classes)
     if change == "order":

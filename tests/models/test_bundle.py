@@ -9,17 +9,17 @@ import numpy as np
 import pytest
 import torch
 
-from fer_pipeline.core.errors import UserError
-from fer_pipeline.core.figures import SplitFigures
-from fer_pipeline.core.labels import FER7
+from fer_pipeline.base.errors import UserError
+from fer_pipeline.faces.classify import Classifier
 from fer_pipeline.models.bundle import CARD_MARKDOWN, EMBEDDED, MODEL_FILE, WEIGHTS_FILE, read_bundle, save_bundle
 from fer_pipeline.models.card import ModelCard
+from fer_pipeline.models.figures import SplitFigures
+from fer_pipeline.models.label_space import FER7
 from fer_pipeline.models.network_config import NetworkConfig
 from fer_pipeline.models.networks import build
 from fer_pipeline.models.training.trainer import predict
 from fer_pipeline.models.weights import load_network, pack
 from fer_pipeline.report.card import card_markdown
-from fer_pipeline.stages.classify import Classifier
 
 HOME = Path(str(resources.files("fer_pipeline"))) / "models" / "embedded"
 
@@ -127,7 +127,7 @@ def test_its_form_in_8_bits_is_as_accurate_as_its_card_says(shared: Path) -> Non
 def test_labelling_on_cpus_does_not_import_torch() -> None:
     code = (
         "import sys, numpy as np, fer_pipeline.cli, fer_pipeline.jobs.label.job; from fer_pipeline.models.bundle import *;"
-        "from fer_pipeline.stages.classify import Classifier; from fer_pipeline.stages.label import Labeller;"
+        "from fer_pipeline.faces.classify import Classifier; from fer_pipeline.labelling.labeller import Labeller;"
         "Classifier(read_bundle('embedded'), 'int8')(np.zeros((1, 1, 48, 48), np.uint8)); print('torch' in sys.modules)"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout

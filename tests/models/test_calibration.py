@@ -2,12 +2,12 @@ import numpy as np
 import pytest
 import torch
 
-from fer_pipeline.core.metrics import expected_calibration_error, is_uncertain
 from fer_pipeline.models.calibration import calibrate, cross_fitted, fit_temperature, fit_threshold
+from fer_pipeline.models.metrics import expected_calibration_error, is_uncertain
 
 
 def overconfident(count: int = 4000, factor: float = 3.0) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits `factor` times as large as those that the labels were drawn from."""
+    """Return labels and `factor` times the logits from which they were drawn."""
     generator = torch.Generator().manual_seed(0)
     honest = torch.randn(count, 5, generator=generator) * 1.5
     labels = torch.multinomial(torch.softmax(honest, 1), 1, generator=generator).ravel()
@@ -34,9 +34,9 @@ def test_the_threshold_keeps_labels_that_are_right_often_enough() -> None:
     confidence = np.array([0.9, 0.8, 0.7, 0.6, 0.5])
     probabilities = np.stack([confidence, 1 - confidence], 1)
     labels = np.array([0, 0, 1, 0, 1])
-    assert fit_threshold(probabilities, labels, 0.75) == 0.6  # three of four
+    assert fit_threshold(probabilities, labels, 0.75) == 0.6  # three of four are right
     assert fit_threshold(probabilities, labels, 1.0) == 0.8
-    assert fit_threshold(probabilities, np.ones(5, int), 0.9) == 1.0  # never
+    assert fit_threshold(probabilities, np.ones(5, int), 0.9) == 1.0  # no threshold suffices
 
 
 def test_kept_labels_reach_the_accuracy_asked_for() -> None:
@@ -76,7 +76,7 @@ def test_halves_are_scored_in_both_directions() -> None:
 
 @pytest.mark.parametrize("confidence", [1.0, 0.99996, 0.75])
 def test_a_threshold_does_not_divide_labels_of_one_confidence(confidence: float) -> None:
-    """Half of the labels are right: a threshold that lets one through lets all of them through."""
+    """Half of the labels are right, and all have one confidence, so a threshold accepts all or none."""
     probabilities = np.tile([confidence, 1 - confidence], (400, 1)).astype(np.float32)
     labels = np.repeat([0, 1], 200)
     threshold = fit_threshold(probabilities, labels, 0.8)
@@ -85,7 +85,7 @@ def test_a_threshold_does_not_divide_labels_of_one_confidence(confidence: float)
 
 
 def test_the_promise_holds_for_the_threshold_as_the_card_says_it() -> None:
-    """What lies between the least confidence that is right often enough and the card's rounded threshold counts, too."""
+    """Labels between the lowest sufficient confidence and the rounded threshold of the card count too."""
     probabilities = np.array([[0.70019, 0.29981]] * 4 + [[0.70011, 0.29989]] * 4)
     labels = np.array([0] * 4 + [1] * 4)
     threshold = fit_threshold(probabilities, labels, 0.9)

@@ -3,9 +3,9 @@ import numpy as np
 import pytest
 import torch
 
+from fer_pipeline.faces.pixels import Pixels
 from fer_pipeline.models import corruption
 from fer_pipeline.models.corruption import CORRUPTIONS, corrupt
-from fer_pipeline.stages.decode import Pixels
 
 
 @pytest.fixture

@@ -2,17 +2,17 @@ import numpy as np
 import pytest
 import torch
 
-from fer_pipeline.core.duplicates import Copies
-from fer_pipeline.core.figures import VoteFigures
-from fer_pipeline.core.labels import FER7, LabelSpace
+from fer_pipeline.datasets.duplicates import Copies
 from fer_pipeline.models.card import Calibration
 from fer_pipeline.models.evaluation import Predictions, evaluate, judge
+from fer_pipeline.models.figures import VoteFigures
+from fer_pipeline.models.label_space import FER7, LabelSpace
 
 CLASSES = LabelSpace(name="three", classes=("happy", "sad", "neutral"))
 
 
 def predictions(count: int = 600, factor: float = 3.0) -> Predictions:
-    """Logits `factor` times as large as those that the labels were drawn from; every image is alone."""
+    """Return `factor` times the logits from which the labels were drawn. No image has a copy."""
     generator = torch.Generator().manual_seed(0)
     honest = torch.randn(count, 3, generator=generator)
     labels = torch.multinomial(torch.softmax(honest, 1), 1, generator=generator).ravel()
@@ -46,7 +46,7 @@ def test_the_certain_labels_are_those_at_the_models_threshold() -> None:
 def test_where_every_image_is_a_copy_of_a_learned_one_none_is_judged_without_them() -> None:
     found = predictions(60)
     copies = Copies(dict.fromkeys(found.ids, 0), frozenset(found.ids), frozenset())
-    judged = judge(found, copies, CLASSES, 0.8, (), split="validation", precision="fp32", views=1)
+    judged = judge(found, copies.learned, copies.groups, CLASSES, 0.8, (), split="validation", precision="fp32", views=1)
     assert judged.validation.images == 60 and judged.without_training_images is None
 
 
@@ -67,7 +67,7 @@ def test_votes_judge_the_model_and_the_labels_alike() -> None:
             [0.3, 0.7, 0],  # happy, as predicted; labelled neutral
             [0.4, 0.6, 0],  # happy; predicted and labelled neutral
             [0.5, 0.5, 0],  # tied
-            [0.1, 0.2, 0.7],  # contempt, which the model does not have
+            [0.1, 0.2, 0.7],  # contempt, which the model lacks
             [0, 0, 0],  # nobody voted
         ],
         np.float32,

@@ -1,4 +1,4 @@
-"""Models are strangers' too: a faulty one is refused with one sentence, before any work."""
+"""Untrusted models: a faulty one is rejected with one sentence, before any work."""
 
 import hashlib
 import json
@@ -16,27 +16,27 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 import fer_pipeline
-from fer_pipeline.core.errors import UserError
+from fer_pipeline.base.errors import UserError
+from fer_pipeline.cli import export, models, predict, quantize
+from fer_pipeline.cli.export import ExportConfig
+from fer_pipeline.cli.models import CardConfig, PullConfig, PushConfig
+from fer_pipeline.cli.predict import PredictConfig
+from fer_pipeline.cli.quantize import QuantizeConfig
+from fer_pipeline.faces import classify
+from fer_pipeline.faces.classify import Classifier, read_tried
 from fer_pipeline.jobs import evaluate, promote
 from fer_pipeline.jobs.evaluate import EvaluateConfig
 from fer_pipeline.jobs.label import job as label
-from fer_pipeline.jobs.label.job import LabelConfig
+from fer_pipeline.jobs.label.config import LabelConfig
 from fer_pipeline.jobs.promote import PromoteConfig
-from fer_pipeline.local import export, models, predict, quantize
-from fer_pipeline.local.export import ExportConfig
-from fer_pipeline.local.models import CardConfig, PullConfig, PushConfig
-from fer_pipeline.local.predict import PredictConfig
-from fer_pipeline.local.quantize import QuantizeConfig
 from fer_pipeline.models import onnx
 from fer_pipeline.models.bundle import EMBEDDED, read_bundle, save_bundle
 from fer_pipeline.models.registry import Registry, find
 from fer_pipeline.models.weights import load_network, pack
-from fer_pipeline.stages import classify
-from fer_pipeline.stages.classify import Classifier, read_tried
 
 HOME = Path(fer_pipeline.__file__).parent / "models" / EMBEDDED
 HARMLESS = {"html-all", "name-html", "name-path", "cls-html", "cls-tex"}
-"""Hostile words, which the pages must escape."""
+"""Hostile words that the pages must escape."""
 
 
 def changed(folder: Path, section: str | None, **facts: Any) -> str:
@@ -88,7 +88,7 @@ def test_weights_that_are_not_finite_are_refused(bad: float, tmp_path: Path) -> 
 
 
 def test_every_hostile_card_is_refused_or_harmless(shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(onnx, "LIMIT_S", 2.0)
+    monkeypatch.setattr(onnx, "CROP_TIMEOUT_S", 2.0)
     accepted = set()
     for folder in sorted((shared / "data" / "hostile" / "models").iterdir()):
         shutil.copytree(folder, tmp_path / folder.name)
@@ -118,10 +118,10 @@ def test_a_version_file_that_was_put_in_place_of_another_is_refused(tmp_path: Pa
     versions = tmp_path / "registry" / "face" / "versions"
     text = (versions / "1.json").read_text().replace('"face"', '"../../other"')
     (versions / "1.json").write_text(text)
-    with pytest.raises(UserError, match="is no version of a model"):
+    with pytest.raises(UserError, match="is not a valid version of a model"):
         registry.resolve("face", "1")
     (versions / "1.json").write_text(text.replace("../../other", "other"))
-    with pytest.raises(UserError, match="it is not what was pushed here"):
+    with pytest.raises(UserError, match="so it was not pushed here"):
         registry.resolve("face", "1")
     assert Registry(registry.url).versions("face") == []
 
@@ -130,14 +130,14 @@ SECRET = b"sentinel: the token of somebody else's machine!!"
 
 
 def outside(tensor: TensorProto) -> TensorProto:
-    """Return a tensor whose values stand in the file `secret.bin` of the current folder."""
+    """Return a tensor with its values in the file `secret.bin` of the current folder."""
     kept = TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims, data_location=TensorProto.EXTERNAL)
     kept.external_data.add(key="location", value="secret.bin")
     return kept
 
 
 def network(where: str) -> format_onnx.ModelProto:
-    """Return a classifier of seven classes that adds a file's first bytes to its answer, by a tensor in one of the places."""
+    """Return a classifier of seven classes that adds a secret to its logits, from a tensor in the given place."""
     values = numpy_helper.from_array(np.frombuffer(SECRET[:28], np.float32), "values")
     inputs = [helper.make_tensor_value_info("images", TensorProto.UINT8, ["n", 1, 48, 48])]
     outputs = [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["n", 7])]
@@ -168,7 +168,7 @@ def network(where: str) -> format_onnx.ModelProto:
 
 
 def leaking(where: str) -> bytes:
-    """Return that network with the tensor's values in a file."""
+    """Return that network with the tensor's values in a separate file."""
     model = network(where)
     pending: list[Any] = [model]
     while pending:
@@ -195,11 +195,11 @@ PLACES = ["initializer", "constant", "subgraph", "function"]
 
 @pytest.mark.parametrize("where", PLACES)
 def test_a_network_reads_no_file_of_the_machine(where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both locks, each by itself: a network of several files is refused, and ONNX Runtime would find none."""
+    """Each of two guards suffices: a network of several files is rejected, and ONNX Runtime finds no other file."""
     monkeypatch.chdir(tmp_path)
     Path("secret.bin").write_bytes(SECRET)
-    assert onnx.open_session(network(where).SerializeToString(), ["CPUExecutionProvider"]).get_inputs()  # it is one that loads
-    with pytest.raises(UserError, match="keeps weights in other files"):
+    assert onnx.open_session(network(where).SerializeToString(), ["CPUExecutionProvider"]).get_inputs()  # this one loads
+    with pytest.raises(UserError, match="stores weights in other files"):
         read_bundle(onnx_bundle(tmp_path / "m", leaking(where)))
     with pytest.raises(onnx.ONNX_ERRORS):
         onnx.open_session(leaking(where), ["CPUExecutionProvider"])
@@ -226,12 +226,12 @@ def test_no_command_takes_a_network_that_reads_files(
     Path("secret.bin").write_bytes(SECRET)
     if form == "model.onnx":
         folder = onnx_bundle(tmp_path / "m", leaking("subgraph"))
-    else:  # named by no card, but copied with the rest
+    else:  # no card names it, but it is copied with the other files
         folder = changed(tmp_path / "m", None, int8=None)
         (tmp_path / "m" / form).write_bytes(leaking("subgraph"))
     if form == "model.int8.onnx" and command not in ("push", "pull", "card"):
-        pytest.skip("nobody reads it")
-    with pytest.raises(UserError, match="keeps weights in other files"):
+        pytest.skip("this command does not read it")
+    with pytest.raises(UserError, match="stores weights in other files"):
         COMMANDS[command](folder, str(dataset), str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 
@@ -250,7 +250,7 @@ def test_a_planted_version_that_reads_files_is_not_promoted(form: str, dataset: 
         (folder / form).write_bytes(leak)
     registry.push("faces", {path.name: path.read_bytes() for path in folder.iterdir()}, "2")
     asked = PromoteConfig(name="faces", version="2", data=str(dataset), split="validation", registry=registry.url)
-    with pytest.raises(UserError, match="keeps weights in other files"):
+    with pytest.raises(UserError, match="stores weights in other files"):
         promote.run(asked)
     assert registry.aliases("faces") == {"production": "1"}
 
@@ -265,7 +265,7 @@ def test_a_network_of_endless_parts_is_refused_before_it_is_looked_through(tmp_p
 
 
 def hungry() -> bytes:
-    """Return a network of some hundred bytes that takes 12 GB to answer."""
+    """Return a network of a few hundred bytes that needs 12 GB to run."""
     model = network("initializer")
     size = numpy_helper.from_array(np.array([3_000_000_000], np.int64), "size")
     model.graph.initializer.append(size)
@@ -280,7 +280,7 @@ def hungry() -> bytes:
 
 
 def endless() -> bytes:
-    """Return a network that counts to the largest number before it answers."""
+    """Return a network that counts to 2**62 before it returns."""
     model = network("initializer")
     number = [helper.make_tensor_value_info(name, TensorProto.INT64, []) for name in ("round", "count")]
     yes = helper.make_tensor_value_info("yes", TensorProto.BOOL, [])

@@ -5,7 +5,7 @@ import safetensors.torch
 import torch
 import torchvision
 
-from fer_pipeline.core.errors import UserError
+from fer_pipeline.base.errors import UserError
 from fer_pipeline.models.network_config import NetworkConfig
 from fer_pipeline.models.networks import NETWORKS, build
 from fer_pipeline.models.pretrained import load_pretrained
@@ -72,7 +72,7 @@ def test_a_file_gives_all_but_the_last_layer(tmp_path: Path, name: str) -> None:
 
 
 def test_torchvisions_own_weights_are_loaded_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The file stands where torchvision's API keeps what it has downloaded, so that no network is needed."""
+    """The file is in torchvision's download cache, so the test needs no network."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     given = torchvision.models.resnet18(num_classes=1000).state_dict()
     url = torchvision.models.get_model_weights("resnet18")["IMAGENET1K_V1"].url
@@ -94,10 +94,10 @@ def test_weights_that_cannot_serve_are_the_users_to_mend(tmp_path: Path, monkeyp
 
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", refuse)
     faults = {
-        "other.pth": "of another network than resnet50",
+        "other.pth": "for another network than resnet50",
         "broken.pth": "no weights that can be read safely",
         "list.pth": "no state dict",
-        "none.pth": "no weights at",
+        "none.pth": "no weights file",
         "IMAGENET9": "no weights 'IMAGENET9'",
         "DEFAULT": "cannot be downloaded",
     }

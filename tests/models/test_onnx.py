@@ -1,4 +1,4 @@
-"""Networks in ONNX: our own, exported, and others' with a card written by hand."""
+"""ONNX networks: our own, exported, and foreign ones with a card written by hand."""
 
 from typing import Any
 
@@ -8,15 +8,15 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from pydantic import ValidationError
 
-from fer_pipeline.core.errors import UserError
-from fer_pipeline.core.labels import LabelSpace
+from fer_pipeline.base.errors import UserError
+from fer_pipeline.faces.classify import Classifier
 from fer_pipeline.models.bundle import EMBEDDED, bundle_of, read_bundle
 from fer_pipeline.models.card import ModelCard
 from fer_pipeline.models.export import to_int8, to_onnx
+from fer_pipeline.models.label_space import LabelSpace
 from fer_pipeline.models.network_config import NetworkConfig
 from fer_pipeline.models.onnx import OnnxNetwork
 from fer_pipeline.models.weights import load_network
-from fer_pipeline.stages.classify import Classifier
 
 CROPS = np.random.default_rng(0).integers(0, 256, (70, 1, 48, 48), np.uint8)
 
@@ -46,7 +46,7 @@ def test_int8_is_a_quarter_of_the_size_and_nearly_the_same(exported: bytes) -> N
 
 
 def test_int8_answers_to_the_bit_whatever_the_batch() -> None:
-    """So a photo's labels do not depend on its neighbours: in torch they do on some processors, by 1e-6 of the logits."""
+    """A photo's labels must not depend on its batch. In torch they do on some processors, by 1e-6 of the logits."""
     classifier = Classifier(read_bundle(EMBEDDED), "int8")
     crops = np.random.default_rng(0).integers(0, 256, (64, 1, 48, 48), np.uint8)
     for size in (1, 3, 8, 17):
@@ -60,7 +60,7 @@ def test_the_file_says_which_classes_its_outputs_are(exported: bytes) -> None:
 
 
 def foreign(shape: list[Any], weight: np.ndarray[Any, Any], kind: int = TensorProto.FLOAT, softmax: bool = False) -> bytes:
-    """A network that multiplies the flattened image with `weight` (pixels, classes)."""
+    """Return a network that multiplies the flattened image by `weight` (pixels, classes)."""
     nodes = [helper.make_node("Flatten", ["x"], ["flat"]), helper.make_node("MatMul", ["flat", "w"], ["y"])]
     if softmax:
         nodes.append(helper.make_node("Softmax", ["y"], ["p"], axis=1))
@@ -113,8 +113,8 @@ def test_probabilities_are_taken_as_such() -> None:
     ("model", "network", "complaint"),
     [
         (foreign(["n", 3, 4, 4], np.ones((48, 5))), {"channels": 3}, r"shape \(1, 5\), but its card names 2 classes"),
-        (foreign(["n", 3, 8, 8], np.ones((192, 2))), {"channels": 3}, "does not take what its card says"),
-        (foreign(["n", 48], np.ones((48, 2))), {"channels": 3}, "one batch of images, four dimensions"),
+        (foreign(["n", 3, 8, 8], np.ones((192, 2))), {"channels": 3}, "does not accept the input that its card describes"),
+        (foreign(["n", 48], np.ones((48, 2))), {"channels": 3}, "one input, images in four dimensions"),
         (foreign(["n", 3, 4, 4], np.full((48, 2), np.nan)), {"channels": 3}, "not finite"),
         (b"no model", {"channels": 3}, "cannot be loaded"),
     ],
@@ -132,7 +132,7 @@ def test_a_card_whose_normalisation_does_not_fit_its_channels_is_refused(values:
 
 
 def test_an_onnx_network_is_neither_trained_on_nor_exported_again(exported: bytes) -> None:
-    with pytest.raises(UserError, match="not trained on"):
+    with pytest.raises(UserError, match="cannot be trained"):
         load_network(as_onnx(exported))
-    with pytest.raises(UserError, match="an ONNX network already"):
+    with pytest.raises(UserError, match="already an ONNX network"):
         to_onnx(as_onnx(exported))

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from fer_pipeline.core.errors import UserError
+from fer_pipeline.base.errors import UserError
 from fer_pipeline.models.recipe import load_recipe, recipe_names, recipe_toml
 
 

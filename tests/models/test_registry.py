@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from fer_pipeline.core.errors import UserError
+from fer_pipeline.base.errors import UserError
 from fer_pipeline.models.bundle import EMBEDDED, read_bundle, read_files
 from fer_pipeline.models.registry import ENVIRONMENT, Registry, find, is_reference
 
@@ -32,7 +32,7 @@ def test_the_same_files_are_the_same_version(registry: Registry) -> None:
 
 def test_a_version_that_exists_is_refused_and_stays_as_it_is(registry: Registry) -> None:
     first = registry.push("face", FILES, "1.0")
-    with pytest.raises(UserError, match=r"face@1.0 exists"):
+    with pytest.raises(UserError, match=r"face@1.0 already exists"):
         registry.push("face", {"model.json": b"other"}, "1.0")
     assert registry.versions("face") == [first]
     assert registry.read(first, "model.json") == b"card"
@@ -79,7 +79,7 @@ def test_a_file_that_was_changed_is_not_used(registry: Registry) -> None:
     with pytest.raises(UserError, match="its sha256 differs"):
         read_bundle(f"{registry.url}/face@1")
     registry.push("face", read_files(EMBEDDED))
-    assert read_bundle(f"{registry.url}/face@1") == read_bundle(EMBEDDED), "pushing it again did not mend it"
+    assert read_bundle(f"{registry.url}/face@1") == read_bundle(EMBEDDED), "pushing it again did not repair it"
 
 
 def test_a_bundle_is_read_by_its_alias_from_the_registry_of_the_environment(

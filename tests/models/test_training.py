@@ -23,7 +23,7 @@ CPU = torch.device("cpu")
 
 
 def stripes(count: int, seed: int = 0) -> LabelledImages:
-    """Two classes that differ by the direction of their stripes, under noise."""
+    """Return noisy images of two classes that differ in the direction of their stripes."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.arange(count) % 2
     wave = 60 * torch.sign(torch.sin(torch.arange(48) * 0.8))
@@ -136,7 +136,7 @@ def test_however_short_a_training_is_its_rate_rises_to_the_highest_and_falls(ste
 
 
 def test_accumulated_parts_make_the_step_of_the_whole_batch() -> None:
-    """Without batch statistics, which differ between the parts and the whole."""
+    """The network has no batch statistics, because these differ between the parts and the whole."""
     torch.set_num_threads(1)
     weights = []
     for parts in (1, 4):
@@ -157,7 +157,7 @@ def test_a_share_that_the_parts_do_not_divide_has_no_empty_part() -> None:
 
 
 def test_balancing_lifts_the_rare_class() -> None:
-    """One in sixteen is of class 1, and the noise drowns the difference: only a balanced loss or sample makes it guessed."""
+    """One in nine images is of class 1, and all are noise, so only a balanced loss or sample makes the network guess it."""
 
     def guessed(**options: Any) -> float:
         both = stripes(1024, seed=2)
@@ -176,7 +176,7 @@ def test_balancing_lifts_the_rare_class() -> None:
 
 def test_votes_stand_in_for_the_label_or_are_learnt_beside_it() -> None:
     data = stripes(256)
-    turned = torch.eye(2)[1 - data.labels]  # annotators who say the opposite of the label
+    turned = torch.eye(2)[1 - data.labels]  # the annotators vote against the label
     voted = LabelledImages(data.images, data.labels, turned)
     assert last(trainer(voted, votes="target")).validation_accuracy < 0.1
     beside = trainer(voted, votes="auxiliary")
@@ -195,7 +195,7 @@ def test_what_teachers_say_takes_its_share_of_the_target() -> None:
     class TheOpposite:
         def __call__(self, images: torch.Tensor) -> torch.Tensor:
             rows = (images.float().diff(dim=2).abs().mean((1, 2, 3)) > images.float().diff(dim=3).abs().mean((1, 2, 3))).long()
-            return torch.eye(2)[rows]  # stripes along the rows are class 0: this says 1 for them
+            return torch.eye(2)[rows]  # stripes along the rows are class 0; this teacher answers 1
 
     def taught(weight: float) -> float:
         learner = trainer(stripes(256), teacher_weight=weight)

@@ -12,21 +12,22 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from fer_pipeline.core import run as runs
-from fer_pipeline.core.errors import HeldError, UserError
-from fer_pipeline.core.manifest import Record, read_shards, split_into_shards, write_manifest
-from fer_pipeline.core.run import BINS, MOST_FACES, Identity, RunFolder, RunRecord, RunResult, settings_digest, with_lineage
-from fer_pipeline.core.schemas import LABELLED
+from fer_pipeline.archive.files import Selection
+from fer_pipeline.archive.listing import Listing
+from fer_pipeline.archive.record import Record, split_into_shards
+from fer_pipeline.base import identity
+from fer_pipeline.base.errors import HeldError, UserError
+from fer_pipeline.base.identity import Identity, new_run_id, now
 from fer_pipeline.jobs import publish
 from fer_pipeline.jobs.publish import PublishConfig
-from fer_pipeline.sources.files import Selection
-from fer_pipeline.sources.listing import Listing
-from fer_pipeline.table import compare
-from fer_pipeline.table import publish as files
+from fer_pipeline.labelling.manifest import read_shards, write_manifest
+from fer_pipeline.labelling.run import BINS, MOST_FACES, RunFolder, RunRecord, RunResult, settings_digest, with_lineage
+from fer_pipeline.labelling.schemas import CARRIED, LABELLED
+from fer_pipeline.table import compare, data_files
 from fer_pipeline.table.audit import Audit, Check
 from fer_pipeline.table.compare import Comparison
 from fer_pipeline.table.delta import LabelTable
-from fer_pipeline.table.reuse import CARRIED, read_reusable
+from fer_pipeline.table.reuse import read_reusable
 from tests.nights.oracle import Key, Listed, Night, Oracle, label_of
 from tests.table.runs import DETECTOR, rows_of_table
 
@@ -153,12 +154,12 @@ class Nights:
 
     def night(self, listed: list[Listed], model: str, budget: int | None) -> tuple[RunFolder, RunRecord]:
         """List, compare and label, as `label --table` does, and return the finished run."""
-        run_id, created_at = runs.new_run_id(), runs.now()
+        run_id, created_at = new_run_id(), now()
         folder, identity = RunFolder(f"{self.folder}/{run_id}"), Identity(name=model, digest=model)
         settings = {"uncertain_below": 0.5}
-        now = {"model_digest": model, "detector_digest": DETECTOR.digest, "settings_digest": settings_digest(settings)}
+        current = {"model_digest": model, "detector_digest": DETECTOR.digest, "settings_digest": settings_digest(settings)}
         listing = Listing("/source", Selection())
-        found = Comparison(LabelTable(self.table), listing.covers, "/source", now, ATTEMPTS, budget)
+        found = Comparison(LabelTable(self.table), listing.covers, "/source", current, ATTEMPTS, budget)
         to_label = found.to_label(map(record_of, listed))
         size = write_manifest(folder.manifest_prefix(run_id), split_into_shards(to_label, 3, 10**9))
         found.write_vanished(folder.vanished_path(run_id))
@@ -178,7 +179,7 @@ class Nights:
             folder.commit(shard, reusable.carry_over(images) if reusable else images)
         result = RunResult(
             counts={}, failed=failed, faces=0, uncertain=0, expressions={}, confidences=[0] * BINS, labelled_now=0, seconds=1.0,
-            faces_per_image=[0] * (MOST_FACES + 1), failures=[], images_per_s=1.0, finished_at=runs.now(),
+            faces_per_image=[0] * (MOST_FACES + 1), failures=[], images_per_s=1.0, finished_at=now(),
         )  # fmt: skip
         record = record.model_copy(update={"result": result})
         folder.finish(record, success=True)
@@ -241,14 +242,14 @@ class Alone:
 def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Publish without Ray and without an audit but the one that a test asks for, on a clock that the test sets."""
 
-    def fan_out(function: Any, items: Any, *arguments: Any, wait_s: float) -> Iterator[Any]:
+    def fan_out(function: Any, items: Any, *arguments: Any, machines: Any) -> Iterator[Any]:
         return (function(*arguments, item) for item in items)
 
     monkeypatch.setattr(publish, "fan_out", fan_out)
     monkeypatch.setattr(publish, "share", Alone)
     monkeypatch.setattr(publish, "connected", lambda *_: nullcontext())
     monkeypatch.setattr(publish, "audit_page", lambda *_: "")
-    monkeypatch.setattr(runs, "datetime", Clock)
+    monkeypatch.setattr(identity, "datetime", Clock)
     audited(monkeypatch, passed=True)
 
 
@@ -317,7 +318,7 @@ read, hashes = Comparison._read, compare._hashes
 MUTATIONS: dict[str, tuple[Any, str, Any]] = {
     "labels of another model are carried over": (Comparison, "_read", no_label_is_of_this_model),
     "what an unreadable container held has vanished": (compare, "_hashes", nothing_hides),
-    "a relabelling that fails replaces the label": (files, "_has_labels", lambda *_: False),
+    "a relabelling that fails replaces the label": (data_files, "_is_labelled_version", lambda *_: False),
 }
 
 

@@ -14,17 +14,18 @@ import pyarrow as pa
 import pytest
 import s3fs
 
-from fer_pipeline.core import storage
-from fer_pipeline.core.dataset import read_samples
-from fer_pipeline.core.errors import HeldError, UserError
+from fer_pipeline.base import storage
+from fer_pipeline.base.errors import HeldError, UserError
+from fer_pipeline.base.storage import parquet
+from fer_pipeline.cli import models
+from fer_pipeline.cli.models import PushConfig
+from fer_pipeline.datasets.dataset import read_samples
 from fer_pipeline.jobs import ingest, nightly, publish
 from fer_pipeline.jobs.ingest import IngestConfig
 from fer_pipeline.jobs.label import job as label
-from fer_pipeline.jobs.label.job import LabelConfig
+from fer_pipeline.jobs.label.config import LabelConfig
 from fer_pipeline.jobs.nightly import NightlyConfig
 from fer_pipeline.jobs.publish import PublishConfig
-from fer_pipeline.local import models
-from fer_pipeline.local.models import PushConfig
 from fer_pipeline.models.bundle import EMBEDDED, bundle_of, read_bundle, save_bundle
 from fer_pipeline.table.delta import LabelTable
 from fer_pipeline.table.nights import Night, last_nights
@@ -78,13 +79,13 @@ class Nights:
 
     def rows(self) -> list[dict[str, Any]]:
         table = LabelTable(self.table)
-        return comparable([storage.read_table(table.path(file.path)) for file in table.files])
+        return comparable([parquet.read_table(table.path(file.path)) for file in table.files])
 
     def rows_from_scratch(self) -> list[dict[str, Any]]:
         self.scratch += 1
         out = f"{self.place}/scratch/{self.scratch}"
         label.run(LabelConfig(source=self.source, out=out, model=self.model, detector="none", max_failure_rate=1.0))
-        return comparable([storage.read_table(f"{out}/images/{name}") for name in storage.list_names(f"{out}/images")])
+        return comparable([parquet.read_table(f"{out}/images/{name}") for name in storage.list_names(f"{out}/images")])
 
 
 def comparable(tables: list[pa.Table]) -> list[dict[str, Any]]:
@@ -162,7 +163,7 @@ def test_seven_nights(place: str, archive: Path) -> None:
     assert unchanged.records == 0 and unchanged.state == "unchanged"
     assert LabelTable(nights.table).version <= version + 1 and nights.rows() == nights.rows_from_scratch()
     page = storage.read_bytes(f"{place}/nights.html").decode()
-    assert "nothing had changed" in page and "<b>held</b>" not in page.split("Nights</h2>")[0]
+    assert "no changes" in page and "<b>held</b>" not in page.split("Nights</h2>")[0]
 
 
 def test_a_source_that_is_gone_leaves_the_table_as_it_is(place: str, archive: Path) -> None:
@@ -173,11 +174,11 @@ def test_a_source_that_is_gone_leaves_the_table_as_it_is(place: str, archive: Pa
     before = nights.rows()
     for number in range(5):
         nights.remove(f"{number}.jpg")
-    with pytest.raises(UserError, match="5 of the 6 rows"):
+    with pytest.raises(UserError, match="5 of the table's 6 rows"):
         nights.run("2")
     nights.remove("5.jpg")
     nights.put("notes.txt", b"the source is there")
-    with pytest.raises(UserError, match="6 of the 6 rows"):
+    with pytest.raises(UserError, match="6 of the table's 6 rows"):
         nights.run("3")
     assert nights.rows() == before
 
@@ -199,10 +200,7 @@ def test_a_night_that_runs_again_looks_at_the_source_again(place: str, archive: 
     runs = f"{place}/runs"
     assert storage.list_names(runs) == [nights.date("1"), f"{nights.date('1')}-2"]
     assert [night.folder for night in last_nights(nights.table, 3)] == [first.folder, second.folder, ""]
-    assert (
-        first.folder == f"{runs}/{nights.date('1')}"
-        and "nothing had changed" in storage.read_bytes(f"{place}/nights.html").decode()
-    )
+    assert first.folder == f"{runs}/{nights.date('1')}" and "no changes" in storage.read_bytes(f"{place}/nights.html").decode()
 
 
 def test_a_held_night_is_published_under_other_thresholds_and_not_labelled_again(place: str, archive: Path) -> None:
@@ -329,5 +327,5 @@ def test_all_that_is_kept_on_a_store_stands_where_it_is_said_to(
 
 
 def test_a_table_on_a_store_whose_path_the_library_would_decode_is_refused(moto: str) -> None:
-    with pytest.raises(UserError, match="whose path holds '%20'"):
+    with pytest.raises(UserError, match="whose path contains '%20'"):
         LabelTable("s3://bucket/per%20cent")

@@ -1,4 +1,4 @@
-"""Serve schedules by a process that is killed before it starts a run's own: `python -m tests.production.killed FILE`."""
+"""Serve schedules, but die by SIGKILL before the first run gets its process: `python -m tests.production.killed FILE`."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""Serve schedules by a process that takes runs for stranded after seconds: `python -m tests.production.soon FILE`."""
+"""Serve schedules and treat runs as stranded after 20 s: `python -m tests.production.soon FILE`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""A Prefect server, a Ray head with token authentication and a process that serves schedules, as operators start them."""
+"""Start a Prefect server, a Ray head with token authentication and a serving process as operators do."""
 
 import os
 import signal
@@ -27,10 +27,10 @@ def free_port() -> int:
 
 
 def until(condition: Callable[[], Any], limit_s: float = 60.0, what: str = "it") -> float:
-    """Wait for something and return how long that took."""
+    """Wait until the condition holds and return the seconds that it took."""
     began = time.monotonic()
     while not condition():
-        assert time.monotonic() - began < limit_s, f"{what} did not come to pass in {limit_s:g} s"
+        assert time.monotonic() - began < limit_s, f"{what} did not happen within {limit_s:g} s"
         time.sleep(0.1)
     return time.monotonic() - began
 
@@ -47,7 +47,7 @@ def await_prefect(api: str) -> None:
 
 
 class Process:
-    """A process of ours and its descendants."""
+    """A process that a test starts, with its descendants."""
 
     def __init__(self, command: list[str], environment: dict[str, str], log: Path, cwd: Path = ROOT) -> None:
         self.command, self.environment, self.log, self.cwd = command, environment, log, cwd
@@ -64,14 +64,14 @@ class Process:
         return []
 
     def kill(self) -> None:
-        """SIGKILL the process and what it has started."""
+        """Send SIGKILL to the process and its descendants."""
         for one in self.all():
             with suppress(psutil.NoSuchProcess):
                 one.kill()
         self.popen.wait(30)
 
     def stop(self) -> None:
-        """SIGTERM the process, then kill what is left of it."""
+        """Send SIGTERM to the process, then kill the descendants that are left."""
         left = self.all()
         self.popen.terminate()
         with suppress(subprocess.TimeoutExpired):
@@ -86,7 +86,7 @@ class Process:
 
 
 class Prefect:
-    """The server's own interface."""
+    """A client of the Prefect server's HTTP API."""
 
     def __init__(self, api: str) -> None:
         self.http = httpx.Client(base_url=api, timeout=30)
@@ -94,7 +94,7 @@ class Prefect:
     def post(self, path: str, **body: Any) -> Any:
         for _ in range(5):
             answer = self.http.post(path, json=body)
-            if answer.status_code != 503:  # SQLite is locked for the moment
+            if answer.status_code != 503:  # SQLite is locked at the moment
                 break
             time.sleep(1)
         answer.raise_for_status()
@@ -132,7 +132,7 @@ class Prefect:
 
 
 class Stand:
-    """The processes of one production on loopback, and their environment."""
+    """The processes of one production system on loopback, and their environment."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -147,7 +147,7 @@ class Stand:
             "RAY_AUTH_TOKEN": TOKEN,
             "RAY_AUTH_MODE": "token",
             "RAY_USAGE_STATS_ENABLED": "0",
-            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # Ray then binds to loopback only
+            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # makes Ray bind to loopback only
             "RAY_JOB_STOP_WAIT_TIME_S": "15",
             "PATH": f"{BIN}:{os.environ['PATH']}",
             "PYTHONPATH": str(ROOT),
@@ -206,7 +206,7 @@ class Head:
         return None
 
     def jobs(self) -> list[dict[str, Any]]:
-        """Return the jobs that were submitted."""
+        """Return the submitted jobs."""
         return [job for job in self.get("/api/jobs/") or [] if job["type"] == "SUBMISSION"]
 
 

@@ -1,4 +1,4 @@
-"""Nights as they run in production: schedules that fire, jobs on a cluster with tokens, and everything that can be lost."""
+"""Nights as in production: schedules fire, jobs run on a cluster with tokens, and any process can die."""
 
 import json
 import shutil
@@ -43,18 +43,18 @@ def prefect(stand: Stand) -> Prefect:
 
 @pytest.fixture(scope="module")
 def many(archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """288 records, which MTCNN takes half a minute for."""
+    """288 records, which take MTCNN half a minute."""
     return copies(archive, tmp_path_factory.mktemp("many"), 8)
 
 
 @pytest.fixture(scope="module")
 def very_many(archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """4,320 records, which MTCNN takes more than five minutes for."""
+    """4,320 records, which take MTCNN more than five minutes."""
     return copies(archive, tmp_path_factory.mktemp("very-many"), 120)
 
 
 class Night:
-    """A deployed night over a source of its own."""
+    """A deployed night with its own source."""
 
     def __init__(self, stand: Stand, prefect: Prefect, name: str, source: Path, address: str, **options: Any) -> None:
         self.stand, self.prefect, self.name, self.folder = stand, prefect, name, stand.folder / name
@@ -94,7 +94,7 @@ def jobs_of(head: Head, run: str) -> list[dict[str, Any]]:
 
 
 def drivers(head: Head) -> list[psutil.Process]:
-    """Return the processes that are entry points of Ray jobs, whether or not their head lives."""
+    """Return the entry-point processes of Ray jobs, even if their head is dead."""
     found = []
     for process in psutil.process_iter(["cmdline"]):
         line = " ".join(process.info["cmdline"] or [])
@@ -165,7 +165,7 @@ def test_a_head_that_dies_in_mid_night_leaves_no_process_and_the_next_night_goes
     run = night.begun()
     (driver,) = [one for one in drivers(mortal) if "died-source" in " ".join(one.cmdline())][:1]
     spared = {one.pid for one in (driver, *driver.parents()) if one.name() in ("sh", "bash") or one == driver}
-    for process in mortal.process.all():  # its machine is gone, and the job's shell lives on elsewhere
+    for process in mortal.process.all():  # the head's machine dies; the job's shell survives on another one
         if process.pid not in spared:
             with suppress(ProcessLookupError):
                 kill(process)
@@ -180,7 +180,7 @@ def test_a_head_that_dies_in_mid_night_leaves_no_process_and_the_next_night_goes
 
 
 def stripes(path: Path) -> Path:
-    """Write Kaggle's CSV of two classes that differ by the direction of their stripes."""
+    """Write a CSV in Kaggle's layout with two classes that differ in the direction of their stripes."""
     wave, rows = [40 + 170 * (number // 4 % 2) for number in range(48)], ["emotion,pixels,Usage"]
     for number in range(96):
         across = number % 2 == 0
@@ -231,7 +231,7 @@ def test_a_job_whose_run_died_with_the_machine_that_served_it_is_stopped_and_tol
 def test_a_run_whose_process_dies_before_it_begins_does_not_hold_the_next_one_up(
     stand: Stand, prefect: Prefect, head: Head, archive: Path, told: list[dict[str, Any]]
 ) -> None:
-    """It has the only place, and its process says nothing any more: the process that serves sees to it."""
+    """The run holds the only slot and its process is dead, so the serving process marks it as crashed."""
     source = copies(archive, stand.folder / "stranded-source", 1)
     night = Night(stand, prefect, "stranded", source, head.url, notify="on-call", by="tests.production.killed")
     run = night.start()
@@ -264,7 +264,7 @@ def test_a_token_that_does_not_fit_is_one_sentence(stand: Stand, prefect: Prefec
 
 @pytest.fixture
 def told(stand: Stand, prefect: Prefect) -> Iterator[list[dict[str, Any]]]:
-    """What the webhook of the block `on-call` was told."""
+    """Messages that the webhook of the block `on-call` received."""
     told: list[dict[str, Any]] = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -300,7 +300,7 @@ def test_a_held_night_and_the_first_good_one_after_it_reach_the_webhook(
     run = second.start()
     state = prefect.end_of(run)
     assert (state["type"], state["name"]) == ("FAILED", "Held") and "vanished" in state["message"]
-    assert "**falls short**" in prefect.artifacts(run)["nightly"] and second.rows() == 144
+    assert "**failed**" in prefect.artifacts(run)["nightly"] and second.rows() == 144
     until(lambda: told, 20, "telling the webhook")
     assert (told[0]["event"], told[0]["message"], told[0]["source"]) == ("held", state["message"], str(source))
     second.served.stop()
@@ -313,7 +313,7 @@ def test_a_held_night_and_the_first_good_one_after_it_reach_the_webhook(
 
 
 def test_the_deployment_of_the_documents_fires_on_its_schedule(stand: Stand, prefect: Prefect, archive: Path) -> None:
-    """As it is pasted, into an empty folder; the second night labels what came between the two."""
+    """Paste it into an empty folder. The second night labels the image that was added after the first."""
     text = (Path(__file__).resolve().parents[2] / "docs" / "flows.md").read_text()
     block = text.split("<!-- the deployment that a test pastes -->", 1)[1].split("```toml\n", 1)[1].split("```", 1)[0]
     place = stand.folder / "pasted"
@@ -339,7 +339,7 @@ def test_the_deployment_of_the_documents_fires_on_its_schedule(stand: Stand, pre
 
 
 class Cut:
-    """A way to the head whose connections break after some bytes, again and again."""
+    """A proxy to the head that breaks connections after some bytes, four times."""
 
     def __init__(self, port: int, after: int) -> None:
         self.port, self.after, self.cuts = port, after, 0
@@ -362,7 +362,7 @@ class Cut:
         passed = 0
         try:
             while data := source.recv(4096):
-                if not cut and b"/logs/tail" in data:
+                if not cut and b"/logs" in data:
                     is_log.set()
                 passed += len(data)
                 target.sendall(data)
@@ -378,9 +378,9 @@ class Cut:
 
 FOLLOW = """
 import json, sys
-from fer_pipeline.jobs import submission
-from fer_pipeline.jobs.cluster import ClusterConfig
-from fer_pipeline.jobs.label.job import LabelConfig
+from fer_pipeline.engine import submission
+from fer_pipeline.engine.connect import ClusterConfig
+from fer_pipeline.jobs.label.config import LabelConfig
 config = LabelConfig(source=sys.argv[2], out=sys.argv[3], detector="none")
 lines = []
 result = submission.run("label", config, ClusterConfig(address=sys.argv[1], silent_s=20), sys.argv[4], lines.append)

@@ -21,7 +21,7 @@ import pytest
 import s3fs
 import tomli_w
 
-from fer_pipeline.core import storage
+from fer_pipeline.base import storage
 from fer_pipeline.jobs import nightly
 from fer_pipeline.jobs.nightly import NightlyConfig
 from fer_pipeline.table.delta import storage_options

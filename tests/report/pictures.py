@@ -9,16 +9,16 @@ import sys
 import tempfile
 from pathlib import Path
 
-from fer_pipeline.core.errors import HeldError
+from fer_pipeline.base.errors import HeldError
+from fer_pipeline.cli import models, sample_archive
+from fer_pipeline.cli.models import CardConfig
+from fer_pipeline.cli.sample_archive import SampleArchiveConfig
 from fer_pipeline.jobs import nightly
 from fer_pipeline.jobs.nightly import NightlyConfig
-from fer_pipeline.local import models, sample_archive
-from fer_pipeline.local.models import CardConfig
-from fer_pipeline.local.sample_archive import SampleArchiveConfig
 from fer_pipeline.models.bundle import EMBEDDED
 
-SIZES = {"report": (1000, 1530), "nights": (1100, 1100), "audit": (1000, 760), "card": (1000, 1500)}
-"""Of each picture, in pixels."""
+SIZES = {"report": (1000, 1400), "nights": (1100, 1100), "audit": (1000, 760), "card": (1000, 1500)}
+"""Width and height of each picture in pixels."""
 
 
 def shoot(page: Path, picture: Path, width: int, height: int) -> None:
@@ -30,7 +30,7 @@ def shoot(page: Path, picture: Path, width: int, height: int) -> None:
 def main(pictures: Path) -> None:
     pictures.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix="media-"))
-    sample_archive.run(SampleArchiveConfig(dest=str(work / "photos"), people=False))
+    sample_archive.run(SampleArchiveConfig(dest=str(work / "photos")))
     for date in ("2026-11-19", "2026-11-20"):
         paths = {"source": "photos", "table": "table", "out": "runs/{date}", "page": "nights.html"}
         night = NightlyConfig.model_validate({name: str(work / path) for name, path in paths.items()} | {"date": date})
@@ -49,6 +49,7 @@ def main(pictures: Path) -> None:
         "card": next((work / "card").glob("*.html")),
     }
     for name, page in pages.items():
+        page.write_text(page.read_text().replace(f"{work}/", ""))  # where these runs happened to be
         shoot(page, (pictures / f"{name}.png").resolve(), *SIZES[name])
     shutil.rmtree(work)
 

@@ -1,13 +1,13 @@
-"""Names that would break a page, a Markdown card or a figure are shown as they are."""
+"""Names that could break a page, a Markdown card or a figure are shown as plain text."""
 
 import numpy as np
 import pytest
 
-from fer_pipeline.core.figures import SplitFigures
-from fer_pipeline.core.labels import LabelSpace
 from fer_pipeline.models.bundle import EMBEDDED, read_bundle
 from fer_pipeline.models.card import ModelCard, ModelMetrics
 from fer_pipeline.models.evaluation import Predictions, evaluate
+from fer_pipeline.models.figures import SplitFigures
+from fer_pipeline.models.label_space import LabelSpace
 from fer_pipeline.report.card import card_markdown, card_page
 
 NAMES = ("<img src=x onerror=alert(1)>", "[x](javascript:alert(2))", "$\\frac{$", "a|b", "`code`", "**bold**", "neutral")

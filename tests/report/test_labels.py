@@ -7,13 +7,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from fer_pipeline.core.errors import UserError
-from fer_pipeline.core.run import REPORT
-from fer_pipeline.local import report
-from fer_pipeline.local.report import ReportConfig
+from fer_pipeline.base.errors import UserError
+from fer_pipeline.cli import report
+from fer_pipeline.cli.report import ReportConfig
+from fer_pipeline.labelling.run import REPORT
 from fer_pipeline.report.gallery import PER_GROUP, Choice
 from fer_pipeline.report.mistakes import confusions
-from fer_pipeline.report.places import FOLDERS, Places
+from fer_pipeline.report.places import MAX_FOLDERS, Places
 from tests.table.runs import finished_run, record_of
 
 
@@ -39,15 +39,15 @@ def test_faces_are_counted_by_folder_and_container() -> None:
 
 def test_many_folders_are_counted_with_those_above_them() -> None:
     places = Places("/source")
-    places.add(faces_of([f"/source/{number % 3}/{number}/1.jpg" for number in range(2 * FOLDERS)]))
+    places.add(faces_of([f"/source/{number % 3}/{number}/1.jpg" for number in range(2 * MAX_FOLDERS)]))
     assert {name: count.faces for name, count in places.by_folder().items()} == {"0": 27, "1": 27, "2": 26}
 
 
 def test_many_folders_side_by_side_are_counted_as_others() -> None:
     places = Places("/source")
-    places.add(faces_of([f"/source/{number:03d}/1.jpg" for number in range(FOLDERS + 5)] + ["/source/000/2.jpg"]))
+    places.add(faces_of([f"/source/{number:03d}/1.jpg" for number in range(MAX_FOLDERS + 5)] + ["/source/000/2.jpg"]))
     found = places.by_folder()
-    assert (len(found), next(iter(found)), found["5 others"].faces) == (FOLDERS + 1, "000", 5)
+    assert (len(found), next(iter(found)), found["5 others"].faces) == (MAX_FOLDERS + 1, "000", 5)
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,7 @@ def test_each_face_is_chosen_for_one_group_whatever_the_order_of_the_files() -> 
         choice = Choice(random.Random(0))
         for part in order:
             choice.add(faces[part * 100 : (part + 1) * 100])
-        assert all(len(drawn) == 2 * PER_GROUP for drawn in choice.drawn.values())
+        assert all(len(sampled) == 2 * PER_GROUP for sampled in choice.sampled.values())
         return {title: [face["record_id"] for face in rows] for title, rows in choice.ranked.items()}
 
     assert ranked([0, 1, 2, 3, 4]) == ranked([4, 2, 0, 1, 3])
@@ -114,7 +114,7 @@ def test_a_run_is_compared_with_the_one_before(tmp_path: Path) -> None:
     run, before = str(tmp_path / "now"), str(tmp_path / "before")
     report.run(ReportConfig(run=run, before=before))
     page = (tmp_path / "now" / REPORT).read_text()
-    assert "Beside the run" in page and "-25.0 points" in page and "+25.0 points" in page
+    assert "Compared with the run" in page and "-25.0 points" in page and "+25.0 points" in page
     with pytest.raises(UserError, match="no finished labelling run"):
         report.run(ReportConfig(run=run, before=str(tmp_path / "nowhere")))
 

@@ -14,20 +14,20 @@ import cv2
 import numpy as np
 import pytest
 
-from fer_pipeline.core.errors import HeldError
-from fer_pipeline.core.figures import EvaluatedData, EvaluatedModel, Evaluation
-from fer_pipeline.core.labels import FER7
-from fer_pipeline.core.run import Identity
+from fer_pipeline.base.errors import HeldError
+from fer_pipeline.base.identity import Identity
+from fer_pipeline.cli import models, report
+from fer_pipeline.cli import table as upkeep
+from fer_pipeline.cli.models import CardConfig
+from fer_pipeline.cli.report import ReportConfig
 from fer_pipeline.jobs import publish
 from fer_pipeline.jobs.label import job as label
-from fer_pipeline.jobs.label.job import LabelConfig
+from fer_pipeline.jobs.label.config import LabelConfig
 from fer_pipeline.jobs.publish import PublishConfig
-from fer_pipeline.local import models, report
-from fer_pipeline.local import table as upkeep
-from fer_pipeline.local.models import CardConfig
-from fer_pipeline.local.report import ReportConfig
 from fer_pipeline.models.bundle import EMBEDDED, read_bundle
 from fer_pipeline.models.evaluation import Predictions, evaluate
+from fer_pipeline.models.figures import EvaluatedData, EvaluatedModel, Evaluation
+from fer_pipeline.models.label_space import FER7
 from fer_pipeline.report.evaluation import evaluation_page
 from tests.table.runs import finished_run, record_of
 
@@ -36,7 +36,7 @@ FLAGS = "--headless --no-sandbox --disable-gpu --disable-background-networking -
 QUIET = "--disable-quic --no-first-run --hide-scrollbars --enable-logging=stderr"
 WIDTHS = (1100, 420)
 POLICY = "default-src 'none'"
-"""What every page begins its Content-Security-Policy with."""
+"""Start of every page's Content-Security-Policy."""
 LOOK = """<script>
 addEventListener("load", async () => {
   const images = [...document.images], root = document.documentElement, found = document.createElement("pre");
@@ -54,7 +54,7 @@ addEventListener("load", async () => {
 });
 </script>"""
 AXE = files("axe_core_python") / "axe.min.js"
-"""What people see of a page who cannot see it, checked (https://github.com/dequelabs/axe-core)."""
+"""Checks the accessibility of a page (https://github.com/dequelabs/axe-core)."""
 SCHEMES = {"light": "--blink-settings=preferredColorScheme=1", "dark": "--blink-settings=preferredColorScheme=0"}
 
 pytestmark = [
@@ -64,10 +64,10 @@ pytestmark = [
 
 
 def opened(page: Path, width: int, scheme: str, fragment: str = "") -> dict[str, Any]:
-    """Return what a browser of that width makes of a page: its text, its images, how far it is too wide, what axe finds."""
+    """Return text, images, overflow (in px) and axe violations of a page in a browser window of that width."""
     looked = page.with_name(f"looked-{page.name}")
     assert POLICY in page.read_text(), "the page may run scripts"
-    text = page.read_text().replace(POLICY, f"{POLICY}; script-src 'unsafe-inline'")  # ours alone
+    text = page.read_text().replace(POLICY, f"{POLICY}; script-src 'unsafe-inline'")  # only for the scripts of this test
     looked.write_text(f"{text}<script>{AXE.read_text()}</script>{LOOK}")
     profile, picture = page.parent / f"profile-{width}-{scheme}", page.parent / f"page-{width}-{scheme}.png"
     command = [str(CHROMIUM), *FLAGS.split(), *QUIET.split(), f"--user-data-dir={profile}", f"--window-size={width},1400"]
@@ -81,7 +81,7 @@ def opened(page: Path, width: int, scheme: str, fragment: str = "") -> dict[str,
     subprocess.run([*command, *shot], capture_output=True, timeout=120, check=True)
     pixels = cv2.imread(str(picture))
     assert pixels is not None and pixels.std() > 5, "the page is blank"
-    assert (np.median(pixels) < 100) == (scheme == "dark"), f"{scheme} is not {scheme}"
+    assert (np.median(pixels) < 100) == (scheme == "dark"), f"the page is not {scheme}"
     found: dict[str, Any] = json.loads(unescape(match[1]))
     assert found["violations"] == []
     return found
@@ -130,9 +130,9 @@ def test_the_page_of_an_evaluation(tmp_path: Path) -> None:
     (tmp_path / "evaluation.html").write_text(evaluation_page(evaluation, card))
     accuracy = f"{figures.accuracy:.1%}"
     words = (
-        "these very images, so the figures flatter it",
+        "on these images, so the figures are optimistic",
         "1,234 contempt",
-        "framed otherwise",
+        "framed differently",
         "annotators",
         accuracy,
         "AI Act",
@@ -142,7 +142,7 @@ def test_the_page_of_an_evaluation(tmp_path: Path) -> None:
 
 def test_the_card_of_the_embedded_model(tmp_path: Path) -> None:
     models.card(CardConfig(model=EMBEDDED, out=str(tmp_path)))
-    require_sound(tmp_path / "model_card.html", 4, "must not be put to", "work or in education", "research data", "fer2013-small")
+    require_sound(tmp_path / "model_card.html", 4, "not be used for", "work or in education", "research data", "fer2013-small")
 
 
 def test_the_page_of_a_labelling_run(tmp_path: Path, local_ray: None) -> None:
@@ -156,7 +156,7 @@ def test_the_page_of_a_labelling_run(tmp_path: Path, local_ray: None) -> None:
     require_sound(run / "report.html", 3, "Apparent expressions", "3 images", "AI Act")
     assert "Open the file" not in opened(run / "report.html", 1100, "light")["text"]
     enlarged = opened(run / "report.html", 1100, "light", "#face-2")["text"]
-    assert "Open the file" in enlarged and ".png" in enlarged, "the face is not enlarged, with the file that it is from"
+    assert "Open the file" in enlarged and ".png" in enlarged, "the enlarged face does not show its file"
     report.run(ReportConfig(run=str(run), prior="em", source=str(tmp_path / "archive")))
     require_sound(run / "report.html", 3, "own class prior", "Saerens", "disgust")
 

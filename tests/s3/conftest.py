@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from fer_pipeline.core import storage
+from fer_pipeline.base import storage
 from tests.s3.swift import ACCESS_KEY, REGION, SECRET_KEY, Swift, free_port
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -12,29 +12,30 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from fer_pipeline.core import storage
-from fer_pipeline.core.errors import RecordError, UserError
-from fer_pipeline.core.run import RunRecord
+from fer_pipeline.archive.files import Selection
+from fer_pipeline.archive.listing import Listing
+from fer_pipeline.archive.reader import RecordReader
+from fer_pipeline.base import storage
+from fer_pipeline.base.errors import RecordError, UserError
+from fer_pipeline.base.storage import parquet
+from fer_pipeline.cli import models
+from fer_pipeline.cli.models import PushConfig
 from fer_pipeline.jobs import evaluate, ingest, publish
 from fer_pipeline.jobs.evaluate import EvaluateConfig
 from fer_pipeline.jobs.ingest import IngestConfig
 from fer_pipeline.jobs.label import job as label
-from fer_pipeline.jobs.label.job import LabelConfig
+from fer_pipeline.jobs.label.config import LabelConfig
 from fer_pipeline.jobs.publish import PublishConfig
 from fer_pipeline.jobs.train import job as train
-from fer_pipeline.jobs.train.job import TrainConfig
-from fer_pipeline.local import models
-from fer_pipeline.local.models import PushConfig
+from fer_pipeline.jobs.train.config import TrainConfig
+from fer_pipeline.labelling.labeller import Labeller
+from fer_pipeline.labelling.run import RunRecord
 from fer_pipeline.models.bundle import EMBEDDED, read_bundle
 from fer_pipeline.models.registry import Registry
-from fer_pipeline.sources.files import Selection
-from fer_pipeline.sources.listing import Listing
-from fer_pipeline.sources.reader import RecordReader
-from fer_pipeline.stages.label import FaceExtractor
+from tests.archive.test_changes import KINDS, listed, outcomes, write
 from tests.conftest import RECIPE
 from tests.s3.conftest import Store, upload
 from tests.s3.swift import SECRET_KEY
-from tests.sources.test_changes import KINDS, listed, outcomes, write
 from tests.table.runs import finished_run, record_of
 
 pytestmark = pytest.mark.s3
@@ -53,7 +54,7 @@ def config(source: str, out: str, **options: Any) -> LabelConfig:
 
 
 def rows(out: str) -> Rows:
-    tables = [storage.read_table(storage.join(out, "images", name)) for name in storage.list_names(storage.join(out, "images"))]
+    tables = [parquet.read_table(storage.join(out, "images", name)) for name in storage.list_names(storage.join(out, "images"))]
     return [row for table in tables for row in table.drop_columns(["run_id", "labelled_at", "etag", "uri"]).to_pylist()]
 
 
@@ -78,7 +79,7 @@ def test_an_archive_is_labelled_from_s3_to_s3(uploaded: str, bucket: str, locall
     assert set(storage.list_names(f"{bucket}/run")) == {
         "manifest", "indexes", "images", "faces", "run.json", "report.html", "_SUCCESS"
     }  # fmt: skip
-    uris = {row["uri"] for row in storage.read_table(f"{bucket}/run/images/000000.parquet").to_pylist()}
+    uris = {row["uri"] for row in parquet.read_table(f"{bucket}/run/images/000000.parquet").to_pylist()}
     assert all(uri.startswith(f"{uploaded}/") for uri in uris)
 
 
@@ -114,9 +115,31 @@ def test_keys_may_hold_what_looks_like_a_url_and_folders_may_have_markers(bucket
     assert found == {name: f"picture {number}".encode() for number, name in enumerate(names)}
     fs.call_s3("put_object", Bucket=path, Key="odd/f.jpg?versionId=1.jpg", Body=b"x")
     (odd,) = Listing(f"{bucket}/odd")
-    assert odd.error and "takes for a version" in odd.error
+    assert odd.error and "reads as a version" in odd.error
     assert storage.list_names(f"{bucket}/out") == [] == storage.list_names(f"{bucket}/nowhere")
     assert [record.uri for record in Listing(f"{bucket}/in/a b.jpg")] == [f"{bucket}/in/a b.jpg"]
+
+
+ODD_KEYS = ["x//y.jpg", "/slash.jpg", "c\x7fd.jpg", "t+~&=.jpg", "a/b*\"'<>|\\^`{}[].jpg", " lead.jpg", "\u00e4/\U0001f600.jpg"]
+"""Some of these obstore refuses, and some it would change."""
+
+
+def test_odd_keys_are_listed_and_read_among_many_others(bucket: str, store: Store) -> None:
+    fs, path = storage.open_filesystem(bucket)
+    many = [f"{folder:02d}/{number:03d}.jpg" for folder in range(20) for number in range(3)]
+    for folder in ("", "in/", "in/07/"):
+        for key in ODD_KEYS:
+            fs.call_s3("put_object", Bucket=path, Key=f"{folder}{key}", Body=f"{folder}{key}".encode())
+    fs.pipe({f"{path}/in/{name}": f"in/{name}".encode() for name in many})
+    for marker in ("in/08/", "in/08/sub/", "in/09/"):
+        fs.call_s3("put_object", Bucket=path, Key=marker, Body=b"")
+    expected = [f"in/{name}" for name in [*many, *ODD_KEYS, *(f"07/{key}" for key in ODD_KEYS)]]
+    found = [record.uri.removeprefix(f"{bucket}/") for record in Listing(f"{bucket}/in")]
+    assert found == sorted(expected)
+    whole = {record.uri.removeprefix(f"{bucket}/"): record for record in Listing(bucket)}
+    assert set(whole) == {*expected, *ODD_KEYS}
+    reader = RecordReader()
+    assert all(reader.read(whole[key]) == key.encode() for key in [*ODD_KEYS, *expected[:3], *expected[-14:]])
 
 
 def test_an_object_that_always_breaks_off_is_unreadable(bucket: str, uploaded: str, store: Store) -> None:
@@ -257,25 +280,25 @@ def test_a_registry_on_s3_keeps_versions_and_moves_aliases(bucket: str) -> None:
     assert Registry(registry).aliases("face") == {"production": "1"}, "the same bundle is the same version"
     models.push(PushConfig(model=EMBEDDED, name="face", version="2", alias=("production",), registry=registry))
     assert read_bundle(f"{registry}/face@production") == read_bundle(f"{registry}/face@1") == read_bundle(EMBEDDED)
-    with pytest.raises(UserError, match="face@2 exists"):
+    with pytest.raises(UserError, match="face@2 already exists"):
         Registry(registry).push("face", {"model.json": b"other"}, "2")
     with pytest.raises(UserError, match="has no face@staging"):
         read_bundle(f"{registry}/face@staging")
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_object_that_was_rewritten_is_changed(kind: str, bucket: str, extract: FaceExtractor, tmp_path: Path) -> None:
+def test_an_object_that_was_rewritten_is_changed(kind: str, bucket: str, labeller: Labeller, tmp_path: Path) -> None:
     path = tmp_path / f"a.{kind}"
     uri = f"{bucket}/changes-{kind}/a.{kind}"
     write(path, 0)
     storage.write_bytes(uri, path.read_bytes())
     records = listed(f"{bucket}/changes-{kind}")
-    before = outcomes(extract, records)
+    before = outcomes(labeller, records)
     assert before and {status for status, _ in before} == {"ok"}
     write(path, 7)
     storage.write_bytes(uri, path.read_bytes())
-    assert set(outcomes(extract, records)) == {("changed", None)}
-    assert {status for status, _ in outcomes(extract, listed(f"{bucket}/changes-{kind}"))} == {"ok"}
+    assert set(outcomes(labeller, records)) == {("changed", None)}
+    assert {status for status, _ in outcomes(labeller, listed(f"{bucket}/changes-{kind}"))} == {"ok"}
 
 
 def test_a_store_without_conditional_writes_holds_no_table(bucket: str, tmp_path: Path) -> None:

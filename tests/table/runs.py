@@ -1,4 +1,4 @@
-"""Finished runs and tables of made-up rows: what publishing works on, without labelling."""
+"""Makes finished runs with invented rows, so that tests can publish without labelling."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,21 +8,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from fer_pipeline.core import storage
-from fer_pipeline.core.manifest import Record, read_shards, split_into_shards, write_manifest
-from fer_pipeline.core.run import (
-    BINS,
-    MOST_FACES,
-    Identity,
-    Increment,
-    RunFolder,
-    RunRecord,
-    RunResult,
-    new_run_id,
-    now,
-    with_lineage,
-)
-from fer_pipeline.core.schemas import LABELLED
+from fer_pipeline.archive.record import Record, split_into_shards
+from fer_pipeline.base.identity import Identity, new_run_id, now
+from fer_pipeline.base.storage import parquet
+from fer_pipeline.labelling.manifest import read_shards, write_manifest
+from fer_pipeline.labelling.run import BINS, MOST_FACES, Increment, RunFolder, RunRecord, RunResult, with_lineage
+from fer_pipeline.labelling.schemas import LABELLED
 from fer_pipeline.table.delta import LabelTable
 from fer_pipeline.table.nights import night_ids
 from fer_pipeline.table.rows import KEY
@@ -52,9 +43,9 @@ def finished_run(
     run_id: str | None = None,
     source: str = "/source",
 ) -> RunRecord:
-    """Write a finished run of these records, each with one face; `expressions` and so on are what its record says of them.
+    """Write a finished run of these records, each with one face. `expressions` and so on are the figures of its result.
 
-    `failing`: the statuses of uris that cannot be looked at.
+    `failing`: the statuses of failed records, by uri.
     """
     folder, run_id = RunFolder(url), run_id or new_run_id()
     size = write_manifest(folder.manifest_prefix(run_id), split_into_shards(records, shard_records, 10**9))
@@ -62,7 +53,7 @@ def finished_run(
     if table is not None:
         schema = pa.schema([LABELLED.field(name).with_nullable(True) for name in KEY])
         keys = pa.Table.from_pylist([{"uri": uri} for uri in vanished], schema=schema)
-        storage.write_table(folder.vanished_path(run_id), keys)
+        parquet.write_table(folder.vanished_path(run_id), keys)
         increment = Increment(
             table=table.url, version=table.version, nights=len(night_ids(table.url)), listed=scope, held=0,
             new=0, changed=0, outdated=len(records), retried=0, vanished=len(vanished), scope=scope,
@@ -117,13 +108,13 @@ def _labelled(manifest: pa.Table, expression: str, failing: Mapping[str, str]) -
 
 
 def rows_of_table(table: str | Path) -> list[dict[str, Any]]:
-    """Return the rows of a table, read by its files."""
+    """Return the rows of a table, read from its files."""
     found = LabelTable(str(table))
-    return [row for file in found.files for row in storage.read_table(found.path(file.path)).to_pylist()]
+    return [row for file in found.files for row in parquet.read_table(found.path(file.path)).to_pylist()]
 
 
 def keys_of(table: str | Path) -> dict[str, str]:
-    """Return the etag of each uri of a table, read by its files; fail where a key is there twice."""
+    """Return the etag of each uri of a table, read from its files. Fail if a key is there twice."""
     rows = rows_of_table(table)
     keys = {row["uri"]: row["etag"] for row in rows}
     assert len(keys) == len(rows) == LabelTable(str(table)).rows, "a key is there twice"

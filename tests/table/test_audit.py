@@ -1,4 +1,4 @@
-"""The audit as a whole: a thousand nights of one distribution are not held, and how small a shift is found."""
+"""The whole audit: it does not hold a thousand nights of one distribution, and it finds shifts of a stated size."""
 
 from pathlib import Path
 from typing import Any
@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fer_pipeline.core.run import BINS, Identity, RunFolder, RunRecord, RunResult
+from fer_pipeline.base.identity import Identity
+from fer_pipeline.labelling.run import BINS, RunFolder, RunRecord, RunResult
 from fer_pipeline.table.audit import audit, drifts
 from fer_pipeline.table.delta import LabelTable
 from fer_pipeline.table.drift import excess
@@ -21,7 +22,7 @@ PER_IMAGE = [0.3, 0.45, 0.15, 0.05, 0.03, 0.02]
 
 
 def result(rng: np.random.Generator, faces: int, mix: list[float] = MIX, shift: int = 0, unsure: float = 0.27) -> RunResult:
-    """Return a night of so many faces; `shift` moves confidences down by bins."""
+    """Return a result with `faces` faces. `shift` moves the confidences down by this number of bins."""
     return RunResult(
         counts={"ok": faces},
         failed=0,
@@ -91,7 +92,7 @@ def test_a_night_is_compared_with_published_nights_of_its_own_source(tmp_path: P
         return audit(folder, run, table, Thresholds()).failing
 
     assert failing_after("00", state="held") == failing_after("01", state="undone") == []
-    assert failing_after("02", source="/other") == ["expressions"], "other sources serve where there is nothing better"
+    assert failing_after("02", source="/other") == ["expressions"], "nights of other sources are used if there are no others"
     assert failing_after("03", expressions={"sad": 5_000}) == []
     assert failing_after("04", expressions={"sad": 5_000}, confidences=[5_000] + [0] * (BINS - 1)) == ["confidence"]
 

@@ -1,4 +1,4 @@
-"""What is new against the table: by key, size and etag, within a source and its filters."""
+"""A listing is compared with the table by key, size and etag, within a source and its filters."""
 
 from collections.abc import Iterable
 from dataclasses import replace
@@ -8,14 +8,15 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from fer_pipeline.core import storage
-from fer_pipeline.core.errors import UserError
-from fer_pipeline.core.manifest import Record
-from fer_pipeline.core.run import Identity, settings_digest
+from fer_pipeline.archive.files import Selection
+from fer_pipeline.archive.listing import Listing
+from fer_pipeline.archive.record import Record
+from fer_pipeline.base.errors import UserError
+from fer_pipeline.base.identity import Identity
+from fer_pipeline.base.storage import parquet
 from fer_pipeline.jobs import publish
 from fer_pipeline.jobs.publish import PublishConfig
-from fer_pipeline.sources.files import Selection
-from fer_pipeline.sources.listing import Listing
+from fer_pipeline.labelling.run import settings_digest
 from fer_pipeline.table.compare import Comparison
 from fer_pipeline.table.delta import LabelTable
 from fer_pipeline.table.rows import DigestSet, key_digests
@@ -64,7 +65,7 @@ def test_rows_of_another_model_are_made_anew_as_many_as_are_allowed(table: Label
 
 
 def test_the_oldest_rows_are_made_anew_first(tmp_path: Path, local_ray: None) -> None:
-    """Three nights relabel six rows of a former model, two a night, in the order in which they were labelled."""
+    """Three nights relabel six rows of an old model, two per night, in the order in which they were labelled."""
     url, other = str(tmp_path / "table"), Identity(name="model", digest="m2")
     ages = {4: "2026-01-03", 1: "2026-01-01", 5: "2026-01-04", 0: "2026-01-02", 3: "2026-01-06", 2: "2026-01-05"}
     for number, (name, day) in enumerate(ages.items()):
@@ -123,7 +124,7 @@ def test_a_link_to_a_container_that_leads_nowhere_ends_a_night_whose_table_holds
 def test_places_that_cannot_be_listed_cost_one_look_at_the_files_near_them(
     tmp_path: Path, local_ray: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Many dead links do not read the table's uris once each, and none that is far from all files of the table reads any."""
+    """A thousand broken links read the uris of a table file once, and none if they are outside its range of uris."""
     finished_run(str(tmp_path / "run"), [record_of(f"/source/m/{number}.jpg") for number in range(8)])
     publish.run(PublishConfig(run=str(tmp_path / "run"), table=str(tmp_path / "table")))
     _, found = compared(LabelTable(str(tmp_path / "table")), [])
@@ -133,7 +134,7 @@ def test_places_that_cannot_be_listed_cost_one_look_at_the_files_near_them(
         read.append(url)
         return pa.table({"uri": ["/source/m/0.jpg"], "member": pa.nulls(1), "time_ms": pa.nulls(1)})
 
-    monkeypatch.setattr(storage, "read_columns", read_columns)
+    monkeypatch.setattr(parquet, "read_columns", read_columns)
     found.require_nothing_below([f"/source/a{number}" for number in range(1000)])
     assert read == []
     found.require_nothing_below([f"/source/m/{number}.jpg" for number in range(1000)])
@@ -141,7 +142,7 @@ def test_places_that_cannot_be_listed_cost_one_look_at_the_files_near_them(
 
 
 def test_the_budget_is_spent_on_rows_that_are_listed(tmp_path: Path, local_ray: None) -> None:
-    """The oldest rows are those of a container that cannot be read tonight: the budget goes to the next ones."""
+    """The oldest rows belong to a container that cannot be read, so the budget is spent on the next ones."""
     url, other = str(tmp_path / "table"), IDENTITY | {"model_digest": "m2"}
     members = [Record("/source/a.tar", f"{number}.jpg", 512, size_bytes=9, etag="1") for number in range(3)]
     for number, records in enumerate((members, [record_of(uri) for uri in URIS])):
@@ -154,7 +155,7 @@ def test_the_budget_is_spent_on_rows_that_are_listed(tmp_path: Path, local_ray: 
 
 
 def test_a_label_stays_where_the_same_bytes_cannot_be_labelled_anew(tmp_path: Path, local_ray: None) -> None:
-    """Each failed attempt is counted, and after the last one the row is left alone; changed bytes lose their label."""
+    """Each failed attempt is counted. After the last one the row stays unchanged. Changed bytes lose their label."""
     url, identity = str(tmp_path / "table"), IDENTITY | {"model_digest": "m2"}
     finished_run(str(tmp_path / "run"), [record_of(uri) for uri in URIS[:3]])
     publish.run(PublishConfig(run=str(tmp_path / "run"), table=url))
@@ -170,7 +171,7 @@ def test_a_label_stays_where_the_same_bytes_cannot_be_labelled_anew(tmp_path: Pa
         rows = {row["uri"]: row for row in rows_of_table(url)}
         kept, changed, fine = (rows[uri] for uri in URIS[:3])
         assert (kept["status"], kept["attempt"], kept["model_digest"]) == ("ok", night, MODEL.digest) and kept["faces"]
-        assert "labelling it anew failed (unreadable): made to fail" in kept["error"]
+        assert "relabelling failed (unreadable): made to fail" in kept["error"]
         assert (changed["status"], changed["etag"]) == ("timed_out", "2") and fine["model_digest"] == "m2"
     assert compared(LabelTable(url), listed, identity=identity)[0] == []
     assert compared(LabelTable(url), [record_of(URIS[0], etag="9")], identity=identity)[0] == [URIS[0]]

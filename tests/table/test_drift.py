@@ -1,4 +1,4 @@
-"""Drift is what exceeds chance: nights of one distribution are not held, shifts of a stated size are."""
+"""Drift exceeds chance: nights of one distribution are not held, and shifts of a stated size are."""
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ def test_nothing_to_compare_with_is_no_drift() -> None:
 
 @pytest.mark.parametrize("faces", [20, 200, 2_000, 20_000])
 def test_chance_alone_alarms_less_than_once_in_a_hundred_nights(faces: int) -> None:
-    """Thresholds at zero: what is taken off for chance is all that holds the alarms back."""
+    """The thresholds are zero, so only the correction for chance prevents alarms."""
     rng, alarms = np.random.default_rng(0), 0
     for _ in range(1000):
         night, before = multinomial(rng, faces, MIX), multinomial(rng, 7 * faces, MIX)
@@ -33,7 +33,7 @@ def test_chance_alone_alarms_less_than_once_in_a_hundred_nights(faces: int) -> N
 
 @pytest.mark.parametrize(("faces", "shift"), [(1_000, 0.3), (10_000, 0.2), (100_000, 0.2)])
 def test_a_shift_of_the_mix_is_found_nine_times_in_ten(faces: int, shift: float) -> None:
-    """A share of the faces turns from the first expression into the last."""
+    """A share of the faces changes from the first expression to the last."""
     rng, limit, found = np.random.default_rng(0), Thresholds().expressions, 0
     shifted = [MIX[0] - shift, *MIX[1:-1], MIX[-1] + shift]
     for _ in range(100):

@@ -1,10 +1,10 @@
-"""What a batch job leaves for Prometheus."""
+"""The figures of the last night for Prometheus."""
 
 from pathlib import Path
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from fer_pipeline.core.run import Identity
+from fer_pipeline.base.identity import Identity
 from fer_pipeline.table.exposition import exposition
 from fer_pipeline.table.nights import Night, State, keep_night
 

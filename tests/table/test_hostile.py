@@ -1,4 +1,4 @@
-"""What a table can do whose files, log or nights somebody else wrote."""
+"""A table whose files, log or nights are untrusted can do no harm."""
 
 import json
 import zipfile
@@ -11,15 +11,15 @@ import pyarrow.parquet as pq
 import pytest
 from deltalake import DeltaTable
 
-from fer_pipeline.core import storage
-from fer_pipeline.core.errors import UserError
+from fer_pipeline.archive.listing import Listing
+from fer_pipeline.base.errors import UserError
+from fer_pipeline.base.storage import parquet
+from fer_pipeline.cli import table as upkeep
+from fer_pipeline.cli.table import ForgetConfig, TableConfig, VacuumConfig
 from fer_pipeline.jobs import publish
 from fer_pipeline.jobs.label import job as label
-from fer_pipeline.jobs.label.job import LabelConfig
+from fer_pipeline.jobs.label.config import LabelConfig
 from fer_pipeline.jobs.publish import PublishConfig
-from fer_pipeline.local import table as upkeep
-from fer_pipeline.local.table import ForgetConfig, TableConfig, VacuumConfig
-from fer_pipeline.sources.listing import Listing
 from fer_pipeline.table.delta import LabelTable
 from fer_pipeline.table.reuse import PLACES, read_reusable
 from tests.table.runs import finished_run, record_of
@@ -36,7 +36,7 @@ def table(tmp_path: Path, local_ray: None) -> Path:
 
 
 def edit_log(table: Path, kind: str, change: Callable[[dict[str, Any]], None]) -> None:
-    """Change the actions of a kind in a table's log."""
+    """Change all actions of a kind in the log of a table."""
     for path in (table / "_delta_log").glob("*.json"):
         lines = [json.loads(line) for line in path.read_text().splitlines()]
         for line in lines:
@@ -46,7 +46,7 @@ def edit_log(table: Path, kind: str, change: Callable[[dict[str, Any]], None]) -
 
 
 def moved(table: Path, place: str) -> None:
-    """Put the table's file elsewhere, and have the log say so."""
+    """Move the file of the table, and update the log."""
     (file,) = table.glob("*.parquet")
     (table / place).parent.mkdir(parents=True, exist_ok=True)
     file.rename(table / place)
@@ -89,13 +89,13 @@ def test_a_log_that_leads_out_of_its_table_is_refused(place: str, table: Path) -
         lambda: upkeep.vacuum(VacuumConfig(table=str(table))),
         lambda: label.run(LabelConfig(source=str(table), out=str(table.parent / "next"), table=str(table), detector="none")),
     ):
-        with pytest.raises(UserError, match=r"names the file .*, which is none below it"):
+        with pytest.raises(UserError, match=r"names the file .*, which is not below it"):
             work()
     assert outside.exists()
 
 
 def test_vacuuming_counts_what_it_deletes(table: Path) -> None:
-    """The library tells of what the log says was removed, wherever that would be."""
+    """The library counts every removed path in the log, even one outside the table."""
     outside = table.parent / "outside.parquet"
     outside.write_bytes(b"not of the table")
     upkeep.forget(ForgetConfig(table=str(table), uri=(URIS[3],)))
@@ -129,8 +129,8 @@ def test_statistics_that_lie_lose_no_row(statistics: str | None, table: Path, tm
 
 def test_rows_are_carried_over_from_files_of_the_table_alone(table: Path, tmp_path: Path) -> None:
     for path in ("../outside.parquet", "/etc/passwd", "s3://bucket/x"):
-        storage.write_table(str(tmp_path / "places.parquet"), pa.table([["0" * 64], [path], [0]], schema=PLACES))
-        with pytest.raises(UserError, match="which is none below it"):
+        parquet.write_table(str(tmp_path / "places.parquet"), pa.table([["0" * 64], [path], [0]], schema=PLACES))
+        with pytest.raises(UserError, match="which is not below it"):
             read_reusable(str(table), str(tmp_path / "places.parquet"))
 
 
@@ -145,7 +145,7 @@ def test_the_id_of_a_run_leads_nowhere(table: Path, tmp_path: Path) -> None:
 
 
 def test_a_poisoned_index_beside_a_table_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a store, as another machine left it: here by a listing that keeps its indexes beside."""
+    """The indexes beside a table come from other machines; here a local listing writes them."""
     source, beside = tmp_path / "source", tmp_path / "table" / "_indexes"
     source.mkdir()
     with zipfile.ZipFile(source / "a.zip", "w") as archive:

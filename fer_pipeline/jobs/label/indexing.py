@@ -1,71 +1,54 @@
-"""Containers of a large source are indexed by tasks, and the driver reads the indexes; what a task cannot, the driver does."""
+"""On a cluster, tasks index the containers of a source and the driver reads the indexes; it indexes those that tasks cannot."""
 
 import logging
 import threading
-import time
 
 import ray
 
-from fer_pipeline.core.storage import reason
-from fer_pipeline.jobs.demand import Asking
-from fer_pipeline.jobs.shared import cluster_cores
-from fer_pipeline.sources.files import File, Selection
-from fer_pipeline.sources.listing import Listing
+from fer_pipeline.archive.files import File, Selection
+from fer_pipeline.archive.listing import Listing
+from fer_pipeline.base.errors import ClusterError
+from fer_pipeline.base.storage import reason
+from fer_pipeline.engine.machines import Machines, cluster_cores
+from fer_pipeline.engine.waiting import wait_for, waiting_for_cores
 
 log = logging.getLogger(__name__)
 
 MOST_AT_ONCE = 256
-"""Containers in work, each with a thread of the driver that waits for it."""
-
-
-LOOK_S = 1.0
-"""How often it is looked whether an index is still wanted."""
+"""Most containers that are indexed at once; a thread of the driver waits for each."""
 
 
 class IndexingTasks:
-    """Calls that put a container's index into the folder `indexes`, from any machine of the cluster; safe in many threads."""
+    """Starts tasks, on any machine of the cluster, that write a container's index to the folder `indexes`; thread-safe."""
 
-    def __init__(self, selection: Selection, indexes: str, ask: Asking, wait_s: float) -> None:
-        self.selection, self.indexes, self.ask, self.wait_s = selection, indexes, ask, wait_s
+    def __init__(self, selection: Selection, indexes: str, machines: Machines) -> None:
+        self.selection, self.indexes, self.machines = selection, indexes, machines
         self.at_once = min(MOST_AT_ONCE, max(8, 2 * cluster_cores()))
-        self._running, self._changed, self._hopeless = 0, threading.Lock(), False
+        self._running, self._changed, self._has_cores = 0, threading.Lock(), True
 
     def __call__(self, file: File, over: threading.Event) -> None:
-        """Have the index made; where that fails there is none, and the driver lists the container, or finds out why it cannot.
+        """Have a task write the index. If the task fails, there is no index, and the driver makes it or reports why it cannot.
 
-        Nothing is begun or waited for any more once `over` is set.
+        Once `over` is set, start no task and stop waiting.
         """
-        if self._hopeless or over.is_set():
+        if not self._has_cores or over.is_set():
             return
         self._count(1)
         try:
-            done = _index.options(name="read an index").remote(file, self.selection, self.indexes)
-            if self._is_done(done, over):
-                ray.get(done)
-        except Exception as error:  # noqa: BLE001 (whatever befalls a task, the driver can do without it)
-            log.info("%s is listed by the driver: %s", file.uri, reason(error)[:200])
+            task = _index.options(name="index a container").remote(file, self.selection, self.indexes)
+            if wait_for(task, waiting_for_cores(self.machines.wait_s), over.is_set):
+                ray.get(task)
+        except ClusterError:
+            self._has_cores = False
+        except Exception as error:  # noqa: BLE001 (the driver does not depend on the task)
+            log.info("The driver indexes '%s', because a task failed: %s", file.uri, reason(error)[:200])
         finally:
             self._count(-1)
 
     def _count(self, more: int) -> None:
         with self._changed:
             self._running += more
-            self.ask([({"CPU": 1.0}, self._running)] if self._running else [])
-
-    def _is_done(self, done: "ray.ObjectRef[None]", over: threading.Event) -> bool:
-        """Wait for a task; for ever where the cluster has cores that are busy, `wait_s` where it has none."""
-        started = time.monotonic()
-        while not ray.wait([done], timeout=LOOK_S)[0]:
-            if over.is_set():
-                ray.cancel(done)
-                return False
-            if ray.cluster_resources().get("CPU", 0) >= 1:
-                continue
-            if time.monotonic() - started > self.wait_s:
-                ray.cancel(done)
-                self._hopeless = True
-                return False
-        return True
+            self.machines.need([({"CPU": 1.0}, self._running)] if self._running else [])
 
 
 @ray.remote(num_cpus=1, max_retries=2)

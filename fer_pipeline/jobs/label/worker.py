@@ -1,4 +1,4 @@
-"""What a labelling worker keeps between tasks, and the limits that it works under."""
+"""What a labelling worker keeps between tasks, and its time and memory limits."""
 
 import platform
 from collections.abc import Container
@@ -6,21 +6,20 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from fer_pipeline.core.isolated import alarm
-from fer_pipeline.core.memory import bounded_memory
-from fer_pipeline.core.run import RunFolder, RunRecord, with_lineage
-from fer_pipeline.core.stage_clock import timed
-from fer_pipeline.jobs.metrics import count_shard
-from fer_pipeline.jobs.shared import Shared
+from fer_pipeline.base.isolated import alarm
+from fer_pipeline.base.stage_clock import timed
+from fer_pipeline.engine.metrics import count_shard
+from fer_pipeline.engine.tasks import Shared
+from fer_pipeline.faces.detectors.spec import ResolvedDetector
+from fer_pipeline.labelling.labeller import Labeller, LabelSettings
+from fer_pipeline.labelling.run import RunFolder, RunRecord, with_lineage
 from fer_pipeline.models.bundle import Bundle
-from fer_pipeline.stages.detectors.spec import ResolvedDetector
-from fer_pipeline.stages.label import Labeller, LabelSettings
 from fer_pipeline.table.reuse import Reusable
 
 
 @dataclass(frozen=True)
 class LabelContext:
-    """What every worker of a run needs."""
+    """What each worker of a run needs."""
 
     folder: RunFolder
     record: RunRecord
@@ -30,7 +29,7 @@ class LabelContext:
     record_timeout_s: float
     record_memory_bytes: int
     reusable: Reusable | None = None
-    """Labels that the published table has, by the bytes that they are of."""
+    """Labels in the published table, by the digest of the labelled bytes."""
 
     @property
     def known(self) -> Container[str]:
@@ -46,12 +45,12 @@ class LabelContext:
 
 
 def slow_machine(settings: LabelSettings, has_bf16: bool) -> str | None:
-    """Return this machine's name where it must emulate the arithmetic that the run has frozen."""
+    """Return this machine's name if it must emulate the run's arithmetic, else None."""
     return platform.node() if settings.precision == "bf16" and not has_bf16 else None
 
 
 def load_context(context: Shared[LabelContext]) -> LabelContext:
-    """Return what a run's workers need, taken out of Ray's store once."""
+    """Return the run's context, read from Ray's store once per process."""
     return context.load(_itself)
 
 
@@ -65,7 +64,5 @@ def _itself(context: LabelContext) -> LabelContext:
 
 
 def _make_labeller(context: LabelContext) -> Labeller:
-    labeller = Labeller(context.detector, context.bundle, context.settings, alarm(context.record_timeout_s))
-    labeller.extract.bounded = bounded_memory(context.record_memory_bytes)  # measured now that all is loaded
-    labeller.extract.known = context.known
-    return labeller
+    watch = alarm(context.record_timeout_s)
+    return Labeller(context.detector, context.bundle, context.settings, watch, context.known, context.record_memory_bytes)

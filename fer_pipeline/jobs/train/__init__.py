@@ -1,1 +1,1 @@
-"""Train a classifier: the job, what each rank does, and how the model bundle is published."""
+"""Train a classifier: the job, what each rank does, and how the model bundle is written."""

@@ -1,4 +1,4 @@
-"""What each rank of a training does: its share of the data, its network, its checkpoints; `job.py` starts the ranks."""
+"""What each rank of a training does: read its share of the data, train its network, write checkpoints. `job.py` starts them."""
 
 import io
 import json
@@ -17,13 +17,14 @@ import ray.train.torch
 import torch
 from ray.train import Checkpoint
 
-from fer_pipeline.core import storage
-from fer_pipeline.core.dataset import sample_files
-from fer_pipeline.core.framing import Framing
-from fer_pipeline.core.labels import LabelSpace
-from fer_pipeline.core.processor import has_native_bf16
-from fer_pipeline.jobs.shared import Shared
+from fer_pipeline.base import storage
+from fer_pipeline.base.processor import has_native_bf16
+from fer_pipeline.datasets.dataset import sample_files
+from fer_pipeline.datasets.training_data import SplitReader
+from fer_pipeline.engine.tasks import Shared
 from fer_pipeline.models.bundle import Bundle
+from fer_pipeline.models.framing import Framing
+from fer_pipeline.models.label_space import LabelSpace
 from fer_pipeline.models.labelled_images import LabelledImages
 from fer_pipeline.models.networks import build
 from fer_pipeline.models.pretrained import load_pretrained
@@ -33,55 +34,54 @@ from fer_pipeline.models.training.ranks import rank_and_world
 from fer_pipeline.models.training.teachers import Teachers
 from fer_pipeline.models.training.trainer import DivergedError, Epoch, State, Trainer
 from fer_pipeline.models.weights import Weights, load_network, take_over
-from fer_pipeline.stages.training_data import SplitReader
 
 CHECKPOINT, PROGRESS, DIVERGED = "state.pt", "progress.json", "diverged.txt"
 PROGRESS_EVERY_S = 5.0
-VALIDATION_ROWS = 512
-"""Of the dataset, that are read and decoded at a time."""
+ROWS_PER_CHUNK = 512
+"""Rows of the dataset that are read and decoded at a time."""
 SHUFFLE_BYTES = 256 * 1024**2
-"""Size of the buffer from which streamed images are drawn."""
+"""Size of the buffer from which streamed images are drawn at random."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """All that a rank must know."""
+    """Everything that a rank needs."""
 
     recipe: Recipe
     space: LabelSpace
     framing: Framing
-    """Of the dataset's faces: labelling cuts faces so."""
+    """Framing of the dataset's faces; labelling cuts faces with it."""
     train: SplitReader
     validation: SplitReader
     class_counts: tuple[int, ...]
-    """Of the images that are learned, by the recipe's classes."""
+    """Number of training images, by the recipe's classes."""
     initial: Bundle | None
     teachers: tuple[Bundle, ...]
     pretrained: Shared[Weights] | None
-    """The whole network's weights where the recipe names pretrained ones and the driver has read them for all ranks."""
+    """The whole network's weights, if the recipe names pretrained ones and the driver has read them for all ranks."""
     streamed: bool
     use_gpu: bool
     threads: int
     live: str
-    """Folder for what is to be seen while it runs."""
+    """Folder of the progress file and the checkpoints."""
 
     @property
     def outputs(self) -> int:
-        """Outputs of the network while it learns: the classes, and the votes where they are auxiliary."""
+        """Number of the network's outputs during training: the classes, plus the votes if they are auxiliary."""
         votes = len(self.train.votes) if self.recipe.training.votes == "auxiliary" else 0
         return len(self.space.classes) + votes
 
 
 def stream(plan: Plan) -> ray.data.Dataset:
-    """Return the training split as a Ray dataset of arrays: files in another order every epoch, decoded by its tasks."""
+    """Return the training split as a Ray dataset of arrays; each epoch has another order of files, which its tasks decode."""
     ray.data.DataContext.get_current().enable_progress_bars = False
     reader = plan.train
     files = sample_files(reader.dataset)
 
     def read(batch: dict[str, Any]) -> Iterator[dict[str, Any]]:
         for uri in batch["item"]:
-            for split in reader.chunks_of(str(uri), VALIDATION_ROWS):
-                yield {"images": split.images, "labels": split.labels, "votes": split.votes}
+            for chunk in reader.chunks_of(str(uri), ROWS_PER_CHUNK):
+                yield {"images": chunk.images, "labels": chunk.labels, "votes": chunk.votes}
 
     order = ray.data.RandomSeedConfig(seed=plan.recipe.training.seed)
     shuffled = ray.data.from_items(files, override_num_blocks=len(files)).randomize_block_order(seed=order)
@@ -90,7 +90,7 @@ def stream(plan: Plan) -> ray.data.Dataset:
 
 @dataclass(frozen=True)
 class Streamed:
-    """A training split that this rank gets its share of from Ray Data, drawn from a buffer of shuffled images."""
+    """This rank's share of a training split, streamed from Ray Data through a buffer of shuffled images."""
 
     shard: Any
     images: int
@@ -101,7 +101,7 @@ class Streamed:
         return self.images
 
     def batches(self, seed: int) -> Iterator[LabelledImages]:
-        """Yield batches of this rank; the last, smaller one is left out."""
+        """Yield this rank's batches, without the last, smaller one."""
         world = rank_and_world()[1]
         steps, size = max(1, self.images // self.batch_size), self.batch_size // world
         buffer = min(max(size, SHUFFLE_BYTES // self.image_bytes), max(size, self.images // (2 * world)))
@@ -115,20 +115,20 @@ class Streamed:
 
 @dataclass(frozen=True)
 class ValidationShare:
-    """This rank's share of the validation split, read anew for every epoch."""
+    """This rank's share of the validation split, read again for every epoch."""
 
     reader: SplitReader
 
     def __iter__(self) -> Iterator[LabelledImages]:
         rank, world = rank_and_world()
-        for chunk in self.reader.chunks(VALIDATION_ROWS, rank, world):
+        for chunk in self.reader.chunks(ROWS_PER_CHUNK, rank, world):
             yield chunk.to("cpu")
 
 
 def pretrained_weights(recipe: Recipe, outputs: int) -> Weights:
-    """Return the weights that the recipe's network starts from: the pretrained ones, and a last layer by the seed.
+    """Return the initial weights of the recipe's network: the pretrained ones, and a random last layer from the seed.
 
-    Raise UserError where they cannot be had or are another network's.
+    Raise UserError if they are not available or belong to another network.
     """
     assert recipe.pretrained
     torch.manual_seed(recipe.training.seed)
@@ -138,7 +138,7 @@ def pretrained_weights(recipe: Recipe, outputs: int) -> Weights:
 
 
 def make_trainer(plan: Plan, device: torch.device, shard: Any = None) -> Trainer:
-    """Return the trainer of a plan: its network from the seed or the weights to start from, its data at hand."""
+    """Return the trainer of a plan, with its initial network and its data. `shard`: this rank's share of streamed data."""
     recipe, training = plan.recipe, plan.recipe.training
     if device.type == "cpu" and not has_native_bf16():
         training = training.model_copy(update={"precision": "fp32"})
@@ -165,7 +165,7 @@ def make_trainer(plan: Plan, device: torch.device, shard: Any = None) -> Trainer
 
 
 def worker(arguments: dict[str, Any]) -> None:
-    """One rank: load the splits, build the network from the recipe's seed, train, report every epoch."""
+    """Run one rank: load the splits, build the network, train, and report every epoch."""
     plan: Plan = arguments["plan"]
     torch.set_num_threads(plan.threads)
     device = ray.train.torch.get_device() if plan.use_gpu else torch.device("cpu")
@@ -187,7 +187,7 @@ def worker(arguments: dict[str, Any]) -> None:
     validation: Any = ValidationShare(plan.validation) if plan.streamed else _share(plan.validation.load())
     try:
         trainer.fit(validation, on_epoch, live.window if live else lambda step, loss: None)
-    except DivergedError as diverged:  # not an error of the worker's: another attempt would end alike
+    except DivergedError as diverged:  # the worker does not fail: a retry would diverge too
         if live:
             storage.write_bytes(storage.join(plan.live, DIVERGED), str(diverged).encode())
 
@@ -199,7 +199,7 @@ def _share(split: LabelledImages) -> list[LabelledImages]:
 
 
 class _ProgressFile:
-    """Writes how far the training is, every few seconds."""
+    """Writes the training's progress to a file every few seconds."""
 
     def __init__(self, folder: str, trainer: Trainer) -> None:
         self.folder, self.trainer = folder, trainer
@@ -224,7 +224,7 @@ class _ProgressFile:
 
 
 def read_checkpoint(checkpoint: Checkpoint, live: str) -> State:
-    """Return the state that a checkpoint of the training in the folder `live` holds."""
+    """Return the state in a checkpoint of the training in the folder `live`."""
     data = storage.read_bytes(storage.join(live, posixpath.basename(checkpoint.path), CHECKPOINT))
     state: State = torch.load(io.BytesIO(data), weights_only=True, map_location="cpu")
     return state

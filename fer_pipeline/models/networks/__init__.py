@@ -1,10 +1,10 @@
-"""Expression classifiers: one file each, and the table `NETWORKS`; any torchvision classifier joins by its name."""
+"""Expression classifiers: one file each, and the table `NETWORKS`. Torchvision's classifiers are available by name."""
 
 from collections.abc import Callable
 
 from torch import nn
 
-from fer_pipeline.core.errors import UserError
+from fer_pipeline.base.errors import UserError
 from fer_pipeline.models.network_config import NetworkConfig
 from fer_pipeline.models.networks.layers import FlipAveraging, Normalize
 from fer_pipeline.models.networks.plain_cnn import plain_cnn
@@ -16,14 +16,14 @@ NETWORKS: dict[str, Callable[[NetworkConfig, int], nn.Module]] = {
     "plain_cnn": plain_cnn,
     "regularised_cnn": regularised_cnn,
 }
-"""Name (`architecture` of a recipe's `[network]`) to what makes the network: normalised float images (n, channels, image_px,
-image_px) to logits (n, classes). Its last layer must be the one that makes the logits."""
+"""Builders by name (`architecture` of a recipe's `[network]`). A network maps normalised float images (n, channels, image_px,
+image_px) to logits (n, classes), and its last layer must compute the logits."""
 
 
 def build(config: NetworkConfig, classes: int) -> nn.Module:
-    """Return the network, randomly initialised: uint8 images (n, channels, image_px, image_px) to logits (n, classes).
+    """Return a randomly initialised network from uint8 images (n, channels, image_px, image_px) to logits (n, classes).
 
-    Raise UserError for an architecture that neither we nor torchvision have.
+    Raise UserError for an architecture that neither this project nor torchvision has.
     """
     network = NETWORKS.get(config.architecture, _torchvision_classifier)(config, classes)
     kind = FlipAveraging if config.flip_averaging else nn.Sequential
@@ -31,7 +31,7 @@ def build(config: NetworkConfig, classes: int) -> nn.Module:
 
 
 def _torchvision_classifier(config: NetworkConfig, classes: int) -> nn.Module:
-    import torchvision  # takes a second to import, which no worker with our own network need wait for
+    import torchvision  # the import takes a second, and our own networks do not need it
 
     if config.architecture not in torchvision.models.list_models(module=torchvision.models):
         raise UserError(f"There is no network '{config.architecture}': use {', '.join(NETWORKS)} or a classifier of torchvision.")

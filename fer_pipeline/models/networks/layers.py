@@ -1,11 +1,11 @@
-"""Layers around every network: normalisation before it, the mean over mirror images after it."""
+"""Layers around every network: normalisation before it, averaging over mirror images after it."""
 
 import torch
 from torch import Tensor, nn
 
 
 class Normalize(nn.Module):
-    """uint8 images (n, c, h, w) to normalised floats, as the first layer, so that no caller can forget it."""
+    """Normalises uint8 images (n, c, h, w) to floats, as the first layer, so that no caller can forget it."""
 
     def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         super().__init__()
@@ -17,7 +17,7 @@ class Normalize(nn.Module):
 
 
 class FlipAveraging(nn.Sequential):
-    """Layers whose output, in evaluation mode, is the mean over an image and its mirror image."""
+    """Averages the logits of an image and its mirror image in evaluation mode."""
 
     def forward(self, images: Tensor) -> Tensor:
         normalize, network = self

@@ -6,7 +6,7 @@ from fer_pipeline.models.network_config import NetworkConfig
 
 
 def plain_cnn(config: NetworkConfig, classes: int) -> nn.Module:
-    """Three stages of convolution and max-pooling, a dense layer with dropout: the CNN of many a paper on FER-2013."""
+    """Return three stages of convolution and max-pooling, then a dense layer with dropout, as in many papers on FER-2013."""
     layers: list[nn.Module] = []
     channels: int = config.channels
     width = config.width

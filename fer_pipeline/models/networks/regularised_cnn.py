@@ -6,7 +6,7 @@ from fer_pipeline.models.network_config import NetworkConfig
 
 
 def regularised_cnn(config: NetworkConfig, classes: int) -> nn.Module:
-    """Three stages of two convolutions with batch normalisation, max-pooling and dropout; L2 is the recipe's weight decay."""
+    """Return three stages of two convolutions with batch normalisation, max-pooling and dropout. L2 is the weight decay."""
     layers: list[nn.Module] = []
     channels: int = config.channels
     width = config.width

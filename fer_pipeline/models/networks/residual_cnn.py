@@ -6,9 +6,9 @@ from fer_pipeline.models.network_config import NetworkConfig
 
 
 class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions beside a shortcut (He et al., 2016), and `more` such blocks behind them.
+    """Two 3x3 convolutions with a shortcut (He et al., 2016), followed by `more` such blocks.
 
-    Those begin as the identity (Goyal et al., 2017), so that a network may start from the weights of one without them.
+    These blocks begin as the identity (Goyal et al., 2017), so a network can start from the weights of one without them.
     """
 
     def __init__(self, channels: int, more: int = 0) -> None:
@@ -31,7 +31,7 @@ class ResidualBlock(nn.Module):
 
 
 def residual_cnn(config: NetworkConfig, classes: int) -> nn.Module:
-    """Return a stem and three stages, each of a strided convolution and residual blocks."""
+    """Return a stem and three stages, each with a strided convolution and residual blocks."""
     width = config.width
     layers: list[nn.Module] = [
         nn.Conv2d(config.channels, width, 3, padding=1, bias=False),

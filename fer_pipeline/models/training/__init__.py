@@ -1,1 +1,1 @@
-"""The training loop: plain torch, on one process or on every rank of a torch.distributed group. No Ray, no Prefect."""
+"""The training loop in plain torch, for one process or every rank of a torch.distributed group. No Ray, no Prefect."""

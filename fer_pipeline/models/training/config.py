@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from fer_pipeline.core.config import Config
+from fer_pipeline.base.config import Config
 
 
 class TrainingConfig(Config):
@@ -14,52 +14,52 @@ class TrainingConfig(Config):
     batch_size: int = Field(128, ge=1)
     """Images per step over all workers together."""
     accumulate: int = Field(1, ge=1)
-    """Parts in which each worker's share of a step is computed, where it does not fit on the device at once."""
+    """Number of parts in which each worker computes its share of a step, if the device cannot hold it at once."""
     sync_batch_norm: bool = False
-    """Normalise over the batch of all workers, not of each alone; for small shares of a batch on GPUs, which alone can do it."""
+    """Normalise over the batch of all workers, not of each alone. For small shares of a batch; it works only on GPUs."""
     optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
     learning_rate: float = Field(0.1, gt=0)
     """Highest learning rate of the schedule."""
     schedule: Literal["one_cycle", "cosine", "constant"] = "one_cycle"
-    """`one_cycle` rises for the share `warmup` of the steps and falls to zero, `cosine` only falls, `constant` does neither."""
+    """`one_cycle` rises for the share `warmup` of the steps, then falls to zero; `cosine` only falls; `constant` does neither."""
     momentum: float = Field(0.9, ge=0, lt=1)
-    """Of SGD, with Nesterov's correction."""
+    """Nesterov momentum of SGD."""
     weight_decay: float = Field(5e-4, ge=0)
     label_smoothing: float = Field(0.1, ge=0, le=1)
     warmup: float = Field(0.2, ge=0, le=1)
-    """Share of the steps in which the learning rate rises."""
+    """Share of the steps during which the learning rate rises."""
     class_balance: Literal["none", "loss", "sampling"] = "none"
-    """Against unequal classes: weigh the loss by their inverse frequency, or draw images so that classes come equally often."""
+    """For unequal classes: weigh the loss by inverse class frequency, or sample images so that classes are equally frequent."""
     balance_power: float = Field(1.0, gt=0, le=1)
-    """Exponent of the inverse frequency: 1 balances the classes in full, 0.5 half of the way."""
+    """Exponent of the inverse frequency: 1 balances the classes fully, 0.5 halfway."""
     votes: Literal["ignore", "target", "auxiliary"] = "ignore"
-    """What annotators' votes are for: in place of the label, by `votes_weight`; or learned beside it, as outputs of their own
-    that are cut off after training. Images without votes keep their label alone."""
+    """Use of annotators' votes. `target`: they replace the share `votes_weight` of the label. `auxiliary`: extra outputs learn
+    them and are removed after training. Images without votes use only their label."""
     votes_weight: float = Field(1.0, ge=0)
-    """Share of the target that the votes take (`target`), at most 1, or weight of their loss beside the labels' (`auxiliary`)."""
+    """Share of the votes in the target (`target`), at most 1, or weight of their loss relative to the labels' (`auxiliary`)."""
     teacher_weight: float = Field(0.0, ge=0, le=1)
-    """Share of the target that the teachers' mean probabilities take from the label (Hinton et al., 2015)."""
+    """Share of the teachers' mean probabilities in the target (Hinton et al., 2015)."""
     teacher_view: Literal["moved", "original"] = "moved"
-    """What the teachers see: each image as it was moved for this epoch (Beyer et al., 2022), or each image once, before training,
-    so that an epoch costs no more than one without teachers."""
+    """Input of the teachers: each image as moved for this epoch (Beyer et al., 2022), or each original image once before
+    training, which makes an epoch as cheap as without teachers."""
     first_px: int = Field(0, ge=0)
-    """Side of the images in the first third of the epochs; half of the way to the network's in the second, the network's in the
-    third, and in the last epoch of any number (Tan & Le, 2021): early epochs cost less. 0: the network's throughout."""
+    """Side of the images in the first third of the epochs, to make early epochs cheaper (Tan & Le, 2021). The second third uses
+    the size halfway to the network's; the last third and the last epoch use the network's. 0: always the network's size."""
     mixup: float = Field(0.0, ge=0)
-    """Alpha of mixup (Zhang et al., 2018), drawn for each image; 0 turns it off."""
+    """Alpha of mixup (Zhang et al., 2018), with one draw per image. 0 turns it off."""
     ema_decay: float = Field(0.0, ge=0, lt=1)
-    """Decay per step of an exponential moving average of the weights, which is then what is evaluated; 0 turns it off."""
+    """Decay per step of an exponential moving average of the weights, which replaces them in evaluation. 0 turns it off."""
     keep: Literal["best", "last"] = "best"
-    """Whose weights are kept: those of the epoch with the best validation accuracy, or the last one's, unselected."""
+    """Which weights to keep: those of the epoch with the best validation accuracy, or those of the last, without selection."""
     keep_initial: float = Field(0.0, ge=0, lt=1)
-    """Share of the initial model's weights in those that are published (Wortsman et al., 2022): what it could do outside the
-    training split is kept in part. Epochs are evaluated without it."""
+    """Share of the initial model's weights in the published ones, to keep part of its abilities outside the training split
+    (Wortsman et al., 2022). Epochs are evaluated without it."""
     precision: Literal["bf16", "fp32"] = "bf16"
-    """Of the arithmetic; a CPU that has no bf16 computes in fp32."""
+    """Precision of the arithmetic. A CPU without bf16 computes in fp32."""
     seed: int = Field(0, ge=0)
 
     @model_validator(mode="after")
-    def _votes_take_a_share_of_the_target(self) -> "TrainingConfig":
+    def _require_votes_weight_as_share(self) -> "TrainingConfig":
         if self.votes == "target" and self.votes_weight > 1:
-            raise ValueError(f'votes_weight is {self.votes_weight:g}, but votes = "target" take a share from 0 to 1')
+            raise ValueError(f'votes_weight is {self.votes_weight:g}, but votes = "target" needs a share from 0 to 1')
         return self

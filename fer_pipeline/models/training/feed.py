@@ -1,4 +1,4 @@
-"""Feeds: where the batches of a training come from."""
+"""Feeds: sources of the batches of a training."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,10 +12,10 @@ from fer_pipeline.models.training.ranks import rank_and_world
 
 
 class Feed(Protocol):
-    """A training split: `batches` yields this rank's share of each step of an epoch, the same number on every rank."""
+    """A training split. `batches` yields this rank's share of each step of an epoch, equally many on every rank."""
 
     def __len__(self) -> int:
-        """Return the number of images of an epoch, all ranks together."""
+        """Return the number of images in an epoch over all ranks."""
         ...
 
     def batches(self, seed: int) -> Iterator[LabelledImages]: ...
@@ -23,20 +23,20 @@ class Feed(Protocol):
 
 @dataclass(frozen=True)
 class Resident:
-    """A split that is held on the device as a whole; every rank holds all of it."""
+    """A split in the memory of the device. Every rank holds all of it."""
 
     data: LabelledImages
     batch_size: int
     balance: float = 0.0
-    """Draw images, with replacement, by their class's inverse frequency to this power: at 1 every class comes equally often."""
+    """Power of the inverse class frequency for sampling with replacement: at 1 all classes are equally frequent, 0 is off."""
 
     def __len__(self) -> int:
         return len(self.data)
 
     def batches(self, seed: int) -> Iterator[LabelledImages]:
-        """Yield this rank's stretch of each global batch, of one order for all ranks.
+        """Yield this rank's part of each global batch. All ranks use the same order.
 
-        The last, smaller batch is left out unless it is the only one.
+        A smaller last batch is skipped unless it is the only one.
         """
         rank, world = rank_and_world()
         order = self._order(torch.Generator().manual_seed(seed))

@@ -1,4 +1,4 @@
-"""The loss: what the outputs of a batch are compared with, and how votes and mixup enter."""
+"""The targets of the loss, with votes and teachers, and the random numbers of an epoch."""
 
 import numpy as np
 import torch
@@ -10,9 +10,9 @@ from fer_pipeline.models.training.config import TrainingConfig
 
 
 def soft_targets(batch: LabelledImages, classes: int, config: TrainingConfig, taught: Tensor | None = None) -> Tensor:
-    """Return what the outputs shall become, float32 (n, classes), and the votes (n, k) behind it where they are auxiliary.
+    """Return the targets of the outputs, float32 (n, classes), or (n, classes + k) with auxiliary votes (n, k) appended.
 
-    `taught`: teachers' probabilities (n, classes), which take their share of the target.
+    `taught` are teachers' probabilities (n, classes), which replace the share `teacher_weight` of the target.
     """
     targets = F.one_hot(batch.labels, classes).float()
     if config.votes == "target":
@@ -25,12 +25,12 @@ def soft_targets(batch: LabelledImages, classes: int, config: TrainingConfig, ta
 
 
 class Draws:
-    """The random numbers of an epoch on one rank: repeatable, and the same on every kind of device."""
+    """The random numbers of an epoch on one rank. They are repeatable and do not depend on the device."""
 
     def __init__(self, seed: int, rank: int) -> None:
         self.generator = torch.Generator().manual_seed(seed * 4096 + rank)
-        self._mixing = np.random.default_rng((seed, rank))
+        self._numpy_generator = np.random.default_rng((seed, rank))
 
     def beta(self, alpha: float, count: int) -> Tensor:
-        """Return `count` numbers of the distribution Beta(alpha, alpha)."""
-        return torch.from_numpy(self._mixing.beta(alpha, alpha, count).astype(np.float32))
+        """Return `count` numbers drawn from Beta(alpha, alpha)."""
+        return torch.from_numpy(self._numpy_generator.beta(alpha, alpha, count).astype(np.float32))

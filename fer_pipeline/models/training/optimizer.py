@@ -15,17 +15,13 @@ def make_optimizer(network: nn.Module, config: TrainingConfig) -> torch.optim.Op
 
 
 def make_schedule(optimizer: torch.optim.Optimizer, config: TrainingConfig, steps: int) -> torch.optim.lr_scheduler.LRScheduler:
-    """Return the schedule of the learning rate over so many steps of a whole training."""
+    """Return the schedule of the learning rate over the `steps` of a whole training."""
     if config.schedule == "one_cycle":
         total = steps + 1
-        warmup = 0.0 if config.warmup * total == 1 else config.warmup  # a rise of one step has no slope: torch divides by zero
+        warmup = 0.0 if config.warmup * total == 1 else config.warmup  # torch divides by zero for a warmup of one step
         return torch.optim.lr_scheduler.OneCycleLR(
             optimizer, config.learning_rate, total_steps=total, pct_start=warmup, cycle_momentum=False
         )
     if config.schedule == "cosine":
         return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    return torch.optim.lr_scheduler.LambdaLR(optimizer, _one)
-
-
-def _one(_: int) -> float:
-    return 1.0
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1.0)

@@ -1,4 +1,4 @@
-"""What the ranks of a torch.distributed group tell each other; a process without a group is rank 0 of 1."""
+"""Communication between the ranks of a torch.distributed group. A process without a group is rank 0 of 1."""
 
 from typing import Any
 
@@ -20,12 +20,12 @@ def reduce_over_ranks(values: Tensor, how: Any) -> Tensor:
 
 
 def sum_over_ranks(*values: float) -> list[float]:
-    """Add figures up over all ranks."""
+    """Return the sum of each value over all ranks."""
     return [float(value) for value in reduce_over_ranks(torch.tensor(values, dtype=torch.float64), dist.ReduceOp.SUM)]
 
 
 def share_buffers(network: nn.Module) -> None:
-    """Give every rank the batch statistics of rank 0, whose weights are the ones that are kept."""
+    """Copy the batch statistics of rank 0 to every rank, because the weights of rank 0 are kept."""
     if dist.is_initialized():
         for buffer in network.buffers():
             dist.broadcast(buffer, 0)

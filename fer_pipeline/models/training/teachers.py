@@ -1,4 +1,4 @@
-"""Teachers: trained networks whose probabilities a network learns beside the labels (Hinton et al., 2015)."""
+"""Teachers: trained networks that provide probabilities for a network to learn in addition to labels (Hinton et al., 2015)."""
 
 from dataclasses import replace
 
@@ -9,11 +9,9 @@ from fer_pipeline.models.bundle import Bundle
 from fer_pipeline.models.labelled_images import LabelledImages
 from fer_pipeline.models.weights import load_network
 
-IMAGES_AT_ONCE = 256
-
 
 class Teachers:
-    """The mean of several bundles' calibrated probabilities, over each image and its mirror image."""
+    """Averages the calibrated probabilities of several bundles over each image and its mirror image."""
 
     def __init__(self, bundles: tuple[Bundle, ...], device: torch.device, precision: str) -> None:
         self.networks = [(load_network(bundle).to(device), bundle.card.calibration.temperature) for bundle in bundles]
@@ -23,7 +21,7 @@ class Teachers:
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
-        """Return float32 probabilities (n, classes) for uint8 images (n, c, h, w), before any spoiling."""
+        """Return float32 probabilities (n, classes) for uint8 images (n, c, h, w) that are not degraded yet."""
         views = torch.cat([images, images.flip(3)])
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
             answers = [torch.softmax(network(views).float() / temperature, 1) for network, temperature in self.networks]
@@ -31,5 +29,5 @@ class Teachers:
         return (mean[: len(images)] + mean[len(images) :]) / 2
 
     def teach(self, data: LabelledImages) -> LabelledImages:
-        """Return a split with these probabilities beside its images, which are on the teachers' device."""
-        return replace(data, taught=torch.cat([self(images) for images in data.images.split(IMAGES_AT_ONCE)]))
+        """Return a split with these probabilities added. Its images must be on the teachers' device."""
+        return replace(data, taught=torch.cat([self(images) for images in data.images.split(256)]))

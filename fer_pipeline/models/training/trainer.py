@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from fer_pipeline.models.augmentation import AugmentationConfig, move, shrink, spoil
+from fer_pipeline.models.augmentation import AugmentationConfig, degrade, move, shrink
 from fer_pipeline.models.labelled_images import LabelledImages
 from fer_pipeline.models.training.config import TrainingConfig
 from fer_pipeline.models.training.feed import Feed
@@ -26,13 +26,13 @@ from fer_pipeline.models.training.teachers import Teachers
 
 State = dict[str, Any]
 
-WINDOW = 25
-"""Steps between two looks at the loss, which on a GPU make the host wait."""
+LOSS_CHECK_STEPS = 25
+"""Steps between two checks of the loss. On a GPU each check makes the host wait."""
 
 
 @dataclass(frozen=True)
 class Epoch:
-    """What one epoch came to; one line of the history. Training figures are on augmented images."""
+    """The results of one epoch, a line of the history. Training figures are on augmented images."""
 
     epoch: int
     train_loss: float
@@ -44,7 +44,7 @@ class Epoch:
 
 
 class DivergedError(Exception):
-    """The loss is no number any more; `step` counts from 1 over all epochs."""
+    """The loss is not finite. `step` counts from 1 over all epochs."""
 
     def __init__(self, step: int, epoch: int) -> None:
         super().__init__(f"the loss is not finite at step {step} (epoch {epoch})")
@@ -68,7 +68,7 @@ def predict(network: nn.Module, images: Tensor, precision: str = "fp32", batch_s
 
 
 def _evaluate(network: nn.Module, shares: Iterable[LabelledImages], classes: int, precision: str) -> tuple[float, float]:
-    """Return cross-entropy and accuracy over this rank's share of a split and the other ranks'."""
+    """Return cross-entropy and accuracy over the shares of a split on all ranks."""
     loss = correct = count = 0.0
     for chunk in shares:
         logits = predict(network, chunk.images, precision)[:, :classes]
@@ -81,16 +81,16 @@ def _evaluate(network: nn.Module, shares: Iterable[LabelledImages], classes: int
 
 
 def kept_epoch(history: Sequence[Epoch], config: TrainingConfig) -> int:
-    """Return the number of the epoch, from 1, whose weights are kept: the best, the first of equals, or the last."""
+    """Return the number, from 1, of the epoch to keep: the best (the first of equal ones) or the last."""
     best = max(history, key=lambda epoch: epoch.validation_accuracy)
     return (best if config.keep == "best" else history[-1]).epoch
 
 
 class Trainer:
-    """A network in training: `fit` runs the epochs that are left, `state` and `load` carry it over a restart.
+    """A network in training. `fit` runs the remaining epochs; `state` and `load` allow a restart.
 
-    `network` is on `device` already; its outputs are `classes` and, where votes are auxiliary, those of the votes.
-    `class_counts` are the training split's. In a torch.distributed group every rank builds the same trainer.
+    `network` is already on `device`. Its outputs are the classes, followed by auxiliary votes if the configuration uses them.
+    `class_counts` describe the training split. In a torch.distributed group every rank builds the same trainer.
     """
 
     def __init__(
@@ -126,19 +126,19 @@ class Trainer:
         on_epoch: Callable[[Epoch], None],
         on_window: Callable[[int, float], None] = lambda step, loss: None,
     ) -> None:
-        """Train the epochs that are left; `on_epoch` is called after each, on every rank.
+        """Train the remaining epochs and call `on_epoch` after each, on every rank.
 
-        `validation` yields this rank's share of the validation split, anew for every epoch. `on_window` gets the step of the
-        epoch and the mean loss since it was last called. Afterwards the network holds the weights of the epoch that the
-        configuration keeps. Raise DivergedError where the loss is not finite; the last state handed to `on_epoch` is good.
+        `validation` yields this rank's share of the validation split and is iterated in every epoch. `on_window` gets the step of
+        the epoch and the mean loss since its last call. Afterwards the network holds the weights of the epoch that the
+        configuration keeps. Raise DivergedError if the loss is not finite; the state at the last `on_epoch` is valid.
         """
         for epoch in range(len(self.history), self.config.epochs):
             started = time.perf_counter()
             loss, accuracy, images = self._train_epoch(epoch, on_window)
             seconds = time.perf_counter() - started
-            judged: nn.Module = self.average.module if self.average else self.network
-            share_buffers(judged)
-            validation_loss, validation_accuracy = _evaluate(judged, validation, self.classes, self.config.precision)
+            evaluated: nn.Module = self.average.module if self.average else self.network
+            share_buffers(evaluated)
+            validation_loss, validation_accuracy = _evaluate(evaluated, validation, self.classes, self.config.precision)
             done = Epoch(
                 epoch=epoch + 1,
                 train_loss=loss,
@@ -150,19 +150,19 @@ class Trainer:
             )
             self.history.append(done)
             if self.history[kept_epoch(self.history, self.config) - 1] is done:
-                self.kept = {name: value.detach().cpu().clone() for name, value in judged.state_dict().items()}
+                self.kept = {name: value.detach().cpu().clone() for name, value in evaluated.state_dict().items()}
             on_epoch(done)
         self.network.load_state_dict(self.kept)
 
     def _train_epoch(self, epoch: int, on_window: Callable[[int, float], None]) -> tuple[float, float, float]:
-        """Return mean loss, accuracy and number of images of one pass over the training split, all ranks together."""
+        """Return mean loss, accuracy and number of images of one pass over the training split, over all ranks."""
         self.replica.train()
         seed = self.config.seed * 100_003 + epoch
         torch.manual_seed(seed * 4096 + rank_and_world()[0])  # dropout
         draws = Draws(seed, rank_and_world()[0])
         batches = self.train.batches(seed)
         step, loss_sum, correct, images = 0, 0.0, 0.0, 0
-        while window := [self._step(batch.to(self.device), draws) for batch in islice(batches, WINDOW)]:
+        while window := [self._step(batch.to(self.device), draws) for batch in islice(batches, LOSS_CHECK_STEPS)]:
             losses = torch.stack([loss for loss, _, _ in window]).cpu()
             self._require_finite(losses, epoch, step)
             sizes = torch.tensor([size for _, _, size in window])
@@ -175,7 +175,7 @@ class Trainer:
         return total_loss / total, total_correct / total, total
 
     def _step(self, batch: LabelledImages, draws: "Draws") -> tuple[Tensor, Tensor, int]:
-        """Take one step of the optimiser; return the mean loss and the numbers of right answers and images of this rank."""
+        """Take an optimiser step; return this rank's mean loss, number of correct predictions and number of images."""
         parts = range(min(self.config.accumulate, len(batch)))
         cuts = [part * len(batch) // len(parts) for part in (*parts, len(parts))]
         loss_sum, correct = torch.zeros((), device=self.device), torch.zeros((), device=self.device)
@@ -195,7 +195,7 @@ class Trainer:
         return loss_sum, correct, len(batch)
 
     def _synchronised(self, last: bool) -> AbstractContextManager[None]:
-        """Leave the gradients' exchange among ranks to the last part of a step."""
+        """Return a context that delays the exchange of gradients between ranks until the last part of a step."""
         if last or not isinstance(self.replica, DistributedDataParallel):
             return nullcontext()
         exchange: AbstractContextManager[None] = self.replica.no_sync()
@@ -204,7 +204,7 @@ class Trainer:
     def _loss(self, batch: LabelledImages, draws: "Draws") -> tuple[Tensor, Tensor]:
         moved = move(batch.images, self.augmentation, draws.generator)
         targets = soft_targets(batch, self.classes, self.config, self.teachers(moved) if self.teachers else batch.taught)
-        inputs = shrink(spoil(moved, self.augmentation, draws.generator), self._side(moved.shape[-1]))
+        inputs = shrink(degrade(moved, self.augmentation, draws.generator), self._side(moved.shape[-1]))
         if self.config.mixup:
             share = draws.beta(self.config.mixup, len(batch)).to(self.device)[:, None]
             inputs = torch.lerp(inputs.flip(0).float(), inputs.float(), share[:, :, None, None])
@@ -218,13 +218,13 @@ class Trainer:
         return loss, (logits.argmax(1) == wanted.argmax(1)).sum()
 
     def _side(self, full: int) -> int:
-        """Return the side of this epoch's images, of a network that takes `full`."""
-        left = self.config.epochs - 1 - len(self.history)
-        first, third = self.config.first_px or full, 2 - 3 * left // self.config.epochs  # the last epoch is in the third one
+        """Return the side of this epoch's images for a network with inputs of side `full`."""
+        remaining = self.config.epochs - 1 - len(self.history)
+        first, third = self.config.first_px or full, 2 - 3 * remaining // self.config.epochs  # 0, 1 or 2; 2 in the last epoch
         return first + (full - first) * third // 2
 
     def _require_finite(self, losses: Tensor, epoch: int, done: int) -> None:
-        """Raise DivergedError, on all ranks at once, naming the first step after `done` at which a rank's loss is not finite."""
+        """Raise DivergedError on all ranks with the first step after `done` in which any rank's loss is not finite."""
         bad = (~torch.isfinite(losses)).nonzero()
         first = epoch * self.steps + done + int(bad[0]) + 1 if len(bad) else math.inf
         first = float(reduce_over_ranks(torch.tensor([first], dtype=torch.float64), dist.ReduceOp.MIN))
@@ -232,7 +232,7 @@ class Trainer:
             raise DivergedError(int(first), epoch + 1)
 
     def state(self) -> State:
-        """Return all that a restart needs, in types that `torch.load(weights_only=True)` reads."""
+        """Return everything that a restart needs, in types that `torch.load(weights_only=True)` can read."""
         return {
             "network": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -243,7 +243,7 @@ class Trainer:
         }
 
     def load(self, state: State) -> None:
-        """Continue from `state`; the epochs, seeds and batches that follow are those of an undisturbed run."""
+        """Continue from `state`. The following epochs, seeds and batches equal those of an uninterrupted run."""
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])

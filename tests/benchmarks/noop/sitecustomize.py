@@ -1,13 +1,13 @@
-"""For `manifest.py`: a listing of millions of keys that are not there, and a labeller that finds no face without looking."""
+"""For `manifest.py`: a listing of millions of keys that do not exist, and a labeller that always finds no face."""
 
 import os
 
 import pyarrow as pa
 
-import fer_pipeline.sources.listing as listing
-import fer_pipeline.stages.label as stage
-from fer_pipeline.core.schemas import LABELLED
-from fer_pipeline.sources.files import File
+import fer_pipeline.archive.listing as listing
+import fer_pipeline.labelling.labeller as stage
+from fer_pipeline.archive.files import File
+from fer_pipeline.labelling.schemas import LABELLED
 
 COUNT = int(os.environ.get("NOOP_KEYS", "0"))
 

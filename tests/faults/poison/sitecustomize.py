@@ -26,6 +26,9 @@ _open = av.open
 
 def _poisoned_open(place, *rest, **options):  # type: ignore[no-untyped-def]
     name = os.path.basename(str(place))
+    if hasattr(place, "read"):  # a member of a container
+        name = place.read(16).decode(errors="replace")
+        place.seek(0)
     if name.startswith("crash"):
         os.abort()
     if name.startswith("hang"):

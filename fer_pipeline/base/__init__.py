@@ -1,0 +1,1 @@
+"""Shared by all packages: errors, configuration, logs, storage, and processes with limits. Knows nothing about faces."""

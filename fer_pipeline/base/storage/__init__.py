@@ -1,0 +1,354 @@
+"""All access to files: local paths and `s3://` URLs through fsspec, with the endpoint and credentials of the AWS configuration.
+
+Every write is atomic: a temporary file and a rename on a local disk, one PUT on an object store.
+"""
+
+import os
+import posixpath
+import re
+import uuid
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, unquote
+
+import aiohttp
+import fsspec
+from botocore.exceptions import BotoCoreError, ConnectTimeoutError, EndpointConnectionError, HTTPClientError
+from botocore.exceptions import ConnectionError as BotoConnectionError
+from fsspec.implementations.local import LocalFileSystem
+from pyarrow.fs import FileSystem, FSSpecHandler, PyFileSystem
+from pyarrow.fs import LocalFileSystem as ArrowLocalFileSystem
+from s3fs import S3FileSystem
+from s3fs.utils import FileExpired
+
+from fer_pipeline.base.errors import ChangedError, OutageError, UserError
+from fer_pipeline.base.storage import local, s3
+
+STORAGE_ERRORS = (OSError, BotoCoreError, aiohttp.ClientError)
+"""The errors of a file that is missing, forbidden or unreachable, locally and on S3."""
+
+UMASK = "FER_PIPELINE_UMASK"
+"""Environment variable with the user's umask, for processes that start under a stricter one (`engine/connect.py`)."""
+if UMASK in os.environ:
+    os.umask(int(os.environ[UMASK], 8))
+
+MOST_TEXT_BYTES = 64 * 1024**2
+"""Largest record as text. A model card with the confusion matrix of 1,000 classes takes 30 MB."""
+
+
+def is_local(url: str) -> bool:
+    """Return whether `url` is a path on this machine."""
+    return "://" not in url or url.startswith("file://")
+
+
+def normalize(url: str) -> str:
+    """Return a local path made absolute, or an s3:// URL without its trailing slash.
+
+    Raise UserError for any other scheme, because fsspec opens URLs of other machines, and chains that read the environment.
+    Raise UserError for a URL with credentials too, without repeating them: a URL is part of every row and message.
+    """
+    if is_local(url):
+        return os.path.abspath(os.path.expanduser(url.removeprefix("file://")))
+    scheme, _, rest = re.sub("^s3a://", "s3://", url).partition("://")
+    if "@" in rest.partition("/")[0]:  # before the host, or the bucket
+        raise UserError(f"A {scheme[:20]}:// URL must not contain a user: set the credentials by the environment.")
+    if scheme != "s3":
+        raise UserError(
+            f"'{reason(ValueError(url))[:200]}' is neither a local path nor an s3:// URL: copy the data to one of them."
+        )
+    return f"{scheme}://{rest.rstrip('/')}"
+
+
+def open_filesystem(url: str) -> tuple[Any, str]:
+    """Return the fsspec filesystem of `url` and the path on it. Raise UserError as `normalize` does."""
+    place = normalize(url)
+    if is_local(place):
+        return LocalFileSystem(), place
+    # Not by fsspec.open: it reads a part of some keys as a chain of URLs or a version. No cached listings: they would miss files
+    # that other processes write. One request for each file, not a HEAD and one request for each part: the listing knows the
+    # sizes, and files are read in parallel.
+    s3.aws_session()  # refuses an endpoint that is no URL
+    options = {"max_pool_connections": s3.CONNECTIONS} | s3.retry_options()
+    fs = fsspec.filesystem("s3", use_listings_cache=False, max_concurrency=1, config_kwargs=options)
+    return fs, place.removeprefix("s3://")
+
+
+def is_below(url: str, root: str) -> bool:
+    """Return whether a path or URL is the normalized `root` or below it. `..` is resolved in a path, and rejected in a key."""
+    try:
+        place = normalize(url)
+    except UserError:
+        return False
+    if not is_local(place) and leads_elsewhere(place):
+        return False
+    return place == root or place.startswith(root.rstrip("/") + "/")
+
+
+def leads_elsewhere(key: str) -> bool:
+    """Return whether a key has a part `.` or `..`, which some stores and libraries resolve and others treat as a name."""
+    return bool({".", ".."} & set(unquote(key).split("/")))
+
+
+def require_below(urls: Iterable[str], root: str, what: str) -> None:
+    """Raise UserError unless all of `urls`, which come from a file of `what`, are the normalized `root` or below it."""
+    for url in urls:
+        if not is_below(url, root):
+            raise UserError(
+                f"{what} names '{reason(ValueError(url))[:200]}', which is not below '{root}': somebody else wrote it, or it was "
+                "copied. Nothing was read from that place."
+            )
+
+
+def require_access(*urls: str) -> None:
+    """Raise UserError if one of `urls` is on a storage that cannot be reached or denies access."""
+    for url in urls:
+        try:
+            if url.startswith("s3://"):
+                _require_endpoint(url)
+            exists(url)
+        except STORAGE_ERRORS as error:
+            raise UserError(f"'{url}' cannot be reached: {reason(error)}. Check the endpoint and the credentials.") from error
+
+
+def _require_endpoint(url: str) -> None:
+    """Ask the store once with few retries, so that the user does not wait long if no store answers."""
+    _, path = open_filesystem(url)
+    impatient = {"retries": {"mode": "standard", "max_attempts": 2}, "connect_timeout": 4}
+    try:
+        fsspec.filesystem("s3", use_listings_cache=False, skip_instance_cache=True, config_kwargs=impatient).exists(path)
+    except (EndpointConnectionError, ConnectTimeoutError):
+        raise
+    except STORAGE_ERRORS:  # the store answers: the caller asks again, with all retries
+        return
+
+
+def encoded(url: str) -> str:
+    """Return a normalized path or URL as a URL for libraries that parse it: `#`, `?`, `%` and spaces are percent-encoded.
+
+    Such a library cuts an unencoded path at `#` and `?`, and reads `%20` as a space, so it would open another place.
+    """
+    scheme, separator, rest = url.partition("://") if not is_local(url) else ("file", "://", url.removeprefix("file://"))
+    return f"{scheme}{separator}{quote(rest)}"
+
+
+def join(url: str, *parts: str) -> str:
+    """Return the URL or path of `parts` below `url`."""
+    return posixpath.join(url, *parts)
+
+
+def checkpoint_filesystem(url: str) -> tuple[FileSystem, str]:
+    """Return a pyarrow file system, which Ray needs for checkpoints, and the path on it. Tables are not read through it."""
+    fs, path = open_filesystem(url)
+    return (ArrowLocalFileSystem() if isinstance(fs, LocalFileSystem) else PyFileSystem(FSSpecHandler(fs))), path
+
+
+def exists(url: str) -> bool:
+    """Return whether a file or folder exists at `url`."""
+    fs, path = open_filesystem(url)
+    return bool(fs.exists(path))
+
+
+def list_names(url: str) -> list[str]:
+    """Return the current names directly below the folder `url`, sorted; an empty list if the folder does not exist."""
+    fs, path = open_filesystem(url)
+    try:
+        found = s3.list_prefix(fs, path) if isinstance(fs, S3FileSystem) else fs.ls(path, detail=False)
+        names = [posixpath.basename(name.rstrip("/")) for name in found]
+    except FileNotFoundError:
+        return []
+    return sorted(name for name in names if not name.endswith(".tmp"))
+
+
+def list_below(url: str) -> list[str]:
+    """Return the sorted paths, relative to the folder `url`, of all files at any depth below it."""
+    fs, path = open_filesystem(url)
+    prefix = f"{path.rstrip('/')}/"
+    return sorted(name.removeprefix(prefix) for name in fs.find(path) if name.startswith(prefix))
+
+
+def read_range(url: str, start: int, size: int, etag: str | None = None) -> bytes:
+    """Return `size` bytes of a file from `start` on, fewer at its end. Raise ChangedError as `read_bytes` does."""
+    if size == 0:  # S3 answers an empty range with the whole object
+        return b""
+    return _read(url, start, start + size, etag)
+
+
+def reason(error: BaseException) -> str:
+    """Return an error as one line, without the query and user parts of URLs, which may hold secrets."""
+    text = str(error) if type(error) is ValueError else f"{type(error).__name__}: {error}"
+    text = re.sub(r"(\w+://[^\s?'\"]*)\?[^\s'\"]*", r"\1", " ".join(text.split()))
+    return re.sub(r"(\w+://)[^\s/@'\"]*@", r"\1", text)
+
+
+def says_damage(error: BaseException) -> bool:
+    """Return whether an error of `STORAGE_ERRORS` means a damaged file: gzip, bz2 and Arrow raise OSError without a number."""
+    return isinstance(error, OSError) and error.errno is None and not says_outage(error)
+
+
+def says_outage(error: BaseException | None) -> bool:
+    """Return whether an error means that the store does not answer."""
+    return isinstance(error, TimeoutError | ConnectionError | aiohttp.ClientError | BotoConnectionError | HTTPClientError)
+
+
+def says_store_failed(error: BaseException | None) -> bool:
+    """Return whether an error means that the store did not answer, or answered 5xx, for one object or for all."""
+    return error is not None and (says_outage(error) or (s3.http_status(error) or 0) >= 500)
+
+
+def require_store(url: str) -> None:
+    """Raise OutageError if the store of `url` does not answer another request either, or answers it with 5xx."""
+    if is_local(url):
+        return
+    fs, path = open_filesystem(url)
+    try:
+        fs.call_s3("list_objects_v2", Bucket=path.partition("/")[0], MaxKeys=1)
+    except STORAGE_ERRORS as error:
+        if says_store_failed(error):
+            raise OutageError(f"the store of '{url}' fails: {reason(error)}") from error
+
+
+def cache_folder() -> Path:
+    """Return this user's folder for files that can be downloaded or made again: weights, container indexes."""
+    return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "fer-pipeline"
+
+
+def read_bytes(url: str, etag: str | None = None) -> bytes:
+    """Return the content of one file. Raise ChangedError if `etag` is given and the file is another version."""
+    return _read(url, None, None, etag)
+
+
+def read_small(url: str) -> bytes:
+    """Return the content of a file that holds a record as text. Raise UserError if the file is too large for one."""
+    data = read_range(url, 0, MOST_TEXT_BYTES + 1)
+    if len(data) > MOST_TEXT_BYTES:
+        raise UserError(f"'{url}' has more than {MOST_TEXT_BYTES >> 20} MiB, too much for a file of this project: move it away.")
+    return data
+
+
+def _read(url: str, start: int | None, end: int | None, etag: str | None) -> bytes:
+    place = normalize(url)
+    path = place.removeprefix("s3://")
+    if not is_local(place) and s3.is_plain(path) and (etag or start is not None):  # else it may be of any size
+        data, found = s3.get_object(path, start, end)
+        if etag and found != etag:
+            raise ChangedError
+        return data
+    fs, path = open_filesystem(place)
+    content: bytes = fs.cat_file(path, start=start, end=end)
+    require_unchanged(url, etag)
+    return content
+
+
+def require_unchanged(url: str, etag: str | None) -> None:
+    """Raise ChangedError if a local file is no longer the version of that etag. Call it after the bytes were read.
+
+    A file that is open on S3 needs no such check (`open_version`).
+    """
+    if etag and is_local(url) and not local.same_time(os.stat(normalize(url)).st_mtime_ns, etag):
+        raise ChangedError
+
+
+def require_version(url: str, etag: str | None) -> None:
+    """Raise ChangedError if a file is not the version of that etag now. Costs one request on S3."""
+    require_unchanged(url, etag)
+    fs, path = open_filesystem(url)
+    if etag and isinstance(fs, S3FileSystem) and s3.strong(str(fs.info(path).get("ETag", ""))) != etag:
+        raise ChangedError
+
+
+def open_version(url: str, etag: str | None, block_size: int) -> Any:
+    """Open a file on a store. Raise ChangedError if it is another version; s3fs stops reading when the version changes."""
+    fs, path = open_filesystem(url)
+    opened = fs.open(path, "rb", block_size=block_size)
+    found = getattr(opened, "details", {}).get("ETag")
+    if etag and found and s3.strong(found) != etag:
+        opened.close()
+        raise ChangedError
+    return opened
+
+
+def says_changed(error: BaseException) -> bool:
+    """Return whether an error of reading an open file means that the file has changed."""
+    return isinstance(error, FileExpired)
+
+
+def write_bytes(url: str, data: bytes) -> None:
+    """Write one file atomically. Overwrite an existing one."""
+    fs, path = open_filesystem(url)
+    if not isinstance(fs, LocalFileSystem):
+        _put(fs, path, data)
+        return
+    temporary = local.write_temporary(path, data)
+    os.replace(temporary, path)
+
+
+def _put(fs: Any, path: str, data: bytes, only_new: bool = False) -> None:
+    if isinstance(fs, S3FileSystem) and s3.is_plain(path) and len(data) <= s3.MOST_BYTES_AT_ONCE:
+        s3.put_object(path, data, only_new)
+    else:
+        fs.pipe_file(path, data, **({"mode": "create"} if only_new else {}))
+
+
+def create(url: str, data: bytes) -> bool:
+    """Write one file unless it exists. Return whether this call created it.
+
+    Exclusive on a local disk and on stores with conditional writes. A store without them (501) gets a plain write.
+    """
+    fs, path = open_filesystem(url)
+    if isinstance(fs, LocalFileSystem):
+        temporary = local.write_temporary(path, data)
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            return False
+        except OSError as error:
+            if error.errno not in local.NO_HARD_LINKS:
+                raise
+            return local.create_without_links(temporary, path)
+        finally:
+            Path(temporary).unlink(missing_ok=True)
+        return True
+    if fs.exists(path):
+        return False
+    try:
+        _put(fs, path, data, only_new=True)
+    except FileExistsError:
+        return False
+    except (NotImplementedError, *STORAGE_ERRORS) as error:
+        status = s3.http_status(error)
+        if status in (409, 412):  # another writer is writing it, or was faster
+            return False
+        if status != 501 and not isinstance(error, NotImplementedError):
+            raise
+        _put(fs, path, data)
+    return True
+
+
+def require_exclusive_writes(url: str) -> None:
+    """Raise UserError if the store has no conditional writes: two writers could overwrite each other there."""
+    if is_local(url):
+        return
+    fs, path = open_filesystem(join(url, f"_probe-{uuid.uuid4().hex}"))
+    try:
+        _put(fs, path, b"first", only_new=True)
+        _put(fs, path, b"second", only_new=True)
+    except FileExistsError:
+        return
+    except (NotImplementedError, *STORAGE_ERRORS) as error:
+        if s3.http_status(error) in (409, 412):
+            return
+        if s3.http_status(error) != 501 and not isinstance(error, NotImplementedError):
+            raise
+    finally:
+        remove(join(url, posixpath.basename(path)))
+    raise UserError(f"The store of '{url}' has no conditional writes, which a table needs: use another store, or a local disk.")
+
+
+def remove(url: str) -> None:
+    """Delete one file if it exists."""
+    fs, path = open_filesystem(url)
+    try:
+        fs.rm_file(path)
+    except FileNotFoundError:
+        return

@@ -1,1 +1,0 @@
-"""The nouns: label spaces, schemas, storage, manifest, run record, metrics. No torch, no Ray."""

@@ -1,0 +1,1 @@
+"""Labelled datasets: layouts, samples, duplicates, splits and training data. No Ray."""

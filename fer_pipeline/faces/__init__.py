@@ -1,0 +1,1 @@
+"""The steps from image bytes to class probabilities: decode, detect, align, classify."""

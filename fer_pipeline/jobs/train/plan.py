@@ -1,0 +1,237 @@
+"""What a training decides once, before any work: the plan of its ranks, and the facts that decide its weights."""
+
+import hashlib
+import json
+import logging
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from fer_pipeline.base.errors import UserError
+from fer_pipeline.datasets.dataset import DatasetInfo, read_flagged, read_samples
+from fer_pipeline.datasets.training_data import SplitReader
+from fer_pipeline.jobs.train.config import TrainConfig
+from fer_pipeline.jobs.train.rank import Plan
+from fer_pipeline.models.bundle import Bundle
+from fer_pipeline.models.label_space import LabelSpace, load_label_space, mapping
+from fer_pipeline.models.network_config import NetworkConfig
+from fer_pipeline.models.networks import build
+from fer_pipeline.models.recipe import Recipe
+
+log = logging.getLogger(__name__)
+
+
+def make_plan(
+    config: TrainConfig,
+    recipe: Recipe,
+    dataset: DatasetInfo,
+    data: str,
+    initial: Bundle | None,
+    teachers: tuple[Bundle, ...] = (),
+) -> Plan:
+    """Return the plan for the ranks; raise UserError if recipe, data, initial model and teachers do not fit together."""
+    if config.batch_size:
+        training = recipe.training.model_copy(update={"batch_size": config.batch_size})
+        recipe = recipe.model_copy(update={"training": training})
+    if config.from_scratch:
+        recipe = recipe.model_copy(update={"pretrained": None})
+    space = load_label_space(recipe.label_space)
+    _require_none(_conflicts(config, recipe, dataset, space, initial, teachers))
+    build(recipe.network, len(space.classes))
+    labels = mapping(dataset.label_space.classes, space)
+    flagged = read_flagged(data).to_pylist() if config.drop_leaks else []
+    leave_out = frozenset(row["sample_id"] for row in flagged if row["split"] == recipe.train_split)
+    counts = _class_counts(dataset, data, recipe.train_split, space, leave_out)
+    side = recipe.network.image_px
+    size_gb = sum(counts) * recipe.network.channels * side * side / 1e9
+    streamed = config.data_from == "stream" or (config.data_from == "auto" and size_gb > config.resident_gb)
+    _require_none(_data_conflicts(config, recipe, space, counts, streamed))
+    return Plan(
+        recipe=recipe,
+        space=space,
+        framing=dataset.faces.framing,
+        train=SplitReader(data, recipe.train_split, recipe.network, labels, _votes(recipe, dataset, space), leave_out),
+        validation=SplitReader(data, recipe.validation_split, recipe.network, labels, tuple(range(len(dataset.vote_classes)))),
+        class_counts=tuple(counts),
+        initial=initial,
+        teachers=teachers,
+        pretrained=None,
+        streamed=streamed,
+        use_gpu=config.use_gpu,
+        threads=1,
+        live="",
+    )
+
+
+def _require_none(conflicts: Iterator[str]) -> None:
+    """Raise UserError with the first conflict, if there is one."""
+    for conflict in conflicts:
+        raise UserError(conflict)
+
+
+def _conflicts(
+    config: TrainConfig,
+    recipe: Recipe,
+    dataset: DatasetInfo,
+    space: LabelSpace,
+    initial: Bundle | None,
+    teachers: tuple[Bundle, ...],
+) -> Iterator[str]:
+    """Yield why the recipe, the dataset, the initial model and the teachers do not fit together, before any sample is read."""
+    training = recipe.training
+    if training.sync_batch_norm and not config.use_gpu:
+        yield "The recipe's sync_batch_norm works on GPUs only: use --use-gpu, or remove it from the recipe."
+    for split in (recipe.train_split, recipe.validation_split):
+        if split not in dataset.counts:
+            yield f"The dataset has no split '{split}'; it has {', '.join(dataset.counts)}."
+    if recipe.framing and recipe.framing != dataset.faces.framing:
+        yield (
+            f"The recipe '{recipe.name}' has another framing than the dataset's faces: remove its [framing], or ingest the "
+            "dataset again with --framing."
+        )
+    if training.votes != "ignore" and not dataset.vote_classes:
+        yield "The recipe learns from annotators' votes, but the dataset has none: ingest it with --votes."
+    if initial:
+        yield from _initial_conflicts(recipe, dataset, space, initial)
+    elif training.keep_initial:
+        yield "The recipe's keep_initial needs an initial model: use --initial, or remove it from the recipe."
+    if bool(teachers) != bool(training.teacher_weight):
+        wanted = "names no teacher_weight" if teachers else "learns from teachers"
+        yield f"The recipe '{recipe.name}' {wanted}: {'leave out' if teachers else 'name them by'} --teachers."
+    for teacher in teachers:
+        yield from _teacher_conflicts(recipe, space, teacher)
+    crop_px, image_px = dataset.faces.crop_px, recipe.network.image_px
+    if crop_px and crop_px != image_px:
+        log.warning(
+            "The dataset's faces are %d px, the network's input is %d px: shrunk crops are smoother than those that labelling "
+            "cuts. Ingest with --crop-px %d to train on the same pixels.", crop_px, image_px, image_px
+        )  # fmt: skip
+
+
+def _initial_conflicts(recipe: Recipe, dataset: DatasetInfo, space: LabelSpace, initial: Bundle) -> Iterator[str]:
+    card, network = initial.card, recipe.network
+    if not (card.label_space == space and _may_begin_as(network, card.network)):
+        yield (
+            f"The initial model '{card.name}' has another network or other classes than the recipe: choose another model "
+            "for --initial."
+        )
+    if card.format == "onnx":
+        yield f"The initial model '{card.name}' is an ONNX network, which cannot be trained: choose another."
+    if recipe.training.keep_initial and _size(card.network) != _size(network):
+        yield f"The recipe's keep_initial needs a model as large as its network, which '{card.name}' is not."
+    if card.framing != dataset.faces.framing:
+        yield (
+            f"The initial model '{card.name}' learned from faces of another framing than the dataset's: ingest the "
+            "dataset again with its framing (--framing, --faces), or leave out --initial."
+        )
+
+
+def _teacher_conflicts(recipe: Recipe, space: LabelSpace, teacher: Bundle) -> Iterator[str]:
+    card, network = teacher.card, recipe.network
+    if card.format == "onnx" or (card.network.channels, card.network.image_px) != (network.channels, network.image_px):
+        yield (
+            f"The teacher '{card.name}' has another input than the recipe's network: choose a torch network with the same "
+            "channels and image_px."
+        )
+    if card.label_space != space:
+        yield f"The teacher '{card.name}' has other classes than the recipe: its {space.name} has {', '.join(space.classes)}."
+
+
+def _data_conflicts(config: TrainConfig, recipe: Recipe, space: LabelSpace, counts: list[int], streamed: bool) -> Iterator[str]:
+    """Yield why the recipe does not fit the images that are there, or the way in which they come."""
+    missing = [name for name, count in zip(space.classes, counts, strict=True) if not count]
+    if missing and not config.allow_missing_classes:
+        yield (
+            f"The split '{recipe.train_split}' has no images of {', '.join(missing)}, which the recipe's {space.name} has: "
+            "choose another label_space, or use --allow-missing-classes."
+        )
+    if not streamed:
+        return
+    training, workers = recipe.training, config.num_workers
+    if training.class_balance == "sampling":
+        yield 'Streamed data cannot be sampled by class: set class_balance = "loss" in the recipe.'
+    if training.teacher_view == "original":
+        yield 'Streamed images are not kept, so teachers see only augmented ones: set teacher_view = "moved".'
+    if training.batch_size % workers:
+        yield f"A streamed batch of {training.batch_size} cannot be split evenly among {workers} workers: change --batch-size."
+
+
+def _class_counts(dataset: DatasetInfo, data: str, split: str, space: LabelSpace, leave_out: frozenset[str]) -> list[int]:
+    """Return the number of training images by class: those of the split that are not left out."""
+    counts = Counter(dataset.counts[split])
+    if leave_out:
+        samples = read_samples(data, ["sample_id", "label", "split"]).filter(pc.field("split") == split)
+        left_out = samples["label"].filter(pc.is_in(samples["sample_id"], pa.array(leave_out, pa.string())))
+        counts.subtract(dataset.label_space.classes[label] for label in left_out.to_pylist())
+    found = [0] * len(space.classes)
+    for name, index in zip(dataset.label_space.classes, mapping(dataset.label_space.classes, space), strict=True):
+        if index is not None:
+            found[index] += counts[name]
+    return found
+
+
+def _votes(recipe: Recipe, dataset: DatasetInfo, space: LabelSpace) -> tuple[int | None, ...]:
+    """Return the output that learns each vote class: a class, an auxiliary output, or none."""
+    if recipe.training.votes == "ignore":
+        return ()
+    if recipe.training.votes == "target":
+        return mapping(dataset.vote_classes, space)
+    return tuple(range(len(dataset.vote_classes)))
+
+
+def _may_begin_as(network: NetworkConfig, initial: NetworkConfig) -> bool:
+    """Tell whether a network can start from the weights of `initial`: one like it, perhaps with fewer blocks or channels."""
+    free = {"dropout": 0.0, "flip_averaging": False, "blocks": (1, 1, 1), "width": 1}
+    no_smaller = all(own >= before for own, before in zip(_size(network), _size(initial), strict=True))
+    return no_smaller and network.model_copy(update=free) == initial.model_copy(update=free)
+
+
+def _size(network: NetworkConfig) -> tuple[int, ...]:
+    return network.width, *network.blocks
+
+
+def facts_of(plan: Plan, dataset: DatasetInfo) -> dict[str, Any]:
+    """Return what decides the weights, as JSON; files that the recipe names are compared by their content.
+
+    It includes class names and the mapping of labels: with a corrected label space it is another training.
+    """
+    recipe, reader = plan.recipe, plan.train
+    facts = {
+        "recipe": recipe.model_dump(mode="json", exclude={"description"}) | {"pretrained": _name_of(recipe.pretrained)},
+        "classes": plan.space.model_dump(mode="json"),
+        "data": dataset.digest,
+        "faces": dataset.faces.model_dump(mode="json"),
+        "labels": [dataset.label_space.classes, reader.labels],
+        "votes": [dataset.vote_classes, reader.votes, _votes_digest(plan)],
+        "left out": hashlib.sha256("\n".join(sorted(reader.leave_out)).encode()).hexdigest(),
+        "initial model": plan.initial.digest if plan.initial else None,
+        "teachers": [teacher.digest for teacher in plan.teachers],
+        "pretrained weights": _file_digest(recipe.pretrained),
+    }
+    found: dict[str, Any] = json.loads(json.dumps(facts))
+    return found
+
+
+def _votes_digest(plan: Plan) -> str | None:
+    if plan.recipe.training.votes == "ignore":
+        return None
+    return hashlib.sha256(str(read_samples(plan.train.dataset, ["votes"])["votes"].to_pylist()).encode()).hexdigest()
+
+
+def _name_of(path: str | None) -> str | None:
+    """Return a file's name without its folder; any other name unchanged."""
+    return Path(path).name if path and Path(path).is_file() else path
+
+
+def _file_digest(path: str | None) -> str | None:
+    """Return the sha256 of a file; None if the path is not a file but a name."""
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest() if path and Path(path).is_file() else None
+
+
+def identity_of(facts: dict[str, Any]) -> str:
+    """Return a digest of what decides a training's weights."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,0 +1,113 @@
+"""Writes the flat table of faces from `images/`, and counts what a run reports."""
+
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from fer_pipeline.base.errors import ClusterError
+from fer_pipeline.base.storage import parquet
+from fer_pipeline.labelling.manifest import SHARDS_PER_FILE, read_manifest_file
+from fer_pipeline.labelling.run import BINS, MOST_FACES, READERS, RunFolder, RunRecord
+from fer_pipeline.labelling.schemas import FACES, FAILED, IMAGES, SUCCEEDED
+
+FAILURES_KEPT = 20
+
+
+@dataclass
+class Tally:
+    """Counts over rows of `images/`."""
+
+    statuses: Counter[str] = field(default_factory=Counter)
+    expressions: Counter[str] = field(default_factory=Counter)
+    faces: int = 0
+    uncertain: int = 0
+    confidences: NDArray[np.int64] = field(default_factory=lambda: np.zeros(BINS, np.int64))
+    faces_per_image: NDArray[np.int64] = field(default_factory=lambda: np.zeros(MOST_FACES + 1, np.int64))
+    carried: int = 0
+    failed_again: int = 0
+    failures: list[dict[str, str | None]] = field(default_factory=list)
+    """The first failed records: uri, member, status, error."""
+
+    @property
+    def failed(self) -> int:
+        return sum(self.statuses[status] for status in FAILED)
+
+    def add(self, images: pa.Table, faces: pa.Table, run_id: str) -> None:
+        """Count the rows of one shard."""
+        self.statuses.update(images["status"].to_pylist())
+        self.expressions.update(faces["expression"].to_pylist())
+        self.faces += len(faces)
+        self.uncertain += pc.sum(faces["uncertain"]).as_py() or 0
+        self.confidences += np.histogram(faces["confidence"].to_numpy(), BINS, (0, 1))[0]
+        labelled = images.filter(pc.is_in(images["status"].cast(pa.string()), pa.array(SUCCEEDED)))
+        counts = pc.min_element_wise(pc.list_value_length(labelled["faces"]), MOST_FACES)
+        self.faces_per_image += np.bincount(counts.to_numpy(), minlength=MOST_FACES + 1)
+        self.carried += pc.sum(pc.not_equal(images["run_id"].cast(pa.string()), run_id)).as_py() or 0
+        failed = images.filter(pc.is_in(images["status"].cast(pa.string()), pa.array(FAILED)))
+        self.failed_again += pc.sum(pc.greater(failed["attempt"], 1)).as_py() or 0
+        if len(self.failures) < FAILURES_KEPT:
+            rows = failed.select(["uri", "member", "status", "error"]).to_pylist()
+            self.failures += rows[: FAILURES_KEPT - len(self.failures)]
+
+    def merge(self, other: "Tally") -> None:
+        """Add the counts of the rows that follow."""
+        self.statuses.update(other.statuses)
+        self.expressions.update(other.expressions)
+        self.faces += other.faces
+        self.uncertain += other.uncertain
+        self.confidences += other.confidences
+        self.faces_per_image += other.faces_per_image
+        self.carried += other.carried
+        self.failed_again += other.failed_again
+        self.failures += other.failures[: FAILURES_KEPT - len(self.failures)]
+
+
+def shards_with(folder: RunFolder, statuses: set[str]) -> list[int]:
+    """Return the committed shards that hold a row with one of these statuses."""
+
+    def holds(shard: int) -> bool:
+        return not statuses.isdisjoint(parquet.read_own(folder.images_path(shard), IMAGES, ["status"])["status"].to_pylist())
+
+    shards = sorted(folder.committed())
+    with ThreadPoolExecutor(READERS) as pool:
+        return [shard for shard, found in zip(shards, pool.map(holds, shards), strict=True) if found]
+
+
+def flatten(images: pa.Table) -> pa.Table:
+    """Return one row of `schemas.FACES` for each face in rows of `schemas.IMAGES`."""
+    nested = images["faces"].combine_chunks()
+    parents = images.take(pc.list_parent_indices(nested))
+    faces = pa.Table.from_struct_array(pc.list_flatten(nested))
+    columns = {name: (faces if name in faces.column_names else parents)[name] for name in FACES.names}
+    return pa.table(columns).cast(FACES)
+
+
+def _read_shard(path: str) -> pa.Table:
+    try:
+        return parquet.with_columns(parquet.read_table(path), IMAGES)
+    except pa.ArrowException as error:
+        raise ClusterError(f"'{path}' is damaged: delete it and run again.") from error
+
+
+def write_faces(folder: RunFolder, record: RunRecord, number: int) -> Tally:
+    """Write `faces/<number>.parquet` from the shards of one manifest file and return their counts.
+
+    Raise ClusterError unless the record ids of each shard are exactly those of the manifest.
+    """
+    manifest = read_manifest_file(folder.manifest_prefix(record.run_id), number)
+    paths = [folder.images_path(number * SHARDS_PER_FILE + index) for index in range(len(manifest))]
+    tally, faces = Tally(), []
+    with ThreadPoolExecutor(READERS) as pool:
+        for path, rows, images in zip(paths, manifest, pool.map(_read_shard, paths), strict=True):
+            if not images["record_id"].equals(rows["record_id"]):
+                raise ClusterError(f"'{path}' does not hold exactly the records of its shard: delete it and run again.")
+            faces.append(flatten(images))
+            tally.add(images, faces[-1], record.run_id)
+    table = pa.concat_tables(faces).unify_dictionaries().replace_schema_metadata(record.metadata)
+    parquet.write_table(folder.path("faces", f"{number:05d}.parquet"), table, row_group_size=65_536)
+    return tally

@@ -1,0 +1,286 @@
+"""Label a shard: rows of the manifest in, rows of `images` out, exactly one for each record whatever happens."""
+
+import hashlib
+from collections.abc import Callable, Container, Generator, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from fer_pipeline.archive.fetch import Fetched, fetch
+from fer_pipeline.archive.record import Record, records_of
+from fer_pipeline.base.boundary import as_record_error
+from fer_pipeline.base.errors import RecordError
+from fer_pipeline.base.memory import bounded_memory
+from fer_pipeline.base.stage_clock import timed
+from fer_pipeline.faces.align import align, empty_inputs, resize_whole
+from fer_pipeline.faces.attributes import FACE_ATTRIBUTES
+from fer_pipeline.faces.classify import Classifier, Precision
+from fer_pipeline.faces.decode import Photo, decode
+from fer_pipeline.faces.detectors import DETECTORS, load_detector
+from fer_pipeline.faces.detectors.detections import Detections, Detector
+from fer_pipeline.faces.detectors.spec import ResolvedDetector
+from fer_pipeline.faces.detectors.views import View, merged, views_of
+from fer_pipeline.faces.pixels import Pixels
+from fer_pipeline.labelling.schemas import CARRIED, LABELLED
+from fer_pipeline.models.bundle import Bundle
+from fer_pipeline.models.card import ModelCard
+from fer_pipeline.models.metrics import is_uncertain
+
+
+@dataclass(frozen=True)
+class LabelSettings:
+    """The settings that change a label, besides the model and the detector's weights."""
+
+    detect_px: int
+    threshold: float
+    max_pixels: int
+    max_bytes: int
+    precision: Precision
+    uncertain_below: float
+    image_column: str | None = None
+
+
+Poison = dict[int, tuple[str, str]]
+"""Status and reason of records that must not be opened again, by record id."""
+Watch = Callable[[], AbstractContextManager[Any]]
+"""Returns a context for work on records, which limits its time or its memory."""
+
+
+@dataclass
+class Outcome:
+    """The outcome of one record, before its faces are labelled."""
+
+    status: str
+    error: str | None = None
+    width: int | None = None
+    height: int | None = None
+    faces: Detections | None = None
+    content_sha256: str | None = None
+    """Digest of the encoded image's bytes; None for a frame, and if they were not read."""
+    note: str | None = None
+    """What is wrong with a file that was labelled all the same."""
+
+
+@dataclass
+class Prepared:
+    """A record before detection: its photo and the views for detection, or only its outcome if it has failed."""
+
+    outcome: Outcome
+    photo: Photo | None = None
+    views: list[View] = field(default_factory=list)
+
+
+class FaceExtractor:
+    """Decodes records, detects their faces and cuts them; labelling on cores and on devices share it."""
+
+    def __init__(
+        self,
+        detector: ResolvedDetector,
+        card: ModelCard,
+        settings: LabelSettings,
+        watch: Watch = nullcontext,
+        known: Container[str] = (),
+    ) -> None:
+        """`watch` is entered around `extract`. `known`: digests of bytes that need no labelling."""
+        self.card, self.settings, self.watch, self.known = card, settings, watch, known
+        self.detector, self.finds_faces = detector, DETECTORS[detector.name].finds_faces
+
+    @cached_property
+    def detect(self) -> Detector:
+        """The detector on one core, loaded at its first use."""
+        return load_detector(self.detector, self.settings.detect_px, self.settings.threshold)
+
+    @property
+    def no_crops(self) -> Pixels:
+        """The crops of a record without faces, uint8 (0, channels, side, side)."""
+        return empty_inputs(0, self.card.network)
+
+    def extract(self, data: Fetched) -> tuple[Outcome, Pixels]:
+        """Return the outcome of one record, and the crops of its faces, uint8 (n, channels, side, side)."""
+        with self.watch():
+            record = self.prepare(data)
+            if not record.views:
+                return record.outcome, self.no_crops
+            try:
+                with timed("detect"):
+                    found = [self.detect(view.pixels) for view in record.views]
+            except Exception as error:  # noqa: BLE001 (the boundary around one record)
+                return _failed(error, record.outcome.content_sha256), self.no_crops
+            return record.outcome, self.cut(record, found)
+
+    def prepare(self, data: Fetched) -> Prepared:
+        """Decode and shrink one record; the outcome of a known or undecodable record is final."""
+        digest = hashlib.sha256(data).hexdigest() if isinstance(data, bytes) else None
+        if digest and digest in self.known:
+            return Prepared(Outcome(CARRIED, content_sha256=digest))
+        size_px = self.settings.detect_px
+        try:
+            with timed("decode"):
+                photo = decode(data, self.settings.max_pixels, size_px if self.finds_faces else None)
+                views = views_of(photo.pixels, photo.reduction, size_px) if self.finds_faces else [View(photo.pixels, 1.0)]
+        except Exception as error:  # noqa: BLE001 (the boundary around one record)
+            return Prepared(_failed(error, digest))
+        outcome = Outcome("no_face", None, photo.width, photo.height, content_sha256=digest, note=photo.note)
+        return Prepared(outcome, photo, views)
+
+    def cut(self, record: Prepared, found: Sequence[Detections]) -> Pixels:
+        """Return the crops of the faces that were found in each view, uint8 (n, channels, side, side).
+
+        Complete the record's outcome, and release its photo. A detector that finds no faces gives the photo as one crop.
+        """
+        photo, views, record.photo, record.views = record.photo, record.views, None, []
+        if photo is None:
+            return self.no_crops
+        try:
+            with timed("align"):
+                faces = merged(views, found)
+                if not len(faces):
+                    return self.no_crops
+                if self.finds_faces:
+                    crops = align(photo.pixels, faces, self.card.network, self.card.framing)
+                else:
+                    crops = resize_whole(photo.pixels, self.card.network)[None]
+        except Exception as error:  # noqa: BLE001 (the boundary around one record)
+            record.outcome = _failed(error, record.outcome.content_sha256)
+            return self.no_crops
+        record.outcome.status, record.outcome.faces = "ok", faces.scaled(photo.reduction)
+        return crops
+
+
+def _failed(error: Exception, content_sha256: str | None) -> Outcome:
+    """Return the outcome of a record that raised an error; raise the error if the record is not at fault."""
+    fault = as_record_error(error, "undecodable")
+    return Outcome(fault.status, fault.reason, content_sha256=content_sha256)
+
+
+class Labeller:
+    """Labels shards on one core. Load it once per process."""
+
+    def __init__(
+        self,
+        detector: ResolvedDetector,
+        bundle: Bundle,
+        settings: LabelSettings,
+        watch: Watch = nullcontext,
+        known: Container[str] = (),
+        memory_bytes: int | None = None,
+    ) -> None:
+        """`memory_bytes`: memory that records may use beyond what the loaded process has. For the rest see `FaceExtractor`."""
+        self.card, self.settings = bundle.card, settings
+        self.faces = FaceExtractor(detector, bundle.card, settings, watch, known)
+        self.classify = Classifier(bundle, settings.precision)
+        assert self.faces.detect  # load it
+        self.bounded: Watch = bounded_memory(memory_bytes) if memory_bytes else nullcontext
+
+    def __call__(self, manifests: Sequence[pa.Table], poison: Poison | None = None) -> Generator[pa.Table]:
+        """Yield, shard by shard, rows of `schemas.LABELLED` for rows of `schemas.MANIFEST`, in their order.
+
+        Bytes are fetched ahead across shards. A record in `poison` is not opened: it fails with the status and reason given
+        there. Exhaust or close the generator: see `fetch`.
+        """
+        with fetch(to_fetch(manifests, poison), self.settings.max_bytes, self.settings.image_column) as fetched:
+            for manifest in manifests:
+                outcomes, crops = list[Outcome](), [self.faces.no_crops]
+                with self.bounded():
+                    for data in _waited_for(islice(fetched, len(manifest))):
+                        outcome, faces = self.faces.extract(data)
+                        outcomes.append(outcome)
+                        crops.append(faces)
+                with timed("classify"):
+                    probabilities = self.classify(np.concatenate(crops))
+                yield label_rows(manifest, outcomes, probabilities, self.card, self.settings.uncertain_below)
+
+
+def label_rows(
+    manifest: pa.Table, outcomes: list[Outcome], probabilities: NDArray[np.float32], card: ModelCard, uncertain_below: float
+) -> pa.Table:
+    """Return rows of `schemas.LABELLED` for a shard, from its records' outcomes and its faces' probabilities (n, classes)."""
+    if not np.isfinite(probabilities).all():
+        raise RuntimeError(f"the model '{card.name}' returns probabilities that are not finite: use another model")
+    rows, done = [], 0
+    for (identity, record), outcome in zip(_numbered(manifest), outcomes, strict=True):
+        count = len(outcome.faces) if outcome.faces else 0
+        labels = probabilities[done : done + count]
+        faces = _faces(outcome.faces, labels, card.label_space.classes, uncertain_below) if outcome.faces else []
+        rows.append({"record_id": identity[0], "shard": identity[1]} | _row(record, outcome) | {"faces": faces})
+        done += count
+    return pa.Table.from_pylist(rows, schema=LABELLED)
+
+
+def to_fetch(manifests: Sequence[pa.Table], poison: Poison | None = None) -> Iterator[Record | RecordError]:
+    """Yield the records of rows of `schemas.MANIFEST`; for records in `poison`, yield their RecordError."""
+    return (_without_poison(row, record, poison or {}) for table in manifests for row, record in _numbered(table))
+
+
+def _waited_for(fetched: Iterator[Fetched]) -> Iterator[Fetched]:
+    """Yield what was fetched; the time that the consumer waits for it counts as the stage `fetch`."""
+    while True:
+        with timed("fetch"):
+            data = next(fetched, None)
+        if data is None:
+            return
+        yield data
+
+
+def _numbered(manifest: pa.Table) -> Iterator[tuple[tuple[int, int], Record]]:
+    """Yield each row's record id and shard, and its record."""
+    identities = zip(manifest["record_id"].to_pylist(), manifest["shard"].to_pylist(), strict=True)
+    return zip(identities, records_of(manifest), strict=True)
+
+
+def _without_poison(identity: tuple[int, int], record: Record, poison: Poison) -> Record | RecordError:
+    return RecordError(*poison[identity[0]]) if identity[0] in poison else record
+
+
+def _faces(
+    faces: Detections, probabilities: NDArray[np.float32], classes: Sequence[str], uncertain_below: float
+) -> list[dict[str, Any]]:
+    rows = []
+    for index in range(len(faces)):
+        x, y, w, h = faces.boxes_xywh[index].tolist()
+        best = int(probabilities[index].argmax())
+        confidence = float(probabilities[index, best])
+        rows.append(
+            {
+                "face_id": index,
+                "x": x,
+                "y": y,
+                "w": w,
+                "h": h,
+                "detection_score": float(faces.scores[index]),
+                **{name: _value(faces.attributes.get(name), index) for name in FACE_ATTRIBUTES},
+                "expression": classes[best],
+                "confidence": confidence,
+                "probabilities": probabilities[index].tolist(),
+                "uncertain": bool(is_uncertain(confidence, uncertain_below)),
+            }
+        )
+    return rows
+
+
+def _value(values: NDArray[Any] | None, index: int) -> Any:
+    """Return a face's attribute for its column: a number or a flat list of numbers; None if it is unknown."""
+    return None if values is None else values[index].ravel().tolist() if values.ndim > 1 else values[index].item()
+
+
+def _row(record: Record, outcome: Outcome) -> dict[str, Any]:
+    return {
+        "uri": record.uri,
+        "member": record.member,
+        "time_ms": record.time_ms,
+        "size_bytes": record.size_bytes,
+        "etag": record.etag,
+        "content_sha256": outcome.content_sha256,
+        "width": outcome.width,
+        "height": outcome.height,
+        "status": outcome.status,
+        "error": outcome.error,
+        "note": outcome.note,
+        "attempt": record.attempt,
+    }

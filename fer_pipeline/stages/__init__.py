@@ -1,1 +1,0 @@
-"""A batch in, a batch out: fetch, decode, detect, align, classify. No Ray."""
