@@ -17,6 +17,7 @@ from fer_pipeline.base import storage
 from fer_pipeline.base.boundary import as_record_error
 from fer_pipeline.base.errors import OutageError
 from fer_pipeline.base.memory import MEMORY_BYTES, limit_memory
+from fer_pipeline.base.stopping import exit_without_shutdown
 
 START_S = 60.0
 """Time limit for the start of the process."""
@@ -130,7 +131,9 @@ class IsolatedProcess:
             command = [sys.executable, "-P", "-c", "from fer_pipeline.base.isolated import serve; serve()"]
             # The new process imports from the same paths as this process, and not from its working folder (`-P`).
             environment = os.environ | {"PYTHONPATH": os.pathsep.join(place for place in sys.path if place)}
-            self._child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
+            # Its own process group, so that Ctrl-C does not reach it: it ends when its standard input closes.
+            pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+            self._child = subprocess.Popen(command, env=environment, process_group=0, **pipes)
             if "error" in self._answer(START_S):
                 return False
         assert self._child is not None and self._child.stdin is not None
@@ -179,7 +182,6 @@ def serve() -> None:
     os.dup2(2, 1)  # so that output of native code does not mix with the answers
     limited = False
     _write_answer(out, {"end": True})
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # it receives Ctrl-C too, but ends when its standard input closes
     for line in sys.stdin:
         name, arguments = json.loads(line)
         module, _, function = name.partition(":")
@@ -196,6 +198,7 @@ def serve() -> None:
                 _write_answer(out, {"error": as_record_error(error, "unreadable").reason})
             except Exception as outage:  # noqa: BLE001 (not the file's fault, such as a full disk)
                 _write_answer(out, {"error": storage.reason(outage), "kind": "outage"})
+    exit_without_shutdown(0)
 
 
 def _answer_results(out: Any, results: Iterator[Any]) -> None:
@@ -214,5 +217,8 @@ def _answer_results(out: Any, results: Iterator[Any]) -> None:
 
 def _write_answer(out: Any, answer: dict[str, Any]) -> None:
     with _answering:
-        out.write(json.dumps(answer) + "\n")
-        out.flush()
+        try:
+            out.write(json.dumps(answer) + "\n")
+            out.flush()
+        except BrokenPipeError:  # the caller has ended, also by a signal: nobody waits for this or any other answer
+            exit_without_shutdown(0)
