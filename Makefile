@@ -3,20 +3,24 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+LABELLING := $(VENV)/.labelling
+PIP := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 FAULTS ?= faults
 SLOW ?= slow
 NIGHTS ?= nights and not long
 PRODUCTION ?= production and not long
 
-.PHONY: help demo packages pictures test test-slow test-faults test-s3 test-nights test-production rehearsal test-images test-monitoring test-doors test-examples fuzz test-pages test-gpu check bench bench-gpu bench-compare clean
+.PHONY: help demo install packages pictures test test-slow test-faults test-s3 test-nights test-production rehearsal test-images test-monitoring test-doors test-examples fuzz test-pages test-gpu check bench bench-gpu bench-compare clean
 
 help:  ## This list
 	@grep -hE "^[a-z0-9-]+:.*## " $(MAKEFILE_LIST) | sed -E "s/^([a-z0-9-]+):[^#]*## /\1\t/" | expand -t 18
 
-demo: $(INSTALLED)  ## Label a small photo archive, in a few minutes, install included
+demo: $(LABELLING)  ## Label a small photo archive, within a minute or two, install included
 	test -f demo/archive/notes.txt || { rm -rf demo/archive && $(BIN)/fer-pipeline sample-archive demo/archive; }
 	$(BIN)/fer-pipeline label demo/archive --out demo/run
 	@echo; echo "Open $(CURDIR)/demo/run/report.html"
+
+install: $(INSTALLED)  ## The whole project: training, flows and the tools for development
 
 pictures: $(INSTALLED)  ## The pictures of the documents, from small runs over photos in the public domain (needs Chromium)
 	$(BIN)/python -m tests.report.pictures docs/pictures
@@ -87,8 +91,15 @@ bench-compare: $(INSTALLED)  ## The main benchmarks as ratios to a plain loop, a
 
 $(INSTALLED): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[demo,dev]'
-	$(BIN)/python -c "import fer_pipeline.cli.main"
+	$(PIP) -e '.[demo,dev]'
+	touch $@ $(LABELLING)
+
+# What labels on CPUs, and the photos of the sample archive.
+$(LABELLING): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) --quiet --upgrade 'pip>=25.1'  # the first that installs groups
+	$(PIP) --no-compile --group label
+	$(PIP) --no-compile --no-deps -e . scikit-image
 	touch $@
 
 clean:

@@ -43,6 +43,13 @@ JOB_ERRORS: tuple[type[JobError], ...] = (ClusterError, UserError, FailureRateEx
 """The errors with which a command ends unless somebody stops it."""
 
 
+def needs_package(what: str, error: ImportError) -> UserError:
+    """Return the error of something that needs a package which the install for labelling (group `label`) leaves out."""
+    package = (error.name or "ray[train]").partition(".")[0]  # Ray's own error names no package
+    whole = "install the whole project, with `make install` in a clone or with `pip install .`"
+    return UserError(f"{what} needs the package {package}, which the install for labelling leaves out: {whole}.")
+
+
 class RecordError(Exception):
     """One record cannot be labelled."""
 

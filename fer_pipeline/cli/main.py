@@ -12,7 +12,7 @@ from cyclopts import App, CycloptsError, Parameter, UnusedCliTokensError
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from fer_pipeline.base.config import explain
-from fer_pipeline.base.errors import JobError, UserError
+from fer_pipeline.base.errors import JobError, UserError, needs_package
 from fer_pipeline.base.log import JsonLines, Lines
 from fer_pipeline.base.memory import ReadTooLargeError
 from fer_pipeline.base.outcome import Outcome, write_outcome
@@ -160,7 +160,11 @@ def _run(arguments: list[str]) -> Any:
     command = _command_of(arguments)
     if command:
         path, positional, _ = COMMANDS[command]
-        prepare(function_of(path), positional.split())
+        try:
+            function = function_of(path)
+        except ImportError as error:
+            raise needs_package(f"The command '{command}'", error) from error
+        prepare(function, positional.split())
     return app.meta(arguments, exit_on_error=False, print_error=False)
 
 
@@ -181,7 +185,10 @@ def _outcome(run: Callable[[], Any], given: Sequence[str]) -> Outcome:
         cause = error.__cause__
         if isinstance(cause, ValidationError):
             return _user_error(f"{variable_of(cause, _command_of(given), given)}{explain(cause)}")
-        return _user_error(str(error))
+        try:
+            return _user_error(str(error))
+        except ImportError:  # looking for a similar command, cyclopts imports all of them
+            return _user_error(f"'{' '.join(given[:2])}' is not a command: see --help.")
     except PermissionError as error:
         return _user_error(f"permission denied: {reason(error)}. Fix the permissions, or choose another path.")
     except ReadTooLargeError as error:

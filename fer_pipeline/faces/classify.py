@@ -2,12 +2,13 @@
 
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fer_pipeline.base.errors import OutageError, UserError
+from fer_pipeline.base.errors import OutageError, UserError, needs_package
 from fer_pipeline.base.isolated import IsolatedProcess
 from fer_pipeline.base.memory import MEMORY_BYTES, lift_memory_limit, limit_memory
 from fer_pipeline.faces.align import empty_inputs
@@ -48,8 +49,11 @@ class Classifier:
         if bundle.card.format == "onnx":
             self._forward: Any = OnnxNetwork(bundle, device)
         else:
-            from fer_pipeline.faces.torch_network import TorchNetwork
-
+            try:
+                from fer_pipeline.faces.torch_network import TorchNetwork
+            except ImportError as error:
+                what = f"The model '{self.card.name}', which has no ONNX form at {precision},"
+                raise needs_package(what, error) from error
             self._forward = TorchNetwork(bundle, precision, device)
         probe = np.zeros((1, *empty_inputs(0, bundle.card.network).shape[1:]), np.uint8)
         if not np.isfinite(self.logits(np.concatenate([probe, probe + 128]))).all():
@@ -103,7 +107,8 @@ def faults_of(folder: str, precisions: list[Precision]) -> Iterator[str]:
         bundle = read_bundle(folder)
         lift_memory_limit()
         if bundle.card.format != "onnx" and set(precisions) != {"int8"}:
-            import torch  # noqa: F401 (its libraries need address space, which must not count)
+            with suppress(ImportError):  # `Classifier` says so
+                import torch  # noqa: F401 (its libraries need address space, which must not count)
         limit_memory(MEMORY_BYTES + 6 * len(bundle.weights))  # loading takes up to 6 bytes per byte of the file
         for precision in precisions:
             Classifier(bundle, precision)

@@ -1,10 +1,15 @@
+import hashlib
+import inspect
+import pickle
 from pathlib import Path
+from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 
 from fer_pipeline.base.errors import UserError
-from fer_pipeline.faces.detectors import load_detector, resolve_detector, spec, yunet
+from fer_pipeline.faces.detectors import load_detector, mtcnn, resolve_detector, spec, yunet
 from fer_pipeline.faces.detectors.detections import Detections, Detector, Floats, no_faces
 from fer_pipeline.faces.detectors.views import View, merged, views_of
 from fer_pipeline.faces.pixels import Pixels
@@ -135,3 +140,65 @@ def _face_in(view: View, box: Floats, side: int) -> Detections:
         np.array([0.8 if whole else 0.9], np.float32),
         {"landmarks": points.astype(np.float32)},
     )
+
+
+@pytest.fixture(scope="module")
+def facenet() -> Any:
+    """The MTCNN of facenet-pytorch, whose cascade and weights ours has."""
+    import facenet_pytorch
+    import torch
+
+    torch.set_num_threads(1)
+
+    return facenet_pytorch.MTCNN(keep_all=True, min_face_size=mtcnn.MIN_FACE_PX, device="cpu").eval()
+
+
+def test_mtcnn_has_the_weights_of_facenet(facenet: Any) -> None:
+    """Bit for bit, so rows of that package's detector are rows of ours: `mtcnn.DIGEST` is the sha256 of its files."""
+    files = Path(inspect.getfile(type(facenet))).parents[1] / "data"
+    assert hashlib.sha256(b"".join((files / f"{net}net.pt").read_bytes() for net in "pro")).hexdigest() == mtcnn.DIGEST
+    for network, (name, data) in zip((facenet.pnet, facenet.rnet, facenet.onet), mtcnn._files().items(), strict=True):
+        theirs = sorted(value.numpy().ravel().tobytes() for value in network.state_dict().values())
+        ours = sorted(_in_torchs_order(array).tobytes() for array in mtcnn._arrays(data))
+        assert ours == theirs, name
+
+
+def _in_torchs_order(array: Floats) -> Floats:
+    return np.ascontiguousarray(array.transpose((3, 2, 0, 1) if array.ndim == 4 else None) if array.ndim != 3 else array)
+
+
+def test_mtcnn_finds_what_facenet_finds(facenet: Any, archive: Path, hopper: Pixels) -> None:
+    """The same faces, to a hundredth of a pixel: at many sizes, in groups, at edges, turned, and in noise."""
+    detect = mtcnn.Mtcnn(b"", 0.9)
+    photos = [photo for file in sorted(archive.rglob("*-[346]??.jpg")) if (photo := cv2.imread(str(file))) is not None]
+    group = np.tile(hopper[::2, ::2], (2, 3, 1))
+    noise = np.random.default_rng(0).integers(0, 256, (300, 400, 3), np.uint8)
+    cut = [photo[: photo.shape[0] // 2, photo.shape[1] // 3 :] for photo in photos]
+    found = 0
+    for pixels in [*photos, *cut, group, noise, np.zeros((40, 900, 3), np.uint8), photos[0][:41, :40]]:
+        pixels = np.ascontiguousarray(pixels, np.uint8)
+        faces = detect(pixels)
+        boxes, scores, landmarks = facenet.detect(pixels[:, :, ::-1].copy(), landmarks=True)
+        kept = [] if boxes is None else [index for index in np.argsort(-scores, kind="stable") if scores[index] >= 0.9]
+        assert len(faces) == len(kept)
+        found += len(kept)
+        if kept:
+            boxes, landmarks = boxes[kept].astype(float), landmarks[kept].astype(float)
+            xywh = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], 1)
+            assert np.abs(faces.boxes_xywh - xywh).max() < 0.01
+            assert faces.landmarks is not None and np.abs(faces.landmarks - landmarks).max() < 0.01
+            assert np.abs(faces.scores - scores[kept].astype(float)).max() < 1e-4
+    assert found > 15
+
+
+def test_weights_of_another_mtcnn_are_refused_and_not_unpickled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = tmp_path / "mtcnn" / "assets" / "weights"
+    weights.mkdir(parents=True)
+    (weights.parents[1] / "__init__.py").touch()
+    for name in mtcnn.NETWORKS:
+        (weights / name).write_bytes(pickle.dumps(pytest.fail))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(UserError, match=r"'.*pnet.lz4' is not the file of mtcnn 1.0"):
+        resolve_detector("mtcnn")
+    with pytest.raises(UserError, match="is not the file of"):
+        mtcnn.Mtcnn(b"", 0.9)
