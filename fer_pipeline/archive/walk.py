@@ -8,10 +8,8 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from stat import S_ISDIR, S_ISREG
-from typing import Any
 
 from fsspec.implementations.local import LocalFileSystem
-from s3fs import S3FileSystem
 
 from fer_pipeline.archive.files import NOT_REGULAR, File
 from fer_pipeline.base import storage
@@ -20,7 +18,6 @@ from fer_pipeline.base.storage import s3
 
 REQUESTS_AT_ONCE = 16
 VERSION_MARK = "?versionId="
-Page = dict[str, Any]
 
 
 def list_files(source: str) -> Iterator[File]:
@@ -33,16 +30,14 @@ def list_files(source: str) -> Iterator[File]:
         return
     bucket, _, key = path.partition("/")
     prefix = f"{key}/" if key else ""
-    if prefix and not fs.call_s3("list_objects_v2", Bucket=bucket, Prefix=prefix, MaxKeys=1).get("Contents"):
-        info = fs.info(path)
-        yield File(source, int(info["size"] or 0), _etag(info))
-        return
+    if prefix:
+        first = s3.list_page(bucket, prefix, most=1)
+        if not first.objects and not first.prefixes:
+            info = fs.info(path)
+            yield File(source, int(info["size"] or 0), s3.strong(str(info.get("ETag", ""))))
+            return
     with ThreadPoolExecutor(REQUESTS_AT_ONCE, thread_name_prefix="list") as pool:
-        yield from _S3Walk(fs, bucket, pool).walk(prefix)
-
-
-def _etag(info: dict[str, Any]) -> str:
-    return s3.strong(str(info.get("ETag", "")))
+        yield from _S3Walk(bucket, pool).walk(prefix)
 
 
 def _walk_local(path: str, above: tuple[str, ...] = ()) -> Iterator[File]:
@@ -82,33 +77,28 @@ def _unreadable(key: str) -> str | None:
 class _S3Walk:
     """Lists prefixes of one bucket. Requests each page before it is needed."""
 
-    def __init__(self, fs: S3FileSystem, bucket: str, pool: ThreadPoolExecutor) -> None:
-        self.fs, self.bucket, self.pool = fs, bucket, pool
+    def __init__(self, bucket: str, pool: ThreadPoolExecutor) -> None:
+        self.bucket, self.pool = bucket, pool
 
-    def walk(self, prefix: str, first: Future[Page] | None = None) -> Iterator[File]:
+    def walk(self, prefix: str, first: Future[s3.Page] | None = None) -> Iterator[File]:
         """Yield the files below a prefix. `first` is its first page, if that was requested already."""
-        pending: Future[Page] | None = first or self._request(prefix)
+        pending: Future[s3.Page] | None = first or self._request(prefix)
         while pending:
             page = pending.result()
-            token = page.get("NextContinuationToken") if page.get("IsTruncated") else None
-            pending = self._request(prefix, token) if token else None
+            pending = self._request(prefix, page.token) if page.token else None
             yield from self._entries(page, prefix)
 
-    def _request(self, prefix: str, token: str | None = None) -> Future[Page]:
-        more = {"ContinuationToken": token} if token else {}
-        return self.pool.submit(
-            self.fs.call_s3, "list_objects_v2", Bucket=self.bucket, Prefix=prefix, Delimiter="/", MaxKeys=1000, **more
-        )
+    def _request(self, prefix: str, token: str | None = None) -> Future[s3.Page]:
+        return self.pool.submit(s3.list_page, self.bucket, prefix, token)
 
-    def _entries(self, page: Page, prefix: str) -> Iterator[File]:
+    def _entries(self, page: s3.Page, prefix: str) -> Iterator[File]:
         """Yield the files of a page and those below its prefixes, sorted by path."""
-        files = {entry["Key"]: entry for entry in page.get("Contents", []) if not entry["Key"].endswith("/")}
-        below = deque(sorted(entry["Prefix"] for entry in page.get("CommonPrefixes", []) if entry["Prefix"] != prefix))
-        requested: dict[str, Future[Page]] = {}
+        files = {key: (size_bytes, etag) for key, size_bytes, etag in page.objects if not key.endswith("/")}
+        below = deque(sorted(name for name in page.prefixes if name != prefix))
+        requested: dict[str, Future[s3.Page]] = {}
         for name in sorted([*files, *below]):
             if name in files:
-                entry = files[name]
-                yield File(f"s3://{self.bucket}/{name}", int(entry["Size"]), _etag(entry), _unreadable(name))
+                yield File(f"s3://{self.bucket}/{name}", *files[name], _unreadable(name))
                 continue
             while below and len(requested) < REQUESTS_AT_ONCE:
                 ahead = below.popleft()

@@ -68,9 +68,11 @@ class Refusing:
         if status == 0:
             handler.connection.close()
             return
+        body = b"<ListBucketResult/>" if status == 200 else b""
         handler.send_response(status)
-        handler.send_header("Content-Length", "0")
+        handler.send_header("Content-Length", str(len(body)))
         handler.end_headers()
+        handler.wfile.write(body)
 
 
 @pytest.fixture

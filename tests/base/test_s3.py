@@ -21,7 +21,7 @@ DATA = bytes(range(256)) * 400
 class Server(http.server.ThreadingHTTPServer):
     """Answers requests by `answers`, in turn, and then well."""
 
-    answers: list[tuple[int, str]]
+    answers: list[tuple[int, str | bytes]]
     seen: list[tuple[str, str, dict[str, str]]]
 
 
@@ -42,6 +42,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.close_connection = True
             return
         content = ERROR.format(code).encode() if status >= 300 else DATA if self.command == "GET" else b""
+        content = code if isinstance(code, bytes) else content
         assert self.command == "GET" or not body or body == DATA
         if "Range" in self.headers and status < 300:
             first, _, last = self.headers["Range"].removeprefix("bytes=").partition("-")
@@ -124,6 +125,72 @@ def test_a_server_that_is_gone_is_an_outage(server: Server, monkeypatch: pytest.
     with pytest.raises(ConnectionError) as caught:
         storage.read_bytes("s3://b/1.jpg", "one")
     assert storage.says_outage(caught.value)
+
+
+PAGE = """<?xml version="1.0" encoding="UTF-8"?>
+<ListBucketResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/"><Name>b</Name>{}</ListBucketResult>"""
+ENTRY = "<Contents><Key>{}</Key><LastModified>x</LastModified><ETag>&quot;{}&quot;</ETag><Size>{}</Size></Contents>"
+
+
+def page(*parts: str) -> tuple[int, bytes]:
+    return 200, PAGE.format("".join(parts)).encode()
+
+
+def test_a_prefix_is_listed_page_by_page_whatever_its_keys_are(server: Server) -> None:
+    below = "<CommonPrefixes><Prefix>a/2024.05/</Prefix></CommonPrefixes>"
+    first = page(
+        "<IsTruncated>true</IsTruncated><NextContinuationToken>t+/=</NextContinuationToken><EncodingType>url</EncodingType>",
+        ENTRY.format("a/", "", 0), ENTRY.format("a/1+%2B%C3%A4%0A.jpg", "e1", 7), below,
+    )  # fmt: skip
+    server.answers = [
+        first,
+        (503, "SlowDown"),
+        page(ENTRY.format("a/z%+&amp;.jpg", "e2", 2**40), "<IsTruncated>false</IsTruncated>"),
+    ]
+    found = s3.list_page("b", "a/")
+    assert found == s3.Page([("a/", 0, ""), ("a/1 +ä\n.jpg", 7, "e1")], ["a/2024.05/"], "t+/=")
+    assert s3.list_page("b", "a/", found.token).objects == [("a/z%+&.jpg", 2**40, "e2")]
+    assert "continuation-token=t%2B%2F%3D" in server.seen[-1][1] and "prefix=a%2F" in server.seen[-1][1] and len(server.seen) == 3
+    assert all("Authorization" in headers for _, _, headers in server.seen)
+    server.answers = [first, page(ENTRY.format("a/z", "", 1))]
+    assert storage.list_names("s3://b/a") == ["1 +ä\n.jpg", "2024.05", "z"]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        (200, ERROR.format("InternalError").encode()),
+        (200, b"<html><p>Sign in<br></html>"),
+        (200, page(ENTRY.format("k", "e", 1))[1][:-30]),
+        (200, b""),
+        (503, "SlowDown"),
+    ],
+)
+def test_what_is_no_whole_page_ends_no_listing(answer: tuple[int, str | bytes], server: Server) -> None:
+    server.answers = [answer, answer, page(ENTRY.format("k", "e", 1))]
+    assert s3.list_page("b", "") == s3.Page([("k", 1, "e")], [], None) and len(server.seen) == 3
+    server.answers = [answer] * (s3.RETRIES + 1)
+    with pytest.raises(OSError) as caught:
+        s3.list_page("b", "")
+    assert storage.says_store_failed(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("answer", "error"),
+    [
+        ((404, "NoSuchBucket"), FileNotFoundError),
+        ((403, "RequestTimeTooSkewed"), PermissionError),
+        ((400, "ExpiredToken"), PermissionError),
+        (page("<IsTruncated>true</IsTruncated>"), s3.StoreError),
+    ],
+)
+def test_a_listing_that_is_refused_is_not_asked_again(
+    answer: tuple[int, str | bytes], error: type[Exception], server: Server
+) -> None:
+    server.answers = [answer] * 3
+    with pytest.raises(error) as caught:
+        s3.list_page("b", "p/")
+    assert len(server.seen) == 1 and "sentinel" not in str(caught.value)
 
 
 def test_a_new_object_is_written_by_a_condition(server: Server) -> None:

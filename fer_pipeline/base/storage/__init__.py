@@ -153,7 +153,7 @@ def list_names(url: str) -> list[str]:
     """Return the current names directly below the folder `url`, sorted; an empty list if the folder does not exist."""
     fs, path = open_filesystem(url)
     try:
-        found = s3.list_prefix(fs, path) if isinstance(fs, S3FileSystem) else fs.ls(path, detail=False)
+        found = s3.list_prefix(path) if isinstance(fs, S3FileSystem) else fs.ls(path, detail=False)
         names = [posixpath.basename(name.rstrip("/")) for name in found]
     except FileNotFoundError:
         return []
@@ -200,9 +200,9 @@ def require_store(url: str) -> None:
     """Raise OutageError if the store of `url` does not answer another request either, or answers it with 5xx."""
     if is_local(url):
         return
-    fs, path = open_filesystem(url)
+    _, path = open_filesystem(url)
     try:
-        fs.call_s3("list_objects_v2", Bucket=path.partition("/")[0], MaxKeys=1)
+        s3.list_page(path.partition("/")[0], "", most=1)
     except STORAGE_ERRORS as error:
         if says_store_failed(error):
             raise OutageError(f"the store of '{url}' fails: {reason(error)}") from error

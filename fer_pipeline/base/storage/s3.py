@@ -1,4 +1,4 @@
-"""Sessions and requests of S3. Objects and ranges of them are read and written by obstore, the rest by s3fs.
+"""Sessions and requests of S3. Objects and ranges of them are read and written by obstore, and listed here; the rest is s3fs's.
 
 obstore takes a fifth of the processor's time for a request. Keys that it does not take as they are go through s3fs.
 """
@@ -14,21 +14,31 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import unquote_plus
+from xml.etree import ElementTree
 
 import obstore
+from botocore.auth import S3SigV4Auth
+from botocore.awsrequest import AWSRequest
+from botocore.exceptions import ConnectionError as BotoConnectionError
+from botocore.exceptions import HTTPClientError
+from botocore.httpsession import URLLib3Session
 from botocore.session import Session
+from botocore.utils import get_environ_proxies
 from obstore import exceptions
 from obstore.store import S3Store
-from s3fs import S3FileSystem
 
 from fer_pipeline.base.errors import UserError
 
 CONNECTIONS = 32
+LIST_SILENCE_S = 60
+"""Time limit for a store that sends nothing of a page of keys."""
 REQUEST_TIMEOUT = timedelta(minutes=5)
 """Time limit for one try of a request, its body included, and the time after which none is tried again."""
 CONNECT_TIMEOUT = timedelta(seconds=20)
@@ -105,20 +115,63 @@ def store_addresses() -> Iterator[str]:
         yield env.get("AWS_EC2_METADATA_SERVICE_ENDPOINT", "http://169.254.169.254")
 
 
-def list_prefix(fs: S3FileSystem, path: str) -> Iterator[str]:
-    """Yield the keys and prefixes directly below a prefix, page by page, without the marker objects that consoles create.
+@dataclass(frozen=True, slots=True)
+class Page:
+    """A page of a listing, sorted by key."""
 
-    s3fs's `ls` would list the whole parent if there are none.
-    """
+    objects: list[tuple[str, int, str]]
+    """Key, size in bytes and etag of each object."""
+    prefixes: list[str]
+    """What stands for the objects with a further `/`."""
+    token: str | None
+    """Asks for the next page; None on the last."""
+
+
+def list_page(bucket: str, prefix: str, token: str | None = None, most: int = 1000) -> Page:
+    """Return the objects and prefixes directly below a prefix, by one request and the retries that it needs."""
+    place = _place_of(bucket)
+    parameters = {"list-type": "2", "delimiter": "/", "encoding-type": "url", "max-keys": str(most), "prefix": prefix}
+    more = {"continuation-token": token} if token else {}
+    return _asked(lambda: _page(place.ask(parameters | more)), prefix)
+
+
+def list_prefix(path: str) -> Iterator[str]:
+    """Yield the keys and prefixes directly below a prefix, page by page, without the marker objects that consoles create."""
     bucket, _, key = path.partition("/")
-    prefix, more = f"{key}/" if key else "", dict[str, str]()
+    prefix, token = f"{key}/" if key else "", None
     while True:
-        page = fs.call_s3("list_objects_v2", Bucket=bucket, Prefix=prefix, Delimiter="/", **more)
-        yield from (entry["Key"] for entry in page.get("Contents", []) if entry["Key"] != prefix)
-        yield from (entry["Prefix"] for entry in page.get("CommonPrefixes", []))
-        if not page.get("IsTruncated"):
+        page = list_page(bucket, prefix, token)
+        yield from (name for name, _, _ in page.objects if name != prefix)
+        yield from page.prefixes
+        if not (token := page.token):
             return
-        more = {"ContinuationToken": page["NextContinuationToken"]}
+
+
+def _page(answer: bytes) -> Page:
+    """Return a page from its XML. Raise ConnectionError if it is no listing, or is cut off."""
+    try:
+        root = ElementTree.fromstring(answer)
+    except ElementTree.ParseError:
+        raise ConnectionError("the store's listing is broken off, or is no XML") from None
+    fields = {_name(entry): entry.text or "" for entry in root}
+    if _name(root) != "ListBucketResult":
+        raise StoreError(fields.get("Code", "no listing"), HTTPStatus.SERVICE_UNAVAILABLE)  # an error that was found after a 200
+    decoded = unquote_plus if fields.get("EncodingType") == "url" else str
+    page = Page([], [], fields.get("NextContinuationToken", "") if fields.get("IsTruncated") == "true" else None)
+    if page.token == "":
+        raise StoreError("the store's listing goes on, but names no next page", HTTPStatus.NOT_IMPLEMENTED)
+    for entry in root:
+        name = _name(entry)
+        if name == "Contents":
+            found = {_name(field): field.text or "" for field in entry}
+            page.objects.append((decoded(found["Key"]), int(found["Size"]), strong(found.get("ETag", ""))))
+        elif name == "CommonPrefixes":
+            page.prefixes.append(decoded(entry[0].text or ""))
+    return page
+
+
+def _name(element: ElementTree.Element) -> str:
+    return element.tag.rpartition("}")[2]
 
 
 def is_plain(path: str) -> bool:
@@ -171,7 +224,7 @@ def _asked(request: Callable[[], Answer], key: str) -> Answer:
             return request()
         except FileNotFoundError:
             raise FileNotFoundError(errno.ENOENT, "there is no such object", key) from None
-        except exceptions.BaseError as error:
+        except (exceptions.BaseError, BotoConnectionError, HTTPClientError, StoreError, ConnectionError) as error:
             found = _as_os_error(error, key)
             is_last = retry == retries() or time.monotonic() - began > REQUEST_TIMEOUT.total_seconds()
             if is_last or not _may_pass(found):
@@ -189,7 +242,11 @@ def _may_pass(error: Exception) -> bool:
     return overloaded or (status >= 500 and status != HTTPStatus.NOT_IMPLEMENTED)
 
 
-def _as_os_error(error: exceptions.BaseError, key: str) -> OSError:
+def _as_os_error(error: Exception, key: str) -> OSError:
+    if isinstance(error, OSError):
+        return error
+    if isinstance(error, BotoConnectionError | HTTPClientError):  # its text has the whole URL
+        return ConnectionError(f"the store does not answer: {type(error).__name__}")
     text = str(error)
     found, code = re.search(r"status code: (\d{3})", text), re.search(r"<Code>(\w+)</Code>", text)
     status = int(found[1]) if found else None
@@ -212,26 +269,78 @@ def _store_of(bucket: str) -> S3Store:
     return _store(bucket, _environment())
 
 
+@dataclass(frozen=True)
+class _Place:
+    """Where a bucket is, and how it is asked."""
+
+    session: Session
+    bucket: str
+    region: str
+    endpoint: str
+    is_host: bool
+    """Whether the bucket is a part of the host's name, and not of the path."""
+    bundle: str | None
+    """File of certificates."""
+    http: URLLib3Session
+
+    def ask(self, parameters: dict[str, str]) -> bytes:
+        """Return the answer to a GET of the bucket itself."""
+        url = f"{self.endpoint}/" if self.is_host else f"{self.endpoint}/{self.bucket}"
+        request = AWSRequest("GET", url, params=parameters)
+        if credentials := self.session.get_credentials():
+            S3SigV4Auth(credentials.get_frozen_credentials(), "s3", self.region).add_auth(request)
+        answer = self.http.send(request.prepare())
+        if answer.status_code != HTTPStatus.OK:
+            raise _refusal(answer.status_code, answer.content, self.bucket)
+        return bytes(answer.content)
+
+
+def _refusal(status: int, answer: bytes, bucket: str) -> OSError:
+    code = re.search(rb"<Code>(\w+)</Code>", answer)
+    what = code[1].decode() if code else HTTPStatus(status).phrase if status in list(HTTPStatus) else "no listing"
+    if status == HTTPStatus.NOT_FOUND:
+        return FileNotFoundError(errno.ENOENT, "there is no such bucket", bucket)
+    if status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN) or what in REFUSED_CREDENTIALS:
+        return PermissionError(errno.EACCES, what, bucket)
+    return StoreError(f"{what} ({status})", status)
+
+
+def _place_of(bucket: str) -> _Place:
+    """Return the place of a bucket in this environment."""
+    return _place(bucket, _environment())
+
+
 @lru_cache(16)
-def _store(bucket: str, environment: tuple[tuple[str, str], ...]) -> S3Store:
+def _place(bucket: str, environment: tuple[tuple[str, str], ...]) -> _Place:
     session, region, endpoint = aws_session()
     bundle = session.get_config_variable("ca_bundle") or os.environ.get("REQUESTS_CA_BUNDLE")
     if endpoint.endswith(AWS_HOSTS):
         region, endpoint = _in_region(session, bucket, region, endpoint, bundle)
+    endpoint, is_host = endpoint.rstrip("/"), (session.get_config_variable("s3") or {}).get("addressing_style") == "virtual"
+    if is_host:
+        scheme, _, host = endpoint.partition("://")
+        endpoint = f"{scheme}://{bucket}.{host}"
+    limits_s = (CONNECT_TIMEOUT.total_seconds(), LIST_SILENCE_S)
+    proxies = get_environ_proxies(endpoint)
+    http = URLLib3Session(bundle or True, proxies, limits_s, max_pool_connections=CONNECTIONS)
+    return _Place(session, bucket, region, endpoint, is_host, bundle, http)
+
+
+@lru_cache(16)
+def _store(bucket: str, environment: tuple[tuple[str, str], ...]) -> S3Store:
+    place = _place(bucket, environment)
     client: dict[str, Any] = {
         "allow_http": True, "connect_timeout": CONNECT_TIMEOUT, "timeout": REQUEST_TIMEOUT,
         "pool_max_idle_per_host": str(CONNECTIONS),
     }  # fmt: skip
-    if bundle:
-        client["root_certificate"] = Path(bundle).read_bytes()
-    options: dict[str, Any] = {"endpoint": endpoint.rstrip("/"), "region": region, "client_options": client}
+    if place.bundle:
+        client["root_certificate"] = Path(place.bundle).read_bytes()
+    options: dict[str, Any] = {"endpoint": place.endpoint, "region": place.region, "client_options": client}
     options["retry_config"] = {"max_retries": 0}  # `_asked` tries again
     # obstore would take these from the environment, where they are meant for other programs
-    options |= {"skip_signature": False, "s3_express": False, "conditional_put": "etag", "virtual_hosted_style_request": False}
-    if (session.get_config_variable("s3") or {}).get("addressing_style") == "virtual":
-        scheme, _, host = options["endpoint"].partition("://")
-        options |= {"endpoint": f"{scheme}://{bucket}.{host}", "virtual_hosted_style_request": True}
-    credentials = session.get_credentials()
+    options |= {"skip_signature": False, "s3_express": False, "conditional_put": "etag"}
+    options["virtual_hosted_style_request"] = place.is_host
+    credentials = place.session.get_credentials()
     if credentials is None:
         return S3Store(bucket, **options | {"skip_signature": True})
 
