@@ -10,7 +10,7 @@ SLOW ?= slow
 NIGHTS ?= nights and not long
 PRODUCTION ?= production and not long
 
-.PHONY: help demo install packages pictures test test-slow test-faults test-s3 test-nights test-production rehearsal test-images test-monitoring test-doors test-examples fuzz test-pages test-gpu check bench bench-gpu bench-compare clean
+.PHONY: help demo install packages pictures test test-slow test-faults test-s3 test-azure test-nights test-production rehearsal test-images test-monitoring test-doors test-examples fuzz test-pages test-gpu check bench bench-gpu bench-compare clean
 
 help:  ## This list
 	@grep -hE "^[a-z0-9-]+:.*## " $(MAKEFILE_LIST) | sed -E "s/^([a-z0-9-]+):[^#]*## /\1\t/" | expand -t 18
@@ -36,6 +36,10 @@ test-faults: $(INSTALLED)  ## Poison files, killed drivers and workers, lost nod
 
 test-s3: $(INSTALLED)  ## Labelling from S3 to S3 on a real server, with faults injected (installs Swift; needs root)
 	$(BIN)/python -m pytest -m s3 tests/s3
+
+test-azure: $(INSTALLED)  ## Sources, runs and tables on Azure's local server, Azurite (needs npm, which installs it below .venv)
+	test -d $(VENV)/azurite/node_modules || npm install --silent --prefix $(VENV)/azurite azurite@3.37.0
+	$(BIN)/python -m pytest -m azure tests/azure
 
 test-nights: $(INSTALLED)  ## Seven nights, kills and publishers in any order; NIGHTS=nights for the long form, with an S3 server
 	$(BIN)/python -m pytest -m "$(NIGHTS)" tests/nights tests/table

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ValidationError
 
 from fer_pipeline.base.config import Config
 from fer_pipeline.base.errors import UserError
-from fer_pipeline.base.storage import s3
+from fer_pipeline.base.storage import objects
 from fer_pipeline.models.comparison import Rule
 from fer_pipeline.models.registry import ENVIRONMENT as REGISTRY
 from fer_pipeline.table.thresholds import Thresholds
@@ -112,8 +112,8 @@ def _addresses(arguments: Iterable[Any]) -> Iterator[str]:
     """Yield the addresses to which a command with these arguments connects; a plug-in or a recipe may add others."""
     given = [dict(one) if isinstance(one, BaseModel) else {"": one} for one in arguments]
     facts = {name: value for one in given for name, value in one.items()}
-    if re.search('"s3a?://', json.dumps([*given, os.environ.get(REGISTRY)], default=BaseModel.model_dump)):
-        yield from s3.store_addresses()
+    urls = json.dumps([*given, os.environ.get(REGISTRY)], default=BaseModel.model_dump)
+    yield from objects.addresses(set(re.findall(r'"(s3|gs|az)a?://', urls)))
     if address := facts.get("address") or ("address" in facts and os.environ.get("RAY_ADDRESS")):
         yield str(address)
     if "detector" in facts:

@@ -283,8 +283,8 @@ def _statistics(file: TableFile) -> str:
 
 
 def storage_options(url: str) -> dict[str, str]:
-    """Return the library's options for a store: the endpoint and credentials that s3fs uses."""
-    if storage.is_local(url):
+    """Return the library's options for a store: the endpoint and credentials that `storage` uses."""
+    if not url.startswith("s3://"):  # the library takes what it needs for clouds from the environment, as obstore does
         return {}
     session, region, endpoint = s3.aws_session()
     options = {"aws_region": region, "aws_endpoint": endpoint, "aws_conditional_put": "etag"}

@@ -28,13 +28,16 @@ NOWHERE = ["../x", "x/../../../victim/evil", "/etc/x", "..", ".hidden", "a b", "
         "simplecache::s3://bucket/x",
         "reference://",
         "memory://x",
+        "gcs://bucket/x",
+        "abfs://container/x",
+        "simplecache::gs://bucket/x",
         "http://host/x",
         "ftp://host/x",
         "FILE:///etc/passwd",
         "zip://a::file:///b",
     ],
 )
-def test_nothing_but_paths_and_s3_is_opened(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_but_paths_and_stores_is_opened(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fsspec.core.url_to_fs", lambda *_, **__: pytest.fail("fsspec parses the URL"))
     for read in (storage.normalize, storage.exists, storage.read_bytes, storage.list_names, parquet.read_table):
         with pytest.raises(UserError, match="neither a local path nor an s3"):

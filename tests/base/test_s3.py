@@ -12,7 +12,7 @@ import pytest
 
 from fer_pipeline.base import storage
 from fer_pipeline.base.errors import ChangedError, UserError
-from fer_pipeline.base.storage import s3
+from fer_pipeline.base.storage import objects, requests, s3
 
 ERROR = "<?xml version='1.0'?><Error><Code>{}</Code><Message>said</Message></Error>"
 DATA = bytes(range(256)) * 400
@@ -71,7 +71,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     values = {"ENDPOINT_URL": f"http://127.0.0.1:{found.server_port}", "ACCESS_KEY_ID": "a", "SECRET_ACCESS_KEY": "sentinel"}
     for name, value in values.items():
         monkeypatch.setenv(f"AWS_{name}", value)
-    monkeypatch.setattr(s3, "FIRST_PAUSE_S", 0.001)
+    monkeypatch.setattr(requests, "FIRST_PAUSE_S", 0.001)
     yield found
     found.shutdown()
     found.server_close()
@@ -100,7 +100,7 @@ def test_what_may_pass_is_tried_again(answer: tuple[int, str], server: Server) -
 @pytest.mark.parametrize(
     ("answer", "error", "tries"),
     [
-        ((503, "SlowDown"), OSError, s3.RETRIES + 1),
+        ((503, "SlowDown"), OSError, requests.RETRIES + 1),
         ((404, "NoSuchKey"), FileNotFoundError, 1),
         ((403, "AccessDenied"), PermissionError, 1),
         ((400, "ExpiredToken"), PermissionError, 1),
@@ -147,9 +147,9 @@ def test_a_prefix_is_listed_page_by_page_whatever_its_keys_are(server: Server) -
         (503, "SlowDown"),
         page(ENTRY.format("a/z%+&amp;.jpg", "e2", 2**40), "<IsTruncated>false</IsTruncated>"),
     ]
-    found = s3.list_page("b", "a/")
+    found = objects.list_page("s3://b/a/")
     assert found == s3.Page([("a/", 0, ""), ("a/1 +ä\n.jpg", 7, "e1")], ["a/2024.05/"], "t+/=")
-    assert s3.list_page("b", "a/", found.token).objects == [("a/z%+&.jpg", 2**40, "e2")]
+    assert objects.list_page("s3://b/a/", found.token).objects == [("a/z%+&.jpg", 2**40, "e2")]
     assert "continuation-token=t%2B%2F%3D" in server.seen[-1][1] and "prefix=a%2F" in server.seen[-1][1] and len(server.seen) == 3
     assert all("Authorization" in headers for _, _, headers in server.seen)
     server.answers = [first, page(ENTRY.format("a/z", "", 1))]
@@ -168,10 +168,10 @@ def test_a_prefix_is_listed_page_by_page_whatever_its_keys_are(server: Server) -
 )
 def test_what_is_no_whole_page_ends_no_listing(answer: tuple[int, str | bytes], server: Server) -> None:
     server.answers = [answer, answer, page(ENTRY.format("k", "e", 1))]
-    assert s3.list_page("b", "") == s3.Page([("k", 1, "e")], [], None) and len(server.seen) == 3
-    server.answers = [answer] * (s3.RETRIES + 1)
+    assert objects.list_page("s3://b/") == s3.Page([("k", 1, "e")], [], None) and len(server.seen) == 3
+    server.answers = [answer] * (requests.RETRIES + 1)
     with pytest.raises(OSError) as caught:
-        s3.list_page("b", "")
+        objects.list_page("s3://b/")
     assert storage.says_store_failed(caught.value)
 
 
@@ -181,7 +181,7 @@ def test_what_is_no_whole_page_ends_no_listing(answer: tuple[int, str | bytes], 
         ((404, "NoSuchBucket"), FileNotFoundError),
         ((403, "RequestTimeTooSkewed"), PermissionError),
         ((400, "ExpiredToken"), PermissionError),
-        (page("<IsTruncated>true</IsTruncated>"), s3.StoreError),
+        (page("<IsTruncated>true</IsTruncated>"), requests.StoreError),
     ],
 )
 def test_a_listing_that_is_refused_is_not_asked_again(
@@ -189,18 +189,18 @@ def test_a_listing_that_is_refused_is_not_asked_again(
 ) -> None:
     server.answers = [answer] * 3
     with pytest.raises(error) as caught:
-        s3.list_page("b", "p/")
+        objects.list_page("s3://b/p/")
     assert len(server.seen) == 1 and "sentinel" not in str(caught.value)
 
 
 def test_a_new_object_is_written_by_a_condition(server: Server) -> None:
     server.answers = [(503, "SlowDown"), (412, "PreconditionFailed"), (501, "NotImplemented")]
     with pytest.raises(FileExistsError):
-        s3.put_object("b/new.json", DATA, only_new=True)
+        objects.put_object("s3://b/new.json", DATA, only_new=True)
     assert {key.lower(): value for key, value in server.seen[-1][2].items()}["if-none-match"] == "*"
     with pytest.raises(NotImplementedError):
-        s3.put_object("b/new.json", DATA, only_new=True)
-    s3.put_object("b/new.json", DATA, only_new=True)
+        objects.put_object("s3://b/new.json", DATA, only_new=True)
+    objects.put_object("s3://b/new.json", DATA, only_new=True)
     assert [method for method, _, _ in server.seen] == ["PUT"] * 4
 
 
@@ -214,7 +214,11 @@ def test_variables_that_are_meant_for_other_programs_change_nothing(server: Serv
 
 @pytest.mark.parametrize("key", ["x//y.jpg", "/slash.jpg", "a/../b.jpg", "./a.jpg", "c\x7fd.jpg", "tail/"])
 def test_a_key_that_obstore_would_change_is_not_plain(key: str) -> None:
-    assert not s3.is_plain(f"bucket/{key}") and s3.is_plain("bucket/a b/\u00e4\U0001f600%20?#.jpg") and not s3.is_plain("bucket")
+    assert (
+        not objects.is_plain(f"s3://bucket/{key}")
+        and objects.is_plain("s3://bucket/a b/\u00e4\U0001f600%20?#.jpg")
+        and not objects.is_plain("s3://bucket")
+    )
 
 
 @pytest.mark.parametrize(

@@ -66,7 +66,10 @@ def test_help_names_every_command() -> None:
         (["evaluate", "embedded", "--data", "/nowhere", "--split", "test", "--out", "/tmp/never"], "not an ingested dataset"),
         (["models", "export", "/nowhere", "--out", "/tmp/never"], "no model bundle at '/nowhere'"),
         (["label", "a.jpg", "b.jpg", "--out", "c"], "the command does not take 'b.jpg': give `label` one folder"),
-        (["label", "https://x/a.jpg", "--out", "c"], "'https://x/a.jpg' is neither a local path nor an s3:// URL"),
+        (
+            ["label", "https://x/a.jpg", "--out", "c"],
+            "'https://x/a.jpg' is neither a local path nor an s3://, gs:// or az:// URL",
+        ),
         (["label", "a", "--out", "b", "--empty-include"], "--empty-include"),
         (["--show-config"], "--show-config needs a command"),
         (["label", "--json", "{"], "--json is not valid JSON"),

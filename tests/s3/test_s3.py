@@ -227,7 +227,7 @@ def test_no_secret_stands_in_what_a_run_leaves(
 def test_a_url_with_a_query_is_refused_and_not_repeated(tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
         label.run(config("https://bucket.example/photos?X-Amz-Signature=abc123", str(tmp_path / "run")))
-    assert "abc123" not in str(caught.value) and "is neither a local path nor an s3:// URL" in str(caught.value)
+    assert "abc123" not in str(caught.value) and "is neither a local path nor an s3://, gs:// or az:// URL" in str(caught.value)
 
 
 def test_uploads_are_what_was_there(uploaded: str, bucket: str, archive: Path) -> None:

@@ -1,8 +1,9 @@
-"""All access to files: local paths and `s3://` URLs through fsspec, with the endpoint and credentials of the AWS configuration.
+"""All access to files: local paths, and URLs of S3 (`s3://`), Google Cloud Storage (`gs://`) and Azure (`az://`).
 
 Every write is atomic: a temporary file and a rename on a local disk, one PUT on an object store.
 """
 
+import io
 import os
 import posixpath
 import re
@@ -17,22 +18,25 @@ import fsspec
 from botocore.exceptions import BotoCoreError, ConnectTimeoutError, EndpointConnectionError, HTTPClientError
 from botocore.exceptions import ConnectionError as BotoConnectionError
 from fsspec.implementations.local import LocalFileSystem
+from obstore.exceptions import BaseError as ObstoreError
 from pyarrow.fs import FileSystem, FSSpecHandler, PyFileSystem
 from pyarrow.fs import LocalFileSystem as ArrowLocalFileSystem
 from s3fs import S3FileSystem
 from s3fs.utils import FileExpired
 
 from fer_pipeline.base.errors import ChangedError, OutageError, UserError
-from fer_pipeline.base.storage import local, s3
+from fer_pipeline.base.storage import local, objects, requests, s3
 
-STORAGE_ERRORS = (OSError, BotoCoreError, aiohttp.ClientError)
-"""The errors of a file that is missing, forbidden or unreachable, locally and on S3."""
+STORAGE_ERRORS = (OSError, BotoCoreError, aiohttp.ClientError, ObstoreError)
+"""The errors of a file that is missing, forbidden or unreachable, locally and on a store."""
 
 UMASK = "FER_PIPELINE_UMASK"
 """Environment variable with the user's umask, for processes that start under a stricter one (`engine/connect.py`)."""
 if UMASK in os.environ:
     os.umask(int(os.environ[UMASK], 8))
 
+READ_BYTES = 5 * 1024**2
+"""Size of a request of a file that is read from its start to its end."""
 MOST_TEXT_BYTES = 64 * 1024**2
 """Largest record as text. A model card with the confusion matrix of 1,000 classes takes 30 MB."""
 
@@ -43,7 +47,7 @@ def is_local(url: str) -> bool:
 
 
 def normalize(url: str) -> str:
-    """Return a local path made absolute, or an s3:// URL without its trailing slash.
+    """Return a local path made absolute, or the URL of a store without its trailing slash.
 
     Raise UserError for any other scheme, because fsspec opens URLs of other machines, and chains that read the environment.
     Raise UserError for a URL with credentials too, without repeating them: a URL is part of every row and message.
@@ -53,9 +57,9 @@ def normalize(url: str) -> str:
     scheme, _, rest = re.sub("^s3a://", "s3://", url).partition("://")
     if "@" in rest.partition("/")[0]:  # before the host, or the bucket
         raise UserError(f"A {scheme[:20]}:// URL must not contain a user: set the credentials by the environment.")
-    if scheme != "s3":
+    if scheme not in objects.SCHEMES:
         raise UserError(
-            f"'{reason(ValueError(url))[:200]}' is neither a local path nor an s3:// URL: copy the data to one of them."
+            f"'{reason(ValueError(url))[:200]}' is neither a local path nor an s3://, gs:// or az:// URL: copy the data to one."
         )
     return f"{scheme}://{rest.rstrip('/')}"
 
@@ -65,13 +69,16 @@ def open_filesystem(url: str) -> tuple[Any, str]:
     place = normalize(url)
     if is_local(place):
         return LocalFileSystem(), place
+    scheme, _, path = place.partition("://")
+    if scheme != "s3":
+        return objects.filesystem(scheme), path
     # Not by fsspec.open: it reads a part of some keys as a chain of URLs or a version. No cached listings: they would miss files
     # that other processes write. One request for each file, not a HEAD and one request for each part: the listing knows the
     # sizes, and files are read in parallel.
     s3.aws_session()  # refuses an endpoint that is no URL
-    options = {"max_pool_connections": s3.CONNECTIONS} | s3.retry_options()
+    options = {"max_pool_connections": requests.CONNECTIONS} | s3.retry_options()
     fs = fsspec.filesystem("s3", use_listings_cache=False, max_concurrency=1, config_kwargs=options)
-    return fs, place.removeprefix("s3://")
+    return fs, path
 
 
 def is_below(url: str, root: str) -> bool:
@@ -145,15 +152,18 @@ def checkpoint_filesystem(url: str) -> tuple[FileSystem, str]:
 
 def exists(url: str) -> bool:
     """Return whether a file or folder exists at `url`."""
-    fs, path = open_filesystem(url)
-    return bool(fs.exists(path))
+    place = normalize(url)
+    if is_local(place) or objects.needs_s3fs(place):
+        fs, path = open_filesystem(url)
+        return bool(fs.exists(path))
+    return objects.exists(place)
 
 
 def list_names(url: str) -> list[str]:
     """Return the current names directly below the folder `url`, sorted; an empty list if the folder does not exist."""
     fs, path = open_filesystem(url)
     try:
-        found = s3.list_prefix(path) if isinstance(fs, S3FileSystem) else fs.ls(path, detail=False)
+        found = fs.ls(path, detail=False) if isinstance(fs, LocalFileSystem) else objects.list_prefix(f"{normalize(url)}/")
         names = [posixpath.basename(name.rstrip("/")) for name in found]
     except FileNotFoundError:
         return []
@@ -162,6 +172,10 @@ def list_names(url: str) -> list[str]:
 
 def list_below(url: str) -> list[str]:
     """Return the sorted paths, relative to the folder `url`, of all files at any depth below it."""
+    place = normalize(url)
+    if not is_local(place):
+        prefix = objects.split(f"{place}/")[2]
+        return sorted(key.removeprefix(prefix) for key in objects.keys_below(f"{place}/"))
     fs, path = open_filesystem(url)
     prefix = f"{path.rstrip('/')}/"
     return sorted(name.removeprefix(prefix) for name in fs.find(path) if name.startswith(prefix))
@@ -193,16 +207,16 @@ def says_outage(error: BaseException | None) -> bool:
 
 def says_store_failed(error: BaseException | None) -> bool:
     """Return whether an error means that the store did not answer, or answered 5xx, for one object or for all."""
-    return error is not None and (says_outage(error) or (s3.http_status(error) or 0) >= 500)
+    return error is not None and (says_outage(error) or (requests.http_status(error) or 0) >= 500)
 
 
 def require_store(url: str) -> None:
     """Raise OutageError if the store of `url` does not answer another request either, or answers it with 5xx."""
     if is_local(url):
         return
-    _, path = open_filesystem(url)
+    scheme, bucket, _ = objects.split(normalize(url))
     try:
-        s3.list_page(path.partition("/")[0], "", most=1)
+        objects.list_page(f"{scheme}://{bucket}/", most=1)
     except STORAGE_ERRORS as error:
         if says_store_failed(error):
             raise OutageError(f"the store of '{url}' fails: {reason(error)}") from error
@@ -228,9 +242,9 @@ def read_small(url: str) -> bytes:
 
 def _read(url: str, start: int | None, end: int | None, etag: str | None) -> bytes:
     place = normalize(url)
-    path = place.removeprefix("s3://")
-    if not is_local(place) and s3.is_plain(path) and (etag or start is not None):  # else it may be of any size
-        data, found = s3.get_object(path, start, end)
+    by_s3fs = objects.needs_s3fs(place) or (etag is None and start is None)  # the object may be of any size
+    if not is_local(place) and not (by_s3fs and place.startswith("s3://")):
+        data, found = objects.get_object(place, start, end)
         if etag and found != etag:
             raise ChangedError
         return data
@@ -252,14 +266,25 @@ def require_unchanged(url: str, etag: str | None) -> None:
 def require_version(url: str, etag: str | None) -> None:
     """Raise ChangedError if a file is not the version of that etag now. Costs one request on S3."""
     require_unchanged(url, etag)
-    fs, path = open_filesystem(url)
-    if etag and isinstance(fs, S3FileSystem) and s3.strong(str(fs.info(path).get("ETag", ""))) != etag:
+    if etag and not is_local(url) and size_and_etag(url)[1] != etag:
         raise ChangedError
 
 
-def open_version(url: str, etag: str | None, block_size: int) -> Any:
-    """Open a file on a store. Raise ChangedError if it is another version; s3fs stops reading when the version changes."""
+def size_and_etag(url: str) -> tuple[int, str]:
+    """Return the size of a file on a store in bytes, and its etag. Raise FileNotFoundError if there is none."""
+    place = normalize(url)
+    if not objects.needs_s3fs(place):
+        return objects.size_and_etag(place)
     fs, path = open_filesystem(url)
+    info = fs.info(path)
+    return int(info["size"] or 0), s3.strong(str(info.get("ETag", "")))
+
+
+def open_version(url: str, etag: str | None, block_size: int) -> Any:
+    """Open a file. Raise ChangedError if it is another version, on a store also later, when it is read."""
+    fs, path = open_filesystem(url)
+    if not is_local(url) and not objects.needs_s3fs(place := normalize(url)):
+        return io.BufferedReader(objects.ObjectFile(place, etag), block_size)
     opened = fs.open(path, "rb", block_size=block_size)
     found = getattr(opened, "details", {}).get("ETag")
     if etag and found and s3.strong(found) != etag:
@@ -268,26 +293,33 @@ def open_version(url: str, etag: str | None, block_size: int) -> Any:
     return opened
 
 
+def open_file(url: str) -> Any:
+    """Open a file anywhere, to be read from its start to its end."""
+    return open_version(url, None, READ_BYTES)
+
+
 def says_changed(error: BaseException) -> bool:
     """Return whether an error of reading an open file means that the file has changed."""
-    return isinstance(error, FileExpired)
+    return isinstance(error, FileExpired | ChangedError)
 
 
 def write_bytes(url: str, data: bytes) -> None:
     """Write one file atomically. Overwrite an existing one."""
     fs, path = open_filesystem(url)
     if not isinstance(fs, LocalFileSystem):
-        _put(fs, path, data)
+        _put(fs, normalize(url), data)
         return
     temporary = local.write_temporary(path, data)
     os.replace(temporary, path)
 
 
-def _put(fs: Any, path: str, data: bytes, only_new: bool = False) -> None:
-    if isinstance(fs, S3FileSystem) and s3.is_plain(path) and len(data) <= s3.MOST_BYTES_AT_ONCE:
-        s3.put_object(path, data, only_new)
+def _put(fs: Any, url: str, data: bytes, only_new: bool = False) -> None:
+    if isinstance(fs, S3FileSystem) and (
+        len(data) > objects.MOST_BYTES_AT_ONCE or objects.needs_s3fs(url)
+    ):  # which retries the parts of a large object one by one
+        fs.pipe_file(url.removeprefix("s3://"), data, **({"mode": "create"} if only_new else {}))
     else:
-        fs.pipe_file(path, data, **({"mode": "create"} if only_new else {}))
+        objects.put_object(url, data, only_new)
 
 
 def create(url: str, data: bytes) -> bool:
@@ -309,19 +341,19 @@ def create(url: str, data: bytes) -> bool:
         finally:
             Path(temporary).unlink(missing_ok=True)
         return True
-    if fs.exists(path):
+    if exists(url):
         return False
     try:
-        _put(fs, path, data, only_new=True)
+        _put(fs, normalize(url), data, only_new=True)
     except FileExistsError:
         return False
     except (NotImplementedError, *STORAGE_ERRORS) as error:
-        status = s3.http_status(error)
+        status = requests.http_status(error)
         if status in (409, 412):  # another writer is writing it, or was faster
             return False
         if status != 501 and not isinstance(error, NotImplementedError):
             raise
-        _put(fs, path, data)
+        _put(fs, normalize(url), data)
     return True
 
 
@@ -329,26 +361,31 @@ def require_exclusive_writes(url: str) -> None:
     """Raise UserError if the store has no conditional writes: two writers could overwrite each other there."""
     if is_local(url):
         return
-    fs, path = open_filesystem(join(url, f"_probe-{uuid.uuid4().hex}"))
+    probe = normalize(join(url, f"_probe-{uuid.uuid4().hex}"))
+    fs, _ = open_filesystem(probe)
     try:
-        _put(fs, path, b"first", only_new=True)
-        _put(fs, path, b"second", only_new=True)
+        _put(fs, probe, b"first", only_new=True)
+        _put(fs, probe, b"second", only_new=True)
     except FileExistsError:
         return
     except (NotImplementedError, *STORAGE_ERRORS) as error:
-        if s3.http_status(error) in (409, 412):
+        if requests.http_status(error) in (409, 412):
             return
-        if s3.http_status(error) != 501 and not isinstance(error, NotImplementedError):
+        if requests.http_status(error) != 501 and not isinstance(error, NotImplementedError):
             raise
     finally:
-        remove(join(url, posixpath.basename(path)))
+        remove(probe)
     raise UserError(f"The store of '{url}' has no conditional writes, which a table needs: use another store, or a local disk.")
 
 
 def remove(url: str) -> None:
     """Delete one file if it exists."""
-    fs, path = open_filesystem(url)
+    place = normalize(url)
     try:
-        fs.rm_file(path)
+        if is_local(place) or objects.needs_s3fs(place):
+            fs, path = open_filesystem(url)
+            fs.rm_file(path)
+        else:
+            objects.remove(place)
     except FileNotFoundError:
         return

@@ -13,6 +13,7 @@ from fsspec.implementations.local import LocalFileSystem
 from fer_pipeline.base import storage
 from fer_pipeline.base.errors import UserError
 from fer_pipeline.base.memory import bounded_read
+from fer_pipeline.base.storage import objects
 
 FOOTER_BYTES = 64 * 1024
 """Bytes at the end of a Parquet file that are read first."""
@@ -102,23 +103,28 @@ def opened(url: str) -> Iterator[Parquet]:
         with pa.OSFile(path) as opened:
             yield Parquet(opened, url)
         return
-    with fs.open(path, "rb", cache_type="none") as opened:  # s3fs would read far ahead, but pyarrow knows what it needs
+    plain = objects.is_plain(place := storage.normalize(url))
+    with (
+        objects.ObjectFile(place, None) if plain else fs.open(path, "rb", cache_type="none") as opened
+    ):  # s3fs would read far ahead, but pyarrow knows what it needs
         yield Parquet(opened, url, pre_buffer=False)
 
 
 def read_columns(url: str, columns: list[str]) -> pa.Table:
     """Return some columns of a Parquet file. From a store only these are read, neighbouring columns by one request."""
-    fs, path = storage.open_filesystem(url)
-    if isinstance(fs, LocalFileSystem):
-        return Parquet(path, url).read(columns=columns)
-    size = int(fs.info(path)["size"])
+    place = storage.normalize(url)
+    if storage.is_local(url):
+        return Parquet(place, url).read(columns=columns)
+    if objects.needs_s3fs(place):
+        return open_whole(url).read(columns=columns)
+    size, _ = objects.size_and_etag(place)
     whole = bytearray(size)  # the system allocates only the pages that are written
-    _fill(fs, path, whole, [(max(0, size - FOOTER_BYTES), size)])
+    _fill(place, whole, [(max(0, size - FOOTER_BYTES), size)])
     footer = int.from_bytes(whole[-8:-4], "little") + 8
     if footer > FOOTER_BYTES:
-        _fill(fs, path, whole, [(max(0, size - footer), size - FOOTER_BYTES)])
+        _fill(place, whole, [(max(0, size - footer), size - FOOTER_BYTES)])
     metadata = Parquet(pa.BufferReader(whole), url).metadata
-    _fill(fs, path, whole, list(_chunks(metadata, columns, size)))
+    _fill(place, whole, list(_chunks(metadata, columns, size)))
     return Parquet(pa.BufferReader(whole), url, metadata=metadata).read(columns=columns)
 
 
@@ -140,11 +146,9 @@ def _chunks(metadata: Any, columns: list[str], size: int) -> Iterator[tuple[int,
         yield start, end
 
 
-def _fill(fs: Any, path: str, whole: bytearray, ranges: list[tuple[int, int]]) -> None:
-    """Read byte ranges of a file into `whole`, in parallel."""
-    starts, ends = [start for start, _ in ranges], [end for _, end in ranges]
-    found = fs.cat_ranges([path] * len(ranges), starts, ends, on_error="raise")
-    for start, end, data in zip(starts, ends, found, strict=True):
+def _fill(url: str, whole: bytearray, ranges: list[tuple[int, int]]) -> None:
+    """Read byte ranges of an object into `whole`, in parallel."""
+    for (start, end), data in zip(ranges, objects.get_ranges(url, ranges), strict=True):
         whole[start:end] = data
 
 

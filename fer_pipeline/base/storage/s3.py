@@ -1,67 +1,36 @@
-"""Sessions and requests of S3. Objects and ranges of them are read and written by obstore, and listed here; the rest is s3fs's.
-
-obstore takes a fifth of the processor's time for a request. Keys that it does not take as they are go through s3fs.
-"""
+"""S3: sessions, endpoints and credentials as all AWS tools have them, the store of a bucket, and pages of its keys."""
 
 import errno
 import os
-import random
 import re
 import ssl
-import threading
-import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 from urllib.parse import unquote_plus
 from xml.etree import ElementTree
 
-import obstore
 from botocore.auth import S3SigV4Auth
 from botocore.awsrequest import AWSRequest
-from botocore.exceptions import ConnectionError as BotoConnectionError
-from botocore.exceptions import HTTPClientError
 from botocore.httpsession import URLLib3Session
 from botocore.session import Session
 from botocore.utils import get_environ_proxies
-from obstore import exceptions
 from obstore.store import S3Store
 
 from fer_pipeline.base.errors import UserError
+from fer_pipeline.base.storage.requests import CONNECT_TIMEOUT, CONNECTIONS, REFUSED_CREDENTIALS, REQUEST_TIMEOUT, StoreError
 
-CONNECTIONS = 32
 LIST_SILENCE_S = 60
 """Time limit for a store that sends nothing of a page of keys."""
-REQUEST_TIMEOUT = timedelta(minutes=5)
-"""Time limit for one try of a request, its body included, and the time after which none is tried again."""
-CONNECT_TIMEOUT = timedelta(seconds=20)
-RETRIES = 7
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.25, 8.0
-"""Pauses between tries; they double."""
-MOST_BYTES_AT_ONCE = 16 * 1024**2
-"""Largest object that obstore writes; s3fs writes larger ones, which it retries in parts."""
-REFUSED_CREDENTIALS = ("ExpiredToken", "InvalidToken", "TokenRefreshRequired")
-"""Codes of errors, of status 400, that mean that the credentials are not valid any more."""
 AWS_HOSTS = (".amazonaws.com", ".amazonaws.com.cn")
 CREDENTIALS_KEPT = timedelta(minutes=10)
 """A session, which renews what expires, is asked again 5 minutes before this ends."""
-
-Answer = TypeVar("Answer")
-
-
-class StoreError(OSError):
-    """A store refused a request, or failed."""
-
-    def __init__(self, message: str, http_status: int) -> None:
-        super().__init__(errno.EIO, message)
-        self.http_status = http_status
 
 
 def retry_options() -> dict[str, Any]:
@@ -127,24 +96,16 @@ class Page:
     """Asks for the next page; None on the last."""
 
 
-def list_page(bucket: str, prefix: str, token: str | None = None, most: int = 1000) -> Page:
-    """Return the objects and prefixes directly below a prefix, by one request and the retries that it needs."""
+def list_page(bucket: str, prefix: str, token: str | None, most: int) -> Page:
+    """Return the objects and prefixes directly below a prefix, by one request. Raise what `requests.asked` takes."""
     place = _place_of(bucket)
     parameters = {"list-type": "2", "delimiter": "/", "encoding-type": "url", "max-keys": str(most), "prefix": prefix}
-    more = {"continuation-token": token} if token else {}
-    return _asked(lambda: _page(place.ask(parameters | more)), prefix)
+    return _page(place.ask(parameters | ({"continuation-token": token} if token else {})))
 
 
-def list_prefix(path: str) -> Iterator[str]:
-    """Yield the keys and prefixes directly below a prefix, page by page, without the marker objects that consoles create."""
-    bucket, _, key = path.partition("/")
-    prefix, token = f"{key}/" if key else "", None
-    while True:
-        page = list_page(bucket, prefix, token)
-        yield from (name for name, _, _ in page.objects if name != prefix)
-        yield from page.prefixes
-        if not (token := page.token):
-            return
+def strong(etag: str) -> str:
+    """Return an etag without its quotes, and without the weak mark that a proxy may have added."""
+    return etag.removeprefix("W/").strip('"')
 
 
 def _page(answer: bytes) -> Page:
@@ -172,101 +133,6 @@ def _page(answer: bytes) -> Page:
 
 def _name(element: ElementTree.Element) -> str:
     return element.tag.rpartition("}")[2]
-
-
-def is_plain(path: str) -> bool:
-    """Return whether obstore takes `bucket/key` as it is, and does not refuse or change it."""
-    return all(part not in ("", ".", "..") and part.isprintable() for part in path.split("/")[1:]) and "/" in path
-
-
-def get_object(path: str, start: int | None, end: int | None) -> tuple[bytes, str]:
-    """Return bytes of the object `bucket/key`, and its etag, by one request and the retries that it needs."""
-    bucket, _, key = path.partition("/")
-    options: Any = {} if start is None or end is None else {"range": (start, end)}
-    store = _store_of(bucket)
-
-    def get() -> tuple[bytes, str]:
-        answer = obstore.get(store, key, options=options)
-        return bytes(answer.bytes()), strong(answer.meta["e_tag"] or "")
-
-    return _asked(get, key)
-
-
-def put_object(path: str, data: bytes, only_new: bool = False) -> None:
-    """Write the object `bucket/key` by one request. Raise FileExistsError if it is to be new and exists, NotImplementedError if
-    the store has no conditional writes."""
-    bucket, _, key = path.partition("/")
-    store, mode = _store_of(bucket), "create" if only_new else "overwrite"
-    try:
-        _asked(lambda: obstore.put(store, key, data, mode=mode, use_multipart=False), key)  # type: ignore[arg-type]
-    except StoreError as error:
-        if error.http_status == HTTPStatus.NOT_IMPLEMENTED:
-            raise NotImplementedError(str(error)) from error
-        raise
-
-
-@lru_cache(1)
-def _helpers() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(CONNECTIONS, thread_name_prefix="s3")
-
-
-def _asked(request: Callable[[], Answer], key: str) -> Answer:
-    """Return the answer of a request; raise an OSError for what went wrong.
-
-    One that the store fails, or breaks off, is tried again. The main thread waits for a helper: obstore does not let signals
-    interrupt it.
-    """
-    began = time.monotonic()
-    for retry in range(retries() + 1):
-        try:
-            if threading.current_thread() is threading.main_thread():
-                return _helpers().submit(request).result()
-            return request()
-        except FileNotFoundError:
-            raise FileNotFoundError(errno.ENOENT, "there is no such object", key) from None
-        except (exceptions.BaseError, BotoConnectionError, HTTPClientError, StoreError, ConnectionError) as error:
-            found = _as_os_error(error, key)
-            is_last = retry == retries() or time.monotonic() - began > REQUEST_TIMEOUT.total_seconds()
-            if is_last or not _may_pass(found):
-                raise found from None
-        time.sleep(min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2**retry) * random.uniform(0.5, 1.0))
-    raise AssertionError("the last try returns or raises")
-
-
-def _may_pass(error: Exception) -> bool:
-    """Return whether another try of a request may succeed: the store failed, or is overloaded."""
-    status = http_status(error)
-    if status is None:
-        return isinstance(error, ConnectionError)
-    overloaded = status in (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS) or "RequestTimeout" in str(error)
-    return overloaded or (status >= 500 and status != HTTPStatus.NOT_IMPLEMENTED)
-
-
-def _as_os_error(error: Exception, key: str) -> OSError:
-    if isinstance(error, OSError):
-        return error
-    if isinstance(error, BotoConnectionError | HTTPClientError):  # its text has the whole URL
-        return ConnectionError(f"the store does not answer: {type(error).__name__}")
-    text = str(error)
-    found, code = re.search(r"status code: (\d{3})", text), re.search(r"<Code>(\w+)</Code>", text)
-    status = int(found[1]) if found else None
-    what = code[1] if code else " ".join(text.partition("\n")[0].split())[:300]
-    if isinstance(error, exceptions.AlreadyExistsError):
-        return FileExistsError(errno.EEXIST, "the object exists", key)
-    if isinstance(error, exceptions.PermissionDeniedError | exceptions.UnauthenticatedError) or what in REFUSED_CREDENTIALS:
-        return PermissionError(errno.EACCES, what, key)
-    if isinstance(error, exceptions.PreconditionError):
-        return StoreError(what, HTTPStatus.PRECONDITION_FAILED)
-    if isinstance(error, exceptions.NotSupportedError):
-        return StoreError(what, HTTPStatus.NOT_IMPLEMENTED)
-    if status is None and "redirect" in text:
-        return StoreError("the bucket is in another region", HTTPStatus.MOVED_PERMANENTLY)
-    return ConnectionError(f"the store does not answer: {what}") if status is None else StoreError(f"{what} ({status})", status)
-
-
-def _store_of(bucket: str) -> S3Store:
-    """Return the store of a bucket in this environment."""
-    return _store(bucket, _environment())
 
 
 @dataclass(frozen=True)
@@ -326,6 +192,11 @@ def _place(bucket: str, environment: tuple[tuple[str, str], ...]) -> _Place:
     return _Place(session, bucket, region, endpoint, is_host, bundle, http)
 
 
+def store_of(bucket: str) -> S3Store:
+    """Return the store of a bucket in this environment."""
+    return _store(bucket, _environment())
+
+
 @lru_cache(16)
 def _store(bucket: str, environment: tuple[tuple[str, str], ...]) -> S3Store:
     place = _place(bucket, environment)
@@ -336,7 +207,7 @@ def _store(bucket: str, environment: tuple[tuple[str, str], ...]) -> S3Store:
     if place.bundle:
         client["root_certificate"] = Path(place.bundle).read_bytes()
     options: dict[str, Any] = {"endpoint": place.endpoint, "region": place.region, "client_options": client}
-    options["retry_config"] = {"max_retries": 0}  # `_asked` tries again
+    options["retry_config"] = {"max_retries": 0}  # `requests.asked` tries again
     # obstore would take these from the environment, where they are meant for other programs
     options |= {"skip_signature": False, "s3_express": False, "conditional_put": "etag"}
     options["virtual_hosted_style_request"] = place.is_host
@@ -365,23 +236,3 @@ def _in_region(session: Session, bucket: str, region: str, endpoint: str, bundle
         return region, endpoint
     found = str(headers.get("x-amz-bucket-region") or region)
     return (region, endpoint) if found == region else (found, _endpoint(session, found))
-
-
-def retries() -> int:
-    """Return how often a request is tried again: as the user has set it for all AWS tools, else `RETRIES`."""
-    attempts = os.environ.get("AWS_MAX_ATTEMPTS", "")
-    return min(RETRIES, max(0, int(attempts) - 1)) if attempts.isdecimal() else RETRIES
-
-
-def http_status(error: BaseException) -> int | None:
-    """Return the HTTP status of the S3 response that caused an error; None if there is none."""
-    if isinstance(error, StoreError):
-        return error.http_status
-    response = getattr(error.__cause__, "response", None) or getattr(error, "response", None) or {}
-    status: int | None = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
-    return status
-
-
-def strong(etag: str) -> str:
-    """Return an etag without its quotes, and without the weak mark that a proxy may have added."""
-    return etag.removeprefix("W/").strip('"')

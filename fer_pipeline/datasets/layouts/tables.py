@@ -1,6 +1,7 @@
 """CSV files in parts of bytes, so that many tasks read one file in parallel."""
 
 import csv
+import os
 import posixpath
 from collections.abc import Iterator
 
@@ -21,11 +22,11 @@ def _fields(line: bytes) -> list[str]:
 
 def plan_csv(source: str, layout: str, columns: tuple[str, ...], part_bytes: int) -> list[Part]:
     """Return the parts of a CSV file. Raise UserError if it lacks one of `columns` or has no rows."""
-    fs, path = storage.open_filesystem(source)
-    if not fs.isfile(path):
-        raise UserError(f"The source '{source}' is not a CSV file: layout {layout} needs one.")
-    size = int(fs.size(path))
-    header = fs.cat_file(path, start=0, end=min(size, 4096)).split(b"\n")[0]
+    try:
+        with storage.open_file(source) as file:
+            header, size = file.read(4096).split(b"\n")[0], file.seek(0, os.SEEK_END)
+    except (FileNotFoundError, IsADirectoryError):
+        raise UserError(f"The source '{source}' is not a CSV file: layout {layout} needs one.") from None
     missing = [name for name in columns if name not in _fields(header)]
     if missing:
         raise UserError(f"'{source}' has no column {' and '.join(missing)}: layout {layout} needs {','.join(columns)}.")
@@ -37,8 +38,7 @@ def plan_csv(source: str, layout: str, columns: tuple[str, ...], part_bytes: int
 
 def read_csv(part: Part) -> Iterator[tuple[str, Row]]:
     """Yield the place and the fields of each row that begins in the part. A quoted field may hold commas, but no line breaks."""
-    fs, path = storage.open_filesystem(part.uri)
-    with fs.open(path, "rb") as file:
+    with storage.open_file(part.uri) as file:
         columns = _fields(file.readline())
         begin = file.tell()
         file.seek(max(begin, part.start - 1))

@@ -50,9 +50,8 @@ class WebDataset:
     def read(self, part: Part) -> Reading:
         shard = name_below(self.source, part.uri)
         split = split_of_path(shard)
-        fs, path = storage.open_filesystem(part.uri)
         try:
-            with fs.open(path, "rb") as opened, open_tar(opened) as tar:
+            with storage.open_file(part.uri) as opened, open_tar(opened) as tar:
                 for key, group in groupby(
                     (info for info in sane_members(tar) if _is_part(info)), key=lambda info: _key(info.name)
                 ):
