@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 import pytest
 
+import fer_pipeline as fer
 from fer_pipeline.archive import listing
 from fer_pipeline.archive.record import Record
 from fer_pipeline.base.isolated import IsolatedProcess
@@ -20,8 +21,9 @@ from fer_pipeline.cli.sample_archive import SampleArchiveConfig
 from fer_pipeline.engine.connect import ClusterConfig, connected
 from fer_pipeline.faces.detectors import resolve_detector
 from fer_pipeline.faces.pixels import Pixels
-from fer_pipeline.jobs import ingest
+from fer_pipeline.jobs import ingest, publish
 from fer_pipeline.jobs.ingest import IngestConfig
+from fer_pipeline.jobs.publish import PublishConfig
 from fer_pipeline.labelling.labeller import Labeller, LabelSettings
 from fer_pipeline.models.bundle import EMBEDDED, read_bundle
 
@@ -151,3 +153,17 @@ def dataset(tmp_path_factory: pytest.TempPathFactory, local_ray: None) -> Path:
         shutil.copy(folder / "tree" / "train" / ("happy", "sad")[number] / f"{number}.png", folder / "tree" / copy)
     ingest.run(IngestConfig(source=str(folder / "tree"), out=str(folder / "out")))
     return folder / "out"
+
+
+@pytest.fixture(scope="session")
+def labelled(archive: Path, tmp_path_factory: pytest.TempPathFactory, local_ray: None) -> fer.Run:
+    """A labelled run of the sample archive, by the Python interface."""
+    return fer.label(archive, tmp_path_factory.mktemp("labelled") / "run", detector="mtcnn", shard_records=8)
+
+
+@pytest.fixture(scope="session")
+def published(labelled: fer.Run, tmp_path_factory: pytest.TempPathFactory) -> fer.Table:
+    """The table to which that run is published."""
+    url = str(tmp_path_factory.mktemp("published") / "table")
+    publish.run(PublishConfig(run=labelled.url, table=url))
+    return fer.Table(url, source=labelled.source)

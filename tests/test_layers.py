@@ -19,7 +19,9 @@ BELOW: dict[str, tuple[str, ...]] = {
     "table": ("labelling",),
     "report": ("table", "datasets"),
     "jobs": ("report", "engine"),
-    "cli": ("jobs",),
+    "api": ("jobs",),
+    "cli": ("api",),
+    "__init__": ("api",),
     "flows": ("cli",),
 }
 """Each room, and the rooms that it stands on: it imports from them, and from all that those stand on."""

@@ -1,6 +1,7 @@
 """The base class of all configurations and records: frozen, without unknown keys; a value used in a path is a plain name."""
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Annotated, Any, TypeVar
@@ -93,12 +94,15 @@ def require_same(what: str, asked: dict[str, Any], kept: dict[str, Any], option:
         )
 
 
-def explain(error: ValidationError) -> str:
-    """Return the first error of a pydantic validation as `key: what is wrong`, for a one-line message."""
+def explain(error: ValidationError, option: Callable[[str], str] | None = None) -> str:
+    """Return the first error of a pydantic validation as `key: what is wrong`, for a one-line message.
+
+    `option` names a key as the user writes it.
+    """
     fault = error.errors(include_url=False)[0]
     key = ".".join(str(part) for part in fault["loc"]) or "value"
     if fault["type"] == "extra_forbidden":
         return f"unknown key '{key}'"
     if fault["type"] == "missing":
-        return f"'{key}' is missing"
-    return f"{key}: {fault['msg']}"
+        return "{} is missing".format(option(key) if option else f"'{key}'")
+    return f"{option(key) if option else key}: {fault['msg'].removeprefix('Value error, ')}"

@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Annotated, Any, get_type_hints
 
 from cyclopts import App, CycloptsError, Parameter, UnusedCliTokensError
@@ -18,7 +19,7 @@ from fer_pipeline.base.memory import ReadTooLargeError
 from fer_pipeline.base.outcome import Outcome, write_outcome
 from fer_pipeline.base.stopping import exit_without_shutdown, handle_stop_signals, stop_message, stopped_code
 from fer_pipeline.base.storage import STORAGE_ERRORS, reason
-from fer_pipeline.cli.options import function_of, prepare, shown, sources, variable_of
+from fer_pipeline.cli.options import function_of, misspelt, option_of, prepare, shown, sources, variable_of
 
 COMMANDS = {
     "ingest": ("jobs.ingest:run", "source", "Convert a labelled dataset to Parquet, with counts, duplicates and leaks."),
@@ -37,6 +38,8 @@ COMMANDS = {
     "table vacuum": ("cli.table:vacuum", "table", "Delete files that no recent version of a table needs."),
     "predict": ("cli.predict:run", "image", "Label a few images without Ray, and write copies with the faces marked."),
     "explain": ("cli.explain:run", "run", "Show all that a run knows about one picture: its source, its labels, the model."),
+    "export": ("cli.faces:export", "labels", "Write the labelled faces of a run or a table as CSV, JSON or Parquet."),
+    "crops": ("cli.faces:crops", "labels", "Write pictures of the most confident faces of a run or a table."),
     "report": ("cli.report:run", "run", "Write the page of a labelling run again."),
     "models list": ("cli.models:list_models", "", "List a registry's models, versions and aliases."),
     "models push": ("cli.models:push", "model name", "Add a model bundle to a registry as a new, immutable version."),
@@ -183,8 +186,11 @@ def _outcome(run: Callable[[], Any], given: Sequence[str]) -> Outcome:
         return _user_error(f"the command does not take '{unused}': {remedy}")
     except CycloptsError as error:
         cause = error.__cause__
-        if isinstance(cause, ValidationError):
-            return _user_error(f"{variable_of(cause, _command_of(given), given)}{explain(cause)}")
+        command = _command_of(given)
+        if isinstance(cause, ValidationError) and command:
+            option = partial(option_of, COMMANDS[command][1].split())
+            said = f"{variable_of(cause, command, given)}{explain(cause, option)}"
+            return _user_error(misspelt(app, command, given) or said)
         try:
             return _user_error(str(error))
         except ImportError:  # looking for a similar command, cyclopts imports all of them

@@ -133,6 +133,24 @@ def variable_of(error: ValidationError, command: str | None, given: Iterable[str
     return f"${variable}, " if variable in os.environ and not _is_flagged(name, given) else ""
 
 
+def option_of(positional: Iterable[str], key: str) -> str:
+    """Return an option as it is written on the command line."""
+    return key.upper() if key in positional else f"--{key.replace('_', '-')}"
+
+
+def misspelt(app: App, command: str, given: Iterable[str]) -> str | None:
+    """Return the sentence for the first option of a command line that the command does not have; None if it has all of them."""
+    place = app
+    for part in command.split():
+        place = place[part]
+    arguments = [*place.assemble_argument_collection(), *app.meta.assemble_argument_collection()]
+    known = [name for argument in arguments for name in argument.names if name.startswith("--")] + ["--help"]
+    flags = [token.partition("=")[0] for token in given if token.startswith("--") and len(token) > 2]
+    unknown = next((flag for flag in flags if flag not in known), None)
+    close = difflib.get_close_matches(unknown or "", known, 1)
+    return unknown and f"Unknown option: {unknown}.{f' Did you mean {close[0]}?' if close else ''}"
+
+
 def _prefix(command: str) -> str:
     return f"{PREFIX}{command.upper().replace(' ', '_')}_"
 

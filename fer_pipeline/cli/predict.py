@@ -8,19 +8,14 @@ from typing import Any
 
 from pydantic import Field
 
+from fer_pipeline.api.prediction import Predictor, listed
 from fer_pipeline.archive.files import Selection
-from fer_pipeline.archive.listing import Listing
 from fer_pipeline.archive.record import Record
 from fer_pipeline.base import storage
 from fer_pipeline.base.config import Config
-from fer_pipeline.base.errors import FailureRateExceeded, UserError
-from fer_pipeline.base.isolated import IsolatedProcess
-from fer_pipeline.base.memory import MAX_PIXELS, MEMORY_BYTES, lift_memory_limit
-from fer_pipeline.faces.classify import Precision, read_tried
-from fer_pipeline.faces.decode import survives
-from fer_pipeline.faces.detectors import DETECTOR_HELP, DETECTORS, DetectorName, resolve_detector
-from fer_pipeline.labelling.labeller import Labeller, LabelSettings, Poison
-from fer_pipeline.labelling.manifest import manifest_table
+from fer_pipeline.base.errors import FailureRateExceeded
+from fer_pipeline.base.memory import MAX_PIXELS
+from fer_pipeline.faces.detectors import DETECTOR_HELP, DetectorName
 from fer_pipeline.labelling.schemas import SUCCEEDED
 from fer_pipeline.models.bundle import EMBEDDED
 from fer_pipeline.report.pictures import PictureLimits, PictureProcess
@@ -61,23 +56,9 @@ def run(image: str, *more: str, config: PredictConfig = PredictConfig()) -> Pred
     Raise UserError if a source does not exist or holds no images, FailureRateExceeded if no image could be labelled.
     """
     selection = Selection(fps=config.fps)
-    records = [record for source in (image, *more) for record in _records(storage.normalize(source), selection)]
-    bundle, detector = read_tried(config.model), resolve_detector(config.detector, config.detector_weights)
-    precision: Precision = "int8" if bundle.int8 is not None else "fp32"
-    settings = LabelSettings(
-        detect_px=config.detect_px,
-        threshold=DETECTORS[detector.name].threshold,
-        max_pixels=config.max_pixels,
-        max_bytes=2**31,
-        precision=precision,
-        uncertain_below=bundle.computing_in(precision).card.calibration.uncertain_below,
-    )
-    poison = _poison(records, settings)
-    labeller = Labeller(detector, bundle, settings, memory_bytes=MEMORY_BYTES)
-    try:
-        (labelled,) = labeller([manifest_table(records, 0, 0)], poison)
-    finally:
-        lift_memory_limit()
+    records = [record for source in (image, *more) for record in listed(storage.normalize(source), selection)]
+    predictor = Predictor(config.model, config.detector, config.detector_weights, config.detect_px, config.max_pixels)
+    settings, labelled = predictor.settings, predictor.rows(records)
     rows = labelled.to_pylist()
     out, found = storage.normalize(config.out), []
     with closing(PictureProcess(PictureLimits(settings.max_pixels, settings.max_bytes))) as process:
@@ -102,30 +83,6 @@ def _marked(process: PictureProcess, record: Record, row: dict[str, Any], path: 
         return False
     storage.write_bytes(path, picture)
     return True
-
-
-def _records(source: str, selection: Selection) -> list[Record]:
-    storage.require_access(source)
-    listing = Listing(source, selection)
-    records = list(listing)
-    listing.log_skipped()
-    if not records:
-        raise UserError(listing.holds_nothing())
-    return records
-
-
-def _poison(records: list[Record], settings: LabelSettings) -> Poison:
-    """Return the records that crash or hang a decoder: each record is decoded in a separate process first."""
-    process = IsolatedProcess()
-    try:
-        errors = {
-            index: survives(process, record, settings.max_pixels, settings.max_bytes, TIMEOUT_S)
-            for index, record in enumerate(records)
-            if not record.error
-        }
-    finally:
-        process.close()
-    return {index: (error.status, error.reason) for index, error in errors.items() if error}
 
 
 def _file_stem(row: dict[str, Any]) -> str:

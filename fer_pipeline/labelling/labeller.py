@@ -186,15 +186,19 @@ class Labeller:
         """
         with fetch(to_fetch(manifests, poison), self.settings.max_bytes, self.settings.image_column) as fetched:
             for manifest in manifests:
-                outcomes, crops = list[Outcome](), [self.faces.no_crops]
-                with self.bounded():
-                    for data in _waited_for(islice(fetched, len(manifest))):
-                        outcome, faces = self.faces.extract(data)
-                        outcomes.append(outcome)
-                        crops.append(faces)
-                with timed("classify"):
-                    probabilities = self.classify(np.concatenate(crops))
-                yield label_rows(manifest, outcomes, probabilities, self.card, self.settings.uncertain_below)
+                yield self.label(manifest, fetched)
+
+    def label(self, manifest: pa.Table, fetched: Iterator[Fetched]) -> pa.Table:
+        """Return rows of `schemas.LABELLED` for rows of `schemas.MANIFEST`, whose bytes or frames come next in `fetched`."""
+        outcomes, crops = list[Outcome](), [self.faces.no_crops]
+        with self.bounded():
+            for data in _waited_for(islice(fetched, len(manifest))):
+                outcome, faces = self.faces.extract(data)
+                outcomes.append(outcome)
+                crops.append(faces)
+        with timed("classify"):
+            probabilities = self.classify(np.concatenate(crops))
+        return label_rows(manifest, outcomes, probabilities, self.card, self.settings.uncertain_below)
 
 
 def label_rows(

@@ -1,0 +1,104 @@
+"""Faces as flat rows, one for each face: the columns of exports, and the choice of rows by SQL."""
+
+import posixpath
+import re
+import sqlite3
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from fer_pipeline.archive.files import name_below
+from fer_pipeline.base.errors import UserError
+from fer_pipeline.models.framing import LANDMARKS
+
+LANDMARK_COLUMNS = [f"{name.replace(' ', '_')}_{axis}" for name in LANDMARKS for axis in "xy"]
+OF_FACE = ("face_id", "expression", "confidence", "uncertain")
+BOX = ("x", "y", "w", "h", "detection_score")
+OF_IMAGE = ("width", "height", "content_sha256", "note", "model", "model_version", "detector", "run_id", "labelled_at")
+"""Columns of the image that each of its faces has, where they are known."""
+
+
+def flat_faces(images: pa.Table, classes: Sequence[str], source: str) -> pa.Table:
+    """Return one row for each face in rows of `schemas.IMAGES`, of the table, or of `schemas.LABELLED`.
+
+    Columns: `path` below the source and its `folder`, `uri`, `member`, `time_ms`, what the face has, `p_CLASS` for each class,
+    the box and the landmarks in pixels of the upright image, and facts of the image and its run.
+    """
+    nested = images["faces"].combine_chunks()
+    if isinstance(nested, pa.ChunkedArray):  # no chunk at all
+        nested = pa.array([], nested.type)
+    parents = images.drop_columns(["faces"]).take(pc.list_parent_indices(nested))
+    faces = pc.list_flatten(nested)
+    columns: dict[str, Any] = _places(parents, source)
+    columns |= {name: faces.field(name) for name in OF_FACE}
+    columns |= _probabilities(faces.field("probabilities"), classes)
+    columns |= {name: faces.field(name) for name in BOX}
+    columns |= _landmarks(faces.field("landmarks"))
+    columns |= {name: parents[name] for name in ("record_id", "input", *OF_IMAGE) if name in parents.column_names}
+    return pa.table({name: _plain(column) for name, column in columns.items()})
+
+
+def flat_images(images: pa.Table, source: str) -> pa.Table:
+    """Return one row for each image: its `path`, `folder` and number of `faces`, and all other columns but those of the faces."""
+    columns: dict[str, Any] = _places(images, source) | {"faces": pc.list_value_length(images["faces"])}
+    columns |= {name: images[name] for name in images.column_names if name not in columns}
+    return pa.table({name: _plain(column) for name, column in columns.items()})
+
+
+def _places(rows: pa.Table, source: str) -> dict[str, Any]:
+    uris, members = rows["uri"].to_pylist(), rows["member"].to_pylist()
+    sources = rows["source"].to_pylist() if "source" in rows.column_names else [source] * len(uris)
+    paths = [name_below(*place) for place in zip(sources, uris, members, strict=True)]
+    return {
+        "path": pa.array(paths, pa.string()),
+        "folder": pa.array([posixpath.dirname(path) for path in paths], pa.string()),
+        **{name: rows[name] for name in ("uri", "member", "time_ms")},
+    }
+
+
+def _probabilities(lists: pa.Array, classes: Sequence[str]) -> dict[str, pa.Array]:
+    if not len(lists):
+        return {f"p_{name}": pa.array([], pa.float32()) for name in classes}
+    values = pc.list_flatten(lists).to_numpy()
+    width = len(values) // len(lists)
+    if set(pc.unique(pc.list_value_length(lists)).to_pylist()) != {width} or (classes and len(classes) != width):
+        raise UserError("The rows have probabilities of different models: export the labels of one model, by --where.")
+    names = classes or [str(number) for number in range(width)]
+    return {f"p_{name}": pa.array(column) for name, column in zip(names, values.reshape(-1, width).T.copy(), strict=True)}
+
+
+def _landmarks(lists: pa.Array) -> dict[str, pa.Array]:
+    points, known = np.zeros((len(lists), len(LANDMARK_COLUMNS)), np.float32), lists.is_valid().to_numpy(zero_copy_only=False)
+    points[known] = pc.list_flatten(lists.drop_null()).to_numpy().reshape(-1, len(LANDMARK_COLUMNS))
+    return {name: pa.array(points[:, index], mask=~known) for index, name in enumerate(LANDMARK_COLUMNS)}
+
+
+def _plain(column: Any) -> Any:
+    """Return a column without dictionaries, which CSV and joins of several files do not take."""
+    return column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
+
+
+def chosen(rows: pa.Table, where: str) -> pa.Table:
+    """Return the rows for which a condition of SQL (SQLite's) is true. Raise UserError if it is not one about their columns."""
+    names = [name for name in rows.column_names if re.search(rf"\b{re.escape(name)}\b", where)]
+    values = [[_scalar(value) for value in rows[name].to_pylist()] for name in names]
+    with sqlite3.connect(":memory:") as database:
+        try:
+            database.execute("create table faces ({})".format(", ".join(f'"{name}"' for name in ["row", *names])))
+            marks = ", ".join("?" * (1 + len(names)))
+            database.executemany(f"insert into faces values ({marks})", zip(range(len(rows)), *values, strict=True))
+            found = [number for (number,) in database.execute(f"select row from faces where ({where}) order by row")]
+        except (sqlite3.Error, sqlite3.Warning) as error:
+            raise UserError(
+                f"The condition '{where[:200]}' cannot be used: {error}. Write one in SQL, such as \"expression = 'happy' and "
+                f'confidence > 0.9"; the columns are {", ".join(rows.column_names)}.'
+            ) from error
+    return rows.take(pa.array(found, pa.int64()))
+
+
+def _scalar(value: Any) -> Any:
+    return value.isoformat() if isinstance(value, datetime) else value

@@ -1,0 +1,246 @@
+"""The labels of a run folder or a published table: their faces and images as flat tables, and crops of the faces."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import ValidationError
+
+from fer_pipeline.api.crops import Crop, cut_crops
+from fer_pipeline.api.flat import chosen, flat_faces, flat_images
+from fer_pipeline.archive.files import Selection
+from fer_pipeline.archive.listing import Listing
+from fer_pipeline.archive.record import Record
+from fer_pipeline.base import storage
+from fer_pipeline.base.config import explain
+from fer_pipeline.base.errors import UserError
+from fer_pipeline.base.memory import MAX_FILE_BYTES, MAX_PIXELS
+from fer_pipeline.base.storage import parquet
+from fer_pipeline.engine.connect import ClusterConfig
+from fer_pipeline.jobs.label import job
+from fer_pipeline.jobs.label.config import LabelConfig
+from fer_pipeline.labelling.manifest import find_records
+from fer_pipeline.labelling.run import READERS, REPORT, RUN, RunFolder
+from fer_pipeline.labelling.schemas import ADDED, IMAGES
+from fer_pipeline.report.pictures import PictureLimits
+from fer_pipeline.table.delta import LabelTable
+from fer_pipeline.table.rows import ROWS
+
+BATCH_ROWS = 16_384
+"""Rows of a table that are in memory at once."""
+SHARDS_AT_ONCE = 256
+
+
+class Labels(ABC):
+    """Labelled images and their faces."""
+
+    url: str
+    source: str | None
+    """The folder or URL of the images, from which crops are cut."""
+
+    @property
+    @abstractmethod
+    def classes(self) -> tuple[str, ...]:
+        """The classes of the probabilities, in order."""
+
+    @abstractmethod
+    def image_batches(self) -> Iterator[pa.Table]:
+        """Yield all rows of images, with their faces, part by part."""
+
+    @abstractmethod
+    def _records(self, faces: pa.Table) -> list[Record | None]:
+        """Return where the image of each face is; None where that is not known any more."""
+
+    @abstractmethod
+    def _limits(self) -> PictureLimits: ...
+
+    @abstractmethod
+    def _root(self) -> str:
+        """Return the folder to which `path` is relative, unless the rows name it."""
+
+    def face_batches(self, *, certain: bool = False, where: str | None = None) -> Iterator[pa.Table]:
+        """Yield the faces as `faces` returns them, part by part."""
+        for images in self.image_batches():
+            rows = flat_faces(images, self.classes, self._root())
+            if certain:
+                rows = rows.filter(pc.invert(rows["uncertain"]))
+            yield chosen(rows, where) if where else rows
+
+    def faces(self, *, certain: bool = False, where: str | None = None, columns: Sequence[str] = ()) -> pa.Table:
+        """Return one row for each face, with its probabilities as `p_CLASS`; docs/python.md lists the columns.
+
+        `certain`: only labels that are not uncertain. `where`: only those for which a condition of SQL is true, such as
+        `"expression = 'happy' and confidence > 0.9"`. `columns`: only these. Raise UserError for an impossible one.
+        """
+        rows = pa.concat_tables(self.face_batches(certain=certain, where=where), promote_options="permissive")
+        rows = _exported(rows)
+        return rows.select(require_columns(columns, rows.column_names)) if columns else rows
+
+    def images(self, *, where: str | None = None) -> pa.Table:
+        """Return one row for each image or frame: status, error, size, number of faces, and how it was labelled."""
+        parts = (flat_images(images, self._root()) for images in self.image_batches())
+        rows = pa.concat_tables(parts, promote_options="permissive")
+        return chosen(rows, where) if where else rows
+
+    def crops(self, *, where: str | None = None, certain: bool = False, top: int = 50, source: str | None = None) -> list[Crop]:
+        """Return pictures of faces, the most confident first, cut from the images as the page does.
+
+        Only images below `source` (by default that of `fer.label`) are opened, in another process. A face whose image is gone or
+        unreadable is left out, with a warning.
+        """
+        place = source or self.source
+        if not place:
+            raise UserError("Name the folder or URL of the images, from which the faces are cut, as `source`.")
+        best: pa.Table | None = None
+        for rows in self.face_batches(certain=certain, where=where):
+            rows = rows if best is None else pa.concat_tables([best, rows], promote_options="permissive")
+            best = rows.take(pc.sort_indices(rows, [("confidence", "descending"), ("path", "ascending")])[:top])
+        if best is None:
+            return []
+        records = self._records(best)
+        return cut_crops(_exported(best), records, storage.normalize(place), self._limits())
+
+
+class Run(Labels):
+    """The labels of a run folder."""
+
+    def __init__(self, url: str, source: str | None = None) -> None:
+        """Raise UserError if there is no labelling run."""
+        self.folder, self.source = RunFolder(storage.normalize(str(url))), source
+        self.url = self.folder.url
+        record = self.folder.load()
+        if record is None:
+            raise UserError(f"There is no labelling run in '{self.url}': run fer-pipeline label first, or name a table.")
+        self.record = record
+
+    def __repr__(self) -> str:
+        result = self.record.result
+        said = f"{result.faces} faces in {self.record.records} images, {result.failed} failed" if result else "not finished"
+        return f"Run('{self.url}': {said})"
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.record.classes
+
+    @property
+    def report(self) -> str:
+        """The path or URL of the run's page."""
+        return self.folder.path(REPORT)
+
+    def image_batches(self) -> Iterator[pa.Table]:
+        shards = sorted(self.folder.committed())
+
+        def read(shard: int) -> pa.Table:
+            return parquet.read_own(self.folder.images_path(shard), IMAGES, added=ADDED)
+
+        yield IMAGES.empty_table()
+        with ThreadPoolExecutor(READERS) as pool:
+            for start in range(0, len(shards), SHARDS_AT_ONCE):
+                yield pa.concat_tables(pool.map(read, shards[start : start + SHARDS_AT_ONCE])).unify_dictionaries()
+
+    def _records(self, faces: pa.Table) -> list[Record | None]:
+        ids = faces["record_id"].to_pylist()
+        found = find_records(self.folder.manifest_prefix(self.record.run_id), sorted(set(ids)))
+        return [found.get(one) for one in ids]
+
+    def _limits(self) -> PictureLimits:
+        return PictureLimits.of(self.record)
+
+    def _root(self) -> str:
+        return self.record.source
+
+
+class Table(Labels):
+    """The labels of a published table."""
+
+    def __init__(self, url: str, source: str | None = None) -> None:
+        """Raise UserError if there is no table of this project."""
+        self._table, self.source = LabelTable(str(url)), source
+        self.url = self._table.url
+        if self.version < 0:
+            raise UserError(f"There is no table in '{self.url}': publish a run first.")
+
+    def __repr__(self) -> str:
+        return f"Table('{self.url}': version {self.version}, {self._table.rows} images)"
+
+    @property
+    def version(self) -> int:
+        """The version that was read."""
+        return self._table.version
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self._table.classes
+
+    def history(self) -> list[dict[str, Any]]:
+        """Return the table's versions, latest first: number, time in ms, operation, and the night that made it."""
+        return self._table.history()
+
+    def image_batches(self) -> Iterator[pa.Table]:
+        yield ROWS.empty_table()
+        for file in self._table.files:
+            with parquet.opened(self._table.path(file.path)) as opened:
+                for batch in opened.iter_batches(BATCH_ROWS):
+                    yield parquet.with_columns(pa.Table.from_batches([batch]), ROWS)
+
+    def _records(self, faces: pa.Table) -> list[Record | None]:
+        """A table does not say where a member is in its container, so containers are listed again."""
+        keys = list(zip(*(faces[name].to_pylist() for name in ("uri", "member", "time_ms")), strict=True))
+        inside: dict[str, dict[str | None, Record]] = {}
+        for uri in {uri for uri, member, _ in keys if member is not None and self._may_open(uri)}:
+            inside[uri] = {record.member: record for record in Listing(uri, Selection(fps=1.0)) if not record.error}
+        found: list[Record | None] = []
+        for uri, member, time_ms in keys:
+            record = Record(uri) if member is None else inside.get(uri, {}).get(member)
+            found.append(record and replace(record, time_ms=time_ms))
+        return found
+
+    def _may_open(self, uri: str) -> bool:
+        return self.source is None or storage.is_below(uri, storage.normalize(self.source))
+
+    def _limits(self) -> PictureLimits:
+        return PictureLimits(MAX_PIXELS, MAX_FILE_BYTES)
+
+    def _root(self) -> str:
+        return ""  # each row names its source
+
+
+def _exported(faces: pa.Table) -> pa.Table:
+    """Return faces without the numbers of records, which mean something inside of a run only."""
+    return faces.select([name for name in faces.column_names if name != "record_id"])
+
+
+def open_labels(url: str, source: str | None = None) -> Labels:
+    """Return the run or the table in a folder. Raise UserError if there is neither."""
+    place = storage.normalize(url)
+    names = storage.list_names(place)
+    if "_delta_log" not in names and RUN not in names:
+        raise UserError(f"There is neither a labelling run nor a published table in '{place}': name the folder of one.")
+    return Table(place, source) if "_delta_log" in names else Run(place, source)
+
+
+def require_columns(wanted: Sequence[str], known: Sequence[str]) -> list[str]:
+    """Return the wanted columns. Raise UserError if one is not known."""
+    if missing := [name for name in wanted if name not in known]:
+        raise UserError(f"There is no column '{missing[0]}': choose from {', '.join(known)}.")
+    return list(wanted)
+
+
+def label(source: Any, out: Any, **options: Any) -> Run:
+    """Label an archive as `fer-pipeline label` does, and return its run; the same call continues a run that was stopped.
+
+    `options` are those of the command (`detector="yunet"`, `fps=2`, `num_cpus=4`, `address="auto"`). Raise UserError for an
+    invalid one, and the other errors of `fer_pipeline.base.errors`.
+    """
+    of_cluster = {name: options.pop(name) for name in list(options) if name in ClusterConfig.model_fields}
+    try:
+        config = LabelConfig.model_validate({"source": str(source), "out": str(out), **options})
+        cluster = ClusterConfig.model_validate(of_cluster)
+    except ValidationError as error:
+        raise UserError(f"{explain(error)}.") from error
+    job.run(config, cluster)
+    return Run(config.out, config.source)

@@ -1,0 +1,176 @@
+"""Ways out for labels: `export` as CSV, JSON or Parquet, and `crops` of the faces."""
+
+import json
+import logging
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import chain
+from pathlib import Path
+from typing import IO, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyarrow.csv import CSVWriter
+from pydantic import Field, field_validator
+
+from fer_pipeline.api.labels import open_labels, require_columns
+from fer_pipeline.base import storage
+from fer_pipeline.base.config import Config
+from fer_pipeline.base.errors import UserError
+
+log = logging.getLogger(__name__)
+STDOUT = "-"
+
+
+class FacesConfig(Config):
+    """Faces of a run folder or a published table."""
+
+    labels: str
+    """A run folder or a published table."""
+    certain: bool = False
+    """Only labels that are not uncertain."""
+    where: str | None = None
+    """Only faces for which this condition of SQL is true, such as "expression = 'happy' and confidence > 0.9"."""
+
+
+class ExportConfig(FacesConfig):
+    """Write one row for each face, with a probability for each class, to a CSV, JSON or Parquet file."""
+
+    to: str = STDOUT
+    """A .csv, .json (one array), .jsonl (one object a line) or .parquet file; by default CSV goes to the standard output."""
+    columns: str = ""
+    """Only these columns, in this order, with commas between them."""
+
+    @field_validator("to")
+    @classmethod
+    def _require_kind(cls, to: str) -> str:
+        if to != STDOUT and os.path.splitext(to)[1].lower() not in WRITERS:
+            raise ValueError(f"'{to}' must end in {', '.join(WRITERS)}")
+        return to
+
+
+class Exported(Config):
+    """The file, and the number of faces in it."""
+
+    to: str
+    faces: int
+
+
+class CropsConfig(FacesConfig):
+    """Write pictures of faces, the most confident first, and `faces.csv` with their rows."""
+
+    out: str
+    """Folder to write into: new or empty."""
+    source: str
+    """The folder or URL of the images. Faces are cut only from files below it."""
+    top: int = Field(50, ge=1)
+    """Number of faces."""
+
+
+class Crops(Config):
+    """The folder, and the number of pictures in it."""
+
+    out: str
+    faces: int
+
+
+def export(config: ExportConfig) -> Exported | None:
+    """Write the faces. Raise UserError if there is no run or table, or a column or the condition is impossible."""
+    labels, count = open_labels(config.labels), 0
+    wanted = [name.strip() for name in config.columns.split(",") if name.strip()]
+
+    def chosen() -> Iterator[pa.Table]:
+        nonlocal count
+        for part in labels.face_batches(certain=config.certain, where=config.where):
+            count += len(part)
+            known = [name for name in part.column_names if name != "record_id"]
+            yield part.select(require_columns(wanted or known, known))
+
+    if config.to == STDOUT:
+        write_csv(chosen(), sys.stdout.buffer)
+        return None
+    to = storage.normalize(config.to)
+    with _written(to) as file:
+        WRITERS[os.path.splitext(to)[1].lower()](chosen(), file)
+    log.info("Exported %d faces", count)
+    return Exported(to=to, faces=count)
+
+
+@contextmanager
+def _written(to: str) -> Iterator[IO[bytes]]:
+    """Open a file that becomes `to`, at once, when the context ends well."""
+    if not storage.is_local(to):
+        with tempfile.TemporaryFile() as file:
+            yield file
+            file.seek(0)
+            storage.write_bytes(to, file.read())
+        return
+    temporary = Path(f"{to}.tmp")
+    temporary.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with temporary.open("wb") as file:
+            yield file
+        temporary.replace(to)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_csv(parts: Iterator[pa.Table], file: IO[bytes]) -> None:
+    first = next(parts)
+    with CSVWriter(file, first.schema) as writer:
+        for part in chain([first], parts):
+            writer.write_table(part.cast(first.schema))
+
+
+def _write_parquet(parts: Iterator[pa.Table], file: IO[bytes]) -> None:
+    first = next(parts)
+    with pq.ParquetWriter(file, first.schema, compression="zstd") as writer:
+        for part in chain([first], parts):
+            writer.write_table(part.cast(first.schema))
+
+
+def _write_lines(parts: Iterator[pa.Table], file: IO[bytes]) -> None:
+    for part in parts:
+        file.writelines(f"{_json(row)}\n".encode() for row in part.to_pylist())
+
+
+def _write_array(parts: Iterator[pa.Table], file: IO[bytes]) -> None:
+    before = "[\n"
+    for row in (row for part in parts for row in part.to_pylist()):
+        file.write(f"{before}{_json(row)}".encode())
+        before = ",\n"
+    file.write(b"[]\n" if before == "[\n" else b"\n]\n")
+
+
+def _json(row: dict[str, Any]) -> str:
+    return json.dumps(row, default=str, ensure_ascii=False)  # `str` writes moments in ISO 8601
+
+
+WRITERS: dict[str, Callable[[Iterator[pa.Table], IO[bytes]], None]] = {
+    ".csv": write_csv,
+    ".json": _write_array,
+    ".jsonl": _write_lines,
+    ".parquet": _write_parquet,
+}
+
+
+def crops(config: CropsConfig) -> Crops:
+    """Write the pictures. Raise UserError if the folder is not empty, or as `export` does."""
+    out = storage.normalize(config.out)
+    if storage.list_names(out):
+        raise UserError(f"'{out}' is not a new or empty folder: choose another.")
+    found = open_labels(config.labels).crops(
+        where=config.where, certain=config.certain, top=config.top, source=storage.normalize(config.source)
+    )
+    names = [f"{number:05d}-{one.row['expression']}-{one.row['confidence']:.2f}.jpg" for number, one in enumerate(found)]
+    for name, one in zip(names, found, strict=True):
+        storage.write_bytes(storage.join(out, name), one.jpeg)
+    if found:
+        rows = pa.Table.from_pylist([{"picture": name} | one.row for name, one in zip(names, found, strict=True)])
+        with _written(storage.join(out, "faces.csv")) as file:
+            write_csv(iter([rows]), file)
+    log.info("Wrote %d pictures", len(found))
+    return Crops(out=out, faces=len(found))

@@ -1,0 +1,87 @@
+"""`export` and `crops`."""
+
+import csv
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+import fer_pipeline as fer
+from fer_pipeline.cli import faces
+from fer_pipeline.cli.faces import CropsConfig, ExportConfig
+from tests.cli.conftest import Ended
+
+
+@pytest.mark.parametrize("kind", ["csv", "json", "jsonl", "parquet"])
+def test_every_format_has_the_faces(kind: str, labelled: fer.Run, tmp_path: Path) -> None:
+    to = tmp_path / "new" / f"faces.{kind}"
+    said = faces.export(ExportConfig(labels=labelled.url, to=str(to), certain=True))
+    expected = labelled.faces(certain=True)
+    assert said is not None and said.faces == expected.num_rows > 0
+    assert [path.name for path in to.parent.iterdir()] == [to.name]
+    if kind == "parquet":
+        assert pq.read_table(to).equals(expected)
+        return
+    text = to.read_text()
+    if kind == "csv":
+        rows = list(csv.DictReader(text.splitlines()))
+        assert list(rows[0]) == expected.column_names
+    else:
+        rows = json.loads(text) if kind == "json" else [json.loads(line) for line in text.splitlines()]
+    assert [row["path"] for row in rows] == expected["path"].to_pylist()
+    assert [float(row["p_happy"]) for row in rows] == pytest.approx(expected["p_happy"].to_pylist())
+
+
+def test_a_table_goes_to_the_standard_output_as_csv(published: fer.Table) -> None:
+    command = [sys.executable, "-m", "fer_pipeline.cli", "export", published.url, "--where", "expression = 'happy'"]
+    out = subprocess.run([*command, "--columns", "path, expression"], capture_output=True, text=True, check=True)
+    lines = out.stdout.splitlines()
+    assert lines[0] == '"path","expression"' and all(line.endswith('"happy"') for line in lines[1:])
+    assert len(lines) - 1 == published.faces(where="expression = 'happy'").num_rows > 0
+
+
+def test_an_export_without_a_face_has_its_columns(labelled: fer.Run, tmp_path: Path) -> None:
+    for kind in ("csv", "json", "jsonl", "parquet"):
+        faces.export(ExportConfig(labels=labelled.url, to=str(tmp_path / f"x.{kind}"), where="confidence > 2"))
+    assert (tmp_path / "x.csv").read_text().count("\n") == 1 and (tmp_path / "x.csv").read_text().startswith('"path"')
+    assert json.loads((tmp_path / "x.json").read_text()) == [] and (tmp_path / "x.jsonl").read_text() == ""
+    assert "p_happy" in pq.read_table(tmp_path / "x.parquet").column_names
+
+
+def test_an_export_that_fails_leaves_what_was_there(labelled: fer.Run, tmp_path: Path) -> None:
+    to = tmp_path / "faces.csv"
+    to.write_text("before")
+    with pytest.raises(Exception, match="There is no column 'nope'"):
+        faces.export(ExportConfig(labels=labelled.url, to=str(to), columns="nope"))
+    assert to.read_text() == "before" and [path.name for path in tmp_path.iterdir()] == ["faces.csv"]
+
+
+def test_crops_are_pictures_with_their_rows(labelled: fer.Run, archive: Path, tmp_path: Path) -> None:
+    out = tmp_path / "crops"
+    said = faces.crops(CropsConfig(labels=labelled.url, out=str(out), source=str(archive), top=4, where="not uncertain"))
+    with (out / "faces.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert said.faces == 4 == len(rows)
+    assert sorted(path.name for path in out.glob("*.jpg")) == [row["picture"] for row in rows]
+    assert rows[0]["picture"].startswith(f"00000-{rows[0]['expression']}-") and rows[0]["uncertain"] == "false"
+    with pytest.raises(Exception, match="not a new or empty folder"):
+        faces.crops(CropsConfig(labels=labelled.url, out=str(out), source=str(archive)))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["export", "/nowhere"], "There is neither a labelling run nor a published table in '/nowhere'"),
+        (["export", "/nowhere", "--to", "x.xls"], "--to: 'x.xls' must end in .csv, .json, .jsonl, .parquet"),
+        (["crops", "/nowhere", "--out", "x"], "--source is missing"),
+        (["label", "photos", "--outt", "x"], "Unknown option: --outt. Did you mean --out?"),
+        (["label", "photos", "--out", "x", "--fps", "zz"], "--fps: Input should be a valid number"),
+    ],
+)
+def test_a_mistake_names_the_option(arguments: list[str], complaint: str, call_here: Callable[..., Ended]) -> None:
+    out = call_here(*arguments)
+    assert out.returncode == 2 and complaint in out.stderr and len(out.stderr.splitlines()) == 1
