@@ -1,6 +1,7 @@
 """Explain one record of a run: its source, its result, and the model that labelled it. Runs on this machine, without Ray."""
 
 import logging
+import re
 from contextlib import closing
 from typing import Any
 
@@ -70,14 +71,15 @@ def run(config: ExplainConfig) -> Explained:
 
 def _row(config: ExplainConfig, folder: RunFolder) -> tuple[str, dict[str, Any]]:
     """Return the path of the file that holds the record, and the record's row."""
+    if moment := re.fullmatch(r"(.+) at (\d+) ms", config.uri):  # as the message below names a frame
+        config = config.model_copy(update={"uri": moment[1], "time_ms": int(moment[2])})
     found: list[tuple[str, dict[str, Any]]] = []
     for name in storage.list_names(folder.path("images")):
         path = folder.path("images", name)
         with bounded_read(path):
             rows = parquet.read_own(path, IMAGES, added=ADDED)
-            mine = rows.filter(pc.ends_with(rows["uri"].cast(pa.string()), config.uri))
-            found += [(path, row) for row in mine.to_pylist() if _matches(config, row)]
-    exact = [one for one in found if one[1]["uri"] == config.uri]
+            found += [(path, row) for row in _ending(rows, config.uri).to_pylist() if _matches(config, row)]
+    exact = [one for one in found if config.uri in (one[1]["uri"], _path(one[1]))]
     found = exact or found
     if len(found) != 1:
         names = ", ".join(_name(row) for _, row in found[:5])
@@ -89,13 +91,23 @@ def _row(config: ExplainConfig, folder: RunFolder) -> tuple[str, dict[str, Any]]
     return found[0]
 
 
+def _ending(rows: pa.Table, name: str) -> pa.Table:
+    """Return the rows whose file, or member of a container, has a path that ends with a name."""
+    paths = pc.binary_join_element_wise(rows["uri"].cast(pa.string()), rows["member"], "/", null_handling="skip")
+    return rows.filter(pc.or_(pc.ends_with(rows["uri"].cast(pa.string()), name), pc.ends_with(paths, name)))
+
+
+def _path(row: dict[str, Any]) -> str:
+    return row["uri"] if row["member"] is None else f"{row['uri']}/{row['member']}"
+
+
 def _matches(config: ExplainConfig, row: dict[str, Any]) -> bool:
     return config.member in (None, row["member"]) and config.time_ms in (None, row["time_ms"])
 
 
 def _name(row: dict[str, Any]) -> str:
     moment = "" if row["time_ms"] is None else f" at {row['time_ms']} ms"
-    return f"{row['uri']}{'' if row['member'] is None else '/' + row['member']}{moment}"
+    return f"{_path(row)}{moment}"
 
 
 def _picture(config: ExplainConfig, folder: RunFolder, record: RunRecord, row: dict[str, Any]) -> str | None:

@@ -58,6 +58,7 @@ def run(image: str, *more: str, config: PredictConfig = PredictConfig()) -> Pred
     selection = Selection(fps=config.fps)
     records = [record for source in (image, *more) for record in listed(storage.normalize(source), selection)]
     predictor = Predictor(config.model, config.detector, config.detector_weights, config.detect_px, config.max_pixels)
+    log.info("Detector: %s (%s)", predictor.detector.name, predictor.detector.origin)
     settings, labelled = predictor.settings, predictor.rows(records)
     rows = labelled.to_pylist()
     out, found = storage.normalize(config.out), []

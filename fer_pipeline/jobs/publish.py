@@ -57,9 +57,11 @@ def run(config: PublishConfig, cluster: ClusterConfig = ClusterConfig()) -> Nigh
     _require_latest(table, record)
     found = audit(folder, record, table, config.audit)
     storage.write_bytes(folder.path(AUDIT), found.model_dump_json(indent=1).encode())
-    page = drawn(f"Audit of {record.run_id}", lambda: audit_page(record, found), f"{AUDIT} in the same folder has the findings.")
+    accepted = [name for name in found.failing if name in accepted_checks(config.accept)]
+    findings = f"{AUDIT} in the same folder has the findings."
+    page = drawn(f"Audit of {record.run_id}", lambda: audit_page(folder, record, found, accepted), findings)
     storage.write_bytes(folder.path(PAGE), page.encode())
-    if held := [name for name in found.failing if name not in accepted_checks(config.accept)]:
+    if held := [name for name in found.failing if name not in accepted]:
         _keep(table, record, "held", found.failing, [], folder.url)
         acceptable = [name for name in held if name in get_args(Accepted)]
         remedy = f"; --accept {' --accept '.join(acceptable)} publishes it anyway" if acceptable == held else ""

@@ -1,5 +1,6 @@
 """A run folder: the record of the run, its committed shards, and whether the run is finished."""
 
+import errno
 import hashlib
 import json
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from pydantic import AfterValidator, ConfigDict, Field, ValidationError
 import fer_pipeline
 from fer_pipeline.base import storage
 from fer_pipeline.base.config import Config, Id, Name, explain
-from fer_pipeline.base.errors import UserError
+from fer_pipeline.base.errors import ClusterError, UserError
 from fer_pipeline.base.identity import Identity
 from fer_pipeline.base.memory import MAX_FILE_BYTES, MAX_PIXELS
 from fer_pipeline.base.schema_version import require_schema_version
@@ -28,6 +29,8 @@ INDEXES = "indexes"
 """Folder of a run on a store with the indexes of the source's containers."""
 READERS = 16
 """Number of shard files that are read or looked up in parallel."""
+UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
+"""Error numbers of a disk that is full, of a quota that is used up, and of a file system that is read-only."""
 SCHEMA_VERSION = 4
 """The schema version of `run.json`, the manifest and the tables. A run continues only with the same version."""
 SETTINGS_NOT_IN_DIGEST = ("include", "exclude", "fps", "pages", "zip_encoding", "table", "precision", "device", "uncertain_below")
@@ -269,8 +272,19 @@ class RunFolder:
             return {shard for shard, exists in zip(shards, found, strict=True) if exists}
 
     def commit(self, shard: int, images: pa.Table) -> None:
-        """Write the file of a shard, rows of `schemas.IMAGES`. This is the commit of the shard."""
-        parquet.write_table(self.images_path(shard), images)
+        """Write the file of a shard, rows of `schemas.IMAGES`. This is the commit of the shard.
+
+        Raise ClusterError if the folder's disk is full or cannot be written to: no other worker could commit either.
+        """
+        try:
+            parquet.write_table(self.images_path(shard), images)
+        except OSError as error:
+            if error.errno not in UNWRITABLE:
+                raise
+            raise ClusterError(
+                f"The run folder '{self.url}' cannot be written to: {error.strerror}. Make room, or mount it for writing, and "
+                "run the same command to continue."
+            ) from error
 
     def is_finished(self) -> bool:
         return storage.exists(self.path(SUCCESS))

@@ -2,8 +2,10 @@
 
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+
+import pyarrow.compute as pc
 
 from fer_pipeline.base import storage
 from fer_pipeline.base.storage import parquet
@@ -26,10 +28,11 @@ def label_report(
     """
     columns = ["record_id", "face_id", "x", "y", "w", "h", "detection_score", "expression", "confidence", "uncertain"]
     columns += ["uri", "member", "time_ms"]
-    places, choice = Places(record.source), Choice(random.Random(record.run_id))
+    places, choice, certain = Places(record.source), Choice(random.Random(record.run_id)), Counter[str]()
     for name in storage.list_names(folder.path("faces")):
         faces = parquet.read_own(folder.path("faces", name), FACES, columns)
         places.add(faces)
+        certain.update(faces.filter(pc.invert(faces["uncertain"]))["expression"].to_pylist())
         if source:
             choice.add(faces)
     groups, missing = choice.groups(folder, record, source) if source else ([], Counter[str]())
@@ -41,6 +44,7 @@ def label_report(
         before=before,
         shifts=shifts,
         mostly_uncertain=bool(shifts) and record.result is not None and mostly_uncertain(record.result),
+        expressions=_expressions(record.result.expressions if record.result else {}, certain),
         groups=groups,
         missing=dict(sorted(missing.items())),
         numbers=_numbers(groups, places),
@@ -51,6 +55,27 @@ def label_report(
         failed=FAILED,
         timelines=timelines(folder, record),
     )
+
+
+@dataclass(frozen=True)
+class Expression:
+    """The labels of one expression."""
+
+    name: str
+    certain: int
+    uncertain: int
+    share: float | None
+    """Its share of all certain labels; None if there are none."""
+    most: int
+    """The labels of the expression that has most."""
+
+
+def _expressions(counts: Mapping[str, int], certain: Mapping[str, int]) -> list[Expression]:
+    """Return the expressions of a run, the one with the most certain labels first."""
+    sure, most = sum(certain.values()), max(counts.values(), default=1)
+    names = sorted(counts, key=lambda name: (-certain.get(name, 0), -counts[name], name))
+    rows = ((name, certain.get(name, 0)) for name in names)
+    return [Expression(name, count, counts[name] - count, _share(count, sure), most) for name, count in rows]
 
 
 def _numbers(groups: list[Group], places: Places) -> dict[str, dict[str, int]]:

@@ -1,23 +1,51 @@
 """The page of the last nights, made for a ten-second look each morning, and the page of one night's audit."""
 
+import shlex
 from collections import Counter
+from collections.abc import Sequence
 
+import pyarrow.compute as pc
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from fer_pipeline.archive.files import name_below
 from fer_pipeline.base import storage
-from fer_pipeline.labelling.run import RunRecord
+from fer_pipeline.base.storage import parquet
+from fer_pipeline.labelling.run import RunFolder, RunRecord
 from fer_pipeline.report.page import data_url, drawn, render
 from fer_pipeline.report.plots import BLUE, GREY, RED, png, tidy
 from fer_pipeline.table.audit import Audit
 from fer_pipeline.table.nights import Night, last_nights
+from fer_pipeline.table.rows import VANISHED
+
+MOST_VANISHED = 20
+"""Vanished files that the page of an audit names."""
 
 
-def audit_page(record: RunRecord, audit: Audit) -> str:
-    """Return the page of an audit, with the failed checks first."""
+def audit_page(folder: RunFolder, record: RunRecord, audit: Audit, accepted: Sequence[str]) -> str:
+    """Return the page of an audit, with the failed checks first. `accepted` are those that may fail."""
     labels = sorted({*(audit.churn or {}), *(label for row in (audit.churn or {}).values() for label in row)})
     checks = sorted(audit.checks, key=lambda check: check.passed)
-    return render("audit.html", run=record, audit=audit, checks=checks, labels=labels)
+    held = [name for name in audit.failing if name not in accepted]
+    options = [part for name in held for part in ("--accept", name)]
+    return render(
+        "audit.html",
+        run=record,
+        audit=audit,
+        checks=checks,
+        labels=labels,
+        held=held,
+        vanished=_vanished(folder, record),
+        command=shlex.join(["fer-pipeline", "publish", folder.url, "--table", audit.table, *options]),
+    )
+
+
+def _vanished(folder: RunFolder, record: RunRecord) -> list[str]:
+    """Return the first files whose rows vanish with a run."""
+    if not record.increment or not record.increment.vanished:
+        return []
+    uris = parquet.read_own(folder.vanished_path(record.run_id), VANISHED, ["uri"])["uri"]
+    return [name_below(record.source, uri) for uri in pc.unique(uris).slice(0, MOST_VANISHED).to_pylist()]
 
 
 def write_nights_page(table: str, page: str, count: int) -> None:

@@ -1,6 +1,8 @@
 from pathlib import Path
 
+import av
 import cv2
+import numpy as np
 import pytest
 
 from fer_pipeline.base.errors import UserError
@@ -45,6 +47,30 @@ def test_the_end_of_a_path_suffices_where_it_is_the_only_one(run: str, archive: 
     assert explain.run(ExplainConfig(run=run, uri="hopper-640.jpg")).row["uri"].endswith("/hopper-640.jpg")
     with pytest.raises(UserError, match=r"matches \d+ records of this run .*name a longer path"):
         explain.run(ExplainConfig(run=run, uri=".jpg"))
+
+
+def test_the_names_that_it_suggests_are_taken(run: str) -> None:
+    with pytest.raises(UserError) as caught:
+        explain.run(ExplainConfig(run=run, uri="groups.tar"))
+    names = str(caught.value).partition("(")[2].partition(", ...)")[0].split(", ")
+    assert len(names) == 3
+    for name in names:
+        row = explain.run(ExplainConfig(run=run, uri=name)).row
+        assert name == f"{row['uri']}/{row['member']}"
+
+
+def test_a_moment_of_a_video_is_taken_as_it_is_named(archive: Path, tmp_path: Path, local_ray: None) -> None:
+    clip = tmp_path / "clip.mp4"
+    with av.open(str(clip), "w") as video:
+        stream = video.add_stream("mpeg4", rate=2)
+        stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"
+        for shade in range(0, 250, 40):
+            video.mux(stream.encode(av.VideoFrame.from_ndarray(np.full((64, 64, 3), shade, np.uint8))))
+        video.mux(stream.encode())
+    label.run(LabelConfig(source=str(clip), out=str(tmp_path / "run"), detector="none"))
+    with pytest.raises(UserError, match=r"clip.mp4 at 0 ms, .*clip.mp4 at 1000 ms"):
+        explain.run(ExplainConfig(run=str(tmp_path / "run"), uri="clip.mp4"))
+    assert explain.run(ExplainConfig(run=str(tmp_path / "run"), uri="clip.mp4 at 1000 ms")).row["time_ms"] == 1000
 
 
 def test_a_failed_record_says_why_and_has_no_picture(run: str, archive: Path, tmp_path: Path) -> None:

@@ -113,6 +113,7 @@ def test_what_the_user_must_mend_writes_nothing(archive: Path, tmp_path: Path, l
     (tmp_path / "bundle").mkdir()
     faults = [
         (config(tmp_path / "none", tmp_path / "out"), "does not exist"),
+        (config(tmp_path, tmp_path / "runs" / "one"), "is below its source"),
         (config(tmp_path / "empty", tmp_path / "out"), "holds no images"),
         (config(archive, tmp_path / "out", model=str(tmp_path / "bundle")), "no model bundle"),
         (config(archive, tmp_path / "out", detector="yunet", detector_weights=str(archive / "notes.txt")), "sha256"),
@@ -191,12 +192,12 @@ def test_a_missing_detector_labels_no_table_anew(
 
 @pytest.mark.parametrize("name", ["runs#1", "runs?x=1", "per%20cent", "sp ace"])
 def test_a_run_and_a_model_stand_where_they_are_said_to(name: str, archive: Path, tmp_path: Path, local_ray: None) -> None:
-    place = tmp_path / name
-    place.mkdir()
-    shutil.copy(next(archive.rglob("hopper-640.jpg")), place / "photo#1%20.jpg")
+    place, photos = tmp_path / name, tmp_path / name / "photos#1"
+    photos.mkdir(parents=True)
+    shutil.copy(next(archive.rglob("hopper-640.jpg")), photos / "photo#1%20.jpg")
     models.push(PushConfig(model=EMBEDDED, name="faces", alias=("production",), registry=str(place / "registry")))
     model = f"{place}/registry/faces@production"
-    record = label.run(LabelConfig(source=str(place), out=str(place / "run"), detector="none", model=model, include=("*.jpg",)))
+    record = label.run(LabelConfig(source=str(photos), out=str(place / "run"), detector="none", model=model))
     assert record.result and record.result.counts == {"ok": 1} and record.model.version == "1"
     assert (place / "run" / "_SUCCESS").exists() and [path.name for path in tmp_path.iterdir()] == [name]
     assert report.run(ReportConfig(run=str(place / "run"))).report == str(place / "run" / "report.html")

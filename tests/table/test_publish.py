@@ -48,6 +48,8 @@ def test_new_rows_come_stale_ones_go_and_the_rest_stays(table: Path, tmp_path: P
     wanted = {one.uri: "1" for one in OLD} | {changed.uri: "2", new.uri: "1"}
     del wanted[OLD[5].uri]
     assert keys_of(table) == wanted
+    page = (tmp_path / "run" / "audit.html").read_text()
+    assert "Files that vanished" in page and OLD[5].uri.removeprefix("/source/") in page.partition("vanished</h2>")[2]
 
 
 def test_a_run_is_published_once(table: Path, tmp_path: Path) -> None:
@@ -75,9 +77,12 @@ def test_a_drifted_run_is_held_and_published_knowingly(table: Path, tmp_path: Pa
     with pytest.raises(HeldError, match="fails expressions: nothing was published"):
         published(tmp_path / "run", table)
     assert keys_of(table) == before
-    assert last_nights(str(table), 1)[0].state == "held" and (tmp_path / "run" / "audit.html").exists()
+    page = tmp_path / "run" / "audit.html"
+    assert last_nights(str(table), 1)[0].state == "held"
+    assert f"fer-pipeline publish {tmp_path}/run --table {table} --accept expressions" in page.read_text()
     night = published(tmp_path / "run", table, accept=("drift",))
     assert night.accepted == ["expressions"] and "/source/d.jpg" in keys_of(table)
+    assert "Accepted: audit of a night" in page.read_text() and "the table is unchanged" not in page.read_text()
     assert upkeep.history(TableConfig(table=str(table))).versions[0]["night"]["accepted"] == ["expressions"]
 
 

@@ -118,6 +118,10 @@ def make_plan(config: LabelConfig, folder: RunFolder, record: RunRecord | None, 
     bundle = read_tried(config.model, *(("fp32",) if config.gpus_per_worker else ()))
     if record is None and not storage.exists(config.source):
         raise UserError(f"The source '{config.source}' does not exist.")
+    if record is None and storage.is_below(config.out, config.source):
+        raise UserError(
+            f"The run folder '{config.out}' is below its source, which the run would read, too: choose another --out."
+        )
     detector = resolve_detector(record.detector.name if record else config.detector, config.detector_weights)
     if not record and (on_cluster or config.table):
         where: Callable[[], str] = lambda: "On a cluster" if on_cluster else _on_table(config.table)  # noqa: E731
