@@ -19,8 +19,9 @@ from fer_pipeline.base.memory import ReadTooLargeError
 from fer_pipeline.base.outcome import Outcome, write_outcome
 from fer_pipeline.base.stopping import exit_without_shutdown, handle_stop_signals, stop_message, stopped_code
 from fer_pipeline.base.storage import STORAGE_ERRORS, reason
-from fer_pipeline.cli.options import function_of, misspelt, option_of, prepare, shown, sources, variable_of
+from fer_pipeline.cli.options import function_of, misspelt, option_of, prepare, shown, sources, unknown_variables, variable_of
 
+log = logging.getLogger(__name__)
 COMMANDS = {
     "ingest": ("jobs.ingest:run", "source", "Convert a labelled dataset to Parquet, with counts, duplicates and leaks."),
     "train": ("jobs.train.job:run", "recipe", "Train a recipe on an ingested dataset; run it again to continue."),
@@ -168,6 +169,8 @@ def _run(arguments: list[str]) -> Any:
         except ImportError as error:
             raise needs_package(f"The command '{command}'", error) from error
         prepare(function, positional.split())
+        for sentence in unknown_variables(app, command):
+            log.warning("%s", sentence)
     return app.meta(arguments, exit_on_error=False, print_error=False)
 
 

@@ -138,13 +138,31 @@ def option_of(positional: Iterable[str], key: str) -> str:
     return key.upper() if key in positional else f"--{key.replace('_', '-')}"
 
 
-def misspelt(app: App, command: str, given: Iterable[str]) -> str | None:
-    """Return the sentence for the first option of a command line that the command does not have; None if it has all of them."""
+def _flags_of(app: App, command: str) -> list[str]:
+    """Return all options of a command, as they are written on the command line."""
     place = app
     for part in command.split():
         place = place[part]
-    arguments = [*place.assemble_argument_collection(), *app.meta.assemble_argument_collection()]
-    known = [name for argument in arguments for name in argument.names if name.startswith("--")] + ["--help"]
+    return _named(place)
+
+
+def _named(app: App) -> list[str]:
+    return [name for argument in app.assemble_argument_collection() for name in argument.names if name.startswith("--")]
+
+
+def unknown_variables(app: App, command: str) -> Iterator[str]:
+    """Yield a sentence for each environment variable that is named after a command, but is none of its options."""
+    prefix = _prefix(command)
+    known = [prefix + re.sub(r"\W", "_", flag.removeprefix("--")).upper() for flag in _flags_of(app, command)]
+    for name in sorted(os.environ):
+        if name.startswith(prefix) and name not in known:
+            close = difflib.get_close_matches(name, known, 1)
+            yield f"${name} is no option of {command}, so it changes nothing{f': did you mean ${close[0]}?' if close else '.'}"
+
+
+def misspelt(app: App, command: str, given: Iterable[str]) -> str | None:
+    """Return the sentence for the first option of a command line that the command does not have; None if it has all of them."""
+    known = [*_flags_of(app, command), *_named(app.meta), "--help"]
     flags = [token.partition("=")[0] for token in given if token.startswith("--") and len(token) > 2]
     unknown = next((flag for flag in flags if flag not in known), None)
     close = difflib.get_close_matches(unknown or "", known, 1)

@@ -108,6 +108,19 @@ def test_flags_go_before_the_environment_and_that_before_a_file(tmp_path: Path, 
         assert line in out.stdout.splitlines()
 
 
+def test_a_variable_that_is_no_option_is_named(
+    monkeypatch: pytest.MonkeyPatch, call_here: Callable[..., Ended], caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("FER_PIPELINE_LABEL_DETECT_XP", "640")
+    monkeypatch.setenv("FER_PIPELINE_LABEL_DETECT_PX", "640")
+    monkeypatch.setenv("FER_PIPELINE_MODELS", "/nowhere")
+    call_here("label", "/nowhere", "--out", "/tmp/never")
+    said = [record.getMessage() for record in caplog.records if "is no option" in record.getMessage()]
+    assert said == [
+        "$FER_PIPELINE_LABEL_DETECT_XP is no option of label, so it changes nothing: did you mean $FER_PIPELINE_LABEL_DETECT_PX?"
+    ]
+
+
 def test_a_variable_that_cannot_be_meant_is_named_unless_a_flag_goes_before_it(
     monkeypatch: pytest.MonkeyPatch, call_here: Callable[..., Ended]
 ) -> None:

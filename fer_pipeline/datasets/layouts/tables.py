@@ -25,7 +25,9 @@ def plan_csv(source: str, layout: str, columns: tuple[str, ...], part_bytes: int
     try:
         with storage.open_file(source) as file:
             header, size = file.read(4096).split(b"\n")[0], file.seek(0, os.SEEK_END)
-    except (FileNotFoundError, IsADirectoryError):
+    except FileNotFoundError:
+        raise UserError(f"There is no file '{source}': layout {layout} needs a CSV file there.") from None
+    except IsADirectoryError:
         raise UserError(f"The source '{source}' is not a CSV file: layout {layout} needs one.") from None
     missing = [name for name in columns if name not in _fields(header)]
     if missing:
