@@ -16,8 +16,12 @@ from fer_pipeline.base.errors import UserError
 from fer_pipeline.models.framing import LANDMARKS
 
 LANDMARK_COLUMNS = [f"{name.replace(' ', '_')}_{axis}" for name in LANDMARKS for axis in "xy"]
+LONGEST_PATH = 32_768
+"""Longest path of an image, in bytes."""
 OF_FACE = ("face_id", "expression", "confidence", "uncertain")
 BOX = ("x", "y", "w", "h", "detection_score")
+TO_FIND = ("record_id", "etag", "size_bytes")
+"""Columns of the image that find its picture again. They are not exported."""
 OF_IMAGE = ("width", "height", "content_sha256", "note", "model", "model_version", "detector", "run_id", "labelled_at")
 """Columns of the image that each of its faces has, where they are known."""
 
@@ -28,6 +32,7 @@ def flat_faces(images: pa.Table, classes: Sequence[str], source: str) -> pa.Tabl
     Columns: `path` below the source and its `folder`, `uri`, `member`, `time_ms`, what the face has, `p_CLASS` for each class,
     the box and the landmarks in pixels of the upright image, and facts of the image and its run.
     """
+    _require_short(images)
     nested = images["faces"].combine_chunks()
     if isinstance(nested, pa.ChunkedArray):  # no chunk at all
         nested = pa.array([], nested.type)
@@ -38,7 +43,7 @@ def flat_faces(images: pa.Table, classes: Sequence[str], source: str) -> pa.Tabl
     columns |= _probabilities(faces.field("probabilities"), classes)
     columns |= {name: faces.field(name) for name in BOX}
     columns |= _landmarks(faces.field("landmarks"))
-    columns |= {name: parents[name] for name in ("record_id", "input", *OF_IMAGE) if name in parents.column_names}
+    columns |= {name: parents[name] for name in (*TO_FIND, "input", *OF_IMAGE) if name in parents.column_names}
     return pa.table({name: _plain(column) for name, column in columns.items()})
 
 
@@ -47,6 +52,13 @@ def flat_images(images: pa.Table, source: str) -> pa.Table:
     columns: dict[str, Any] = _places(images, source) | {"faces": pc.list_value_length(images["faces"])}
     columns |= {name: images[name] for name in images.column_names if name not in columns}
     return pa.table({name: _plain(column) for name, column in columns.items()})
+
+
+def _require_short(images: pa.Table) -> None:
+    """Raise ValueError for paths that no store has: each face repeats the path of its image."""
+    for name in ("uri", "member"):
+        if (pc.max(pc.binary_length(images[name].cast(pa.string()))).as_py() or 0) > LONGEST_PATH:
+            raise ValueError(f"a path has more than {LONGEST_PATH} bytes")
 
 
 def _places(rows: pa.Table, source: str) -> dict[str, Any]:
@@ -63,12 +75,10 @@ def _places(rows: pa.Table, source: str) -> dict[str, Any]:
 def _probabilities(lists: pa.Array, classes: Sequence[str]) -> dict[str, pa.Array]:
     if not len(lists):
         return {f"p_{name}": pa.array([], pa.float32()) for name in classes}
-    values = pc.list_flatten(lists).to_numpy()
-    width = len(values) // len(lists)
-    if set(pc.unique(pc.list_value_length(lists)).to_pylist()) != {width} or (classes and len(classes) != width):
-        raise UserError("The rows have probabilities of different models: export the labels of one model, by --where.")
-    names = classes or [str(number) for number in range(width)]
-    return {f"p_{name}": pa.array(column) for name, column in zip(names, values.reshape(-1, width).T.copy(), strict=True)}
+    if set(pc.unique(pc.list_value_length(lists)).to_pylist()) != {len(classes)} or len(set(classes)) < len(classes):
+        raise ValueError("the probabilities are not those of the classes")
+    values = pc.list_flatten(lists).to_numpy().reshape(-1, len(classes))
+    return {f"p_{name}": pa.array(column) for name, column in zip(classes, values.T.copy(), strict=True)}
 
 
 def _landmarks(lists: pa.Array) -> dict[str, pa.Array]:
@@ -83,21 +93,44 @@ def _plain(column: Any) -> Any:
 
 
 def chosen(rows: pa.Table, where: str) -> pa.Table:
-    """Return the rows for which a condition of SQL (SQLite's) is true. Raise UserError if it is not one about their columns."""
-    names = [name for name in rows.column_names if re.search(rf"\b{re.escape(name)}\b", where)]
+    """Return the rows for which a condition of SQL (SQLite's) is true. Raise UserError if it is not one about their columns.
+
+    A condition is about one row, so it has no sub-select. SQLite reads an unknown name in double quotes as a text; here it is an
+    error, as in other databases.
+    """
+    code = re.sub(r"'(?:[^']|'')*'", "''", where)
+    known = {name.lower() for name in rows.column_names}
+    unknown = next((name for name in re.findall(r'"([^"]*)"', code) if name.lower() not in known), None)
+    fault = "a condition is about one row, without select" if re.search(r"\bselect\b", code, re.I) else None
+    fault = f'there is no column "{unknown}"; a text stands in single quotes' if unknown is not None else fault
+    if fault:
+        raise _impossible(where, fault, rows)
+    names = [name for name in rows.column_names if re.search(rf"\b{re.escape(name)}\b", code, re.I)]
     values = [[_scalar(value) for value in rows[name].to_pylist()] for name in names]
     with sqlite3.connect(":memory:") as database:
         try:
-            database.execute("create table faces ({})".format(", ".join(f'"{name}"' for name in ["row", *names])))
+            columns = ["row integer", *(f'"{name}" {_affinity(rows.schema.field(name).type)}' for name in names)]
+            database.execute(f"create table faces ({', '.join(columns)})")
             marks = ", ".join("?" * (1 + len(names)))
             database.executemany(f"insert into faces values ({marks})", zip(range(len(rows)), *values, strict=True))
             found = [number for (number,) in database.execute(f"select row from faces where ({where}) order by row")]
         except (sqlite3.Error, sqlite3.Warning) as error:
-            raise UserError(
-                f"The condition '{where[:200]}' cannot be used: {error}. Write one in SQL, such as \"expression = 'happy' and "
-                f'confidence > 0.9"; the columns are {", ".join(rows.column_names)}.'
-            ) from error
+            raise _impossible(where, str(error), rows) from error
     return rows.take(pa.array(found, pa.int64()))
+
+
+def _impossible(where: str, fault: str, rows: pa.Table) -> UserError:
+    example = "\"expression = 'happy' and confidence > 0.9\""
+    columns = ", ".join(name for name in rows.column_names if name not in TO_FIND)
+    return UserError(
+        f"The condition '{where[:200]}' cannot be used: {fault}. Write one in SQL, such as {example}; the columns are {columns}."
+    )
+
+
+def _affinity(kind: pa.DataType) -> str:
+    if pa.types.is_integer(kind) or pa.types.is_boolean(kind):
+        return "integer"
+    return "real" if pa.types.is_floating(kind) else "text"
 
 
 def _scalar(value: Any) -> Any:

@@ -1,9 +1,12 @@
 """The labels of a run folder or a published table: their faces and images as flat tables, and crops of the faces."""
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import pyarrow as pa
@@ -11,13 +14,13 @@ import pyarrow.compute as pc
 from pydantic import ValidationError
 
 from fer_pipeline.api.crops import Crop, cut_crops
-from fer_pipeline.api.flat import chosen, flat_faces, flat_images
+from fer_pipeline.api.flat import TO_FIND, chosen, flat_faces, flat_images
 from fer_pipeline.archive.files import Selection
 from fer_pipeline.archive.listing import Listing
 from fer_pipeline.archive.record import Record
 from fer_pipeline.base import storage
 from fer_pipeline.base.config import explain
-from fer_pipeline.base.errors import UserError
+from fer_pipeline.base.errors import JobError, RecordError, UserError
 from fer_pipeline.base.memory import MAX_FILE_BYTES, MAX_PIXELS
 from fer_pipeline.base.storage import parquet
 from fer_pipeline.engine.connect import ClusterConfig
@@ -30,6 +33,7 @@ from fer_pipeline.report.pictures import PictureLimits
 from fer_pipeline.table.delta import LabelTable
 from fer_pipeline.table.rows import ROWS
 
+log = logging.getLogger(__name__)
 BATCH_ROWS = 16_384
 """Rows of a table that are in memory at once."""
 SHARDS_AT_ONCE = 256
@@ -52,8 +56,8 @@ class Labels(ABC):
         """Yield all rows of images, with their faces, part by part."""
 
     @abstractmethod
-    def _records(self, faces: pa.Table) -> list[Record | None]:
-        """Return where the image of each face is; None where that is not known any more."""
+    def _records(self, faces: pa.Table, source: str) -> list[Record | None]:
+        """Return where the image of each face is; None where that is not known any more. Open only files below `source`."""
 
     @abstractmethod
     def _limits(self) -> PictureLimits: ...
@@ -65,10 +69,20 @@ class Labels(ABC):
     def face_batches(self, *, certain: bool = False, where: str | None = None) -> Iterator[pa.Table]:
         """Yield the faces as `faces` returns them, part by part."""
         for images in self.image_batches():
-            rows = flat_faces(images, self.classes, self._root())
+            with self._our_rows():
+                rows = flat_faces(images, self.classes, self._root())
             if certain:
                 rows = rows.filter(pc.invert(rows["uncertain"]))
             yield chosen(rows, where) if where else rows
+
+    @contextmanager
+    def _our_rows(self) -> Iterator[None]:
+        """Raise UserError if rows are not those that this project writes."""
+        try:
+            yield
+        except (pa.ArrowException, ValueError, TypeError, AttributeError, KeyError) as error:
+            what = f"'{self.url}' does not hold the labels that this project writes"
+            raise UserError(f"{what}: another program wrote it, or it is damaged ({storage.reason(error)[:200]}).") from error
 
     def faces(self, *, certain: bool = False, where: str | None = None, columns: Sequence[str] = ()) -> pa.Table:
         """Return one row for each face, with its probabilities as `p_CLASS`; docs/python.md lists the columns.
@@ -78,12 +92,14 @@ class Labels(ABC):
         """
         rows = pa.concat_tables(self.face_batches(certain=certain, where=where), promote_options="permissive")
         rows = _exported(rows)
-        return rows.select(require_columns(columns, rows.column_names)) if columns else rows
+        names = [columns] if isinstance(columns, str) else columns
+        return rows.select(require_columns(names, rows.column_names)) if names else rows
 
     def images(self, *, where: str | None = None) -> pa.Table:
         """Return one row for each image or frame: status, error, size, number of faces, and how it was labelled."""
-        parts = (flat_images(images, self._root()) for images in self.image_batches())
-        rows = pa.concat_tables(parts, promote_options="permissive")
+        with self._our_rows():
+            parts = [flat_images(images, self._root()) for images in self.image_batches()]
+            rows = pa.concat_tables(parts, promote_options="permissive")
         return chosen(rows, where) if where else rows
 
     def crops(self, *, where: str | None = None, certain: bool = False, top: int = 50, source: str | None = None) -> list[Crop]:
@@ -92,17 +108,18 @@ class Labels(ABC):
         Only images below `source` (by default that of `fer.label`) are opened, in another process. A face whose image is gone or
         unreadable is left out, with a warning.
         """
-        place = source or self.source
-        if not place:
+        if not (source or self.source):
             raise UserError("Name the folder or URL of the images, from which the faces are cut, as `source`.")
+        if top < 1:
+            raise UserError(f"top is {top}: it is a number of pictures, at least 1.")
+        place = storage.normalize(str(source or self.source))
         best: pa.Table | None = None
         for rows in self.face_batches(certain=certain, where=where):
             rows = rows if best is None else pa.concat_tables([best, rows], promote_options="permissive")
             best = rows.take(pc.sort_indices(rows, [("confidence", "descending"), ("path", "ascending")])[:top])
         if best is None:
             return []
-        records = self._records(best)
-        return cut_crops(_exported(best), records, storage.normalize(place), self._limits())
+        return cut_crops(_exported(best), self._records(best, place), place, self._limits())
 
 
 class Run(Labels):
@@ -110,7 +127,7 @@ class Run(Labels):
 
     def __init__(self, url: str, source: str | None = None) -> None:
         """Raise UserError if there is no labelling run."""
-        self.folder, self.source = RunFolder(storage.normalize(str(url))), source
+        self.folder, self.source = RunFolder(storage.normalize(str(url))), source and str(source)
         self.url = self.folder.url
         record = self.folder.load()
         if record is None:
@@ -142,7 +159,7 @@ class Run(Labels):
             for start in range(0, len(shards), SHARDS_AT_ONCE):
                 yield pa.concat_tables(pool.map(read, shards[start : start + SHARDS_AT_ONCE])).unify_dictionaries()
 
-    def _records(self, faces: pa.Table) -> list[Record | None]:
+    def _records(self, faces: pa.Table, source: str) -> list[Record | None]:
         ids = faces["record_id"].to_pylist()
         found = find_records(self.folder.manifest_prefix(self.record.run_id), sorted(set(ids)))
         return [found.get(one) for one in ids]
@@ -159,7 +176,7 @@ class Table(Labels):
 
     def __init__(self, url: str, source: str | None = None) -> None:
         """Raise UserError if there is no table of this project."""
-        self._table, self.source = LabelTable(str(url)), source
+        self._table, self.source = LabelTable(str(url)), source and str(source)
         self.url = self._table.url
         if self.version < 0:
             raise UserError(f"There is no table in '{self.url}': publish a run first.")
@@ -172,9 +189,13 @@ class Table(Labels):
         """The version that was read."""
         return self._table.version
 
-    @property
+    @cached_property
     def classes(self) -> tuple[str, ...]:
-        return self._table.classes
+        """The classes of the probabilities; numbers for a table of an earlier version, which does not name them."""
+        if self._table.classes:
+            return self._table.classes
+        lists = (face["probabilities"] for part in self.image_batches() for row in part["faces"].to_pylist() for face in row)
+        return tuple(map(str, range(len(next(lists, [])))))
 
     def history(self) -> list[dict[str, Any]]:
         """Return the table's versions, latest first: number, time in ms, operation, and the night that made it."""
@@ -187,20 +208,16 @@ class Table(Labels):
                 for batch in opened.iter_batches(BATCH_ROWS):
                     yield parquet.with_columns(pa.Table.from_batches([batch]), ROWS)
 
-    def _records(self, faces: pa.Table) -> list[Record | None]:
+    def _records(self, faces: pa.Table, source: str) -> list[Record | None]:
         """A table does not say where a member is in its container, so containers are listed again."""
-        keys = list(zip(*(faces[name].to_pylist() for name in ("uri", "member", "time_ms")), strict=True))
-        inside: dict[str, dict[str | None, Record]] = {}
-        for uri in {uri for uri, member, _ in keys if member is not None and self._may_open(uri)}:
-            inside[uri] = {record.member: record for record in Listing(uri, Selection(fps=1.0)) if not record.error}
+        keys = list(zip(*(faces[name].to_pylist() for name in ("uri", "member", "time_ms", "etag", "size_bytes")), strict=True))
+        containers = {uri for uri, member, *_ in keys if member is not None and storage.is_below(uri, source)}
+        inside = {uri: _members(uri) for uri in containers}
         found: list[Record | None] = []
-        for uri, member, time_ms in keys:
-            record = Record(uri) if member is None else inside.get(uri, {}).get(member)
-            found.append(record and replace(record, time_ms=time_ms))
+        for uri, member, time_ms, etag, size_bytes in keys:
+            record = Record(uri, size_bytes=size_bytes) if member is None else inside.get(uri, {}).get(member)
+            found.append(record and replace(record, time_ms=time_ms, etag=etag))  # a file that changed since is refused
         return found
-
-    def _may_open(self, uri: str) -> bool:
-        return self.source is None or storage.is_below(uri, storage.normalize(self.source))
 
     def _limits(self) -> PictureLimits:
         return PictureLimits(MAX_PIXELS, MAX_FILE_BYTES)
@@ -209,9 +226,18 @@ class Table(Labels):
         return ""  # each row names its source
 
 
+def _members(container: str) -> dict[str | None, Record]:
+    """Return the records in a container by member; none if it is gone or unreadable."""
+    try:
+        return {record.member: record for record in Listing(container, Selection(fps=1.0)) if not record.error}
+    except (JobError, RecordError, OSError) as error:
+        log.warning("'%s' cannot be listed: %s", container, storage.reason(error))
+        return {}
+
+
 def _exported(faces: pa.Table) -> pa.Table:
-    """Return faces without the numbers of records, which mean something inside of a run only."""
-    return faces.select([name for name in faces.column_names if name != "record_id"])
+    """Return faces without what only finds their pictures."""
+    return faces.select([name for name in faces.column_names if name not in TO_FIND])
 
 
 def open_labels(url: str, source: str | None = None) -> Labels:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 
-from fer_pipeline.api.flat import flat_faces
+from fer_pipeline.api.flat import TO_FIND, flat_faces
 from fer_pipeline.archive.fetch import Fetched, fetch
 from fer_pipeline.archive.files import Selection
 from fer_pipeline.archive.formats.spec import Frame
@@ -18,7 +18,7 @@ from fer_pipeline.archive.record import Record
 from fer_pipeline.base import storage
 from fer_pipeline.base.errors import RecordError, UserError
 from fer_pipeline.base.isolated import IsolatedProcess
-from fer_pipeline.base.memory import MAX_PIXELS, MEMORY_BYTES, lift_memory_limit
+from fer_pipeline.base.memory import MAX_PIXELS, lift_memory_limit
 from fer_pipeline.faces.classify import Precision, read_tried
 from fer_pipeline.faces.decode import survives
 from fer_pipeline.faces.detectors import DETECTORS, resolve_detector
@@ -43,8 +43,12 @@ class Predictor:
         detector_weights: str | None = None,
         detect_px: int = 640,
         max_pixels: int = MAX_PIXELS,
+        memory_bytes: int | None = None,
     ) -> None:
-        """Raise UserError if the model or the detector cannot be had."""
+        """`memory_bytes`: limit of what images may take beyond what this process has; for a process of its own.
+
+        Raise UserError if the model or the detector cannot be had.
+        """
         bundle, found = read_tried(model), resolve_detector(detector, detector_weights)
         precision: Precision = "int8" if bundle.int8 is not None else "fp32"
         self.detector, self.classes = found, bundle.card.label_space.classes
@@ -56,7 +60,7 @@ class Predictor:
             precision=precision,
             uncertain_below=bundle.computing_in(precision).card.calibration.uncertain_below,
         )
-        self.labeller = Labeller(found, bundle, self.settings, memory_bytes=MEMORY_BYTES)
+        self.labeller, self.is_limited = Labeller(found, bundle, self.settings, memory_bytes=memory_bytes), bool(memory_bytes)
 
     def rows(self, items: Sequence[Record | bytes | Pixels]) -> pa.Table:
         """Return a row of `schemas.LABELLED` for each item. A record that would crash or hang this process fails."""
@@ -68,7 +72,8 @@ class Predictor:
                 data = (next(fetched) if isinstance(one, Record) else _as_fetched(one) for one in items)
                 return self.labeller.label(manifest_table(records, 0, 0), data)
         finally:
-            lift_memory_limit()
+            if self.is_limited:
+                lift_memory_limit()
 
     def _poison(self, items: Sequence[Any]) -> dict[int, RecordError]:
         """Return the errors of records that crash or hang a decoder: each is decoded in another process first."""
@@ -133,6 +138,8 @@ def predict(
     row; one that cannot be read has none, and a warning. The model stays loaded for the next call. Raise UserError if a path does
     not exist, an array is none, or the model or the detector cannot be had.
     """
+    if not (isinstance(detect_px, int) and detect_px >= 32 and 0 < fps <= 1000):
+        raise UserError(f"detect_px must be at least 32, and fps above 0 and at most 1000: they are {detect_px!r} and {fps!r}.")
     given = list(images) if isinstance(images, list | tuple) else [images]
     items, inputs, sources = list[Record | bytes | Pixels](), list[int](), list[str]()
     for index, one in enumerate(given):
@@ -140,7 +147,7 @@ def predict(
         items += found
         inputs += [index] * len(found)
         sources += [storage.normalize(str(one)) if isinstance(one, str | Path) else ""] * len(found)
-    predictor = _loaded(model, detector, detector_weights, detect_px)
+    predictor = _loaded(str(model), detector, detector_weights and str(detector_weights), detect_px)
     rows = predictor.rows(items)
     rows = rows.append_column("input", pa.array(inputs, pa.int32())).append_column("source", pa.array(sources, pa.string()))
     for row in rows.select(["uri", "member", "status", "error"]).to_pylist():
@@ -148,18 +155,20 @@ def predict(
             name = f"{row['uri']}{'/' + row['member'] if row['member'] else ''}"
             warnings.warn(f"'{name}' has no label: {row['status']}, {row['error']}", stacklevel=2)
     faces = flat_faces(rows, predictor.classes, "")
-    return faces.select(["input", *(name for name in faces.column_names if name not in ("input", "record_id", "folder"))])
+    return faces.select(["input", *(name for name in faces.column_names if name not in ("input", "folder", *TO_FIND))])
 
 
 def _items(given: Any, name: str, channels: Channels | None, selection: Selection) -> Iterator[Record | bytes | Pixels]:
     if isinstance(given, bytes):
         yield given
-    elif isinstance(given, str | Path):
+    elif isinstance(given, str | Path) and str(given):
         yield from listed(storage.normalize(str(given)), selection)
     elif isinstance(given, np.ndarray):
         yield _as_bgr(given, name, channels)
     else:
-        raise UserError(f"{name} is a {type(given).__name__}: give a path, the bytes of a file, or a NumPy array.")
+        raise UserError(
+            f"{name} is {type(given).__name__} {str(given)[:40]!r}: give a path, the bytes of a file, or a NumPy array."
+        )
 
 
 def _as_bgr(array: Any, name: str, channels: Channels | None) -> Pixels:

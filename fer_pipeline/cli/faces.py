@@ -3,10 +3,12 @@
 import json
 import logging
 import os
+import re
 import sys
 import tempfile
+import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import chain
 from pathlib import Path
 from typing import IO, Any
@@ -16,6 +18,7 @@ import pyarrow.parquet as pq
 from pyarrow.csv import CSVWriter
 from pydantic import Field, field_validator
 
+from fer_pipeline.api.flat import TO_FIND
 from fer_pipeline.api.labels import open_labels, require_columns
 from fer_pipeline.base import storage
 from fer_pipeline.base.config import Config
@@ -86,11 +89,15 @@ def export(config: ExportConfig) -> Exported | None:
         nonlocal count
         for part in labels.face_batches(certain=config.certain, where=config.where):
             count += len(part)
-            known = [name for name in part.column_names if name != "record_id"]
+            known = [name for name in part.column_names if name not in TO_FIND]
             yield part.select(require_columns(wanted or known, known))
 
     if config.to == STDOUT:
-        write_csv(chosen(), sys.stdout.buffer)
+        try:
+            write_csv(chosen(), sys.stdout.buffer)
+            sys.stdout.flush()
+        except BrokenPipeError:  # the reader has all that it wants, such as `head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return None
     to = storage.normalize(config.to)
     with _written(to) as file:
@@ -108,14 +115,22 @@ def _written(to: str) -> Iterator[IO[bytes]]:
             file.seek(0)
             storage.write_bytes(to, file.read())
         return
-    temporary = Path(f"{to}.tmp")
-    temporary.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(to).parent / f".{uuid.uuid4().hex}.tmp"
     try:
-        with temporary.open("wb") as file:
+        temporary.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("xb") as file:
             yield file
         temporary.replace(to)
+    except (FileExistsError, NotADirectoryError, IsADirectoryError) as error:
+        raise UserError(f"'{to}' cannot be written: {error.strerror}. Choose another --to.") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def _plain(name: str) -> str:
+    """Return a name of a class, which anybody may have written, as a part of a file name."""
+    return re.sub(r"[^\w-]", "_", name)[:40]
 
 
 def write_csv(parts: Iterator[pa.Table], file: IO[bytes]) -> None:
@@ -165,7 +180,7 @@ def crops(config: CropsConfig) -> Crops:
     found = open_labels(config.labels).crops(
         where=config.where, certain=config.certain, top=config.top, source=storage.normalize(config.source)
     )
-    names = [f"{number:05d}-{one.row['expression']}-{one.row['confidence']:.2f}.jpg" for number, one in enumerate(found)]
+    names = [f"{number:05d}-{_plain(one.row['expression'])}-{one.row['confidence']:.2f}.jpg" for number, one in enumerate(found)]
     for name, one in zip(names, found, strict=True):
         storage.write_bytes(storage.join(out, name), one.jpeg)
     if found:

@@ -14,7 +14,7 @@ from fer_pipeline.archive.record import Record
 from fer_pipeline.base import storage
 from fer_pipeline.base.config import Config
 from fer_pipeline.base.errors import FailureRateExceeded
-from fer_pipeline.base.memory import MAX_PIXELS
+from fer_pipeline.base.memory import MAX_PIXELS, MEMORY_BYTES
 from fer_pipeline.faces.detectors import DETECTOR_HELP, DetectorName
 from fer_pipeline.labelling.schemas import SUCCEEDED
 from fer_pipeline.models.bundle import EMBEDDED
@@ -57,7 +57,8 @@ def run(image: str, *more: str, config: PredictConfig = PredictConfig()) -> Pred
     """
     selection = Selection(fps=config.fps)
     records = [record for source in (image, *more) for record in listed(storage.normalize(source), selection)]
-    predictor = Predictor(config.model, config.detector, config.detector_weights, config.detect_px, config.max_pixels)
+    options = config.model, config.detector, config.detector_weights, config.detect_px, config.max_pixels
+    predictor = Predictor(*options, memory_bytes=MEMORY_BYTES)
     log.info("Detector: %s (%s)", predictor.detector.name, predictor.detector.origin)
     settings, labelled = predictor.settings, predictor.rows(records)
     rows = labelled.to_pylist()

@@ -3,7 +3,10 @@
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -12,8 +15,12 @@ import pyarrow.parquet as pq
 import pytest
 
 import fer_pipeline as fer
+from fer_pipeline.api import labels
 from fer_pipeline.api.flat import LANDMARK_COLUMNS, chosen
 from fer_pipeline.base.errors import UserError
+from fer_pipeline.jobs import publish
+from fer_pipeline.jobs.publish import PublishConfig
+from fer_pipeline.table.delta import LabelTable
 
 CLASSES = ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral")
 
@@ -103,3 +110,97 @@ def test_importing_is_quick_and_loads_nothing_heavy() -> None:
     assert out.startswith("[]") and "predict" in out
     with pytest.raises(AttributeError, match="no attribute 'labels'"):
         fer.labels  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    ("where", "rows"),
+    [
+        ("\"Expression\" = 'happy'", 2),
+        ("EXPRESSION = 'happy' and confidence > '0.8'", 1),
+        ("uncertain", 1),
+        ("labelled_at < '2030'", 3),
+        ("expression in ('sad', 'a \"quoted\" text', 'select')", 1),
+    ],
+)
+def test_a_condition_means_what_it_says(where: str, rows: int) -> None:
+    table = pa.table(
+        {
+            "expression": ["happy", "happy", "sad"],
+            "confidence": pa.array([0.9, 0.5, 0.7], pa.float32()),
+            "uncertain": [False, True, False],
+            "labelled_at": pa.array([datetime(2026, 1, 1, tzinfo=UTC)] * 3),
+        }
+    )
+    assert chosen(table, where).num_rows == rows
+
+
+@pytest.mark.parametrize("where", ['"p_hapy" > 0.1', "confidence >= (select max(confidence) from faces)", '"happy" = expression'])
+def test_what_another_database_would_refuse_is_refused(where: str) -> None:
+    with pytest.raises(UserError, match=r"there is no column|without select"):
+        chosen(pa.table({"expression": ["happy"], "confidence": [0.9]}), where)
+
+
+def planted(published: fer.Table, tmp_path: Path, change: Callable[[pa.Table], pa.Table]) -> fer.Table:
+    """Return a copy of the table in which somebody has changed the rows of its file."""
+    place = tmp_path / "planted"
+    shutil.copytree(published.url, place)
+    (file,) = place.glob("*.parquet")
+    pq.write_table(change(pq.read_table(file)), file)
+    return fer.Table(str(place))
+
+
+def replaced(name: str, values: pa.Array | pa.ChunkedArray) -> Callable[[pa.Table], pa.Table]:
+    return lambda rows: rows.set_column(rows.column_names.index(name), name, values)
+
+
+def test_a_table_that_names_files_elsewhere_opens_none_of_them(
+    published: fer.Table, archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[str] = []
+    monkeypatch.setattr(labels, "Listing", lambda uri, *_: opened.append(uri))
+    rows = pq.read_table(next(Path(published.url).glob("*.parquet")))
+    elsewhere = pa.array([f"/etc/{number}.tar" for number in range(len(rows))])
+    table = planted(published, tmp_path, replaced("uri", elsewhere))
+    assert table.crops(source=str(archive)) == [] and opened == []
+
+
+def test_a_face_is_not_cut_from_another_picture(archive: Path, tmp_path: Path, local_ray: None, caplog: Any) -> None:
+    photos = tmp_path / "photos"
+    shutil.copytree(archive / "2026", photos)
+    run = fer.label(photos, tmp_path / "run", detector="mtcnn")
+    publish.run(PublishConfig(run=run.url, table=str(tmp_path / "table")))
+    table = fer.Table(str(tmp_path / "table"), source=str(photos))
+    everything = len(table.crops(top=100))
+    changed = next(photos.rglob("hopper-640.jpg"))
+    changed.write_bytes(next(photos.rglob("astronaut-640.jpg")).read_bytes())
+    for labels_of in (run, table):
+        assert len(labels_of.crops(top=100)) == everything - 1
+        assert "the file changed after it was listed" in caplog.text
+
+
+def test_damaged_and_planted_rows_are_one_sentence(published: fer.Table, tmp_path: Path) -> None:
+    rows = pq.read_table(next(Path(published.url).glob("*.parquet")))
+    short = [[face | {"probabilities": [1.0]} for face in faces] for faces in rows["faces"].to_pylist()]
+    changes = [
+        lambda rows: rows.drop_columns(["uri"]),
+        replaced("uri", pa.array(["x" * 40_000] * len(rows))),
+        replaced("faces", pa.array([None] * len(rows), rows.schema.field("faces").type)),
+        replaced("faces", pa.array(short, rows.schema.field("faces").type)),
+        replaced("faces", pa.array(["none"] * len(rows))),
+    ]
+    for number, change in enumerate(changes):
+        place = tmp_path / str(number)
+        place.mkdir()
+        table = planted(published, place, change)
+        try:
+            table.faces()
+        except UserError as error:
+            assert "does not hold the labels that this project writes" in str(error), number
+        else:
+            assert number == 2, "rows without faces are none"
+
+
+def test_a_table_that_does_not_name_its_classes_numbers_them(published: fer.Table, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(LabelTable, "classes", ())
+    table = fer.Table(published.url)
+    assert table.classes == tuple("0123456") and table.faces(where="p_0 >= 0").num_rows == published.faces().num_rows

@@ -135,6 +135,7 @@ def test_an_archive_is_labelled_and_published_and_labelled_again_the_next_night(
     assert there.result is not None and here.result is not None and there.result.counts == here.result.counts
     assert parquet.read_table(f"{container}/run/images/000000.parquet").num_rows == 8
     night = settings | {"source": f"{container}/archive", "out": f"{container}/night", "table": f"{container}/table"}
+    night |= {"page": str(tmp_path / "nights.html")}
     first = nightly.run(NightlyConfig.model_validate(night))
     assert first.state == "published"
     storage.write_bytes(f"{container}/archive/new.jpg", next(archive.rglob("hopper-640.jpg")).read_bytes())

@@ -2,6 +2,7 @@
 
 import http.server
 import io
+import pickle
 import threading
 import urllib.error
 from collections.abc import Iterator
@@ -104,7 +105,6 @@ def test_what_may_pass_is_tried_again(answer: tuple[int, str], server: Server) -
         ((404, "NoSuchKey"), FileNotFoundError, 1),
         ((403, "AccessDenied"), PermissionError, 1),
         ((400, "ExpiredToken"), PermissionError, 1),
-        ((416, "InvalidRange"), OSError, 1),
         ((301, "PermanentRedirect"), OSError, 1),
         ((501, "NotImplemented"), OSError, 1),
     ],
@@ -117,6 +117,16 @@ def test_what_cannot_pass_is_an_error_of_the_storage_without_secrets(
         storage.read_bytes("s3://b/1.jpg", "one")
     assert len(server.seen) == tries and isinstance(caught.value, storage.STORAGE_ERRORS)
     assert "sentinel" not in str(caught.value) and storage.says_store_failed(caught.value) == (answer[0] in (501, 503))
+
+
+def test_a_range_that_begins_at_the_end_is_empty(server: Server) -> None:
+    server.answers = [(416, "InvalidRange")]
+    assert storage.read_range("s3://b/1.jpg", 10**9, 50, "one") == b""
+
+
+def test_errors_keep_their_words_between_processes() -> None:
+    error = pickle.loads(pickle.dumps(requests.StoreError("SlowDown (503)", 503)))
+    assert "SlowDown (503)" in str(error) and error.http_status == 503
 
 
 def test_a_server_that_is_gone_is_an_outage(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:

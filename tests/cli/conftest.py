@@ -1,6 +1,7 @@
 """Commands that run in this process."""
 
 import io
+import logging
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr, redirect_stdout
@@ -23,6 +24,7 @@ class Ended:
 @pytest.fixture
 def call_here() -> Iterator[Callable[..., Ended]]:
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    formatters = [(one, one.formatter) for one in logging.getLogger().handlers]
 
     def call(*arguments: str) -> Ended:
         with redirect_stdout(io.StringIO()) as out, redirect_stderr(io.StringIO()) as err, pytest.raises(SystemExit) as ended:
@@ -33,3 +35,5 @@ def call_here() -> Iterator[Callable[..., Ended]]:
     yield call
     for number, handler in handlers.items():
         signal.signal(number, handler)
+    for one, formatter in formatters:
+        one.setFormatter(formatter)

@@ -2,15 +2,18 @@
 
 import csv
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 import fer_pipeline as fer
+from fer_pipeline.base.errors import UserError
 from fer_pipeline.cli import faces
 from fer_pipeline.cli.faces import CropsConfig, ExportConfig
 from tests.cli.conftest import Ended
@@ -85,3 +88,30 @@ def test_crops_are_pictures_with_their_rows(labelled: fer.Run, archive: Path, tm
 def test_a_mistake_names_the_option(arguments: list[str], complaint: str, call_here: Callable[..., Ended]) -> None:
     out = call_here(*arguments)
     assert out.returncode == 2 and complaint in out.stderr and len(out.stderr.splitlines()) == 1
+
+
+def test_a_planted_expression_leads_nowhere(labelled: fer.Run, archive: Path, tmp_path: Path) -> None:
+    place = tmp_path / "planted"
+    shutil.copytree(labelled.url, place)
+    for file in (place / "images").glob("*.parquet"):
+        rows = pq.read_table(file)
+        evil = [[face | {"expression": "/../../pwned/a"} for face in faces] for faces in rows["faces"].to_pylist()]
+        column = pa.array(evil, rows.schema.field("faces").type)
+        pq.write_table(rows.set_column(rows.column_names.index("faces"), "faces", column), file)
+    out = tmp_path / "a" / "b" / "crops"
+    faces.crops(CropsConfig(labels=str(place), out=str(out), source=str(archive), top=2))
+    assert len(list(out.glob("*.jpg"))) == 2 and {path.name for path in tmp_path.iterdir()} == {"planted", "a"}
+
+
+def test_a_link_beside_the_file_is_not_followed_and_a_reader_may_leave(labelled: fer.Run, tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("kept")
+    (tmp_path / "f.csv.tmp").symlink_to(victim)
+    faces.export(ExportConfig(labels=labelled.url, to=str(tmp_path / "f.csv")))
+    assert victim.read_text() == "kept" and not (tmp_path / "f.csv").is_symlink()
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="cannot be written"):
+        faces.export(ExportConfig(labels=labelled.url, to=str(tmp_path / "file" / "x.csv")))
+    command = f"{sys.executable} -m fer_pipeline.cli export {labelled.url} | head -1; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.startswith('"path"') and done.stderr == ""

@@ -207,7 +207,7 @@ def says_outage(error: BaseException | None) -> bool:
 
 def says_store_failed(error: BaseException | None) -> bool:
     """Return whether an error means that the store did not answer, or answered 5xx, for one object or for all."""
-    return error is not None and (says_outage(error) or (requests.http_status(error) or 0) >= 500)
+    return error is not None and (says_outage(error) or requests.is_stores_fault(requests.http_status(error) or 0))
 
 
 def require_store(url: str) -> None:

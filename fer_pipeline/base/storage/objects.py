@@ -9,12 +9,14 @@ from collections.abc import Iterator
 from functools import lru_cache
 from http import HTTPStatus
 from typing import Any
+from urllib.parse import urlsplit
 
 import obstore
+from obstore import exceptions
 from obstore.fsspec import FsspecStore
 from obstore.store import AzureStore, GCSStore, ObjectStore
 
-from fer_pipeline.base.errors import ChangedError
+from fer_pipeline.base.errors import ChangedError, UserError
 from fer_pipeline.base.storage import s3
 from fer_pipeline.base.storage.requests import CONNECT_TIMEOUT, CONNECTIONS, REQUEST_TIMEOUT, StoreError, asked
 from fer_pipeline.base.storage.s3 import Page, strong
@@ -57,7 +59,12 @@ def get_object(url: str, start: int | None, end: int | None) -> tuple[bytes, str
         answer = obstore.get(store, key, options=options)
         return bytes(answer.bytes()), strong(answer.meta["e_tag"] or "")
 
-    return asked(get, key)
+    try:
+        return asked(get, key)
+    except StoreError as error:
+        if error.http_status != HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+            raise
+        return b"", size_and_etag(url)[1]  # the range begins at the end, as in an empty object
 
 
 def get_ranges(url: str, ranges: list[tuple[int, int]]) -> list[bytes]:
@@ -114,7 +121,13 @@ def list_page(url: str, token: str | None = None, most: int = 1000) -> Page:
     store = _store_of(scheme, bucket)
 
     def listed() -> Page:
-        found = obstore.list_with_delimiter(store, prefix.rstrip("/") or None)
+        try:
+            found = obstore.list_with_delimiter(store, prefix.rstrip("/") or None)
+        except exceptions.BaseError as error:
+            if "invalid path" not in str(error):
+                raise
+            what = " ".join(str(error).partition("\n")[0].split())[:300]
+            raise UserError(f"A key of '{scheme}://{bucket}' cannot be listed ({what}): rename it.") from None
         objects = [(one["path"], one["size"], strong(one["e_tag"] or "")) for one in found["objects"]]
         return Page(objects, [f"{name}/" for name in found["common_prefixes"]], None)
 
@@ -166,7 +179,8 @@ def addresses(schemes: set[str]) -> Iterator[str]:
         account = f"https://{env.get('AZURE_STORAGE_ACCOUNT_NAME', 'ACCOUNT')}.blob.core.windows.net"
         emulator = env.get("AZURITE_BLOB_STORAGE_URL", "http://127.0.0.1:10000")
         is_emulated = env.get("AZURE_STORAGE_USE_EMULATOR", "").lower() in ("1", "true")
-        yield emulator if is_emulated else env.get("AZURE_STORAGE_ENDPOINT", account)
+        place = urlsplit(emulator if is_emulated else env.get("AZURE_STORAGE_ENDPOINT", account))
+        yield f"{place.scheme}://{place.netloc.rpartition('@')[2]}"  # the rest may hold secrets
 
 
 class ObjectFile(io.RawIOBase):
@@ -190,6 +204,11 @@ class ObjectFile(io.RawIOBase):
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         self._position = max(0, offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self.size_bytes}[whence])
         return self._position
+
+    def readall(self) -> bytes:
+        """Return the rest of the object, by one request."""
+        whole = bytearray(max(0, self.size_bytes - self._position))
+        return bytes(whole[: self.readinto(whole)])
 
     def readinto(self, buffer: Any) -> int:
         end = min(self._position + len(buffer), self.size_bytes)
@@ -215,5 +234,9 @@ def _environment() -> tuple[tuple[str, str], ...]:
 
 @lru_cache(16)
 def _cloud(scheme: str, bucket: str, environment: tuple[tuple[str, str], ...]) -> ObjectStore:
-    store: ObjectStore = CLOUDS[scheme](bucket, client_options=CLIENT, retry_config={"max_retries": 0})
+    try:
+        store: ObjectStore = CLOUDS[scheme](bucket, client_options=CLIENT, retry_config={"max_retries": 0})
+    except (exceptions.BaseError, ValueError) as error:
+        what = " ".join(str(error).partition("\n")[0].split())[:200]
+        raise UserError(f"{SCHEMES[scheme]} cannot be used as the environment says: {what}.") from None
     return store

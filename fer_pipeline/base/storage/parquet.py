@@ -118,6 +118,8 @@ def read_columns(url: str, columns: list[str]) -> pa.Table:
     if objects.needs_s3fs(place):
         return open_whole(url).read(columns=columns)
     size, _ = objects.size_and_etag(place)
+    if not size:
+        raise pa.ArrowInvalid("the file is empty")
     whole = bytearray(size)  # the system allocates only the pages that are written
     _fill(place, whole, [(max(0, size - FOOTER_BYTES), size)])
     footer = int.from_bytes(whole[-8:-4], "little") + 8

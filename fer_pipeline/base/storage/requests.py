@@ -37,10 +37,16 @@ class StoreError(OSError):
         super().__init__(errno.EIO, message)
         self.http_status = http_status
 
+    def __reduce__(self) -> tuple[type["StoreError"], tuple[str, int]]:
+        return StoreError, (self.args[1], self.http_status)
+
 
 @lru_cache(1)
 def _helpers() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(CONNECTIONS, thread_name_prefix="s3")
+
+
+os.register_at_fork(after_in_child=_helpers.cache_clear)  # a child has none of its parent's threads
 
 
 def asked(request: Callable[[], Answer], key: str) -> Answer:
@@ -57,6 +63,8 @@ def asked(request: Callable[[], Answer], key: str) -> Answer:
             return request()
         except FileNotFoundError:
             raise FileNotFoundError(errno.ENOENT, "there is no such object", key) from None
+        except ValueError as error:  # obstore does not take the key or the range
+            raise StoreError(f"the key cannot be asked for: {error}", HTTPStatus.BAD_REQUEST) from None
         except (exceptions.BaseError, BotoConnectionError, HTTPClientError, StoreError, ConnectionError) as error:
             found = as_os_error(error, key)
             is_last = retry == retries() or time.monotonic() - began > REQUEST_TIMEOUT.total_seconds()
@@ -71,8 +79,12 @@ def _may_pass(error: Exception) -> bool:
     status = http_status(error)
     if status is None:
         return isinstance(error, ConnectionError)
-    overloaded = status in (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS) or "RequestTimeout" in str(error)
-    return overloaded or (status >= 500 and status != HTTPStatus.NOT_IMPLEMENTED)
+    return (is_stores_fault(status) and status != HTTPStatus.NOT_IMPLEMENTED) or "RequestTimeout" in str(error)
+
+
+def is_stores_fault(status: int) -> bool:
+    """Return whether an HTTP status says that the store fails, or is overloaded."""
+    return status >= 500 or status in (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS)
 
 
 def as_os_error(error: Exception, key: str) -> OSError:

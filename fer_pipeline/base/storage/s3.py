@@ -20,7 +20,7 @@ from botocore.auth import S3SigV4Auth
 from botocore.awsrequest import AWSRequest
 from botocore.httpsession import URLLib3Session
 from botocore.session import Session
-from botocore.utils import get_environ_proxies
+from botocore.utils import get_environ_proxies, percent_encode_sequence
 from obstore.store import S3Store
 
 from fer_pipeline.base.errors import UserError
@@ -118,16 +118,19 @@ def _page(answer: bytes) -> Page:
     if _name(root) != "ListBucketResult":
         raise StoreError(fields.get("Code", "no listing"), HTTPStatus.SERVICE_UNAVAILABLE)  # an error that was found after a 200
     decoded = unquote_plus if fields.get("EncodingType") == "url" else str
-    page = Page([], [], fields.get("NextContinuationToken", "") if fields.get("IsTruncated") == "true" else None)
-    if page.token == "":
+    token = fields.get("NextContinuationToken", "").strip()
+    page = Page([], [], token or None)
+    if not token and fields.get("IsTruncated", "").strip().lower() == "true":
         raise StoreError("the store's listing goes on, but names no next page", HTTPStatus.NOT_IMPLEMENTED)
     for entry in root:
         name = _name(entry)
         if name == "Contents":
             found = {_name(field): field.text or "" for field in entry}
+            if not {"Key", "Size"} <= set(found) or not found["Size"].isdecimal():
+                raise StoreError("the store's listing has an object without a key or a size", HTTPStatus.NOT_IMPLEMENTED)
             page.objects.append((decoded(found["Key"]), int(found["Size"]), strong(found.get("ETag", ""))))
         elif name == "CommonPrefixes":
-            page.prefixes.append(decoded(entry[0].text or ""))
+            page.prefixes.extend(decoded(field.text or "") for field in entry)
     return page
 
 
@@ -152,7 +155,7 @@ class _Place:
     def ask(self, parameters: dict[str, str]) -> bytes:
         """Return the answer to a GET of the bucket itself."""
         url = f"{self.endpoint}/" if self.is_host else f"{self.endpoint}/{self.bucket}"
-        request = AWSRequest("GET", url, params=parameters)
+        request = AWSRequest("GET", f"{url}?{percent_encode_sequence(parameters)}")
         if credentials := self.session.get_credentials():
             S3SigV4Auth(credentials.get_frozen_credentials(), "s3", self.region).add_auth(request)
         answer = self.http.send(request.prepare())
@@ -227,12 +230,16 @@ def _store(bucket: str, environment: tuple[tuple[str, str], ...]) -> S3Store:
 def _in_region(session: Session, bucket: str, region: str, endpoint: str, bundle: str | None) -> tuple[str, str]:
     """Return the region of a bucket of AWS, which names it even to strangers, and the endpoint there."""
     request = urllib.request.Request(f"{endpoint}/{bucket}", method="HEAD")
-    try:
-        context = ssl.create_default_context(cafile=bundle) if bundle else None
-        headers = urllib.request.urlopen(request, timeout=10, context=context).headers
-    except urllib.error.HTTPError as error:  # forbidden, or a redirection to its region
-        headers = error.headers
-    except OSError:
-        return region, endpoint
+    for is_last in (False, False, True):
+        try:
+            context = ssl.create_default_context(cafile=bundle) if bundle else None
+            headers = urllib.request.urlopen(request, timeout=10, context=context).headers
+            break
+        except urllib.error.HTTPError as error:  # forbidden, or a redirection to its region
+            headers = error.headers
+            break
+        except OSError:
+            if is_last:
+                return region, endpoint
     found = str(headers.get("x-amz-bucket-region") or region)
     return (region, endpoint) if found == region else (found, _endpoint(session, found))
