@@ -61,8 +61,8 @@ test-monitoring: $(INSTALLED)  ## The alert rules, each set off in Prometheus' o
 test-doors: $(INSTALLED)  ## No command listens to other machines or looks up a name (needs root and iproute2)
 	$(BIN)/python -m pytest -m doors tests/doors
 
-test-examples: $(INSTALLED)  ## docs/extending.md and examples/, done as they say
-	$(BIN)/python -m pytest -m examples tests/test_extending.py tests/test_examples.py
+test-examples: $(INSTALLED)  ## docs/extending.md, examples/ and `make demo` in a fresh copy, done as they say
+	$(BIN)/python -m pytest -m examples tests/test_extending.py tests/test_examples.py tests/test_install.py
 
 fuzz: $(INSTALLED)  ## Mutated files of every kind; FUZZ="--images 300000 --others 5000" for the long form
 	$(BIN)/python -m tests.fuzz $(FUZZ)
