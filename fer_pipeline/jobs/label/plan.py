@@ -118,7 +118,7 @@ def make_plan(config: LabelConfig, folder: RunFolder, record: RunRecord | None, 
     bundle = read_tried(config.model, *(("fp32",) if config.gpus_per_worker else ()))
     if record is None and not storage.exists(config.source):
         raise UserError(f"The source '{config.source}' does not exist.")
-    if record is None and storage.is_below(config.out, config.source):
+    if record is None and not config.table and storage.is_below(config.out, config.source):
         raise UserError(
             f"The run folder '{config.out}' is below its source, which the run would read, too: choose another --out."
         )
