@@ -16,6 +16,7 @@ import fer_pipeline as fer
 from fer_pipeline.archive import listing
 from fer_pipeline.archive.record import Record
 from fer_pipeline.base.isolated import IsolatedProcess
+from fer_pipeline.base.stopping import exit_without_shutdown
 from fer_pipeline.cli import sample_archive
 from fer_pipeline.cli.sample_archive import SampleArchiveConfig
 from fer_pipeline.engine.connect import ClusterConfig, connected
@@ -31,6 +32,14 @@ from fer_pipeline.models.bundle import EMBEDDED, read_bundle
 os.environ |= {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2", "RAY_metrics_report_interval_ms": "1000"}
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """End the tests as commands end: threads of Arrow can crash a Python that shuts down under them."""
+    session = config.pluginmanager.get_plugin("session")
+    if session is not None:
+        exit_without_shutdown(int(session.exitstatus), after_exit_functions=True)
 
 
 @pytest.fixture(scope="session", autouse=True)
