@@ -3,16 +3,14 @@
 import base64
 import logging
 from collections import Counter
-from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 
 from fer_pipeline.archive.record import Record
-from fer_pipeline.base import storage
-from fer_pipeline.base.errors import OutageError, RecordError
-from fer_pipeline.report.pictures import PictureLimits, PictureProcess, Wanted
+from fer_pipeline.base.errors import RecordError
+from fer_pipeline.report.pictures import PictureLimits, cut_faces
 
 log = logging.getLogger(__name__)
 
@@ -33,27 +31,12 @@ class Crop:
 
 def cut_crops(faces: pa.Table, records: list[Record | None], source: str, limits: PictureLimits) -> list[Crop]:
     """Return the pictures of faces, rows of `flat_faces`, in their order. Only files below `source` are opened."""
-    rows, missing = faces.to_pylist(), Counter[str]()
-    wanted, places = list[Wanted](), list[int]()
-    for index, (row, record) in enumerate(zip(rows, records, strict=True)):
-        if record is None:
-            missing["gone"] += 1
-        elif not storage.is_below(record.uri, source):
-            missing["outside the source"] += 1
-        else:
-            wanted.append(Wanted(record, ((row["x"], row["y"], row["w"], row["h"]),)))
-            places.append(index)
-    crops = list[Crop]()
-    with closing(PictureProcess(limits)) as process:
-        try:
-            found = process.cut(wanted) if wanted else []
-        except OutageError as error:
-            raise OutageError(f"the pictures cannot be cut: {error}") from error
-    for index, urls in zip(places, found, strict=True):
-        if isinstance(urls, RecordError):
-            missing[urls.reason] += 1
-        else:
-            crops.append(Crop(base64.b64decode(urls[0].partition(",")[2]), rows[index]))
+    known = [(record, row) for record, row in zip(records, faces.to_pylist(), strict=True) if record]
+    found = cut_faces([(record, (row["x"], row["y"], row["w"], row["h"])) for record, row in known], source, limits)
+    missing = Counter(one.reason for one in found if isinstance(one, RecordError))
+    if gone := len(records) - len(known):
+        missing["gone"] = gone
     for reason, count in missing.items():
         log.warning("%d of the faces have no picture: %s", count, reason)
-    return crops
+    pictures = zip(found, known, strict=True)
+    return [Crop(base64.b64decode(one.partition(",")[2]), row) for one, (_, row) in pictures if isinstance(one, str)]

@@ -66,8 +66,15 @@ class Labels(ABC):
     def _root(self) -> str:
         """Return the folder to which `path` is relative, unless the rows name it."""
 
-    def face_batches(self, *, certain: bool = False, where: str | None = None) -> Iterator[pa.Table]:
+    def face_batches(self, *, certain: bool = False, where: str | None = None, columns: Sequence[str] = ()) -> Iterator[pa.Table]:
         """Yield the faces as `faces` returns them, part by part."""
+        names = [columns] if isinstance(columns, str) else columns
+        for rows in self._faces_to_find(certain, where):
+            faces = _exported(rows)
+            yield faces.select(_required(names, faces.column_names)) if names else faces
+
+    def _faces_to_find(self, certain: bool, where: str | None) -> Iterator[pa.Table]:
+        """Yield the faces with the columns that find their pictures, part by part."""
         for images in self.image_batches():
             with self._our_rows():
                 rows = flat_faces(images, self.classes, self._root())
@@ -90,10 +97,8 @@ class Labels(ABC):
         `certain`: only labels that are not uncertain. `where`: only those for which a condition of SQL is true, such as
         `"expression = 'happy' and confidence > 0.9"`. `columns`: only these. Raise UserError for an impossible one.
         """
-        rows = pa.concat_tables(self.face_batches(certain=certain, where=where), promote_options="permissive")
-        rows = _exported(rows)
-        names = [columns] if isinstance(columns, str) else columns
-        return rows.select(require_columns(names, rows.column_names)) if names else rows
+        parts = self.face_batches(certain=certain, where=where, columns=columns)
+        return pa.concat_tables(parts, promote_options="permissive")
 
     def images(self, *, where: str | None = None) -> pa.Table:
         """Return one row for each image or frame: status, error, size, number of faces, and how it was labelled."""
@@ -114,7 +119,7 @@ class Labels(ABC):
             raise UserError(f"top is {top}: it is a number of pictures, at least 1.")
         place = storage.normalize(str(source or self.source))
         best: pa.Table | None = None
-        for rows in self.face_batches(certain=certain, where=where):
+        for rows in self._faces_to_find(certain, where):
             rows = rows if best is None else pa.concat_tables([best, rows], promote_options="permissive")
             best = rows.take(pc.sort_indices(rows, [("confidence", "descending"), ("path", "ascending")])[:top])
         if best is None:
@@ -240,16 +245,16 @@ def _exported(faces: pa.Table) -> pa.Table:
     return faces.select([name for name in faces.column_names if name not in TO_FIND])
 
 
-def open_labels(url: str, source: str | None = None) -> Labels:
+def open_labels(url: str) -> Labels:
     """Return the run or the table in a folder. Raise UserError if there is neither."""
     place = storage.normalize(url)
     names = storage.list_names(place)
     if "_delta_log" not in names and RUN not in names:
         raise UserError(f"There is neither a labelling run nor a published table in '{place}': name the folder of one.")
-    return Table(place, source) if "_delta_log" in names else Run(place, source)
+    return Table(place) if "_delta_log" in names else Run(place)
 
 
-def require_columns(wanted: Sequence[str], known: Sequence[str]) -> list[str]:
+def _required(wanted: Sequence[str], known: Sequence[str]) -> list[str]:
     """Return the wanted columns. Raise UserError if one is not known."""
     if missing := [name for name in wanted if name not in known]:
         raise UserError(f"There is no column '{missing[0]}': choose from {', '.join(known)}.")

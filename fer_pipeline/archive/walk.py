@@ -9,8 +9,6 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from stat import S_ISDIR, S_ISREG
 
-from fsspec.implementations.local import LocalFileSystem
-
 from fer_pipeline.archive.files import NOT_REGULAR, File
 from fer_pipeline.base import storage
 from fer_pipeline.base.errors import UserError
@@ -23,19 +21,17 @@ VERSION_MARK = "?versionId="
 
 def list_files(source: str) -> Iterator[File]:
     """Yield the files at or below `source`, sorted by path. Raise UserError if `source` does not exist."""
-    fs, path = storage.open_filesystem(source)
     if not storage.exists(source):
         raise UserError(f"The source '{source}' does not exist.")
-    if isinstance(fs, LocalFileSystem):
-        yield from _walk_local(path)
+    place = storage.normalize(source)
+    if storage.is_local(place):
+        yield from _walk_local(place)
         return
-    scheme, bucket, key = objects.split(storage.normalize(source))
+    scheme, bucket, key = objects.split(place)
     prefix = f"{key}/" if key else ""
-    if prefix:
-        first = objects.list_page(f"{scheme}://{bucket}/{prefix}", most=1)
-        if not first.objects and not first.prefixes:
-            yield File(source, *storage.size_and_etag(source))
-            return
+    if prefix and not objects.holds_any(f"{place}/"):
+        yield File(source, *storage.size_and_etag(source))
+        return
     with ThreadPoolExecutor(REQUESTS_AT_ONCE, thread_name_prefix="list") as pool:
         yield from _StoreWalk(f"{scheme}://{bucket}/", pool).walk(prefix)
 

@@ -9,6 +9,7 @@ import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import IO, Any
@@ -18,8 +19,7 @@ import pyarrow.parquet as pq
 from pyarrow.csv import CSVWriter
 from pydantic import Field, field_validator
 
-from fer_pipeline.api.flat import TO_FIND
-from fer_pipeline.api.labels import open_labels, require_columns
+from fer_pipeline.api.labels import open_labels
 from fer_pipeline.base import storage
 from fer_pipeline.base.config import Config
 from fer_pipeline.base.errors import UserError
@@ -87,10 +87,9 @@ def export(config: ExportConfig) -> Exported | None:
 
     def chosen() -> Iterator[pa.Table]:
         nonlocal count
-        for part in labels.face_batches(certain=config.certain, where=config.where):
+        for part in labels.face_batches(certain=config.certain, where=config.where, columns=wanted):
             count += len(part)
-            known = [name for name in part.column_names if name not in TO_FIND]
-            yield part.select(require_columns(wanted or known, known))
+            yield part
 
     if config.to == STDOUT:
         try:
@@ -133,18 +132,14 @@ def _plain(name: str) -> str:
     return re.sub(r"[^\w-]", "_", name)[:40]
 
 
-def write_csv(parts: Iterator[pa.Table], file: IO[bytes]) -> None:
+def _write_tables(writer_of: Callable[[IO[bytes], pa.Schema], Any], parts: Iterator[pa.Table], file: IO[bytes]) -> None:
     first = next(parts)
-    with CSVWriter(file, first.schema) as writer:
+    with writer_of(file, first.schema) as writer:
         for part in chain([first], parts):
             writer.write_table(part.cast(first.schema))
 
 
-def _write_parquet(parts: Iterator[pa.Table], file: IO[bytes]) -> None:
-    first = next(parts)
-    with pq.ParquetWriter(file, first.schema, compression="zstd") as writer:
-        for part in chain([first], parts):
-            writer.write_table(part.cast(first.schema))
+write_csv = partial(_write_tables, CSVWriter)
 
 
 def _write_lines(parts: Iterator[pa.Table], file: IO[bytes]) -> None:
@@ -168,7 +163,7 @@ WRITERS: dict[str, Callable[[Iterator[pa.Table], IO[bytes]], None]] = {
     ".csv": write_csv,
     ".json": _write_array,
     ".jsonl": _write_lines,
-    ".parquet": _write_parquet,
+    ".parquet": partial(_write_tables, partial(pq.ParquetWriter, compression="zstd")),
 }
 
 

@@ -21,8 +21,6 @@ from fer_pipeline.models.bundle import EMBEDDED
 from fer_pipeline.report.pictures import PictureLimits, PictureProcess
 
 log = logging.getLogger(__name__)
-TIMEOUT_S = 60.0
-"""Time limit for decoding one image."""
 
 
 class PredictConfig(Config):

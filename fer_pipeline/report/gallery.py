@@ -3,7 +3,6 @@
 import random
 from collections import Counter, defaultdict
 from collections.abc import Iterable
-from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from fer_pipeline.base import storage
 from fer_pipeline.base.errors import OutageError, RecordError
 from fer_pipeline.labelling.manifest import find_records
 from fer_pipeline.labelling.run import RunFolder, RunRecord
-from fer_pipeline.report.pictures import PictureLimits, PictureProcess, Wanted
+from fer_pipeline.report.pictures import PictureLimits, cut_faces
 
 PER_GROUP = 12
 MIN_SIDE_PX = 40
@@ -98,23 +97,14 @@ def _cut_pictures(
     folder: RunFolder, record: RunRecord, source: str, faces: Iterable[FaceRow]
 ) -> tuple[dict[tuple[int, int], str], Counter[str]]:
     """Return the faces' pictures as data URLs by record and face id, and the number of faces without a picture, by reason."""
-    by_record: dict[int, dict[int, FaceRow]] = defaultdict(dict)
-    for face in faces:
-        by_record[face["record_id"]][face["face_id"]] = face
-    records = find_records(folder.manifest_prefix(record.run_id), list(by_record)) if by_record else {}
-    ids, pictures, missing = sorted(records), dict[tuple[int, int], str](), Counter[str]()
-    for record_id in [one for one in ids if not storage.is_below(records[one].uri, source)]:
-        ids.remove(record_id)
-        missing["outside the source"] += len(by_record[record_id])
-    wanted = [Wanted(records[i], tuple((f["x"], f["y"], f["w"], f["h"]) for f in by_record[i].values())) for i in ids]
-    with closing(PictureProcess(PictureLimits.of(record))) as process:
-        try:
-            found = process.cut(wanted) if wanted else []
-        except OutageError:
-            return {}, Counter({"unreachable": sum(map(len, by_record.values()))})
-    for record_id, urls in zip(ids, found, strict=True):
-        if isinstance(urls, RecordError):
-            missing[urls.status] += len(by_record[record_id])
-        else:
-            pictures |= dict(zip(map(_key, by_record[record_id].values()), urls, strict=True))
-    return pictures, missing
+    shown = sorted(faces, key=_key)
+    ids = sorted({face["record_id"] for face in shown})
+    records = find_records(folder.manifest_prefix(record.run_id), ids) if ids else {}
+    known = [face for face in shown if face["record_id"] in records]
+    boxes = [(records[one["record_id"]], (one["x"], one["y"], one["w"], one["h"])) for one in known]
+    try:
+        found = cut_faces(boxes, source, PictureLimits.of(record))
+    except OutageError:
+        return {}, Counter({"unreachable": len(shown)})
+    pictures = {_key(face): one for face, one in zip(known, found, strict=True) if isinstance(one, str)}
+    return pictures, Counter(one.status for one in found if isinstance(one, RecordError))

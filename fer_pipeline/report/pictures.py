@@ -1,7 +1,9 @@
 """Cut pictures from untrusted images in a separate process with limits; the process that draws a page decodes nothing."""
 
 import base64
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -10,6 +12,7 @@ import numpy as np
 
 from fer_pipeline.archive.fetch import Fetched, fetch
 from fer_pipeline.archive.record import Record
+from fer_pipeline.base import storage
 from fer_pipeline.base.boundary import as_record_error
 from fer_pipeline.base.errors import RecordError
 from fer_pipeline.base.isolated import IsolatedProcess, ProcessDiedError, TimedOutError
@@ -27,6 +30,10 @@ FACE_PX = 128
 """Side of the picture of a face."""
 WHOLE_PX = 96
 """Long side of the picture of a whole image."""
+
+
+Box = tuple[float, float, float, float]
+"""x, y, width and height in pixels of the upright image."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +55,7 @@ class Wanted:
     """Pictures to cut from one record: of the faces in these boxes (pixels of the upright image), or of the whole image."""
 
     record: Record
-    boxes_xywh: tuple[tuple[float, float, float, float], ...] = ()
+    boxes_xywh: tuple[Box, ...] = ()
 
 
 class PictureProcess:
@@ -91,6 +98,25 @@ class PictureProcess:
 
     def close(self) -> None:
         self._process.close()
+
+
+def cut_faces(faces: Sequence[tuple[Record, Box]], source: str, limits: PictureLimits) -> list[str | RecordError]:
+    """Return the picture of each face as a data URL, or why it has none. Only files below `source` are opened, each record once.
+
+    Raise OutageError if the store is unavailable.
+    """
+    pictures: list[str | RecordError] = [RecordError("outside the source", "outside the source")] * len(faces)
+    places = defaultdict[Record, list[int]](list)
+    for index, (record, _) in enumerate(faces):
+        if storage.is_below(record.uri, source):
+            places[record].append(index)
+    wanted = [Wanted(record, tuple(faces[index][1] for index in indices)) for record, indices in places.items()]
+    with closing(PictureProcess(limits)) as process:
+        found = process.cut(wanted) if wanted else []
+    for indices, urls in zip(places.values(), found, strict=True):
+        for place, index in enumerate(indices):
+            pictures[index] = urls if isinstance(urls, RecordError) else urls[place]
+    return pictures
 
 
 def cut(wanted: Sequence[dict[str, Any]], limits: dict[str, Any]) -> Iterator[dict[str, Any]]:

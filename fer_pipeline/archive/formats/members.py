@@ -13,11 +13,11 @@ from fer_pipeline.archive.formats.spec import Frame
 from fer_pipeline.archive.formats.videos import VIDEO, Video
 from fer_pipeline.archive.record import Opening, Record, Skipped
 from fer_pipeline.archive.signatures import HEAD_BYTES, UNPACK, Kind, kind_of
-from fer_pipeline.archive.sparse import ReadOnly
 from fer_pipeline.archive.unpacked import NoRoomError
 from fer_pipeline.base import storage
 from fer_pipeline.base.boundary import as_record_error
 from fer_pipeline.base.errors import ChangedError, RecordError
+from fer_pipeline.base.read_only import ReadOnly
 
 MOST_TRIES = 2
 VIDEO_BLOCK_BYTES = 1024**2

@@ -21,7 +21,6 @@ from fsspec.implementations.local import LocalFileSystem
 from obstore.exceptions import BaseError as ObstoreError
 from pyarrow.fs import FileSystem, FSSpecHandler, PyFileSystem
 from pyarrow.fs import LocalFileSystem as ArrowLocalFileSystem
-from s3fs import S3FileSystem
 from s3fs.utils import FileExpired
 
 from fer_pipeline.base.errors import ChangedError, OutageError, UserError
@@ -161,9 +160,9 @@ def exists(url: str) -> bool:
 
 def list_names(url: str) -> list[str]:
     """Return the current names directly below the folder `url`, sorted; an empty list if the folder does not exist."""
-    fs, path = open_filesystem(url)
+    place = normalize(url)
     try:
-        found = fs.ls(path, detail=False) if isinstance(fs, LocalFileSystem) else objects.list_prefix(f"{normalize(url)}/")
+        found = LocalFileSystem().ls(place, detail=False) if is_local(place) else objects.list_prefix(f"{place}/")
         names = [posixpath.basename(name.rstrip("/")) for name in found]
     except FileNotFoundError:
         return []
@@ -176,9 +175,8 @@ def list_below(url: str) -> list[str]:
     if not is_local(place):
         prefix = objects.split(f"{place}/")[2]
         return sorted(key.removeprefix(prefix) for key in objects.keys_below(f"{place}/"))
-    fs, path = open_filesystem(url)
-    prefix = f"{path.rstrip('/')}/"
-    return sorted(name.removeprefix(prefix) for name in fs.find(path) if name.startswith(prefix))
+    prefix = f"{place.rstrip('/')}/"
+    return sorted(name.removeprefix(prefix) for name in LocalFileSystem().find(place) if name.startswith(prefix))
 
 
 def read_range(url: str, start: int, size: int, etag: str | None = None) -> bytes:
@@ -282,9 +280,10 @@ def size_and_etag(url: str) -> tuple[int, str]:
 
 def open_version(url: str, etag: str | None, block_size: int) -> Any:
     """Open a file. Raise ChangedError if it is another version, on a store also later, when it is read."""
-    fs, path = open_filesystem(url)
-    if not is_local(url) and not objects.needs_s3fs(place := normalize(url)):
+    place = normalize(url)
+    if not is_local(place) and not objects.needs_s3fs(place):
         return io.BufferedReader(objects.ObjectFile(place, etag), block_size)
+    fs, path = open_filesystem(place)
     opened = fs.open(path, "rb", block_size=block_size)
     found = getattr(opened, "details", {}).get("ETag")
     if etag and found and s3.strong(found) != etag:
@@ -305,19 +304,19 @@ def says_changed(error: BaseException) -> bool:
 
 def write_bytes(url: str, data: bytes) -> None:
     """Write one file atomically. Overwrite an existing one."""
-    fs, path = open_filesystem(url)
-    if not isinstance(fs, LocalFileSystem):
-        _put(fs, normalize(url), data)
+    place = normalize(url)
+    if not is_local(place):
+        _put(place, data)
         return
-    temporary = local.write_temporary(path, data)
-    os.replace(temporary, path)
+    temporary = local.write_temporary(place, data)
+    os.replace(temporary, place)
 
 
-def _put(fs: Any, url: str, data: bytes, only_new: bool = False) -> None:
-    if isinstance(fs, S3FileSystem) and (
-        len(data) > objects.MOST_BYTES_AT_ONCE or objects.needs_s3fs(url)
-    ):  # which retries the parts of a large object one by one
-        fs.pipe_file(url.removeprefix("s3://"), data, **({"mode": "create"} if only_new else {}))
+def _put(url: str, data: bytes, only_new: bool = False) -> None:
+    is_large = len(data) > objects.MOST_BYTES_AT_ONCE
+    if objects.needs_s3fs(url) or (is_large and url.startswith("s3://")):  # s3fs tries each part of a large object again
+        fs, path = open_filesystem(url)
+        fs.pipe_file(path, data, **({"mode": "create"} if only_new else {}))
     else:
         objects.put_object(url, data, only_new)
 
@@ -327,24 +326,24 @@ def create(url: str, data: bytes) -> bool:
 
     Exclusive on a local disk and on stores with conditional writes. A store without them (501) gets a plain write.
     """
-    fs, path = open_filesystem(url)
-    if isinstance(fs, LocalFileSystem):
-        temporary = local.write_temporary(path, data)
+    place = normalize(url)
+    if is_local(place):
+        temporary = local.write_temporary(place, data)
         try:
-            os.link(temporary, path)
+            os.link(temporary, place)
         except FileExistsError:
             return False
         except OSError as error:
             if error.errno not in local.NO_HARD_LINKS:
                 raise
-            return local.create_without_links(temporary, path)
+            return local.create_without_links(temporary, place)
         finally:
             Path(temporary).unlink(missing_ok=True)
         return True
     if exists(url):
         return False
     try:
-        _put(fs, normalize(url), data, only_new=True)
+        _put(place, data, only_new=True)
     except FileExistsError:
         return False
     except (NotImplementedError, *STORAGE_ERRORS) as error:
@@ -353,7 +352,7 @@ def create(url: str, data: bytes) -> bool:
             return False
         if status != 501 and not isinstance(error, NotImplementedError):
             raise
-        _put(fs, normalize(url), data)
+        _put(place, data)
     return True
 
 
@@ -362,10 +361,9 @@ def require_exclusive_writes(url: str) -> None:
     if is_local(url):
         return
     probe = normalize(join(url, f"_probe-{uuid.uuid4().hex}"))
-    fs, _ = open_filesystem(probe)
     try:
-        _put(fs, probe, b"first", only_new=True)
-        _put(fs, probe, b"second", only_new=True)
+        _put(probe, b"first", only_new=True)
+        _put(probe, b"second", only_new=True)
     except FileExistsError:
         return
     except (NotImplementedError, *STORAGE_ERRORS) as error:

@@ -3,7 +3,6 @@
 S3 (`s3`), Google Cloud Storage and Azure, which take their endpoint and credentials from the environment, as their own tools do.
 """
 
-import io
 import os
 from collections.abc import Iterator
 from functools import lru_cache
@@ -17,17 +16,15 @@ from obstore.fsspec import FsspecStore
 from obstore.store import AzureStore, GCSStore, ObjectStore
 
 from fer_pipeline.base.errors import ChangedError, UserError
+from fer_pipeline.base.read_only import ReadOnly
 from fer_pipeline.base.storage import s3
-from fer_pipeline.base.storage.requests import CONNECT_TIMEOUT, CONNECTIONS, REQUEST_TIMEOUT, StoreError, asked
+from fer_pipeline.base.storage.requests import CLIENT, StoreError, asked, first_line, variables
 from fer_pipeline.base.storage.s3 import Page, strong
 
 MOST_BYTES_AT_ONCE = 16 * 1024**2
 """Largest object that is written by one request; larger ones are written in parts."""
 SCHEMES = {"s3": "S3", "gs": "Google Cloud Storage", "az": "Azure"}
 CLOUDS: dict[str, Any] = {"gs": GCSStore, "az": AzureStore}
-CLIENT: dict[str, Any] = {
-    "allow_http": True, "connect_timeout": CONNECT_TIMEOUT, "timeout": REQUEST_TIMEOUT, "pool_max_idle_per_host": str(CONNECTIONS)
-}  # fmt: skip
 
 
 def split(url: str) -> tuple[str, str, str]:
@@ -93,8 +90,14 @@ def exists(url: str) -> bool:
         else:
             list_page(f"{scheme}://{bucket}/", most=1)
     except FileNotFoundError:
-        return bool(key) and next(list_prefix(f"{url}/"), None) is not None
+        return bool(key) and holds_any(f"{url}/")
     return True
+
+
+def holds_any(prefix: str) -> bool:
+    """Return whether there is an object below a prefix."""
+    page = list_page(prefix, most=1)
+    return bool(page.objects or page.prefixes)
 
 
 def put_object(url: str, data: bytes, only_new: bool = False) -> None:
@@ -126,8 +129,7 @@ def list_page(url: str, token: str | None = None, most: int = 1000) -> Page:
         except exceptions.BaseError as error:
             if "invalid path" not in str(error):
                 raise
-            what = " ".join(str(error).partition("\n")[0].split())[:300]
-            raise UserError(f"A key of '{scheme}://{bucket}' cannot be listed ({what}): rename it.") from None
+            raise UserError(f"A key of '{scheme}://{bucket}' cannot be listed ({first_line(error)}): rename it.") from None
         objects = [(one["path"], one["size"], strong(one["e_tag"] or "")) for one in found["objects"]]
         return Page(objects, [f"{name}/" for name in found["common_prefixes"]], None)
 
@@ -183,53 +185,36 @@ def addresses(schemes: set[str]) -> Iterator[str]:
         yield f"{place.scheme}://{place.netloc.rpartition('@')[2]}"  # the rest may hold secrets
 
 
-class ObjectFile(io.RawIOBase):
+class ObjectFile(ReadOnly):
     """A seekable object that is read by ranges. Raises ChangedError if it becomes another version."""
 
     def __init__(self, url: str, etag: str | None) -> None:
-        self.url, self._position = url, 0
-        self.size_bytes, self.etag = size_and_etag(url)
+        size_bytes, self.etag = size_and_etag(url)
+        super().__init__(size_bytes)
+        self.url = url
         if etag and self.etag != etag:
             raise ChangedError
 
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._position
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._position = max(0, offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self.size_bytes}[whence])
-        return self._position
-
-    def readall(self) -> bytes:
-        """Return the rest of the object, by one request."""
-        whole = bytearray(max(0, self.size_bytes - self._position))
-        return bytes(whole[: self.readinto(whole)])
-
-    def readinto(self, buffer: Any) -> int:
-        end = min(self._position + len(buffer), self.size_bytes)
-        if self._position >= end:
-            return 0
-        data, etag = get_object(self.url, self._position, end)
+    def read(self, size: int | None = -1) -> bytes:
+        """Return bytes of the object, by one request."""
+        wanted = self._wanted(size)
+        if not wanted:
+            return b""
+        data, etag = get_object(self.url, self._position, self._position + wanted)
         if etag != self.etag:
             raise ChangedError
-        buffer[: len(data)] = data
         self._position += len(data)
+        return data
+
+    def readinto(self, buffer: Any) -> int:
+        data = self.read(len(buffer))
+        buffer[: len(data)] = data
         return len(data)
 
 
 def _store_of(scheme: str, bucket: str) -> ObjectStore:
     """Return the store of a bucket in this environment."""
-    return s3.store_of(bucket) if scheme == "s3" else _cloud(scheme, bucket, _environment())
-
-
-def _environment() -> tuple[tuple[str, str], ...]:
-    """Return the variables that clouds depend on."""
-    return tuple(sorted(item for item in os.environ.items() if item[0].startswith(("AZURE_", "AZURITE_", "GOOGLE_"))))
+    return s3.store_of(bucket) if scheme == "s3" else _cloud(scheme, bucket, variables("AZURE_", "AZURITE_", "GOOGLE_"))
 
 
 @lru_cache(16)
@@ -237,6 +222,5 @@ def _cloud(scheme: str, bucket: str, environment: tuple[tuple[str, str], ...]) -
     try:
         store: ObjectStore = CLOUDS[scheme](bucket, client_options=CLIENT, retry_config={"max_retries": 0})
     except (exceptions.BaseError, ValueError) as error:
-        what = " ".join(str(error).partition("\n")[0].split())[:200]
-        raise UserError(f"{SCHEMES[scheme]} cannot be used as the environment says: {what}.") from None
+        raise UserError(f"{SCHEMES[scheme]} cannot be used as the environment says: {first_line(error)}.") from None
     return store

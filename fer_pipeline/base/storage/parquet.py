@@ -8,7 +8,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from fsspec.implementations.local import LocalFileSystem
 
 from fer_pipeline.base import storage
 from fer_pipeline.base.errors import UserError
@@ -98,16 +97,21 @@ def opened(url: str) -> Iterator[Parquet]:
     It is opened by a handle: a dataset over a Python file system (`PyFileSystem`) can abort the process at its exit with status
     134, because threads of Arrow still hold Python objects (pyarrow 26).
     """
-    fs, path = storage.open_filesystem(url)
-    if isinstance(fs, LocalFileSystem):
-        with pa.OSFile(path) as opened:
+    place = storage.normalize(url)
+    if storage.is_local(place):
+        with pa.OSFile(place) as opened:
             yield Parquet(opened, url)
         return
-    plain = objects.is_plain(place := storage.normalize(url))
-    with (
-        objects.ObjectFile(place, None) if plain else fs.open(path, "rb", cache_type="none") as opened
-    ):  # s3fs would read far ahead, but pyarrow knows what it needs
+    with _unbuffered(place) as opened:
         yield Parquet(opened, url, pre_buffer=False)
+
+
+def _unbuffered(place: str) -> Any:
+    """Open a file on a store that reads nothing ahead: pyarrow knows what it needs."""
+    if not objects.needs_s3fs(place):
+        return objects.ObjectFile(place, None)
+    fs, path = storage.open_filesystem(place)
+    return fs.open(path, "rb", cache_type="none")
 
 
 def read_columns(url: str, columns: list[str]) -> pa.Table:

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from functools import lru_cache
 from http import HTTPStatus
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from botocore.exceptions import ConnectionError as BotoConnectionError
 from botocore.exceptions import HTTPClientError
@@ -24,6 +24,10 @@ CONNECT_TIMEOUT = timedelta(seconds=20)
 RETRIES = 7
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.25, 8.0
 """Pauses between tries; they double."""
+CLIENT: dict[str, Any] = {
+    "allow_http": True, "connect_timeout": CONNECT_TIMEOUT, "timeout": REQUEST_TIMEOUT, "pool_max_idle_per_host": str(CONNECTIONS)
+}  # fmt: skip
+"""Options of obstore's clients."""
 REFUSED_CREDENTIALS = ("ExpiredToken", "InvalidToken", "TokenRefreshRequired")
 """Codes of errors, of status 400, that mean that the credentials are not valid any more."""
 
@@ -96,7 +100,7 @@ def as_os_error(error: Exception, key: str) -> OSError:
     text = str(error)
     found, code = re.search(r"status code: (\d{3})", text), re.search(r"<Code>(\w+)</Code>", text)
     status = int(found[1]) if found else None
-    what = code[1] if code else " ".join(text.partition("\n")[0].split())[:300]
+    what = code[1] if code else first_line(error)
     if isinstance(error, exceptions.AlreadyExistsError):
         return FileExistsError(errno.EEXIST, "the object exists", key)
     if isinstance(error, exceptions.PermissionDeniedError | exceptions.UnauthenticatedError) or what in REFUSED_CREDENTIALS:
@@ -108,6 +112,16 @@ def as_os_error(error: Exception, key: str) -> OSError:
     if status is None and "redirect" in text:
         return StoreError("the bucket is in another region", HTTPStatus.MOVED_PERMANENTLY)
     return ConnectionError(f"the store does not answer: {what}") if status is None else StoreError(f"{what} ({status})", status)
+
+
+def first_line(error: Exception) -> str:
+    """Return what obstore says of an error, without its dump of the client behind it."""
+    return " ".join(str(error).partition("\n")[0].split())[:300]
+
+
+def variables(*prefixes: str) -> tuple[tuple[str, str], ...]:
+    """Return the environment variables with these prefixes: stores are made anew when one changes."""
+    return tuple(sorted(item for item in os.environ.items() if item[0].startswith(prefixes)))
 
 
 def retries() -> int:

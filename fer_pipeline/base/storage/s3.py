@@ -24,7 +24,7 @@ from botocore.utils import get_environ_proxies, percent_encode_sequence
 from obstore.store import S3Store
 
 from fer_pipeline.base.errors import UserError
-from fer_pipeline.base.storage.requests import CONNECT_TIMEOUT, CONNECTIONS, REFUSED_CREDENTIALS, REQUEST_TIMEOUT, StoreError
+from fer_pipeline.base.storage.requests import CLIENT, CONNECT_TIMEOUT, CONNECTIONS, REFUSED_CREDENTIALS, StoreError, variables
 
 LIST_SILENCE_S = 60
 """Time limit for a store that sends nothing of a page of keys."""
@@ -42,12 +42,7 @@ def retry_options() -> dict[str, Any]:
 
 def aws_session() -> tuple[Session, str, str]:
     """Return a session for this environment, its region, and the endpoint of the store."""
-    return _aws_session(_environment())
-
-
-def _environment() -> tuple[tuple[str, str], ...]:
-    """Return the variables that sessions and stores depend on."""
-    return tuple(sorted(item for item in os.environ.items() if item[0].startswith("AWS_")))
+    return _aws_session(variables("AWS_"))
 
 
 @lru_cache(1)
@@ -176,7 +171,7 @@ def _refusal(status: int, answer: bytes, bucket: str) -> OSError:
 
 def _place_of(bucket: str) -> _Place:
     """Return the place of a bucket in this environment."""
-    return _place(bucket, _environment())
+    return _place(bucket, variables("AWS_"))
 
 
 @lru_cache(16)
@@ -197,19 +192,14 @@ def _place(bucket: str, environment: tuple[tuple[str, str], ...]) -> _Place:
 
 def store_of(bucket: str) -> S3Store:
     """Return the store of a bucket in this environment."""
-    return _store(bucket, _environment())
+    return _store(bucket, variables("AWS_"))
 
 
 @lru_cache(16)
 def _store(bucket: str, environment: tuple[tuple[str, str], ...]) -> S3Store:
     place = _place(bucket, environment)
-    client: dict[str, Any] = {
-        "allow_http": True, "connect_timeout": CONNECT_TIMEOUT, "timeout": REQUEST_TIMEOUT,
-        "pool_max_idle_per_host": str(CONNECTIONS),
-    }  # fmt: skip
-    if place.bundle:
-        client["root_certificate"] = Path(place.bundle).read_bytes()
-    options: dict[str, Any] = {"endpoint": place.endpoint, "region": place.region, "client_options": client}
+    certificate = {"root_certificate": Path(place.bundle).read_bytes()} if place.bundle else {}
+    options: dict[str, Any] = {"endpoint": place.endpoint, "region": place.region, "client_options": CLIENT | certificate}
     options["retry_config"] = {"max_retries": 0}  # `requests.asked` tries again
     # obstore would take these from the environment, where they are meant for other programs
     options |= {"skip_signature": False, "s3_express": False, "conditional_put": "etag"}
