@@ -133,6 +133,9 @@ def test_a_read_that_hangs_does_not_hold_up_the_outage(
         assert not go_on.is_set() and readers()
     finally:
         go_on.set()
+        for thread in threading.enumerate():
+            if thread.name.startswith("fetch"):
+                thread.join()  # the next test counts the threads that are left
 
 
 @pytest.mark.slow
