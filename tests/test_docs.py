@@ -16,6 +16,8 @@ from fer_pipeline.jobs import publish
 from fer_pipeline.jobs.label import job as label
 from fer_pipeline.jobs.label.config import LabelConfig
 from fer_pipeline.jobs.publish import PublishConfig
+from fer_pipeline.labelling.schemas import FACE, MEANINGS
+from tests import columns
 from tests.table.runs import finished_run, record_of
 
 ROOT = Path(__file__).parents[1]
@@ -86,6 +88,12 @@ def test_a_command_of_the_documents_is_one_that_the_command_line_takes(page: str
         prepare(function_of(path), positional.split())
         cli.app.config = ()  # no file of options, as an earlier call in this process may have had one
         cli.app.parse_args(tokens, exit_on_error=False, print_error=False)
+
+
+def test_the_page_of_columns_is_that_of_the_schemas() -> None:
+    assert columns.PAGE.read_text() == columns.written(columns.PAGE.read_text()), "run python -m tests.columns"
+    names = {name for schema in columns.WHERE.values() for name in schema.names} | {field.name for field in FACE}
+    assert names == set(MEANINGS)
 
 
 def anchors(page: Path) -> set[str]:

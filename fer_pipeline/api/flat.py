@@ -13,7 +13,9 @@ import pyarrow.compute as pc
 
 from fer_pipeline.archive.files import name_below
 from fer_pipeline.base.errors import UserError
+from fer_pipeline.labelling.schemas import IMAGES
 from fer_pipeline.models.framing import LANDMARKS
+from fer_pipeline.table.rows import ROWS
 
 LANDMARK_COLUMNS = [f"{name.replace(' ', '_')}_{axis}" for name in LANDMARKS for axis in "xy"]
 LONGEST_PATH = 32_768
@@ -22,7 +24,20 @@ OF_FACE = ("face_id", "expression", "confidence", "uncertain")
 BOX = ("x", "y", "w", "h", "detection_score")
 TO_FIND = ("record_id", "etag", "size_bytes")
 """Columns of the image that find its picture again. They are not exported."""
-OF_IMAGE = ("width", "height", "content_sha256", "note", "model", "model_version", "detector", "run_id", "labelled_at")
+OF_IMAGE = (
+    "width",
+    "height",
+    "taken_at",
+    "camera",
+    "content_sha256",
+    "phash",
+    "note",
+    "model",
+    "model_version",
+    "detector",
+    "run_id",
+    "labelled_at",
+)
 """Columns of the image that each of its faces has, where they are known."""
 
 
@@ -44,6 +59,7 @@ def flat_faces(images: pa.Table, classes: Sequence[str], source: str) -> pa.Tabl
     columns |= {name: faces.field(name) for name in BOX}
     columns |= _landmarks(faces.field("landmarks"))
     columns |= {name: parents[name] for name in (*TO_FIND, "input", *OF_IMAGE) if name in parents.column_names}
+    columns |= {name: parents[name] for name in parents.column_names if name not in {*IMAGES.names, *ROWS.names}}  # of a list
     return pa.table({name: _plain(column) for name, column in columns.items()})
 
 

@@ -154,12 +154,13 @@ class Run(Labels):
         return self.folder.path(REPORT)
 
     def image_batches(self) -> Iterator[pa.Table]:
-        shards = sorted(self.folder.committed())
+        shards, kept = sorted(self.folder.committed()), self.record.known.keep or ()
 
         def read(shard: int) -> pa.Table:
-            return parquet.read_own(self.folder.images_path(shard), IMAGES, added=ADDED)
+            return parquet.read_own(self.folder.images_path(shard), IMAGES, added=ADDED, kept=kept)
 
-        yield IMAGES.empty_table()
+        if not shards:
+            yield IMAGES.empty_table()
         with ThreadPoolExecutor(READERS) as pool:
             for start in range(0, len(shards), SHARDS_AT_ONCE):
                 yield pa.concat_tables(pool.map(read, shards[start : start + SHARDS_AT_ONCE])).unify_dictionaries()
@@ -273,5 +274,5 @@ def label(source: Any, out: Any, **options: Any) -> Run:
         cluster = ClusterConfig.model_validate(of_cluster)
     except ValidationError as error:
         raise UserError(f"{explain(error)}.") from error
-    job.run(config, cluster)
-    return Run(config.out, config.source)
+    record = job.run(config, cluster)
+    return Run(config.out, record.source)

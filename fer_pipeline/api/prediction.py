@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from fer_pipeline.api.flat import TO_FIND, flat_faces
+from fer_pipeline.archive.capture import UNKNOWN
 from fer_pipeline.archive.fetch import Fetched, fetch
 from fer_pipeline.archive.files import Selection
 from fer_pipeline.archive.formats.spec import Frame
@@ -94,7 +95,7 @@ class _Array:
 
     def __init__(self, pixels: Pixels) -> None:
         self.pixels = pixels
-        self.size_px = pixels.shape[1], pixels.shape[0]
+        self.size_px, self.capture = (pixels.shape[1], pixels.shape[0]), UNKNOWN
 
     def at(self, time_ms: int) -> Pixels:
         return self.pixels

@@ -5,7 +5,7 @@ import os
 import posixpath
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, replace
@@ -16,6 +16,7 @@ from queue import SimpleQueue
 from threading import Event
 from uuid import uuid4
 
+from fer_pipeline.archive.file_list import LIST_EXTENSIONS, LIST_NEEDS, FileList
 from fer_pipeline.archive.files import NOT_REGULAR, File, Selection, name_below, valid_text
 from fer_pipeline.archive.formats import FORMATS, format_at, format_of, kind_at
 from fer_pipeline.archive.formats.images import IMAGE, list_image, says_image
@@ -77,14 +78,15 @@ class Listing:
         indexes: str | None = None,
         index_elsewhere: "Callable[[File, Event], None] | None" = None,
         at_once: int = CONTAINERS_AT_ONCE,
+        named: FileList | None = None,
     ) -> None:
         """`indexes`: the folder, beside a run or a table, that keeps the indexes of containers.
 
         `index_elsewhere`: tries to write a container's index there on another machine, and stops when the event is set.
-        `at_once`: number of containers that are listed at once.
+        `at_once`: number of containers that are listed at once. `named`: only these files, which are below the source.
         """
         self.source, self.selection, self.indexes = source, selection, indexes
-        self.index_elsewhere, self.at_once, self._over = index_elsewhere, at_once, Event()
+        self.index_elsewhere, self.at_once, self.named, self._over = index_elsewhere, at_once, named, Event()
         self.skipped: Counter[str] = Counter()
         self.hidden: list[str] = []
         self.bytes_listed = self.bytes_skipped = 0
@@ -93,7 +95,7 @@ class Listing:
         self._include = [re.compile(translate(glob)) for glob in selection.include]
         self._exclude = [re.compile(translate(glob)) for glob in selection.exclude]
 
-    def __iter__(self) -> Iterator[Record]:
+    def __iter__(self) -> Generator[Record]:
         self._over.clear()
         self.hidden.clear()
         processes = [IsolatedProcess() for _ in range(self.at_once)]
@@ -107,7 +109,8 @@ class Listing:
             ):
                 start = partial(self._start, peeks, containers, folder)
                 try:
-                    for _, records in read_ahead(list_files(self.source), start, FILES_AHEAD):
+                    files = self.named.files() if self.named else list_files(self.source)
+                    for _, records in read_ahead(files, start, FILES_AHEAD):
                         yield from records
                 finally:
                     self._over.set()
@@ -125,7 +128,7 @@ class Listing:
         if self._excluded(name, file.hides):
             self.skipped[FILTERED] += 1
             return iter(())
-        if folder_of_copies := self._copies(name):
+        if not self.named and (folder_of_copies := self._copies(name)):
             self._skip(Skipped(file.uri, f"copy in {folder_of_copies}", file.size_bytes))
             return iter(())
         if file.hides:
@@ -295,7 +298,7 @@ class Listing:
         error says that a container could not be read (`UNREADABLE`).
         """
         name = name_below(self.source, uri)
-        if self._excluded(name, is_place):
+        if (self.named and uri not in self.named) or self._excluded(name, is_place):
             return False
         if is_place and says_image(uri) is None:
             return True
@@ -333,8 +336,9 @@ class Listing:
 
     def holds_nothing(self) -> str:
         """Return the sentence for a source without any record, which names what it holds instead."""
-        found = self._skipped_text()
-        return f"The source '{self.source}' holds no images{f', only {found}' if found else ''}."
+        found, is_list = self._skipped_text(), self.source.lower().endswith(LIST_EXTENSIONS)
+        hint = f" {LIST_NEEDS}: name the column by --uri-column." if is_list else ""
+        return f"The source '{self.source}' holds no images{f', only {found}' if found else ''}.{hint}"
 
     def _skipped_text(self) -> str:
         found = sorted(((count, key) for key, count in self.skipped.items() if key != FILTERED), reverse=True)

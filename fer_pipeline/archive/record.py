@@ -2,9 +2,12 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
+from random import Random
+from typing import TypeVar
 
 import pyarrow as pa
 
+Item = TypeVar("Item")
 UNREADABLE = "cannot be read"
 """In the error of a container, or of a file that was opened to learn its kind: such a record is listed whatever its name."""
 
@@ -64,6 +67,16 @@ def split_into_shards(records: Iterable[Record], shard_records: int, shard_bytes
         size += record_bytes
     if shard:
         yield shard
+
+
+def sampled(items: Iterable[Item], count: int, rng: Random) -> list[Item]:
+    """Return `count` of the items, chosen at random, in their order (reservoir sampling)."""
+    kept: list[tuple[int, Item]] = []
+    for number, item in enumerate(items):
+        place = number if number < count else rng.randrange(number + 1)
+        if place < count:
+            kept[place : place + 1] = [(number, item)]
+    return [item for _, item in sorted(kept, key=lambda one: one[0])]
 
 
 def records_of(table: pa.Table) -> list[Record]:

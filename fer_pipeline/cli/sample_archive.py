@@ -14,7 +14,7 @@ from PIL import Image
 from fer_pipeline.base import storage
 from fer_pipeline.base.config import Config
 from fer_pipeline.base.errors import UserError
-from fer_pipeline.faces.orientation import EXIF_ORIENTATION
+from fer_pipeline.faces.exif import ORIENTATION
 from fer_pipeline.faces.pixels import Pixels
 
 PHOTOS = {
@@ -124,7 +124,7 @@ def _group(photos: list[Pixels]) -> bytes:
 
 def _jpeg(pixels: Pixels, orientation: int = 1) -> bytes:
     exif = Image.Exif()
-    exif[EXIF_ORIENTATION] = orientation
+    exif[ORIENTATION] = orientation
     out = io.BytesIO()
     Image.fromarray(pixels[:, :, ::-1]).save(out, "JPEG", quality=88, exif=exif)
     return out.getvalue()

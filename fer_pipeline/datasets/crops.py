@@ -1,8 +1,7 @@
-"""Cut faces from a dataset's images, and compute the digest and the perceptual hash of every sample."""
+"""Cut faces from a dataset's images, and compute the digest of every sample."""
 
 import hashlib
 
-import cv2
 import numpy as np
 
 from fer_pipeline.datasets.layouts.layout import DROPPED, MISLABELLED, AnnotatedFace
@@ -53,13 +52,3 @@ def _as_detection(face: AnnotatedFace, pixels: Pixels) -> Detections:
 def pixel_digest(pixels: Pixels) -> str:
     """Return the sha256 of the pixels and their shape; it does not depend on the encoding of the image."""
     return hashlib.sha256(str(pixels.shape).encode() + pixels.tobytes()).hexdigest()
-
-
-def perceptual_hash(grey: Pixels) -> bytes:
-    """Return one bit for each of the 16 x 16 lowest frequencies of the image at 32 x 32 pixels: 1 if it is above their median.
-
-    The hash follows Zauner (2010) with four times the bits, because 64 bits confuse aligned faces of different people.
-    """
-    small = cv2.resize(grey, (32, 32), interpolation=cv2.INTER_AREA).astype(np.float32)
-    lowest = cv2.dct(small)[:16, :16].ravel()
-    return np.packbits(lowest > np.median(lowest[1:])).tobytes()

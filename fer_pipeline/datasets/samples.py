@@ -14,10 +14,11 @@ from fer_pipeline.base import storage
 from fer_pipeline.base.boundary import as_record_error
 from fer_pipeline.base.isolated import IsolatedProcess
 from fer_pipeline.base.memory import MAX_PIXELS
-from fer_pipeline.datasets.crops import Cropper, NoCropError, perceptual_hash, pixel_digest
+from fer_pipeline.datasets.crops import Cropper, NoCropError, pixel_digest
 from fer_pipeline.datasets.dataset import SAMPLES
 from fer_pipeline.datasets.layouts.layout import DAMAGED, Excluded, Reading, Sample
 from fer_pipeline.faces.decode import decode, survives
+from fer_pipeline.faces.phash import perceptual_hash
 from fer_pipeline.models.label_space import LabelSpace
 
 MAX_BYTES = 100_000_000

@@ -3,7 +3,7 @@
 import io
 import warnings
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import cv2
@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from fer_pipeline.archive import signatures
+from fer_pipeline.archive.capture import UNKNOWN, Capture
 from fer_pipeline.archive.fetch import Fetched, fetch
 from fer_pipeline.archive.formats import tiffs
 from fer_pipeline.archive.formats.images import IMAGE
@@ -21,7 +22,8 @@ from fer_pipeline.base.boundary import as_record_error
 from fer_pipeline.base.errors import RecordError
 from fer_pipeline.base.isolated import IsolatedProcess, ProcessDiedError, TimedOutError
 from fer_pipeline.faces import codecs
-from fer_pipeline.faces.orientation import orientation_of, swaps_sides, turned
+from fer_pipeline.faces.exif import metadata_of, tiff_capture
+from fer_pipeline.faces.orientation import swaps_sides, turned
 from fer_pipeline.faces.pixels import PILLOW_ERRORS, Pixels, as_bgr, in_8_bits
 from fer_pipeline.faces.shapes import seen_px
 
@@ -45,6 +47,7 @@ class Photo:
     height: int
     note: str | None = None
     """What is wrong with a file that is decoded all the same."""
+    capture: Capture = UNKNOWN
 
     @property
     def reduction(self) -> float:
@@ -72,7 +75,7 @@ def decode(data: Fetched, max_pixels: int, enough_px: int | None = None) -> Phot
         _require_pixels(codecs.jpeg_xl_size(data), max_pixels)
         return _decoded(codecs.decode_jpeg_xl(data), max_pixels, enough_px)
     if kind is signatures.RAW:
-        return _decoded(codecs.decode_raw(data, max_pixels), max_pixels, enough_px)
+        return _decode_raw(data, max_pixels, enough_px)
     if kind is signatures.TIFF:
         return _decode_tiff(data, max_pixels, enough_px)
     if kind and kind.remedy:
@@ -98,20 +101,28 @@ def _decode_frame(frame: Frame, max_pixels: int) -> Photo:
     _require_pixels(frame.source.size_px, max_pixels)
     pixels = frame.source.at(frame.time_ms)
     _require_pixels((pixels.shape[1], pixels.shape[0]), max_pixels)  # a picture may grow in the middle
-    return Photo(pixels, pixels.shape[1], pixels.shape[0])
+    return Photo(pixels, pixels.shape[1], pixels.shape[0], capture=frame.source.capture.after(frame.time_ms))
+
+
+def _decode_raw(data: bytes, max_pixels: int, enough_px: int | None) -> Photo:
+    """Decode a RAW photo. Its own EXIF data say more than those of the preview in it."""
+    photo = _decoded(codecs.decode_raw(data, max_pixels), max_pixels, enough_px)
+    own, its = tiff_capture(data), photo.capture
+    return replace(photo, capture=Capture(own.taken_at or its.taken_at, own.camera or its.camera))
 
 
 def _decode_tiff(data: bytes, max_pixels: int, enough_px: int | None) -> Photo:
     """Decode the largest page of a TIFF; a RAW photo is a TIFF with the data of a sensor."""
     pages = tiffs.pages_of(data)
     if any(page.is_sensor_data for page in pages):
-        return _decoded(codecs.decode_raw(data, max_pixels), max_pixels, enough_px)
+        return _decode_raw(data, max_pixels, enough_px)
     page = tiffs.largest(pages)
     if page is None or page is pages[0]:
         return _decode_image(data, max_pixels, enough_px)
     photo = _decode_image(tiffs.single_page(data, page), max_pixels, enough_px)
     pixels = turned(photo.pixels, page.inherited_orientation)
-    return Photo(np.ascontiguousarray(pixels), pixels.shape[1], pixels.shape[0], photo.note)
+    capture = tiff_capture(data)  # of the whole file
+    return Photo(np.ascontiguousarray(pixels), pixels.shape[1], pixels.shape[0], photo.note, capture)
 
 
 def _decode_image(data: bytes, max_pixels: int, enough_px: int | None) -> Photo:
@@ -119,13 +130,13 @@ def _decode_image(data: bytes, max_pixels: int, enough_px: int | None) -> Photo:
     image = _header(data)
     width, height = image.size
     _require_pixels(image.size, max_pixels)
+    orientation, capture = metadata_of(image, data)
     pixels, note = _pixels(image, data, enough_px), None
     if pixels is None:
         pixels, note = _decode_with_pillow(image, data)
-    orientation = orientation_of(image, data)
     if swaps_sides(orientation):
         width, height = height, width
-    return Photo(np.ascontiguousarray(turned(pixels, orientation)), width, height, note)
+    return Photo(np.ascontiguousarray(turned(pixels, orientation)), width, height, note, capture)
 
 
 def _pixels(image: Image.Image, data: bytes, enough_px: int | None) -> Pixels | None:

@@ -16,6 +16,46 @@ from fer_pipeline.labelling.run import BINS, MOST_FACES, READERS, RunFolder, Run
 from fer_pipeline.labelling.schemas import FACES, FAILED, IMAGES, SUCCEEDED
 
 FAILURES_KEPT = 20
+MOST_CONTENTS = 16_000_000
+"""Digests of contents that are in memory to count copies: 128 MB."""
+
+
+class Contents:
+    """The contents of a run's images, by the first 8 bytes of their digests, to count copies in bounded memory.
+
+    Above `MOST_CONTENTS` only digests divisible by a growing power of two are kept, and the count becomes an estimate.
+    """
+
+    def __init__(self) -> None:
+        self._digests: list[NDArray[np.uint64]] = []
+        self._kept, self._step = 0, 1
+
+    def add(self, digests: NDArray[np.uint64]) -> None:
+        """Add digests (n,)."""
+        self._digests.append(digests[digests % np.uint64(self._step) == 0])
+        self._kept += len(self._digests[-1])
+        while self._kept > MOST_CONTENTS:
+            self._step *= 2
+            self._digests = [one[one % np.uint64(self._step) == 0] for one in self._digests]
+            self._kept = sum(map(len, self._digests))
+
+    @property
+    def copies(self) -> int:
+        """Number of images whose content equals that of another one that is counted as the original."""
+        kept = np.concatenate([np.empty(0, np.uint64), *self._digests])
+        return int(len(kept) - len(np.unique(kept))) * self._step
+
+    def merge(self, other: "Contents") -> None:
+        """Add the contents of another part."""
+        for digests in other._digests:
+            self.add(digests)
+
+
+def content_digests(column: pa.ChunkedArray) -> NDArray[np.uint64]:
+    """Return the first 8 bytes of each digest of a column `content_sha256`; what is no digest is left out."""
+    digests = column.filter(pc.match_substring_regex(column, "^[0-9a-f]{64}$"))
+    starts = pc.utf8_slice_codeunits(digests, 0, 16).to_pylist()
+    return np.frombuffer(bytes.fromhex("".join(starts)), ">u8").astype(np.uint64)
 
 
 @dataclass
@@ -32,6 +72,7 @@ class Tally:
     failed_again: int = 0
     failures: list[dict[str, str | None]] = field(default_factory=list)
     """The first failed records: uri, member, status, error."""
+    contents: Contents = field(default_factory=Contents)
 
     @property
     def failed(self) -> int:
@@ -50,6 +91,7 @@ class Tally:
         self.carried += pc.sum(pc.not_equal(images["run_id"].cast(pa.string()), run_id)).as_py() or 0
         failed = images.filter(pc.is_in(images["status"].cast(pa.string()), pa.array(FAILED)))
         self.failed_again += pc.sum(pc.greater(failed["attempt"], 1)).as_py() or 0
+        self.contents.add(content_digests(images["content_sha256"]))
         if len(self.failures) < FAILURES_KEPT:
             rows = failed.select(["uri", "member", "status", "error"]).to_pylist()
             self.failures += rows[: FAILURES_KEPT - len(self.failures)]
@@ -64,6 +106,7 @@ class Tally:
         self.faces_per_image += other.faces_per_image
         self.carried += other.carried
         self.failed_again += other.failed_again
+        self.contents.merge(other.contents)
         self.failures += other.failures[: FAILURES_KEPT - len(self.failures)]
 
 
@@ -79,17 +122,23 @@ def shards_with(folder: RunFolder, statuses: set[str]) -> list[int]:
 
 
 def flatten(images: pa.Table) -> pa.Table:
-    """Return one row of `schemas.FACES` for each face in rows of `schemas.IMAGES`."""
+    """Return one row of `schemas.FACES` for each face in rows of `schemas.IMAGES`, with the columns that are kept beside them."""
     nested = images["faces"].combine_chunks()
     parents = images.take(pc.list_parent_indices(nested))
     faces = pa.Table.from_struct_array(pc.list_flatten(nested))
     columns = {name: (faces if name in faces.column_names else parents)[name] for name in FACES.names}
-    return pa.table(columns).cast(FACES)
+    return parquet.joined(pa.table(columns).cast(FACES), _kept(parents))
+
+
+def _kept(images: pa.Table) -> pa.Table:
+    """Return the columns of a list that were kept with rows of images."""
+    return images.select([name for name in images.column_names if name not in IMAGES.names])
 
 
 def _read_shard(path: str) -> pa.Table:
     try:
-        return parquet.with_columns(parquet.read_table(path), IMAGES)
+        rows = parquet.read_table(path)
+        return parquet.joined(parquet.with_columns(rows, IMAGES), _kept(rows))
     except pa.ArrowException as error:
         raise ClusterError(f"'{path}' is damaged: delete it and run again.") from error
 

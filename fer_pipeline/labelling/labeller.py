@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from fer_pipeline.archive.capture import UNKNOWN, Capture
 from fer_pipeline.archive.fetch import Fetched, fetch
 from fer_pipeline.archive.record import Record, records_of
 from fer_pipeline.base.boundary import as_record_error
@@ -26,6 +27,7 @@ from fer_pipeline.faces.detectors import DETECTORS, load_detector
 from fer_pipeline.faces.detectors.detections import Detections, Detector
 from fer_pipeline.faces.detectors.spec import ResolvedDetector
 from fer_pipeline.faces.detectors.views import View, merged, views_of
+from fer_pipeline.faces.phash import perceptual_hash
 from fer_pipeline.faces.pixels import Pixels
 from fer_pipeline.labelling.schemas import CARRIED, LABELLED
 from fer_pipeline.models.bundle import Bundle
@@ -65,6 +67,8 @@ class Outcome:
     """Digest of the encoded image's bytes; None for a frame, and if they were not read."""
     note: str | None = None
     """What is wrong with a file that was labelled all the same."""
+    capture: Capture = UNKNOWN
+    phash: str | None = None
 
 
 @dataclass
@@ -123,10 +127,11 @@ class FaceExtractor:
         try:
             with timed("decode"):
                 photo = decode(data, self.settings.max_pixels, size_px if self.finds_faces else None)
+                phash = perceptual_hash(photo.pixels).hex()
                 views = views_of(photo.pixels, photo.reduction, size_px) if self.finds_faces else [View(photo.pixels, 1.0)]
         except Exception as error:  # noqa: BLE001 (the boundary around one record)
             return Prepared(_failed(error, digest))
-        outcome = Outcome("no_face", None, photo.width, photo.height, content_sha256=digest, note=photo.note)
+        outcome = Outcome("no_face", None, photo.width, photo.height, None, digest, photo.note, photo.capture, phash)
         return Prepared(outcome, photo, views)
 
     def cut(self, record: Prepared, found: Sequence[Detections]) -> Pixels:
@@ -283,6 +288,9 @@ def _row(record: Record, outcome: Outcome) -> dict[str, Any]:
         "content_sha256": outcome.content_sha256,
         "width": outcome.width,
         "height": outcome.height,
+        "taken_at": outcome.capture.taken_at,
+        "camera": outcome.capture.camera,
+        "phash": outcome.phash,
         "status": outcome.status,
         "error": outcome.error,
         "note": outcome.note,

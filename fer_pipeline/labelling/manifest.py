@@ -1,7 +1,7 @@
 """The manifest: all records of a run, frozen before the run starts and split into shards. A shard is committed as a whole."""
 
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from itertools import groupby
@@ -27,12 +27,18 @@ class ManifestSize:
     shards: int
 
 
-def write_manifest(prefix: str, shards: Iterable[list[Record]]) -> ManifestSize:
-    """Write the manifest as `<prefix>00000.parquet`, and so on: one row group per shard, `SHARDS_PER_FILE` per file."""
+def write_manifest(
+    prefix: str, shards: Iterable[list[Record]], kept: Callable[[list[str]], pa.Table] | None = None
+) -> ManifestSize:
+    """Write the manifest as `<prefix>00000.parquet`, and so on: one row group per shard, `SHARDS_PER_FILE` per file.
+
+    `kept`: returns further columns of the records with these uris. They go along to `images/` and `faces/`.
+    """
     record_count = shard_count = 0
     pending: list[pa.Table] = []
     for shard in shards:
-        pending.append(manifest_table(shard, shard_count, record_count))
+        rows = manifest_table(shard, shard_count, record_count)
+        pending.append(parquet.joined(rows, kept([record.uri for record in shard])) if kept else rows)
         record_count, shard_count = record_count + len(shard), shard_count + 1
         if len(pending) == SHARDS_PER_FILE:
             _write_file(prefix, shard_count, pending)
@@ -52,7 +58,7 @@ def manifest_table(shard: list[Record], number: int, first_id: int) -> pa.Table:
 
 def _write_file(prefix: str, shards_so_far: int, tables: list[pa.Table]) -> None:
     sink = pa.BufferOutputStream()
-    with pq.ParquetWriter(sink, MANIFEST, compression="zstd") as writer:
+    with pq.ParquetWriter(sink, tables[0].schema, compression="zstd") as writer:
         for table in tables:
             writer.write_table(table)
     storage.write_bytes(f"{prefix}{(shards_so_far - 1) // SHARDS_PER_FILE:05d}.parquet", sink.getvalue().to_pybytes())

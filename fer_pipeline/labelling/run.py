@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import json
+import posixpath
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
@@ -12,6 +13,7 @@ import pyarrow as pa
 from pydantic import AfterValidator, ConfigDict, Field, ValidationError
 
 import fer_pipeline
+from fer_pipeline.archive.files import name_below
 from fer_pipeline.base import storage
 from fer_pipeline.base.config import Config, Id, Name, explain
 from fer_pipeline.base.errors import ClusterError, UserError
@@ -33,7 +35,10 @@ UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 """Error numbers of a disk that is full, of a quota that is used up, and of a file system that is read-only."""
 SCHEMA_VERSION = 4
 """The schema version of `run.json`, the manifest and the tables. A run continues only with the same version."""
-SETTINGS_NOT_IN_DIGEST = ("include", "exclude", "fps", "pages", "zip_encoding", "table", "precision", "device", "uncertain_below")
+SETTINGS_NOT_IN_DIGEST = (
+    "include", "exclude", "fps", "pages", "zip_encoding", "list", "uri_column", "base", "keep", "sample", "limit", "table",
+    "precision", "device", "uncertain_below",
+)  # fmt: skip
 """Settings that are no reason to relabel a record: they select records, or choose the arithmetic, which differs between machines,
 with the default threshold of uncertain labels that belongs to it."""
 
@@ -91,6 +96,7 @@ class KnownSettings(Config):
     include: list[str] = Field(default_factory=list)
     exclude: list[str] = Field(default_factory=list)
     fps: float = Field(1.0, gt=0, le=1000)
+    keep: list[str] | None = None
 
 
 def _validated(settings: dict[str, Any]) -> dict[str, Any]:
@@ -116,6 +122,8 @@ class RunResult(Config):
     """Records whose bytes the table knew. Their rows were carried over, not computed."""
     failed_again: int = 0
     """Failed records that had already failed in an earlier night."""
+    copies: int = 0
+    """Images whose bytes are those of another image of the run, which counts as the original; an estimate above 16 million."""
     failures: list[dict[str, str | None]]
     """The first failed records; all of them are in `images/`."""
     labelled_now: int
@@ -183,6 +191,7 @@ class RunRecord(Config):
             "detector_digest": self.detector.digest,
             "settings_digest": settings_digest(self.settings),
             "decoding": DECODING,
+            "classes": ",".join(self.classes) or None,
         }
 
 
@@ -192,12 +201,20 @@ def settings_digest(settings: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(effective, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def with_lineage(labelled: pa.Table, record: RunRecord) -> pa.Table:
-    """Return rows of `schemas.LABELLED` as rows of `schemas.IMAGES`, with the lineage of this run."""
+def with_lineage(labelled: pa.Table, record: RunRecord, kept: pa.Table | None = None) -> pa.Table:
+    """Return rows of `schemas.LABELLED` as rows of `schemas.IMAGES`, with their paths and the lineage of this run.
+
+    `kept`: further columns of these rows, which follow those of the schema.
+    """
+    places = zip(labelled["uri"].to_pylist(), labelled["member"].to_pylist(), strict=True)
+    paths = [name_below(record.source, uri, member) for uri, member in places]
+    labelled = labelled.append_column("path", pa.array(paths, pa.string()))
+    labelled = labelled.append_column("folder", pa.array(map(posixpath.dirname, paths), pa.string()))
     for field in LINEAGE:
         value = pa.scalar(record.lineage[field.name], pa.string() if pa.types.is_dictionary(field.type) else field.type)
         labelled = labelled.append_column(field, pa.repeat(value, len(labelled)).cast(field.type))
-    return labelled.cast(IMAGES).replace_schema_metadata(record.metadata)
+    images = labelled.cast(IMAGES)
+    return (images if kept is None else parquet.joined(images, kept)).replace_schema_metadata(record.metadata)
 
 
 class RunFolder:

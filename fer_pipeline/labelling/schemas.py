@@ -1,6 +1,7 @@
 """The fixed Arrow schemas of a labelling run: manifest, images, faces.
 
-Strings with few distinct values are dictionary-encoded, so pandas reads categories, and DuckDB filters them by code.
+`MEANINGS` says what each column is. Strings with few distinct values are dictionary-encoded, so pandas reads categories, and
+DuckDB filters them by code.
 """
 
 from typing import Literal, get_args
@@ -9,52 +10,109 @@ import pyarrow as pa
 
 from fer_pipeline.faces.attributes import FACE_ATTRIBUTES
 
+MEANINGS = {
+    "record_id": "number of the record in its run",
+    "shard": "number of the shard that the record was labelled with",
+    "uri": "the file, or the container that holds the image",
+    "member": "name in the container, such as `a/b.jpg` or `row 7`; null outside of containers",
+    "path": "`uri` below the source, with the member behind it",
+    "folder": "folder of `path`; empty for the source itself",
+    "offset": "position in the container; what it counts depends on the format",
+    "stored_bytes": "size in the container, of a compressed member or a video; else null",
+    "time_ms": "time of a frame from the start of its video, in ms; null for images",
+    "size_bytes": "size of the encoded image; null for frames and where the listing does not say it",
+    "etag": "version of the file: the store's etag; on a disk, the time of its last change in ns",
+    "error": "why the record failed; of a kept label, why labelling it again failed; else null",
+    "attempt": "number of nights that have tried the record, this one included",
+    "content_sha256": "SHA-256 of the encoded image; null for frames and for what was not read",
+    "width": "width of the upright image, in pixels; null if it was not decoded",
+    "height": "height of the upright image, in pixels; null if it was not decoded",
+    "taken_at": "local time at which it was taken, ISO 8601, with an offset only where the file says one; else null",
+    "camera": "maker and model of the camera, as the file says; else null",
+    "phash": "perceptual hash, 256 bits in hex: near copies differ in a few bits; null if it was not decoded",
+    "status": "`ok`, `no_face`, or how the record failed",
+    "note": "what is wrong with a file that was labelled all the same; else null",
+    "faces": "the faces of the image, best detection first; empty if there is none",
+    "face_id": "index among the faces of the image, best detection first",
+    "x": "left edge of the box, in pixels of the upright image",
+    "y": "upper edge of the box, in pixels of the upright image",
+    "w": "width of the box, in pixels",
+    "h": "height of the box, in pixels",
+    "detection_score": "the detector's score of the face, 0 to 1",
+    "landmarks": "x and y, in pixels, of the person's right eye, left eye, nose, right and left corner of the mouth; null if the "
+    "detector finds none",
+    "expression": "the class with the highest probability: the *apparent* expression",
+    "confidence": "calibrated probability of `expression`, 0 to 1",
+    "probabilities": "calibrated probability of each class, in the order of `classes`",
+    "uncertain": "whether `confidence` is below the model's threshold",
+    "run_id": "the run that computed the row",
+    "labelled_at": "when that run started",
+    "model": "name of the model",
+    "model_version": "its version in a registry; else null",
+    "model_alias": "the alias that was asked for, such as `champion`; else null",
+    "model_digest": "digest of its weights and card",
+    "detector": "name of the detector",
+    "detector_digest": "digest of its weights",
+    "settings_digest": "digest of all other settings that change a label",
+    "decoding": "version of decoding; null is 1",
+    "classes": "the model's classes in the order of `probabilities`, separated by commas; null in rows of earlier versions",
+    "source": "the source that was listed",
+    "published_by": "the run that published the row",
+}
+"""What each column of every table holds, its unit, and when it is null."""
+
+CATEGORY = pa.dictionary(pa.int32(), pa.string())
+_PLACE = [
+    pa.field("uri", pa.string(), nullable=False),
+    pa.field("member", pa.string()),
+]
+_PATH = [pa.field("path", pa.string()), pa.field("folder", pa.string())]
+_CAPTURE = [pa.field("taken_at", pa.string()), pa.field("camera", CATEGORY)]
+
 MANIFEST = pa.schema(
     [
-        pa.field("record_id", pa.int64(), nullable=False),  # unique in its run
+        pa.field("record_id", pa.int64(), nullable=False),
         pa.field("shard", pa.int32(), nullable=False),
-        pa.field("uri", pa.string(), nullable=False),  # the file or container
-        pa.field("member", pa.string()),  # the name inside a container
-        pa.field("offset", pa.int64()),  # the position in its container
-        pa.field("stored_bytes", pa.int64()),  # its size there, if it is compressed
-        pa.field("time_ms", pa.int64()),  # the time of a video frame
+        *_PLACE,
+        pa.field("offset", pa.int64()),
+        pa.field("stored_bytes", pa.int64()),
+        pa.field("time_ms", pa.int64()),
         pa.field("size_bytes", pa.int64()),
-        pa.field("etag", pa.string()),  # of the file; its mtime in nanoseconds on a local disk
-        pa.field("error", pa.string()),  # why it cannot be read, if the listing already found that
-        pa.field("attempt", pa.int32(), nullable=False),  # the number of nights that have tried it
+        pa.field("etag", pa.string()),
+        pa.field("error", pa.string()),
+        pa.field("attempt", pa.int32(), nullable=False),
     ]
 )
 
 
 FACE = pa.struct(
     [
-        pa.field("face_id", pa.int32(), nullable=False),  # index among the record's faces, best detection first
-        pa.field("x", pa.float32(), nullable=False),  # pixels of the upright, full-size image
+        pa.field("face_id", pa.int32(), nullable=False),
+        pa.field("x", pa.float32(), nullable=False),
         pa.field("y", pa.float32(), nullable=False),
         pa.field("w", pa.float32(), nullable=False),
         pa.field("h", pa.float32(), nullable=False),
         pa.field("detection_score", pa.float32(), nullable=False),
         *(pa.field(name, attribute.type) for name, attribute in FACE_ATTRIBUTES.items()),
         pa.field("expression", pa.string(), nullable=False),
-        pa.field("confidence", pa.float32(), nullable=False),  # calibrated probability of `expression`
-        pa.field("probabilities", pa.list_(pa.float32()), nullable=False),  # in the order of the model's classes
+        pa.field("confidence", pa.float32(), nullable=False),
+        pa.field("probabilities", pa.list_(pa.float32()), nullable=False),
         pa.field("uncertain", pa.bool_(), nullable=False),
     ]
 )
 
-CATEGORY = pa.dictionary(pa.int32(), pa.string())
-
 LINEAGE = [
     pa.field("run_id", CATEGORY, nullable=False),
-    pa.field("labelled_at", pa.timestamp("us", "UTC"), nullable=False),  # when the run started
+    pa.field("labelled_at", pa.timestamp("us", "UTC"), nullable=False),
     pa.field("model", CATEGORY, nullable=False),
-    pa.field("model_version", CATEGORY),  # the version in a registry; below, the requested alias
+    pa.field("model_version", CATEGORY),
     pa.field("model_alias", CATEGORY),
     pa.field("model_digest", CATEGORY, nullable=False),
     pa.field("detector", CATEGORY, nullable=False),
     pa.field("detector_digest", CATEGORY, nullable=False),
-    pa.field("settings_digest", CATEGORY, nullable=False),  # of all other settings that change a label
-    pa.field("decoding", pa.int32()),  # version of decoding (`faces/decoding_version.py`); null: 1
+    pa.field("settings_digest", CATEGORY, nullable=False),
+    pa.field("decoding", pa.int32()),
+    pa.field("classes", CATEGORY),
 ]
 """How a row was computed; `etag` says from which file. A row that is carried over from the table keeps its own values."""
 
@@ -62,38 +120,33 @@ LABELLED = pa.schema(
     [
         pa.field("record_id", pa.int64(), nullable=False),
         pa.field("shard", pa.int32(), nullable=False),
-        pa.field("uri", pa.string(), nullable=False),
-        pa.field("member", pa.string()),
+        *_PLACE,
         pa.field("time_ms", pa.int64()),
         pa.field("size_bytes", pa.int64()),
         pa.field("etag", pa.string()),
-        pa.field("content_sha256", pa.string()),  # of the encoded image's bytes; null for frames and for what was not read
+        pa.field("content_sha256", pa.string()),
         pa.field("width", pa.int32()),
         pa.field("height", pa.int32()),
+        *_CAPTURE,
+        pa.field("phash", pa.string()),
         pa.field("status", CATEGORY, nullable=False),
         pa.field("error", pa.string()),
-        pa.field("note", pa.string()),  # what is wrong with a file that was labelled all the same
+        pa.field("note", pa.string()),
         pa.field("attempt", pa.int32(), nullable=False),
         pa.field("faces", pa.list_(FACE), nullable=False),
     ]
 )
 """One row per record, as a labeller returns it."""
 
-IMAGES = pa.schema([*LABELLED, *LINEAGE])
+IMAGES = pa.schema([*LABELLED, *_PATH, *LINEAGE])
 
 FACES = pa.schema(
     [pa.field("record_id", pa.int64(), nullable=False)]
     + [field.with_type(CATEGORY) if field.name == "expression" else field for field in FACE]
-    + [
-        pa.field("uri", pa.string(), nullable=False),
-        pa.field("member", pa.string()),
-        pa.field("time_ms", pa.int64()),
-        pa.field("etag", pa.string()),
-        *LINEAGE,
-    ]
+    + [*_PLACE, pa.field("time_ms", pa.int64()), pa.field("etag", pa.string()), *_CAPTURE, *_PATH, *LINEAGE]
 )
 
-ADDED = ("note", "decoding")
+ADDED = ("note", "decoding", "taken_at", "camera", "phash", "path", "folder", "classes")
 """Columns that files of earlier versions lack; they are read as null."""
 
 SUCCEEDED = ("ok", "no_face")

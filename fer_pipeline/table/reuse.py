@@ -12,9 +12,11 @@ from fer_pipeline.base.errors import UserError
 from fer_pipeline.base.storage import parquet
 from fer_pipeline.labelling.schemas import CARRIED, IMAGES, LABELLED, LINEAGE
 from fer_pipeline.table.delta import require_file_names
+from fer_pipeline.table.rows import ROWS
 
 PLACES = pa.schema([("content_sha256", pa.string()), ("path", pa.string()), ("row", pa.int64())])
-_CARRIED_COLUMNS = ["width", "height", "status", "error", "note", "faces", *(field.name for field in LINEAGE)]
+_OF_CONTENT = ["width", "height", "taken_at", "camera", "phash", "status", "error", "note", "faces"]
+_CARRIED_COLUMNS = [*_OF_CONTENT, *(field.name for field in LINEAGE)]
 
 
 class Reusable:
@@ -85,7 +87,7 @@ def _starts(table: str, path: str) -> Any:
 def _read_group(table: str, path: str, number: int) -> pa.Table:
     with parquet.opened(storage.join(table, path)) as file:
         found = file.read_row_group(number, columns=_CARRIED_COLUMNS)
-    return parquet.with_columns(found, pa.schema([IMAGES.field(name) for name in _CARRIED_COLUMNS]))  # of any version
+    return parquet.with_columns(found, pa.schema([ROWS.field(name) for name in _CARRIED_COLUMNS]))  # of any version
 
 
 assert set(_CARRIED_COLUMNS) <= {*LABELLED.names, *IMAGES.names}

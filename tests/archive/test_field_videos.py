@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 import pytest
 
+from fer_pipeline.archive.capture import UNKNOWN
 from fer_pipeline.archive.files import Selection
 from fer_pipeline.archive.formats.spec import Frame
 from fer_pipeline.archive.formats.video_streams import best_stream, discard_others, upright, without_combs
@@ -243,7 +244,7 @@ def test_a_video_leaves_no_frame_in_memory(tmp_path: Path) -> None:
 
 def test_a_picture_that_grows_in_the_middle_is_too_large_from_its_first_frame_on() -> None:
     class Grown:
-        size_px = (10, 10)
+        size_px, capture = (10, 10), UNKNOWN
 
         def at(self, time_ms: int) -> np.ndarray:
             return np.zeros((200, 100, 3), np.uint8)

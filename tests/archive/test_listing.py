@@ -240,7 +240,7 @@ def test_a_listing_that_is_left_lists_nothing_more(tmp_path: Path, monkeypatch: 
     records = iter(Listing(str(tmp_path), indexes=str(tmp_path / "indexes"), index_elsewhere=elsewhere))
     next(records)
     assert asked.wait(60)
-    records.close()  # type: ignore[attr-defined]
+    records.close()
     assert ended.wait(60) and listed == ["0.zip"]
 
 
@@ -363,7 +363,7 @@ def test_a_listing_removes_what_killed_ones_left_and_leaves_nothing_itself(tmp_p
     assert len(listed(tmp_path)) == 5
     records = iter(Listing(str(tmp_path)))
     next(records)
-    records.close()  # type: ignore[attr-defined]
+    records.close()
     assert young.exists() and list(folder.glob("fer-listing-*")) == [young]
     shutil.rmtree(young)
 
@@ -402,7 +402,7 @@ def test_a_listing_that_is_left_begins_nothing_more_and_says_so_to_who_indexes_e
     listing = iter(Listing(str(tmp_path), indexes=str(tmp_path / "indexes"), index_elsewhere=elsewhere, at_once=2))
     next(listing)
     assert waits.wait(20)
-    listing.close()  # type: ignore[attr-defined]
+    listing.close()
     assert given_up.is_set() and len(begun) <= 4
 
 

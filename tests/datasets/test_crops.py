@@ -2,10 +2,11 @@ import cv2
 import numpy as np
 import pytest
 
-from fer_pipeline.datasets.crops import Cropper, NoCropError, perceptual_hash
+from fer_pipeline.datasets.crops import Cropper, NoCropError
 from fer_pipeline.datasets.layouts.layout import AnnotatedFace
 from fer_pipeline.faces.detectors.detections import Detections
 from fer_pipeline.faces.detectors.whole_image import WholeImage
+from fer_pipeline.faces.phash import perceptual_hash
 from fer_pipeline.faces.pixels import Pixels
 from fer_pipeline.models.framing import Framing
 

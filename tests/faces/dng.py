@@ -24,6 +24,6 @@ def dng(size: tuple[int, int] = (512, 384)) -> bytes:
     """Return a grey photo that grows brighter to the right."""
     sensor, out = np.tile(np.linspace(500, 16000, size[0], dtype=np.uint16), (size[1], 1)), io.BytesIO()
     with tifffile.TiffWriter(out) as writer:
-        writer.write(np.full((120, 160, 3), 99, np.uint8), photometric="rgb", subfiletype=1, metadata=None)
+        writer.write(np.full((120, 160, 3), 99, np.uint8), photometric="rgb", subfiletype=1, extratags=TAGS[-2:], metadata=None)
         writer.write(sensor, photometric=32803, extratags=TAGS, metadata=None)
     return out.getvalue()

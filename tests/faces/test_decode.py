@@ -9,7 +9,7 @@ from PIL import Image, ImageOps
 
 from fer_pipeline.base.errors import RecordError
 from fer_pipeline.faces.decode import decode
-from fer_pipeline.faces.orientation import EXIF_ORIENTATION
+from fer_pipeline.faces.exif import ORIENTATION
 from fer_pipeline.faces.pixels import Pixels
 
 LIMIT = 50_000_000
@@ -17,7 +17,7 @@ LIMIT = 50_000_000
 
 def encoded(pixels: Pixels, codec: str, orientation: int = 1) -> bytes:
     out, exif = io.BytesIO(), Image.Exif()
-    exif[EXIF_ORIENTATION] = orientation
+    exif[ORIENTATION] = orientation
     Image.fromarray(pixels[:, :, ::-1]).save(out, codec, quality=95, exif=exif)
     return out.getvalue()
 

@@ -24,7 +24,7 @@ from fer_pipeline.base.errors import RecordError
 from fer_pipeline.faces import codecs
 from fer_pipeline.faces.decode import decode
 from fer_pipeline.faces.detectors import load_detector, resolve_detector
-from fer_pipeline.faces.orientation import EXIF_ORIENTATION
+from fer_pipeline.faces.exif import ORIENTATION
 from fer_pipeline.faces.pixels import Pixels, in_8_bits
 from tests.faces.dng import dng
 
@@ -55,7 +55,7 @@ def encoded(format_name: str, picture: Image.Image | None = None, **options: obj
 
 def exif_of(orientation: int) -> Image.Exif:
     exif = Image.Exif()
-    exif[EXIF_ORIENTATION] = orientation
+    exif[ORIENTATION] = orientation
     return exif
 
 
@@ -104,7 +104,7 @@ def test_every_format_is_upright(format_name: str, orientation: int) -> None:
     exif = exif_of(orientation)
     data = {
         "HEIF": lambda: heic(image(), exif=exif.tobytes()),
-        "TIFF": lambda: encoded("TIFF", tiffinfo={EXIF_ORIENTATION: orientation}),
+        "TIFF": lambda: encoded("TIFF", tiffinfo={ORIENTATION: orientation}),
     }.get(format_name, lambda: encoded(format_name, quality=92, exif=exif))()
     assert difference(data, UPRIGHT[orientation](PICTURE)) < 3
 
@@ -206,7 +206,7 @@ def test_the_largest_page_of_a_tiff_is_decoded_never_its_thumbnail() -> None:
     small = image().resize((36, 24))
     thumbnail_first = tiff_of((small, {254: 1}), (image(), {}))
     assert difference(thumbnail_first, PICTURE) == 0
-    assert difference(tiff_of((small, {}), (image(), {EXIF_ORIENTATION: 6})), UPRIGHT[6](PICTURE)) == 0
+    assert difference(tiff_of((small, {}), (image(), {ORIENTATION: 6})), UPRIGHT[6](PICTURE)) == 0
     copy_is_larger = tiff_of((image(), {}), (image().resize((288, 192)), {254: 1}))
     assert difference(copy_is_larger, PICTURE) == 0
     assert difference(encoded("TIFF", big_tiff=True), PICTURE) == 0
@@ -215,7 +215,7 @@ def test_the_largest_page_of_a_tiff_is_decoded_never_its_thumbnail() -> None:
 def test_a_picture_below_a_page_is_found_and_turned_like_the_page() -> None:
     """A DNG keeps its thumbnail first and the photo below it, which says nothing of its orientation."""
     main = tiff_of((image(), {}))
-    data = bytearray(tiff_of((image().resize((36, 24)), {254: 1, EXIF_ORIENTATION: 6, 330: 0})))
+    data = bytearray(tiff_of((image().resize((36, 24)), {254: 1, ORIENTATION: 6, 330: 0})))
     data += b"\0" * (len(data) % 2)
     base = len(data)
     (directory,) = struct.unpack_from("<I", main, 4)

@@ -8,10 +8,12 @@ from unittest.mock import Mock
 
 import cv2
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from fer_pipeline.api.labels import Run, Table
 from fer_pipeline.base.errors import FailureRateExceeded, UserError
 from fer_pipeline.cli import models, report
 from fer_pipeline.cli.models import PushConfig
@@ -116,12 +118,77 @@ def test_what_the_user_must_mend_writes_nothing(archive: Path, tmp_path: Path, l
         (config(tmp_path, tmp_path / "runs" / "one"), "is below its source"),
         (config(tmp_path / "empty", tmp_path / "out"), "holds no images"),
         (config(archive, tmp_path / "out", model=str(tmp_path / "bundle")), "no model bundle"),
+        (config(archive, tmp_path / "out", keep=["id"]), "--keep is for a list"),
+        (config(archive, tmp_path / "out", base=["/data"]), "--base is for a list"),
+        (config(archive, tmp_path / "out", uri_column="uri", keep=["Phash"]), "--keep Phash: the tables have a column"),
+        (config(archive, tmp_path / "out", uri_column="uri"), "is a folder, and --uri-column needs a list"),
+        (config(tmp_path / "empty" / "notes.txt", tmp_path / "out"), "name the column by --uri-column"),
+        (config(archive, tmp_path / "out", table=str(tmp_path / "t"), limit=3), "--limit is for a first try"),
         (config(archive, tmp_path / "out", detector="yunet", detector_weights=str(archive / "notes.txt")), "sha256"),
     ]
     for faulty, complaint in faults:
         with pytest.raises(UserError, match=complaint):
             label.run(faulty)
         assert not (tmp_path / "out").exists()
+
+
+def test_rows_say_where_an_image_is_below_its_source_and_which_classes_it_has(finished: Path) -> None:
+    images, faces = rows(finished), rows(finished, "faces")
+    assert {"2026/01/hopper-800.jpg", "groups.tar/people/1.png"} & {row["path"] for row in images}
+    for row in images:
+        assert row["path"].startswith(row["folder"]) and row["uri"].endswith(row["path"].removesuffix(f"/{row['member']}"))
+        assert (row["phash"] is None) == (row["width"] is None) and row["classes"].split(",") == list(FER7.classes)
+    assert {(row["path"], row["folder"]) for row in faces} <= {(row["path"], row["folder"]) for row in images}
+    assert all(len(row["probabilities"]) == len(row["classes"].split(",")) for row in faces)
+
+
+def test_a_list_is_labelled_with_the_columns_that_it_keeps(archive: Path, tmp_path: Path, local_ray: None) -> None:
+    names = ["2026/01/hopper-800.jpg", "groups.tar", "gone.jpg", "broken/empty.jpg", "2026/01/hopper-800.jpg"]
+    listed = pa.table({"path": names, "id": [3, 1, 4, 1, 5], "note_": ["a", None, "c", "d", "e"]})
+    pq.write_table(listed, tmp_path / "list.parquet")
+    options = {"uri_column": "path", "base": [str(archive)], "keep": ["id", "note_"], "max_failure_rate": 1}
+    out = tmp_path / "run"
+    record = label.run(config(tmp_path / "list.parquet", out, **options))
+    found = {row["path"]: row for row in rows(out)}
+    assert record.source == str(archive) and len(found) == record.records
+    assert found["2026/01/hopper-800.jpg"]["id"] == 3 and found["broken/empty.jpg"]["status"] == "undecodable"
+    assert found["gone.jpg"]["status"] == "unreadable" and found["gone.jpg"]["note_"] == "c"
+    members = [row for path, row in found.items() if path.startswith("groups.tar/")]
+    assert len(members) == len(found) - 3 > 1 and {(row["id"], row["note_"]) for row in members} == {(1, None)}
+    faces = rows(out, "faces")
+    assert {row["id"] for row in faces} <= {1, 3} and faces[0]["id"] == 3
+    assert Run(str(out)).faces(columns=["path", "id"])["id"].to_pylist() == [row["id"] for row in faces]
+    assert label.run(config(tmp_path / "list.parquet", out, **options)) == record
+    with pytest.raises(UserError, match="begun with another keep"):
+        label.run(config(tmp_path / "list.parquet", out, **options | {"keep": ["id"]}))
+    assert "hopper-800.jpg" in (out / "report.html").read_text()
+
+
+def test_a_list_makes_no_row_of_a_table_vanish(archive: Path, tmp_path: Path, local_ray: None) -> None:
+    table, places = str(tmp_path / "table"), {"page": str(tmp_path / "nights.html")}
+    whole = {"source": str(archive), "detector": "mtcnn", "table": table, "out": str(tmp_path / "first"), **places}
+    nightly.run(NightlyConfig.model_validate(whole | {"audit": {"failed": 1}}))
+    before = Table(table).images()
+    (tmp_path / "list.txt").write_text("2026/01/hopper-800.jpg\ngone.jpg\n")
+    some = whole | {
+        "source": str(tmp_path / "list.txt"),
+        "uri_column": "uri",
+        "base": [str(archive)],
+        "out": str(tmp_path / "second"),
+    }
+    night = nightly.run(NightlyConfig.model_validate(some | {"audit": {"failed": 1}, "max_failure_rate": 1}))
+    after = Table(table).images()
+    assert night.vanished == 0 and night.records == 1
+    assert sorted(after["path"].to_pylist()) == sorted([*before["path"].to_pylist(), "gone.jpg"])
+
+
+def test_a_first_try_labels_the_first_or_some_records(archive: Path, tmp_path: Path, finished: Path, local_ray: None) -> None:
+    all_paths = [row["path"] for row in rows(finished)]
+    label.run(config(archive, tmp_path / "first", limit=5, max_failure_rate=1))
+    assert [row["path"] for row in rows(tmp_path / "first")] == all_paths[:5]
+    label.run(config(archive, tmp_path / "some", sample=7, max_failure_rate=1))
+    some = [row["path"] for row in rows(tmp_path / "some")]
+    assert len(some) == 7 and some == [path for path in all_paths if path in some]
 
 
 def test_labels_under_the_archives_own_prior_stand_beside_the_rows(finished: Path, archive: Path, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from fer_pipeline.archive.capture import Capture
 from fer_pipeline.archive.files import File, Selection
 from fer_pipeline.archive.record import Opening, Record, Skipped
 
@@ -20,6 +21,11 @@ class FrameSource(Protocol):
     @property
     def size_px(self) -> tuple[int, int]:
         """Width and height in pixels."""
+        ...
+
+    @property
+    def capture(self) -> Capture:
+        """When and with which camera the file was taken: the moment of its start."""
         ...
 
     def at(self, time_ms: int) -> NDArray[np.uint8]:

@@ -9,8 +9,11 @@ from av.sidedata.sidedata import SideDataContainer, Type
 from av.stream import Discard, Disposition
 from numpy.typing import NDArray
 
+from fer_pipeline.archive.capture import Capture, camera_name, local_time
+
 COVERS = Disposition.attached_pic | Disposition.timed_thumbnails | Disposition.still_image
 """Dispositions of pictures that belong to a file and are not its video."""
+APPLE = "com.apple.quicktime."
 MOST_STRETCHED = 8.0
 """Largest plausible ratio of a pixel's sides."""
 MATRIX = struct.Struct("=9i")
@@ -43,6 +46,21 @@ def what_it_holds(container: Any) -> str:
     covers, sounds = len(container.streams.video), len(container.streams.audio)
     pictures = f"{covers} cover picture{'s' if covers > 1 else ''}" if covers else ""
     return ", ".join(part for part in ("sound" if sounds else "", pictures) if part)
+
+
+def capture_of(container: Any, stream: Any) -> Capture:
+    """Return when a recording began, and with which camera.
+
+    Apple's phones say their local time and its offset, Android's and Matroska the time in UTC. The clock of other MP4 files is
+    UTC by their standard, but local time in those of many cameras: it is returned as it is written, without an offset.
+    """
+    said = {name.lower(): value for name, value in {**stream.metadata, **container.metadata}.items()}
+    is_utc = container.format.name.startswith("matroska") or any(name.startswith("com.android.") for name in said)
+    written = str(said.get("creation_time") or said.get("date") or "").removesuffix("Z")
+    taken_at = local_time(said.get(f"{APPLE}creationdate")) or local_time(written, "Z" if is_utc else None)
+    maker = said.get(f"{APPLE}make") or said.get("com.android.manufacturer") or said.get("make")
+    model = said.get(f"{APPLE}model") or said.get("com.android.model") or said.get("model")
+    return Capture(taken_at, camera_name(maker, model))
 
 
 def shown_size(stream: Any) -> tuple[int, int]:

@@ -11,10 +11,11 @@ import av.logging
 import numpy as np
 from numpy.typing import NDArray
 
+from fer_pipeline.archive.capture import Capture
 from fer_pipeline.archive.files import CONTAINER_ERRORS, File, Selection
 from fer_pipeline.archive.formats import video_streams
 from fer_pipeline.archive.formats.spec import Frame, ReadRange, SourceFormat, keyed_by_fps
-from fer_pipeline.archive.formats.video_streams import best_stream, discard_others, shown_size, what_it_holds
+from fer_pipeline.archive.formats.video_streams import best_stream, capture_of, discard_others, shown_size, what_it_holds
 from fer_pipeline.archive.record import Record, Skipped
 from fer_pipeline.base import storage
 from fer_pipeline.base.boundary import as_file_error
@@ -75,6 +76,11 @@ class Video:
     def size_px(self) -> tuple[int, int]:
         """Width and height in square pixels, as the container says, before it is turned upright."""
         return shown_size(self._stream())
+
+    @property
+    def capture(self) -> Capture:
+        """When its recording began, and with which camera, as the container says."""
+        return capture_of(self._container, self._stream())
 
     def at(self, time_ms: int) -> NDArray[np.uint8]:
         """Return the upright frame shown at `time_ms`, BGR uint8 (h, w, 3). Raise RecordError if there is none.

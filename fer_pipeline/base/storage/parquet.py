@@ -193,17 +193,20 @@ def opened_own(url: str, schema: pa.Schema, columns: list[str] | None = None) ->
         ) from error
 
 
-def read_own(url: str, schema: pa.Schema, columns: list[str] | None = None, added: Collection[str] = ()) -> pa.Table:
+def read_own(
+    url: str, schema: pa.Schema, columns: list[str] | None = None, added: Collection[str] = (), kept: Sequence[str] = ()
+) -> pa.Table:
     """Return some columns (default: all) of a Parquet file of this project. Raise UserError as `opened_own` does.
 
-    `added`: columns that the file may lack, which are null then.
+    `added`: columns that the file may lack, which are null then. `kept`: further columns, of any type, if the file has them.
     """
     wanted = columns or schema.names
     with opened_own(url, schema, [name for name in wanted if name not in added]) as file, bounded_read(url):
         table = file.read(columns=columns)
         for name in table.column_names:
             _require_short(name, table[name])
-        return with_columns(table, pa.schema([schema.field(name) for name in wanted]))
+        own = with_columns(table, pa.schema([schema.field(name) for name in wanted]))
+        return joined(own, table.select([name for name in kept if name in table.column_names])) if kept else own
 
 
 def with_columns(table: pa.Table, schema: pa.Schema) -> pa.Table:
@@ -212,6 +215,13 @@ def with_columns(table: pa.Table, schema: pa.Schema) -> pa.Table:
         return table
     columns = [table[field.name] if field.name in table.column_names else pa.nulls(len(table), field.type) for field in schema]
     return pa.table(columns, schema=pa.schema([field.with_type(one.type) for field, one in zip(schema, columns, strict=True)]))
+
+
+def joined(table: pa.Table, others: pa.Table) -> pa.Table:
+    """Return a table with the columns of another one, of the same rows, behind its own."""
+    for field in others.schema:
+        table = table.append_column(field, others[field.name])
+    return table
 
 
 def _require_short(name: str, column: pa.ChunkedArray) -> None:

@@ -28,9 +28,19 @@ class LabelConfig(Config):
     """Label the apparent expression of every face in an archive. Run the same command again to continue."""
 
     source: Annotated[str, PLACE]
-    """Folder, tar, zip, Parquet file, video or s3:// URL; a folder may hold any mix of them."""
+    """Folder, tar, zip, Parquet file, video or s3:// URL; a folder may hold any mix of them. Or a list of files: --uri-column."""
     out: Annotated[str, PLACE]
     """Run folder. It is created; if it holds this run, the run continues."""
+    uri_column: str | None = None
+    """The source is a list, a Parquet, CSV or text file: the column with the files' paths, relative to the list, or URLs."""
+    base: Annotated[tuple[str, ...], PLACE] = ()
+    """Folders or prefixes below which the files of a list must be; by default the folder of the list."""
+    keep: tuple[str, ...] = ()
+    """Columns of a list to keep, for each record, in the tables of the run."""
+    sample: int | None = Field(None, ge=1)
+    """Label only this many of the records, chosen at random."""
+    limit: int | None = Field(None, ge=1)
+    """Label only the first records, this many: for a first try."""
     include: tuple[str, ...] = ()
     """Globs on the path below the source: only records that match one are labelled. `*` matches `/` too."""
     exclude: tuple[str, ...] = ()

@@ -5,12 +5,15 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from itertools import islice
+from random import Random
 
+from fer_pipeline.archive.file_list import FileList
 from fer_pipeline.archive.files import Selection
 from fer_pipeline.archive.listing import FILTERED, Listing
 from fer_pipeline.archive.reader import shard_size
-from fer_pipeline.archive.record import split_into_shards
+from fer_pipeline.archive.record import Record, sampled, split_into_shards
 from fer_pipeline.base import storage
 from fer_pipeline.base.errors import FailureRateExceeded, UserError
 from fer_pipeline.base.identity import Identity, new_run_id, now
@@ -53,7 +56,8 @@ def run(config: LabelConfig, cluster: ClusterConfig = ClusterConfig(), only_if_c
     started = time.perf_counter()
     paths = {name: storage.normalize(url) for name in ("source", "out", "table") if (url := getattr(config, name))}
     config = config.model_copy(update=paths)
-    storage.require_access(config.source, config.out)
+    config = config.model_copy(update={"base": tuple(map(storage.normalize, config.base))})
+    storage.require_access(config.source, config.out, *config.base)
     folder = RunFolder(config.out)
     record = folder.load()
     plan = make_plan(config, folder, record, bool(cluster.cluster))
@@ -62,7 +66,7 @@ def run(config: LabelConfig, cluster: ClusterConfig = ClusterConfig(), only_if_c
         log.info("This run is finished, there is nothing to do: %s", folder.url)
         return record
     log.info("Detector: %s (%s)", plan.detector.name, plan.detector.origin)
-    with _finishing() as finishing, connected(cluster, *paths.values()) as machines:
+    with _finishing() as finishing, connected(cluster, *paths.values(), *config.base) as machines:
         _require_gpus(plan, machines)
         resumed = record is not None
         if record is None:
@@ -116,25 +120,28 @@ def _reopen(plan: LabelPlan, record: RunRecord, redo: frozenset[int]) -> None:
 def _begin(plan: LabelPlan, machines: Machines, only_if_changed: bool) -> RunRecord:
     """List the source, freeze the manifest and the run's record; raise UserError if there is nothing to label."""
     config, folder, run_id, created_at = plan.config, plan.folder, new_run_id(), now()
-    listing = _listing(config, machines)
-    records, comparison = iter(listing), _comparison(plan, listing)
-    if comparison:
-        records = comparison.to_label(records)
-    shard_records, records = (config.shard_records, records) if config.shard_records else shard_size(records)
-    size = write_manifest(folder.manifest_prefix(run_id), split_into_shards(records, shard_records, config.shard_bytes))
+    listing = listing_of(plan, machines)
+    comparison = comparison_of(plan, listing)
+    with closing(iter(listing)) as listed:
+        records: Iterator[Record] = comparison.to_label(listed) if comparison else islice(listed, config.limit)
+        records = iter(sampled(records, config.sample, Random(run_id))) if config.sample else records
+        shard_records, records = (config.shard_records, records) if config.shard_records else shard_size(records)
+        shards = split_into_shards(records, shard_records, config.shard_bytes)
+        kept = listing.named.kept if listing.named and config.keep else None
+        size = write_manifest(folder.manifest_prefix(run_id), shards, kept)
     listing.log_skipped()
     if comparison:
         comparison.require_nothing_below(listing.hidden)
         _require_plausible(config, comparison)
         listing.skipped += Counter({DUPLICATE_NAME: comparison.doubled})
     if not size.records and not (comparison and (comparison.listed or comparison.vanished)):
-        raise UserError(_nothing_to_label(config, listing))
+        raise UserError(nothing_to_label(config, listing))
     if plan.asks_processor and size.shards:
         plan = plan.on_processors(machines.on_a_worker(has_native_bf16, size.shards))
     record = RunRecord(
         run_id=run_id,
         created_at=created_at,
-        source=config.source,
+        source=plan.root,
         settings=plan.frozen,
         model=plan.model,
         classes=plan.bundle.card.label_space.classes,
@@ -152,7 +159,7 @@ def _begin(plan: LabelPlan, machines: Machines, only_if_changed: bool) -> RunRec
     return folder.begin(record)
 
 
-def _nothing_to_label(config: LabelConfig, listing: Listing) -> str:
+def nothing_to_label(config: LabelConfig, listing: Listing) -> str:
     """Return why a listing has no records, and name the filters that exclude every file."""
     filtered = listing.skipped[FILTERED]
     if not filtered:
@@ -161,8 +168,15 @@ def _nothing_to_label(config: LabelConfig, listing: Listing) -> str:
     return f"{' '.join(filters)} excludes all {filtered} files of '{config.source}': change the globs; '*' matches '/' too."
 
 
-def _listing(config: LabelConfig, machines: Machines) -> Listing:
-    """Return the source's listing. It keeps the indexes of containers beside the table or, without one, the run, if remote."""
+def listing_of(plan: LabelPlan, machines: Machines | None = None) -> Listing:
+    """Return the source's listing. It keeps the indexes of containers beside the table or, without one, the run, if remote.
+
+    Without `machines`, for an estimate, it keeps them in this user's cache only.
+    """
+    config = plan.config
+    named = FileList(config.source, config.uri_column, config.base, config.keep) if config.uri_column else None
+    if named and named.doubled:
+        log.warning("%d rows of '%s' name a file again and are left out", named.doubled, config.source)
     selection = Selection(
         config.include,
         config.exclude,
@@ -173,14 +187,16 @@ def _listing(config: LabelConfig, machines: Machines) -> Listing:
         config.max_members,
         config.zip_encoding,
     )
+    if machines is None:
+        return Listing(plan.root, selection, named=named)
     indexes = storage.join(config.table, TABLE_INDEXES) if config.table else storage.join(config.out, INDEXES)
-    if machines.is_local or storage.is_local(config.source):
-        return Listing(config.source, selection, None if storage.is_local(indexes) else indexes)
+    if machines.is_local or storage.is_local(plan.root):
+        return Listing(plan.root, selection, None if storage.is_local(indexes) else indexes, named=named)
     tasks = IndexingTasks(selection, indexes, machines)
-    return Listing(config.source, selection, indexes, tasks, tasks.at_once)
+    return Listing(plan.root, selection, indexes, tasks, tasks.at_once, named)
 
 
-def _comparison(plan: LabelPlan, listing: Listing) -> Comparison | None:
+def comparison_of(plan: LabelPlan, listing: Listing) -> Comparison | None:
     """Return the comparison of the listing with the published table; None without a table."""
     config = plan.config
     if not config.table:
@@ -190,7 +206,7 @@ def _comparison(plan: LabelPlan, listing: Listing) -> Comparison | None:
     found = Comparison(
         table,
         listing.covers,
-        config.source,
+        plan.root,
         plan.identity,
         config.max_attempts,
         config.relabel_budget,
@@ -255,8 +271,8 @@ def _sum_up(folder: RunFolder, record: RunRecord, machines: Machines) -> Tally:
 
 def _page(plan: LabelPlan, record: RunRecord) -> str:
     config, folder = plan.config, plan.folder
-    pictures = config.source if config.thumbnails else None
-    again = f"`fer-pipeline report {folder.url} --source {config.source}` draws it again."
+    pictures = plan.root if config.thumbnails else None
+    again = f"`fer-pipeline report {folder.url} --source {plan.root}` draws it again."
     return drawn(f"Run {record.run_id}", lambda: label_report(folder, record, pictures), again)
 
 
@@ -284,6 +300,7 @@ def _result(tally: Tally, labelled: int, lost: int, seconds: float) -> RunResult
         faces_per_image=tally.faces_per_image.tolist(),
         carried=tally.carried,
         failed_again=tally.failed_again,
+        copies=tally.contents.copies,
         expressions=dict(tally.expressions.most_common()),
         failures=tally.failures,
         labelled_now=labelled,

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+from fer_pipeline.archive.file_list import root_of
 from fer_pipeline.base import storage
 from fer_pipeline.base.config import require_same
 from fer_pipeline.base.errors import UserError
@@ -15,9 +16,11 @@ from fer_pipeline.faces.detectors.spec import ResolvedDetector
 from fer_pipeline.jobs.label.config import LabelConfig
 from fer_pipeline.labelling.labeller import LabelSettings
 from fer_pipeline.labelling.run import RunFolder, RunRecord, settings_digest
+from fer_pipeline.labelling.schemas import FACES, IMAGES
 from fer_pipeline.models.bundle import Bundle
 from fer_pipeline.table.audit import NIGHTS_LOOKED_AT
 from fer_pipeline.table.nights import last_nights
+from fer_pipeline.table.rows import ROWS
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,12 @@ class LabelPlan:
     def __post_init__(self) -> None:
         """Raise UserError for an arithmetic that the model does not have: before any work."""
         self.bundle.computing_in(self.precision)
+
+    @cached_property
+    def root(self) -> str:
+        """The normalized source, or the folder that the bases of a list have in common: all records are below it."""
+        config = self.config
+        return root_of(config.source, config.base) if config.uri_column else config.source
 
     @cached_property
     def settings(self) -> LabelSettings:
@@ -59,7 +68,9 @@ class LabelPlan:
         """Settings that a resumed run must keep: those that choose records, and those that change labels."""
         config = self.config
         choice = {"include": list(config.include), "exclude": list(config.exclude), "fps": config.fps, "table": config.table}
-        choice |= {"pages": config.pages, "zip_encoding": config.zip_encoding}
+        choice |= {"pages": config.pages, "zip_encoding": config.zip_encoding, "sample": config.sample, "limit": config.limit}
+        choice |= {"list": config.source if config.uri_column else None, "uri_column": config.uri_column}
+        choice |= {"base": list(config.base) or None, "keep": list(config.keep) or None}
         device = {"device": "gpu"} if config.gpus_per_worker else {}  # its detector computes differently than on cores
         return vars(self.settings) | choice | device | {"asked_uncertain_below": config.uncertain_below}
 
@@ -91,7 +102,7 @@ class LabelPlan:
         other_detector = config.detector not in ("auto", record.detector.name)
         ours = {
             "device": None,
-            "source": config.source,
+            "source": plan.root,
             "model": plan.bundle.digest,
             "detector": config.detector if other_detector else plan.detector.digest,
             **plan.frozen,
@@ -115,6 +126,7 @@ def make_plan(config: LabelConfig, folder: RunFolder, record: RunRecord | None, 
 
     Raise UserError for a model or a detector that cannot be used, and if the folder holds another run.
     """
+    _require_possible(config)
     bundle = read_tried(config.model, *(("fp32",) if config.gpus_per_worker else ()))
     if record is None and not storage.exists(config.source):
         raise UserError(f"The source '{config.source}' does not exist.")
@@ -128,6 +140,17 @@ def make_plan(config: LabelConfig, folder: RunFolder, record: RunRecord | None, 
         require_first_choice(config.detector, detector, where)
     plan = LabelPlan(config, folder, detector, bundle, _precision(config, bundle, has_bf16=False))
     return plan.under(record) if record else plan
+
+
+def _require_possible(config: LabelConfig) -> None:
+    """Raise UserError for options that do not go together."""
+    if not config.uri_column and (config.base or config.keep):
+        raise UserError(f"--{'base' if config.base else 'keep'} is for a list of files: name its column by --uri-column.")
+    if config.table and (config.sample or config.limit):
+        raise UserError(f"--{'sample' if config.sample else 'limit'} is for a first try, without a table: leave one of them out.")
+    known = {name.lower() for schema in (IMAGES, FACES, ROWS) for name in schema.names}
+    if taken := [name for name in config.keep if name.lower() in known]:
+        raise UserError(f"--keep {taken[0]}: the tables have a column of that name: give it another name in the list.")
 
 
 def _precision(config: LabelConfig, bundle: Bundle, has_bf16: bool) -> Precision:

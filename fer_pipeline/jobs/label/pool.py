@@ -46,14 +46,15 @@ class GpuLabelActor:
     def device_name(self) -> str:
         return self.device
 
-    def label(self, shard: int, manifest: pa.Table) -> Committed:
+    def label(self, manifest: pa.Table) -> Committed:
         """Label and commit one shard. If the device cannot, end this process, so that cores label the shard."""
         try:
             table = self.labeller(manifest)
         except RuntimeError as error:
+            shard = manifest["shard"][0].as_py()
             log.error("Cores will label shard %d, because the device failed: %s", shard, reason(error)[:300])
             os._exit(1)
-        self.run.commit(shard, table)
+        self.run.commit(manifest, table)
         return Committed()
 
 
@@ -166,4 +167,4 @@ class GpuPool:
             return
         chunk = self.ready.popleft()
         self.given[chunk.shards[0]] = actor
-        self.tasks.add(chunk, actor.label.remote(chunk.shards[0], chunk.manifests[0]), needs_core=False, may_be_lost=False)
+        self.tasks.add(chunk, actor.label.remote(chunk.manifests[0]), needs_core=False, may_be_lost=False)

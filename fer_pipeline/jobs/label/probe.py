@@ -50,11 +50,11 @@ def probe(context: Shared[LabelContext], manifest: pa.Table, cores: int) -> Prob
 
 
 @ray.remote(num_cpus=0, max_retries=0)
-def label_singly(context: Shared[LabelContext], shard: int, manifest: pa.Table, poison: Poison) -> Committed:
+def label_singly(context: Shared[LabelContext], manifest: pa.Table, poison: Poison) -> Committed:
     """Label and commit a shard, each record in a process of its own: its records kill only together."""
     found = dict(poison)
     tables = list(_labelled_alone(context, manifest, found, 1, processes_of_their_own=True))
-    load_context(context).commit(shard, pa.concat_tables(tables).unify_dictionaries())
+    load_context(context).commit(manifest, pa.concat_tables(tables).unify_dictionaries())
     return Committed()
 
 

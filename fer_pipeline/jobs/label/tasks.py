@@ -31,10 +31,10 @@ class ChunkTasks(Tasks[Chunk]):
             task: Any = probe.options(name="probe a shard").remote(self.context, chunk.manifests[0], cores)
         elif chunk.step is Step.SINGLY:
             singly = label_singly.options(name="label one by one")
-            task = singly.remote(self.context, chunk.shards[0], chunk.manifests[0], chunk.poison)
+            task = singly.remote(self.context, chunk.manifests[0], chunk.poison)
         else:
             label = _label.options(num_cpus=cores, name="label shards")
-            task = label.remote(self.context, chunk.shards, chunk.manifests, chunk.poison)
+            task = label.remote(self.context, chunk.manifests, chunk.poison)
         self.add(chunk, task, may_be_lost=chunk.step is Step.LABEL)
 
     def cores(self, chunks: int, gpus: Bundles) -> int:
@@ -44,12 +44,12 @@ class ChunkTasks(Tasks[Chunk]):
 
 
 @ray.remote(num_cpus=1, max_retries=0)
-def _label(context: Shared[LabelContext], shards: list[int], manifests: list[pa.Table], poison: Poison) -> Committed:
+def _label(context: Shared[LabelContext], manifests: list[pa.Table], poison: Poison) -> Committed:
     """Label shards and commit them one by one, each while the next is labelled."""
     labeller, run = load_labeller(context), load_context(context)
     tables = labeller(manifests, poison)
     with closing(tables), ThreadPoolExecutor(1, thread_name_prefix="commit") as committer:
-        commits = [committer.submit(run.commit, shard, table) for shard, table in zip(shards, tables, strict=True)]
+        commits = [committer.submit(run.commit, *one) for one in zip(manifests, tables, strict=True)]
         for commit in commits:
             commit.result()
     return Committed(slow_machine(run.settings, has_native_bf16()))

@@ -13,6 +13,7 @@ from fer_pipeline.engine.tasks import Shared
 from fer_pipeline.faces.detectors.spec import ResolvedDetector
 from fer_pipeline.labelling.labeller import Labeller, LabelSettings
 from fer_pipeline.labelling.run import RunFolder, RunRecord, with_lineage
+from fer_pipeline.labelling.schemas import MANIFEST
 from fer_pipeline.models.bundle import Bundle
 from fer_pipeline.table.reuse import Reusable
 
@@ -35,12 +36,12 @@ class LabelContext:
     def known(self) -> Container[str]:
         return () if self.reusable is None else self.reusable
 
-    def commit(self, shard: int, labelled: pa.Table) -> None:
-        """Commit a shard's rows of `schemas.LABELLED`, and count them."""
+    def commit(self, manifest: pa.Table, labelled: pa.Table) -> None:
+        """Commit a shard's rows of `schemas.LABELLED`, with what the manifest keeps of a list, and count them."""
         with timed("commit"):
-            images = with_lineage(labelled, self.record)
+            images = with_lineage(labelled, self.record, manifest.drop_columns(MANIFEST.names))
             images = self.reusable.carry_over(images) if self.reusable else images
-            self.folder.commit(shard, images)
+            self.folder.commit(manifest["shard"][0].as_py(), images)
         count_shard(images)
 
 
