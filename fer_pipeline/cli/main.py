@@ -20,6 +20,7 @@ from fer_pipeline.base.outcome import Outcome, write_outcome
 from fer_pipeline.base.stopping import exit_without_shutdown, handle_stop_signals, stop_message, stopped_code
 from fer_pipeline.base.storage import STORAGE_ERRORS, reason
 from fer_pipeline.cli.options import function_of, misspelt, option_of, prepare, shown, sources, unknown_variables, variable_of
+from fer_pipeline.cli.readable import readable
 
 log = logging.getLogger(__name__)
 COMMANDS = {
@@ -27,7 +28,7 @@ COMMANDS = {
     "train": ("jobs.train.job:run", "recipe", "Train a recipe on an ingested dataset; run it again to continue."),
     "evaluate": ("jobs.evaluate:run", "model", "Evaluate a model on a split: figures with intervals, calibration, a page."),
     "sweep": ("jobs.sweep:run", "recipe", "Train a recipe with many settings on many machines; run it again to continue."),
-    "label": ("jobs.label.job:run", "source", "Label the expression of every face in an archive; run it again to continue."),
+    "label": ("cli.label:run", "source", "Label the expression of every face in an archive; run it again to continue."),
     "publish": ("jobs.publish:run", "run", "Audit a finished run and publish it to a Delta Lake table, or hold it."),
     "nightly": ("jobs.nightly:run", "", "Label what is new or changed, audit and publish it; run it again to continue."),
     "table history": ("cli.table:history", "table", "List a table's versions and the nights that made them."),
@@ -85,7 +86,10 @@ def _with_config(
     quiet: Annotated[bool, Parameter(negative=(), help="Log only warnings and errors; print the result.")] = False,
     json_log: Annotated[bool, Parameter(negative=(), help="Log JSON lines, with the run and its shards.")] = False,
     json_: Annotated[
-        str | None, Parameter(name="--json", help='All options as JSON, {"config": {...}, "cluster": {...}}, meant for programs.')
+        bool, Parameter(name="--json", negative=(), help="Print the result as JSON on a terminal, too, as into a pipe.")
+    ] = False,
+    parameters: Annotated[
+        str | None, Parameter(help='All options as JSON, {"config": {...}, "cluster": {...}}, meant for programs.')
     ] = None,
 ) -> Any:
     if quiet:
@@ -93,8 +97,8 @@ def _with_config(
     if json_log:
         for handler in logging.getLogger().handlers:
             handler.setFormatter(JsonLines())
-    if json_:
-        return _call_with_json(" ".join(tokens), json_)
+    if parameters:
+        return _call_with_json(" ".join(tokens), parameters)
     app.config = sources(config, COMMANDS)
     if show_config:
         command = _command_of(tokens)
@@ -112,30 +116,30 @@ def _command_of(tokens: Sequence[str]) -> str | None:
 
 
 def _call_with_json(command: str, text: str) -> Any:
-    """Run the function of a command with parameters from JSON."""
+    """Run the function of a command with its options from JSON."""
     if command not in COMMANDS:
-        raise UserError(f"'{command}' is not a command. With --json, give only a command, one of {', '.join(COMMANDS)}.")
+        raise UserError(f"'{command}' is not a command. With --parameters, give only a command, one of {', '.join(COMMANDS)}.")
     function = function_of(COMMANDS[command][0])
     kinds, given = get_type_hints(function), _parameters_of(text)
     try:
         return function(**{key: TypeAdapter(kinds[key]).validate_python(value) for key, value in given.items()})
     except ValidationError as error:
-        raise UserError(f"--json: {explain(error)}.") from error
+        raise UserError(f"--parameters: {explain(error)}.") from error
 
 
 def _parameters_of(text: str) -> dict[str, Any]:
-    """Return the parameters in `--json`: `config` and perhaps `cluster`; raise UserError for anything else."""
+    """Return the options in `--parameters`: `config` and perhaps `cluster`; raise UserError for anything else."""
     try:
         found = json.loads(text)
     except ValueError as error:
-        raise UserError(f"--json is not valid JSON: {error}.") from error
+        raise UserError(f"--parameters is not valid JSON: {error}.") from error
     if not isinstance(found, dict) or set(found) - {"config", "cluster"}:
-        raise UserError('--json must be an object with "config" and, optionally, "cluster".')
+        raise UserError('--parameters must be an object with "config" and, optionally, "cluster".')
     return found
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run one command and print its result as the last line, in JSON.
+    """Run one command and print its result: as the last line, in JSON, or in readable lines on a terminal.
 
     Exit with 0, 1 (a bug, or a store or a cluster that failed), 2 (invalid input or configuration), 3 (too many records failed),
     4 (not published, because the audit failed), 130 (stopped by SIGINT) or 143 (stopped by SIGTERM).
@@ -154,10 +158,16 @@ def main(arguments: list[str] | None = None) -> None:
         exit_without_shutdown(outcome.exit_code)
     if outcome.result is not None:
         try:
-            print(json.dumps(outcome.result), flush=True)
+            print(_result_text(outcome.result, given), flush=True)
         except BrokenPipeError:  # the reader has closed the pipe
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(outcome.exit_code)
+
+
+def _result_text(result: dict[str, Any], given: Sequence[str]) -> str:
+    """Return a result as JSON or, on a terminal, in readable lines."""
+    command = _command_of(given)
+    return readable(command, result) if command and sys.stdout.isatty() and "--json" not in given else json.dumps(result)
 
 
 def _run(arguments: list[str]) -> Any:

@@ -99,7 +99,9 @@ def _entrypoint(command: str, config: Config, cluster: ClusterConfig) -> str:
     parameters = {
         name: one.model_dump(mode="json", exclude_defaults=True) for name, one in (("config", config), ("cluster", on_cluster))
     }
-    return shlex.join(["python", "-m", "fer_pipeline.cli", *command.split(), "--json-log", "--json", json.dumps(parameters)])
+    return shlex.join(
+        ["python", "-m", "fer_pipeline.cli", *command.split(), "--json-log", "--parameters", json.dumps(parameters)]
+    )
 
 
 def _ids(client: JobSubmissionClient, name: str) -> list[str]:

@@ -98,7 +98,7 @@ def drivers(head: Head) -> list[psutil.Process]:
     found = []
     for process in psutil.process_iter(["cmdline"]):
         line = " ".join(process.info["cmdline"] or [])
-        if "fer_pipeline.cli" in line and "--json" in line and str(head.stand.folder) in line and not ended(process):
+        if "fer_pipeline.cli" in line and "--parameters" in line and str(head.stand.folder) in line and not ended(process):
             found.append(process)
     return found
 

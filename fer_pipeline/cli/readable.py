@@ -1,0 +1,168 @@
+"""A command's result as a few lines for people: on a terminal, where programs get JSON."""
+
+import posixpath
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from fer_pipeline.base.text import printable
+
+WIDEST = 60
+"""Longest cell of a table."""
+
+
+def readable(command: str, result: Mapping[str, Any]) -> str:
+    """Return the result of a command, as JSON has it, in readable lines."""
+    return _FORMS.get(command, _facts)(result)
+
+
+def _facts(result: Mapping[str, Any]) -> str:
+    """Return a line for each fact that is known, and a table for each list of records."""
+    lines, tables = list[tuple[str, str]](), list[str]()
+    for name, value in result.items():
+        if isinstance(value, list) and value and isinstance(value[0], Mapping):
+            tables.append(table(list(value[0]), [[_short(one) for one in row.values()] for row in value]))
+        elif value not in (None, "", [], {}):
+            lines.append((name.replace("_", " "), _short(value)))
+    return "\n".join([*columns(lines), *tables])
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {_short(one)}" for name, one in value.items() if one not in (None, "", [], {}))
+    if isinstance(value, list):
+        return ", ".join(map(_short, value))
+    if isinstance(value, bool) or value is None:
+        return {True: "yes", False: "no", None: ""}[value]
+    if isinstance(value, float):
+        return f"{value:,.4g}"
+    return f"{value:,}" if isinstance(value, int) else printable(str(value))
+
+
+def columns(rows: Iterable[Sequence[str]]) -> list[str]:
+    """Return rows of texts as lines with aligned columns."""
+    found = [
+        [one if len(one) <= WIDEST or index == len(row) - 1 else f"…{one[1 - WIDEST :]}" for index, one in enumerate(row)]
+        for row in rows
+    ]
+    widths = [max(map(len, column)) for column in zip(*found, strict=True)]
+    return ["  ".join(one.ljust(width) for one, width in zip(row, widths, strict=True)).rstrip() for row in found]
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a table as text."""
+    return "\n".join(columns([head, *rows]))
+
+
+def _run(run: Mapping[str, Any]) -> str:
+    if "result" not in run:
+        return _estimate(run)
+    result, increment = run["result"] or {}, run["increment"] or {}
+    lines = [("run", run["run_id"]), ("source", printable(run["source"]))]
+    lines += (
+        [("listed", f"{increment['listed']:,}, {increment['held']:,} of them held by {increment['table']}")] if increment else []
+    )
+    lines += [("images", _short(result.get("counts", {})) or "none")]
+    lines += [("skipped", _short(run["skipped"]))] if run["skipped"] else []
+    faces = result.get("faces", 0)
+    unsure = f", {result['uncertain'] / faces:.0%} of their labels uncertain" if faces else ""
+    lines += (
+        [("faces", f"{faces:,}{unsure}"), ("labels", _short(result.get("expressions", {})))] if faces else [("faces", "none")]
+    )
+    labelled = result.get("labelled_now", 0)
+    lines += [("took", f"{result.get('seconds', 0):,.1f} s" + (f", {result['images_per_s']:,.1f} images/s" if labelled else ""))]
+    return "\n".join(columns(lines))
+
+
+def _estimate(found: Mapping[str, Any]) -> str:
+    hours = "{core_hours:,.4g} ({core_hours_low:,.4g} to {core_hours_high:,.4g})".format(**found)
+    lines = [("records", f"{found['records']:,} to label, {found['held']:,} held by the table"), ("bytes", f"{found['bytes']:,}")]
+    lines += [("core hours", f"{hours}, from {found['measured']} records"), ("hours here", f"{found['hours_here']:,.4g}")]
+    if found["price"] is not None:
+        lines.append(("price", "{price:,.4g} ({price_low:,.4g} to {price_high:,.4g})".format(**found)))
+    return "\n".join(columns(lines))
+
+
+def _night(night: Mapping[str, Any]) -> str:
+    faces = night["faces"]
+    counted = [f"{night[name]:,} {name}" for name in ("records", "carried", "failed", "vanished") if night[name]]
+    lines = [("night", night["run_id"]), ("state", night["state"]), ("rows", ", ".join(counted) or "no change")]
+    lines += [("faces", f"{faces:,}, {night['uncertain'] / faces:.0%} of their labels uncertain")] if faces else []
+    lines += [(name, ", ".join(night[name])) for name in ("failing", "accepted") if night[name]]
+    lines += [("table", f"{night['table_rows']:,} rows")] if night["table_rows"] is not None else []
+    lines += [("run", night["folder"])] if night["folder"] else []
+    return "\n".join(columns(lines))
+
+
+def _predicted(result: Mapping[str, Any]) -> str:
+    rows = []
+    for one in result["images"]:
+        name = one["member"] or posixpath.basename(one["uri"])
+        moment = "" if one["time_ms"] is None else f" at {one['time_ms'] / 1000:g} s"
+        rows.append([printable(name) + moment, one["error"] or _labels(one["faces"]), one["annotated"] or ""])
+    return table(["image", "apparent expressions", "marked copy"], rows)
+
+
+def _labels(faces: Sequence[Mapping[str, Any]]) -> str:
+    said = [f"{face['expression']} {face['confidence']:.0%}{' (uncertain)' if face['uncertain'] else ''}" for face in faces]
+    return ", ".join(said) or "no face"
+
+
+def _explained(result: Mapping[str, Any]) -> str:
+    row, run = result["row"], result["run"]
+    facts = {name: value for name, value in row.items() if name not in ("faces", "record_id", "shard")}
+    faces = [
+        [
+            str(face["face_id"]),
+            _labels([face]),
+            f"{face['w']:.0f} x {face['h']:.0f} at {face['x']:.0f}, {face['y']:.0f}",
+            f"{face['detection_score']:.2f}",
+        ]
+        for face in row["faces"]
+    ]
+    parts = [_facts(facts), f"settings  {_short(run['settings'])}", f"file      {result['shard_file']}"]
+    parts += [f"picture   {result['picture']}"] if result["picture"] else []
+    return "\n".join([*parts, *([table(["face", "label", "box in px", "detection"], faces)] if faces else ["no face"])])
+
+
+def _history(result: Mapping[str, Any]) -> str:
+    rows = []
+    for one in result["versions"]:
+        night, restored = one["night"] or {}, one["restored"]
+        moment = datetime.fromtimestamp(one["timestamp"] / 1000, UTC)
+        operation = one["operation"].lower() if restored is None else f"restore of version {restored}"
+        counted = [
+            f"{night[name]:,} {name}" for name in ("records", "faces", "failed", "vanished") if night.get(name) is not None
+        ]
+        said = [*counted, *(f"accepted: {name}" for name in night.get("accepted", []))]
+        rows.append([str(one["version"]), f"{moment:%Y-%m-%d %H:%M}", operation, night.get("run_id", ""), ", ".join(said)])
+    return table(["version", "UTC", "operation", "night", "what it did"], rows)
+
+
+def _registry(result: Mapping[str, Any]) -> str:
+    rows = [
+        [
+            f"{model['name']}@{version['version']}",
+            version["created_at"][:16],
+            (version["digest"] or "")[:12],
+            _aliases(model, version),
+        ]
+        for model in result["models"]
+        for version in model["versions"]
+    ]
+    return table(["model", "created", "digest", "aliases"], rows) if rows else f"no models in {result['registry']}"
+
+
+def _aliases(model: Mapping[str, Any], version: Mapping[str, Any]) -> str:
+    return ", ".join(name for name, target in model["aliases"].items() if target == version["version"])
+
+
+_FORMS = {
+    "label": _run,
+    "predict": _predicted,
+    "explain": _explained,
+    "nightly": _night,
+    "publish": _night,
+    "table history": _history,
+    "models list": _registry,
+}
