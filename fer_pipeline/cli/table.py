@@ -49,10 +49,10 @@ class RestoreConfig(TableConfig):
 
 
 class ForgetConfig(TableConfig):
-    """Erase rows in all versions. The source and the run folders of the rows are not changed."""
+    """Erase rows in all versions, and never label their images again. Source and run folders are not changed."""
 
     uri: tuple[str, ...] = ()
-    """Files or containers whose rows are erased."""
+    """Files or containers whose rows are erased: a path, or the end of it if only one file has it."""
     content: tuple[str, ...] = ()
     """sha256 (`content_sha256`) of images whose rows are erased, in any file."""
 
@@ -129,7 +129,7 @@ def forget(config: ForgetConfig) -> Forgotten:
     if not (config.uri or config.content):
         raise UserError("No rows are named: name files with --uri, or images with --content.")
     with _require_no_conflict(config.table):
-        return forget_rows(_opened(config.table), tuple(map(storage.normalize, config.uri)), config.content)
+        return forget_rows(_opened(config.table), config.uri, config.content)
 
 
 def compact(config: TableConfig) -> TableResult:

@@ -1,6 +1,6 @@
 """Label a shard on a GPU: threads fetch, decode and cut; the device detects and classifies many images at once."""
 
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from functools import partial
@@ -19,7 +19,17 @@ from fer_pipeline.faces.detectors import load_batch_detector
 from fer_pipeline.faces.detectors.detections import Detections
 from fer_pipeline.faces.detectors.spec import ResolvedDetector
 from fer_pipeline.faces.pixels import Pixels
-from fer_pipeline.labelling.labeller import FaceExtractor, LabelSettings, Outcome, Prepared, Watch, label_rows, to_fetch
+from fer_pipeline.labelling.labeller import (
+    Decided,
+    FaceExtractor,
+    LabelSettings,
+    Outcome,
+    Prepared,
+    Watch,
+    label_rows,
+    to_fetch,
+    undecided,
+)
 from fer_pipeline.models.bundle import Bundle
 
 Result = TypeVar("Result")
@@ -39,11 +49,11 @@ class DeviceLabeller:
         device: str,
         threads: int,
         watch: Watch = nullcontext,
-        known: Container[str] = (),
+        decided: Decided = undecided,
     ) -> None:
-        """`watch` is entered around each piece of work, in any thread. `known`: see `FaceExtractor`."""
+        """`watch` is entered around each piece of work, in any thread. `decided`: see `FaceExtractor`."""
         self.card, self.settings, self.watch = bundle.card, settings, watch
-        self.faces = FaceExtractor(detector, bundle.card, settings, known=known)
+        self.faces = FaceExtractor(detector, bundle.card, settings, decided=decided)
         self.threads = ThreadPoolExecutor(threads, thread_name_prefix="prepare")
         self.ahead = 2 * threads
         self.device_thread = ThreadPoolExecutor(1, thread_name_prefix="device")  # torch keeps settings by thread

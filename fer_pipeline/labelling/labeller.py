@@ -1,7 +1,7 @@
 """Label a shard: rows of the manifest in, rows of `images` out, exactly one for each record whatever happens."""
 
 import hashlib
-from collections.abc import Callable, Container, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -29,7 +29,7 @@ from fer_pipeline.faces.detectors.spec import ResolvedDetector
 from fer_pipeline.faces.detectors.views import View, merged, views_of
 from fer_pipeline.faces.phash import perceptual_hash
 from fer_pipeline.faces.pixels import Pixels
-from fer_pipeline.labelling.schemas import CARRIED, LABELLED
+from fer_pipeline.labelling.schemas import BLOCKED, LABELLED
 from fer_pipeline.models.bundle import Bundle
 from fer_pipeline.models.card import ModelCard
 from fer_pipeline.models.metrics import is_uncertain
@@ -52,6 +52,12 @@ Poison = dict[int, tuple[str, str]]
 """Status and reason of records that must not be opened again, by record id."""
 Watch = Callable[[], AbstractContextManager[Any]]
 """Returns a context for work on records, which limits its time or its memory."""
+Decided = Callable[[str], str | None]
+"""Returns the status of a record whose bytes need no labelling, by their digest: `CARRIED`, `BLOCKED`, or None."""
+
+
+def undecided(content_sha256: str) -> None:
+    """Return None: all bytes are labelled."""
 
 
 @dataclass
@@ -89,10 +95,10 @@ class FaceExtractor:
         card: ModelCard,
         settings: LabelSettings,
         watch: Watch = nullcontext,
-        known: Container[str] = (),
+        decided: Decided = undecided,
     ) -> None:
-        """`watch` is entered around `extract`. `known`: digests of bytes that need no labelling."""
-        self.card, self.settings, self.watch, self.known = card, settings, watch, known
+        """`watch` is entered around `extract`. `decided`: tells which bytes need no labelling."""
+        self.card, self.settings, self.watch, self.decided = card, settings, watch, decided
         self.detector, self.finds_faces = detector, DETECTORS[detector.name].finds_faces
 
     @cached_property
@@ -119,10 +125,10 @@ class FaceExtractor:
             return record.outcome, self.cut(record, found)
 
     def prepare(self, data: Fetched) -> Prepared:
-        """Decode and shrink one record; the outcome of a known or undecodable record is final."""
+        """Decode and shrink one record; the outcome of a decided or undecodable record is final."""
         digest = hashlib.sha256(data).hexdigest() if isinstance(data, bytes) else None
-        if digest and digest in self.known:
-            return Prepared(Outcome(CARRIED, content_sha256=digest))
+        if status := digest and self.decided(digest):
+            return Prepared(Outcome(status, content_sha256=None if status == BLOCKED else digest))
         size_px = self.settings.detect_px
         try:
             with timed("decode"):
@@ -173,12 +179,12 @@ class Labeller:
         bundle: Bundle,
         settings: LabelSettings,
         watch: Watch = nullcontext,
-        known: Container[str] = (),
+        decided: Decided = undecided,
         memory_bytes: int | None = None,
     ) -> None:
         """`memory_bytes`: memory that records may use beyond what the loaded process has. For the rest see `FaceExtractor`."""
         self.card, self.settings = bundle.card, settings
-        self.faces = FaceExtractor(detector, bundle.card, settings, watch, known)
+        self.faces = FaceExtractor(detector, bundle.card, settings, watch, decided)
         self.classify = Classifier(bundle, settings.precision)
         assert self.faces.detect  # load it
         self.bounded: Watch = bounded_memory(memory_bytes) if memory_bytes else nullcontext

@@ -124,6 +124,10 @@ class RunResult(Config):
     """Failed records that had already failed in an earlier night."""
     copies: int = 0
     """Images whose bytes are those of another image of the run, which counts as the original; an estimate above 16 million."""
+    near_blocked: int = 0
+    """Images that are near copies of ones that were erased from the table; a person decides whether to erase them, too."""
+    near_blocked_first: list[str] = Field(default_factory=list)
+    """Paths of the first of them, below the source."""
     failures: list[dict[str, str | None]]
     """The first failed records; all of them are in `images/`."""
     labelled_now: int

@@ -30,7 +30,7 @@ MEANINGS = {
     "taken_at": "local time at which it was taken, ISO 8601, with an offset only where the file says one; else null",
     "camera": "maker and model of the camera, as the file says; else null",
     "phash": "perceptual hash, 256 bits in hex: near copies differ in a few bits; null if it was not decoded",
-    "status": "`ok`, `no_face`, or how the record failed",
+    "status": "`ok`, `no_face`, `blocked` (it was erased by `table forget`), or how the record failed",
     "note": "what is wrong with a file that was labelled all the same; else null",
     "faces": "the faces of the image, best detection first; empty if there is none",
     "face_id": "index among the faces of the image, best detection first",
@@ -155,5 +155,7 @@ RetriedStatus = Literal["unreadable", "undecodable", "too_large", "unsupported",
 """Statuses of a record that failed and may be retried."""
 FAILED: tuple[str, ...] = (*get_args(RetriedStatus), "changed")
 """Statuses of a record that failed; `error` says why. A changed file needs a new listing first."""
+BLOCKED = "blocked"
+"""Status of a record whose bytes were erased from the table by `table forget`, so that they are not labelled again."""
 CARRIED = "carried"
 """Temporary status of a record whose bytes the published table knows, until its old row replaces this one."""

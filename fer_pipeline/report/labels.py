@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 from fer_pipeline.base import storage
 from fer_pipeline.base.storage import parquet
 from fer_pipeline.labelling.run import RunFolder, RunRecord
-from fer_pipeline.labelling.schemas import FACES, FAILED, SUCCEEDED
+from fer_pipeline.labelling.schemas import BLOCKED, FACES, FAILED, SUCCEEDED
 from fer_pipeline.report.gallery import Choice, Group
 from fer_pipeline.report.page import render
 from fer_pipeline.report.places import Places
@@ -51,7 +51,7 @@ def label_report(
         places=places,
         folders=places.by_folder(),
         dates=places.by_date(),
-        statuses=SUCCEEDED + FAILED,
+        statuses=(*SUCCEEDED, *FAILED, BLOCKED),
         failed=FAILED,
         timelines=timelines(folder, record),
     )

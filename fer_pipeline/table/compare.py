@@ -20,7 +20,7 @@ from fer_pipeline.base.errors import UserError
 from fer_pipeline.base.storage import parquet
 from fer_pipeline.faces.decoding_version import DECODING, is_outdated
 from fer_pipeline.labelling.run import Increment
-from fer_pipeline.labelling.schemas import FAILED, SUCCEEDED
+from fer_pipeline.labelling.schemas import BLOCKED, FAILED, SUCCEEDED
 from fer_pipeline.table.delta import LabelTable, TableFile
 from fer_pipeline.table.nights import night_ids
 from fer_pipeline.table.reuse import PLACES
@@ -101,7 +101,7 @@ class Comparison:
         facts = [*(rows[name].to_pylist() for name in KEY), is_place.to_pylist(), is_container.to_pylist()]
         covered = np.fromiter(map(self.covers, *facts), bool, len(rows))
         rows, number_in_file = rows.filter(pa.array(covered)), number_in_file[covered]
-        labelled = pc.is_in(rows["status"], pa.array(SUCCEEDED)).to_numpy()
+        labelled = pc.is_in(rows["status"], pa.array((*SUCCEEDED, BLOCKED))).to_numpy()
         is_current = _all([pc.equal(rows[name], self.identity[name]) for name in IDENTITY]).to_numpy() & ~self._outdated(rows)
         failed_last = ~labelled | pc.is_valid(rows["error"]).to_numpy()
         attempt = np.where(failed_last, np.minimum(rows["attempt"].to_numpy(), 255), 0).astype(np.uint8)

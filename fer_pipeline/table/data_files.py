@@ -19,6 +19,7 @@ from fer_pipeline.labelling.faces_table import shards_with
 from fer_pipeline.labelling.manifest import SHARDS_PER_FILE, read_manifest_file
 from fer_pipeline.labelling.run import READERS, RunFolder, RunRecord
 from fer_pipeline.labelling.schemas import ADDED, IMAGES, SUCCEEDED, RetriedStatus
+from fer_pipeline.table.blocklist import read_blocklist, without_blocked
 from fer_pipeline.table.delta import TableFile, file_of
 from fer_pipeline.table.rows import KEY, VANISHED, Digests, DigestSet, concatenated, digests_of, rows_of
 
@@ -141,7 +142,7 @@ def write_new(table: str, folder: RunFolder, record: RunRecord, numbers: Iterabl
         images = pa.concat_tables(
             pool.map(lambda shard: parquet.read_own(folder.images_path(shard), IMAGES, added=ADDED), shards)
         )
-    rows = rows_of(images, record.source, record.run_id)
+    rows = rows_of(without_blocked(images, read_blocklist(table)), record.source, record.run_id)
     if len(kept):
         rows = rows.filter(pa.array(DigestSet(kept).find(digests_of(rows)) < 0))
     return write_file(table, record.run_id, rows)

@@ -1,4 +1,6 @@
-"""Erases rows from all versions of a table: all rows of a uri, or of an image's bytes under any uri."""
+"""Erases rows from all versions of a table, all rows of a uri or of an image's bytes, and blocks those bytes for the future."""
+
+from collections.abc import Iterable
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -7,8 +9,12 @@ from fer_pipeline.base import storage
 from fer_pipeline.base.config import Config
 from fer_pipeline.base.errors import UserError
 from fer_pipeline.base.storage import parquet
+from fer_pipeline.table.blocklist import ENTRIES, block
 from fer_pipeline.table.data_files import write_file
 from fer_pipeline.table.delta import Changes, LabelTable
+from fer_pipeline.table.rows import ROWS
+
+_COLUMNS = ["uri", *ENTRIES.names]
 
 
 class Forgotten(Config):
@@ -17,35 +23,66 @@ class Forgotten(Config):
     rows: int
     files_deleted: int
     """Files that held the rows. Versions that include one of them cannot be read any more."""
+    blocked: int
+    """Contents that will not be labelled again, under whatever name."""
     says: str
 
 
 def forget(table: LabelTable, uris: tuple[str, ...], contents: tuple[str, ...]) -> Forgotten:
-    """Commit the table without these rows, then delete every file that holds one. Raise UserError if no file does.
+    """Block the contents of these rows, commit the table without them, then delete every file that holds one.
 
-    The commit always comes first. It makes the commit of a concurrent publisher fail, which then writes its files again.
+    A uri may be the end of a path if only one file of the table has it. Raise UserError if no row matches.
+    The commit comes before any deletion. It makes the commit of a concurrent publisher fail, which then writes its files again.
     """
-    known = {*table.data_files(), *(file.path for file in table.files)}
-    affected = [name for name in sorted(known) if pc.any(_matches(table.path(name), uris, contents)).as_py()]
-    if not affected:
-        raise UserError(f"The table '{table.url}' holds no such row in any version: give uris as absolute paths or s3:// URLs.")
+    known = sorted({*table.data_files(), *(file.path for file in table.files)})
+    uris = tuple(_resolved(table, known, uri) for uri in uris)
+    found = {name: rows for name in known if len(rows := _matching(table.path(name), uris, contents))}
+    if not found:
+        raise UserError(f"The table '{table.url}' holds no such row in any version.")
+    erased = pa.concat_tables(found.values())
+    block(
+        table.url,
+        erased.group_by("content_sha256", use_threads=False).aggregate([("phash", "first")]).rename_columns(ENTRIES.names),
+    )
     changes, rows = Changes(), 0
     for file in table.files:
-        if file.path in affected:
-            matches = _matches(table.path(file.path), uris, contents)
+        if file.path in found:
+            matches = _matches(parquet.read_columns(table.path(file.path), ["uri", "content_sha256"]), uris, contents)
             rows += pc.sum(matches).as_py()
             changes.removed.append(file)
             rest = write_file(table.url, "forget", parquet.read_table(table.path(file.path)).filter(pc.invert(matches)))
             changes.added.extend([rest] if rest else [])
     table.commit(changes, None, {"forgot": rows})
-    for name in affected:
+    for name in found:
         storage.remove(table.path(name))
-    says = f"{len(affected)} files are deleted: reading an older version that includes one of them fails from now on"
-    return Forgotten(rows=rows, files_deleted=len(affected), says=says)
+    blocked = len(pc.unique(erased["content_sha256"].drop_null()))
+    says = f"{len(found)} files are deleted: reading an older version that includes one of them fails from now on"
+    if pc.any(pc.is_null(erased["content_sha256"])).as_py():
+        says += "; frames of videos, and records that were never read, are not blocked: delete their files, or --exclude them"
+    return Forgotten(rows=rows, files_deleted=len(found), blocked=blocked, says=says)
 
 
-def _matches(path: str, uris: tuple[str, ...], contents: tuple[str, ...]) -> pa.ChunkedArray:
-    """Return which rows (n,) of a file have one of these uris or contents."""
-    rows = parquet.read_columns(path, ["uri", "content_sha256"])
+def _resolved(table: LabelTable, names: Iterable[str], text: str) -> str:
+    """Return the uri that a text names: a whole one, or the end of the only one that ends with it."""
+    found = set[str]()
+    for name in names:
+        uris = parquet.read_columns(table.path(name), ["uri"])["uri"]
+        found.update(pc.unique(uris.filter(pc.or_(pc.equal(uris, text), pc.ends_with(uris, f"/{text}")))).to_pylist())
+    place = text if text in found else storage.normalize(text)
+    if place in found or len(found) == 1:
+        return place if place in found else found.pop()
+    if found:
+        raise UserError(f"'{text}' is the end of {len(found)} files ({', '.join(sorted(found)[:5])}, ...): name a longer path.")
+    return place
+
+
+def _matching(path: str, uris: tuple[str, ...], contents: tuple[str, ...]) -> pa.Table:
+    """Return uri, digest and perceptual hash of the rows of a file that have one of these uris or contents."""
+    schema = pa.schema([ROWS.field(name) for name in _COLUMNS])
+    rows = parquet.with_columns(parquet.read_columns(path, _COLUMNS), schema)
+    return rows.filter(_matches(rows, uris, contents))
+
+
+def _matches(rows: pa.Table, uris: tuple[str, ...], contents: tuple[str, ...]) -> pa.ChunkedArray:
     by_uri = pc.is_in(rows["uri"], pa.array(uris, pa.string()))
     return pc.or_(by_uri, pc.is_in(rows["content_sha256"], pa.array(contents, pa.string())))

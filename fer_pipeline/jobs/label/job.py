@@ -3,7 +3,7 @@
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from itertools import islice
@@ -33,16 +33,19 @@ from fer_pipeline.jobs.label.pool import GpuPool
 from fer_pipeline.jobs.label.tasks import ChunkTasks
 from fer_pipeline.jobs.label.worker import LabelContext
 from fer_pipeline.labelling.faces_table import Tally, shards_with, write_faces
-from fer_pipeline.labelling.manifest import file_count, shard_sizes, write_manifest
+from fer_pipeline.labelling.manifest import SHARDS_PER_FILE, file_count, shard_sizes, write_manifest
 from fer_pipeline.labelling.run import INDEXES, REPORT, RunFolder, RunRecord, RunResult
 from fer_pipeline.report.labels import label_report
 from fer_pipeline.report.page import drawn
+from fer_pipeline.table.blocklist import NOTHING_BLOCKED, near_copies, read_blocklist
 from fer_pipeline.table.compare import Comparison
 from fer_pipeline.table.delta import TABLE_INDEXES, LabelTable
 from fer_pipeline.table.reuse import read_reusable
 
 log = logging.getLogger(__name__)
 
+NAMED = 20
+"""Near copies of erased images that are named."""
 DUPLICATE_NAME = "(doubled)"
 """Key of `skipped` that counts duplicate member names in a container: a table holds only the first member of a name."""
 
@@ -79,7 +82,8 @@ def run(config: LabelConfig, cluster: ClusterConfig = ClusterConfig(), only_if_c
         add_to_each_line(run_id=record.run_id)
         labelled, lost = _label(plan, record, machines, redo, resumed)
         tally = _sum_up(folder, record, machines)
-        result = _result(tally, labelled, lost, time.perf_counter() - started)
+        near = _near_blocked(folder, record, machines)
+        result = _result(tally, labelled, lost, time.perf_counter() - started, near)
         record = record.model_copy(update={"result": result})
         page = finishing.submit(_page, plan, record)  # while Ray stops
     return _finish(plan, record, tally, page.result())
@@ -250,8 +254,9 @@ def _label(plan: LabelPlan, record: RunRecord, machines: Machines, redo: frozens
         if not pending:
             return 0, 0
         reusable = read_reusable(record.increment.table, folder.places_path(record.run_id)) if record.increment else None
+        blocked = read_blocklist(record.increment.table) if record.increment else NOTHING_BLOCKED
         limits = config.record_timeout_s, config.record_memory_bytes
-        shared = share(LabelContext(folder, record, plan.detector, plan.bundle, plan.settings, *limits, reusable))
+        shared = share(LabelContext(folder, record, plan.detector, plan.bundle, plan.settings, *limits, reusable, blocked))
         tasks = ChunkTasks(shared, machines)
         pool = GpuPool(shared, tasks, config.gpus_per_worker, config.num_gpus) if config.gpus_per_worker else None
         dispatcher = Dispatcher(folder, record, tasks, pool, redo, resumed)
@@ -267,6 +272,21 @@ def _sum_up(folder: RunFolder, record: RunRecord, machines: Machines) -> Tally:
     for part in fan_out(write_faces, range(file_count(record.shards)), folder, record, machines=machines):
         tally.merge(part)
     return tally
+
+
+def _near_blocked(folder: RunFolder, record: RunRecord, machines: Machines) -> list[str]:
+    """Return the images that are near copies of ones that were erased from the table, and say so."""
+    blocked = read_blocklist(record.increment.table) if record.increment else NOTHING_BLOCKED
+    if not blocked.phashes:
+        return []
+    parts = [range(start, min(record.shards, start + SHARDS_PER_FILE)) for start in range(0, record.shards, SHARDS_PER_FILE)]
+    near = [path for found in fan_out(near_copies, parts, folder, blocked, machines=machines) for path in found]
+    if near:
+        names = ", ".join(near[:NAMED])
+        log.warning(
+            "%d images look like ones that were erased from the table: look at %s; `table forget` erases them", len(near), names
+        )
+    return near
 
 
 def _page(plan: LabelPlan, record: RunRecord) -> str:
@@ -290,7 +310,7 @@ def _finish(plan: LabelPlan, record: RunRecord, tally: Tally, page: str) -> RunR
     return record
 
 
-def _result(tally: Tally, labelled: int, lost: int, seconds: float) -> RunResult:
+def _result(tally: Tally, labelled: int, lost: int, seconds: float, near_blocked: Sequence[str] = ()) -> RunResult:
     return RunResult(
         counts=dict(sorted(tally.statuses.items())),
         failed=tally.failed,
@@ -301,6 +321,8 @@ def _result(tally: Tally, labelled: int, lost: int, seconds: float) -> RunResult
         carried=tally.carried,
         failed_again=tally.failed_again,
         copies=tally.contents.copies,
+        near_blocked=len(near_blocked),
+        near_blocked_first=list(near_blocked[:NAMED]),
         expressions=dict(tally.expressions.most_common()),
         failures=tally.failures,
         labelled_now=labelled,

@@ -41,7 +41,9 @@ class GpuLabelActor:
         self.run = run = context.get()
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         watch = alarm(run.record_timeout_s)
-        self.labeller = DeviceLabeller(run.detector, run.bundle, run.settings, self.device, cores_beside(gpus), watch, run.known)
+        self.labeller = DeviceLabeller(
+            run.detector, run.bundle, run.settings, self.device, cores_beside(gpus), watch, run.decided
+        )
 
     def device_name(self) -> str:
         return self.device

@@ -1,7 +1,6 @@
 """What a labelling worker keeps between tasks, and its time and memory limits."""
 
 import platform
-from collections.abc import Container
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -13,8 +12,9 @@ from fer_pipeline.engine.tasks import Shared
 from fer_pipeline.faces.detectors.spec import ResolvedDetector
 from fer_pipeline.labelling.labeller import Labeller, LabelSettings
 from fer_pipeline.labelling.run import RunFolder, RunRecord, with_lineage
-from fer_pipeline.labelling.schemas import MANIFEST
+from fer_pipeline.labelling.schemas import BLOCKED, CARRIED, MANIFEST
 from fer_pipeline.models.bundle import Bundle
+from fer_pipeline.table.blocklist import NOTHING_BLOCKED, Blocklist
 from fer_pipeline.table.reuse import Reusable
 
 
@@ -32,9 +32,14 @@ class LabelContext:
     reusable: Reusable | None = None
     """Labels in the published table, by the digest of the labelled bytes."""
 
-    @property
-    def known(self) -> Container[str]:
-        return () if self.reusable is None else self.reusable
+    blocked: Blocklist = NOTHING_BLOCKED
+    """What was erased from the published table."""
+
+    def decided(self, content_sha256: str) -> str | None:
+        """Return the status of bytes that need no labelling; None if they do."""
+        if content_sha256 in self.blocked.contents:
+            return BLOCKED
+        return CARRIED if self.reusable is not None and content_sha256 in self.reusable else None
 
     def commit(self, manifest: pa.Table, labelled: pa.Table) -> None:
         """Commit a shard's rows of `schemas.LABELLED`, with what the manifest keeps of a list, and count them."""
@@ -66,4 +71,4 @@ def _itself(context: LabelContext) -> LabelContext:
 
 def _make_labeller(context: LabelContext) -> Labeller:
     watch = alarm(context.record_timeout_s)
-    return Labeller(context.detector, context.bundle, context.settings, watch, context.known, context.record_memory_bytes)
+    return Labeller(context.detector, context.bundle, context.settings, watch, context.decided, context.record_memory_bytes)

@@ -1,0 +1,92 @@
+"""The images that are never labelled again: what `table forget` erased, by digest, beside the table."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from uuid import uuid4
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from fer_pipeline.base import storage
+from fer_pipeline.base.storage import parquet
+from fer_pipeline.labelling.run import RunFolder
+from fer_pipeline.labelling.schemas import ADDED, BLOCKED, IMAGES
+
+FOLDER = "_blocked"
+"""Folder below the table. Readers and vacuum ignore names that begin with an underscore."""
+ENTRIES = pa.schema([pa.field("content_sha256", pa.string(), nullable=False), pa.field("phash", pa.string())])
+NEAR_BITS = 12
+"""Near copies differ in at most this many bits of the perceptual hash (docs/columns.md)."""
+_CLEARED = ("content_sha256", "width", "height", "taken_at", "camera", "phash", "error", "note")
+
+
+@dataclass(frozen=True)
+class Blocklist:
+    """Images that were erased from a table."""
+
+    contents: frozenset[str] = frozenset()
+    phashes: tuple[str, ...] = ()
+
+    def near(self, phashes: pa.ChunkedArray) -> NDArray[np.bool_]:
+        """Return which images (n,) are near copies of erased ones, by their perceptual hashes; one without a hash is not."""
+        found = np.zeros(len(phashes), bool)
+        known = np.flatnonzero(pc.fill_null(pc.match_substring_regex(phashes, "^[0-9a-f]{64}$"), False).to_numpy())
+        if not self.phashes or not len(known):
+            return found
+        bits, ours = _bits(phashes.take(known).to_pylist()), _bits(self.phashes)
+        for one in ours:
+            found[known] |= np.bitwise_count(bits ^ one).sum(1) <= NEAR_BITS
+        return found
+
+
+NOTHING_BLOCKED = Blocklist()
+
+
+def _bits(phashes: Sequence[str]) -> NDArray[np.uint64]:
+    """Return hashes (n, 4) of 256 bits each."""
+    return np.frombuffer(bytes.fromhex("".join(phashes)), np.uint64).reshape(-1, 4)
+
+
+def read_blocklist(table: str) -> Blocklist:
+    """Return what was erased from a table. Raise UserError for a damaged list."""
+    folder = storage.join(table, FOLDER)
+    parts = [parquet.read_own(storage.join(folder, name), ENTRIES) for name in storage.list_names(folder)]
+    rows = pa.concat_tables([ENTRIES.empty_table(), *parts])
+    hashes = rows["phash"].filter(pc.match_substring_regex(rows["phash"], "^[0-9a-f]{64}$"))
+    return Blocklist(frozenset(rows["content_sha256"].to_pylist()), tuple(sorted(set(hashes.to_pylist()))))
+
+
+def near_copies(folder: RunFolder, blocked: Blocklist, shards: Sequence[int]) -> list[str]:
+    """Return the names of a run's images that are near copies of erased ones: a person decides what they are."""
+    found = list[str]()
+    for shard in shards:
+        rows = parquet.read_own(folder.images_path(shard), IMAGES, ["path", "phash"], added=ADDED)
+        found += rows.filter(pa.array(blocked.near(rows["phash"])))["path"].to_pylist()
+    return found
+
+
+def block(table: str, rows: pa.Table) -> None:
+    """Add the contents of rows of a table, if they have a digest."""
+    entries = parquet.with_columns(rows, ENTRIES).select(ENTRIES.names)
+    entries = entries.filter(pc.is_valid(entries["content_sha256"]))
+    if len(entries):
+        parquet.write_table(storage.join(table, FOLDER, f"{uuid4().hex}.parquet"), entries.cast(ENTRIES))
+
+
+def without_blocked(images: pa.Table, blocked: Blocklist) -> pa.Table:
+    """Return rows of `schemas.IMAGES` without what is known of blocked images: they have no faces, and the status `blocked`."""
+    is_blocked = pc.is_in(images["content_sha256"], pa.array(sorted(blocked.contents), pa.string()))
+    if not pc.any(is_blocked).as_py():
+        return images
+    for name in _CLEARED:
+        column = images[name].cast(pa.string()) if pa.types.is_dictionary(images.schema.field(name).type) else images[name]
+        images = _set(images, name, pc.if_else(is_blocked, pa.scalar(None, column.type), column))
+    images = _set(images, "status", pc.if_else(is_blocked, BLOCKED, images["status"].cast(pa.string())))
+    faces = [[] if hidden else found for hidden, found in zip(is_blocked.to_pylist(), images["faces"].to_pylist(), strict=True)]
+    return _set(images, "faces", pa.chunked_array([pa.array(faces, IMAGES.field("faces").type)]))
+
+
+def _set(images: pa.Table, name: str, column: pa.ChunkedArray) -> pa.Table:
+    return images.set_column(images.column_names.index(name), IMAGES.field(name), column.cast(IMAGES.field(name).type))
