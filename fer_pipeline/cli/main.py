@@ -32,6 +32,7 @@ COMMANDS = {
     "publish": ("jobs.publish:run", "run", "Audit a finished run and publish it to a Delta Lake table, or hold it."),
     "nightly": ("jobs.nightly:run", "", "Label what is new or changed, audit and publish it; run it again to continue."),
     "table history": ("cli.table:history", "table", "List a table's versions and the nights that made them."),
+    "table diff": ("cli.table:changes", "table", "Count what changed in a table from one night to another."),
     "table page": ("cli.table:page", "table", "Write the page of a table's last nights."),
     "table metrics": ("cli.table:metrics", "table", "Write the last night's metrics in Prometheus format."),
     "table restore": ("cli.table:restore", "table", "Restore a table to its state after a night, as a new version."),

@@ -94,6 +94,12 @@ def _night(night: Mapping[str, Any]) -> str:
     return "\n".join(columns(lines))
 
 
+def _changes(found: Mapping[str, Any]) -> str:
+    facts = {name: value for name, value in found.items() if name != "expressions"}
+    rows = [[name, f"{before:,}", f"{after:,}"] for name, (before, after) in found["expressions"].items()]
+    return "\n".join([_facts(facts), *([table(["faces of changed rows", "before", "after"], rows)] if rows else [])])
+
+
 def _predicted(result: Mapping[str, Any]) -> str:
     rows = []
     for one in result["images"]:
@@ -163,6 +169,7 @@ _FORMS = {
     "explain": _explained,
     "nightly": _night,
     "publish": _night,
+    "table diff": _changes,
     "table history": _history,
     "models list": _registry,
 }

@@ -2,16 +2,18 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field
 
 from fer_pipeline.base import storage
 from fer_pipeline.base.config import Config
 from fer_pipeline.base.errors import UserError
+from fer_pipeline.base.storage import parquet
 from fer_pipeline.report.nights import write_nights_page
 from fer_pipeline.table.compact import compact as compact_files
 from fer_pipeline.table.delta import CommitRefused, LabelTable
+from fer_pipeline.table.diff import Diff, diff
 from fer_pipeline.table.exposition import exposition
 from fer_pipeline.table.forget import Forgotten
 from fer_pipeline.table.forget import forget as forget_rows
@@ -46,6 +48,15 @@ class RestoreConfig(TableConfig):
 
     night: str
     """Run id of the night, or number of a version: `fer-pipeline table history` lists both."""
+
+
+class DiffConfig(TableConfig):
+    """Count what changed in a table from one night to another."""
+
+    night: Annotated[tuple[str, ...], Field(min_length=1, max_length=2)]
+    """Run ids of two nights, or numbers of versions; with one, it is compared with the table as it is."""
+    out: str | None = None
+    """Parquet file for the rows that changed, with their expressions before and after."""
 
 
 class ForgetConfig(TableConfig):
@@ -108,16 +119,37 @@ def metrics(config: MetricsConfig) -> TableMetrics:
 def restore(config: RestoreConfig) -> TableResult:
     """Restore the table. Raise UserError if the night is unknown, or if its files were vacuumed."""
     table = _opened(config.table)
-    nights = {str(entry["version"]): entry["version"] for entry in table.history()}
-    nights |= {run_id: entry["version"] for entry in table.history() if (run_id := _run_id(entry))}
-    if config.night not in nights:
-        raise UserError(f"The table '{table.url}' has no night '{config.night}': `fer-pipeline table history` lists its nights.")
-    table.restore(nights[config.night])
+    table.restore(_version_of(table, config.night))
     restored = table.refreshed()
     mark_undone(
         table.url, {*filter(None, (_run_id(entry) for entry in restored.history()))}, restored.nights_in(restored.version)
     )
     return _result(restored)
+
+
+def changes(config: DiffConfig) -> Diff:
+    """Return what changed from one night to another. Raise UserError if one is unknown, or its files were vacuumed."""
+    table = _opened(config.table)
+    first, second = (*(_version_of(table, night) for night in config.night), table.version)[:2]
+    try:
+        found, rows = diff(table, first, second)
+    except FileNotFoundError as error:
+        raise UserError(
+            f"Files of version {first} or {second} of '{table.url}' are gone: `table vacuum` deleted them."
+        ) from error
+    if config.out:
+        parquet.write_table(storage.normalize(config.out), rows)
+    return found
+
+
+def _version_of(table: LabelTable, night: str) -> int:
+    """Return the version of a table that a night made. Raise UserError if there is none."""
+    history = table.history()
+    nights: dict[str, int] = {str(entry["version"]): entry["version"] for entry in history}
+    nights |= {run_id: entry["version"] for entry in history if (run_id := _run_id(entry))}
+    if night not in nights:
+        raise UserError(f"The table '{table.url}' has no night '{night}': `fer-pipeline table history` lists its nights.")
+    return nights[night]
 
 
 def _run_id(entry: dict[str, Any]) -> str | None:

@@ -8,6 +8,7 @@ import re
 import time
 from collections.abc import Iterable
 from contextlib import suppress
+from copy import copy
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -99,6 +100,16 @@ class LabelTable:
     def refreshed(self) -> "LabelTable":
         """Return the current version of the table."""
         return LabelTable(self.url)
+
+    def at(self, version: int) -> "LabelTable":
+        """Return an earlier version of the table, to read. Raise UserError if its log is gone."""
+        other = copy(self)
+        other.__dict__.pop("files", None)
+        try:
+            other._delta = self._open(version)
+        except (DeltaError, OSError) as error:
+            raise UserError(f"Version {version} of '{self.url}' cannot be read: {storage.reason(error)[:300]}.") from error
+        return other
 
     @property
     def version(self) -> int:

@@ -36,7 +36,9 @@ def test_erased_images_are_blocked_and_their_near_copies_named(archive: Path, tm
 
     def night(number: int) -> Any:
         places = {"source": str(source), "table": table, "out": f"{tmp_path}/run-{number}", "page": str(tmp_path / "nights.html")}
-        return nightly.run(NightlyConfig.model_validate(places | {"detector": "mtcnn", "max_vanished": 1, "audit": {"failed": 1, "vanished": 1}}))
+        return nightly.run(
+            NightlyConfig.model_validate(places | {"detector": "mtcnn", "max_vanished": 1, "audit": {"failed": 1, "vanished": 1}})
+        )
 
     label.run(LabelConfig(source=str(source), out=str(tmp_path / "before"), detector="mtcnn"))
     night(1)
