@@ -19,18 +19,19 @@ import asyncio
 import os
 import sys
 from collections.abc import Iterable, Sequence
-from datetime import timedelta
-from typing import Any, cast
+from datetime import UTC, datetime, timedelta
+from typing import Any, cast, get_type_hints
 
 os.environ.setdefault("PREFECT_FLOWS_HEARTBEAT_FREQUENCY", "30")  # before Prefect is imported; shows that a run is alive
 
 import tomli_w
 from prefect.automations import Automation
+from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy, StateType
 from prefect.deployments.runner import RunnerDeployment
 from prefect.events.actions import ChangeFlowRunState
 from prefect.events.schemas.automations import EventTrigger, Posture
-from prefect.exceptions import PrefectException
+from prefect.exceptions import ObjectNotFound, PrefectException
 from prefect.flows import Flow
 from prefect.runner import Runner
 from prefect.schedules import Cron
@@ -60,6 +61,8 @@ FLOWS: dict[str, Flow[..., Any]] = {
 }
 ONE_AT_A_TIME = ConcurrencyLimitConfig(limit=1, collision_strategy=ConcurrencyLimitStrategy.CANCEL_NEW, grace_period_seconds=600)
 SILENT_S = 120
+POLLED_S = 30.0
+"""A deployment that was polled within this time is served now; Prefect's runners poll every ten seconds."""
 SHOW_CONFIG = "--show-config"
 ALLOWED = "allowed"
 """The table of a schedule file that lists pins instead of schedules."""
@@ -99,7 +102,7 @@ def _deployment(name: str, title: str, facts: Any) -> RunnerDeployment:
     flow = FLOWS[name]
     try:
         schedule = ScheduleConfig.model_validate(facts)
-        flow.validate_parameters({"config": schedule.config})
+        get_type_hints(flow.fn)["config"].model_validate(schedule.config)  # the flow's own validation logs a page of errors
         deployed = flow.to_deployment(
             name=title,
             schedule=Cron(schedule.cron, timezone=schedule.timezone),
@@ -138,9 +141,36 @@ def pins(facts: dict[str, Any], deployments: Iterable[RunnerDeployment]) -> Pins
     return pins_of(allowed, [(one["config"], one["cluster"], one["notify"]) for one in named])
 
 
+class _Runner(Runner):
+    """Serves deployments until it is stopped."""
+
+    def handle_sigterm(self, *args: Any, **kwargs: Any) -> None:
+        """End, as Prefect's own handler does, which also makes a coroutine that it never awaits."""
+        sys.exit(0)
+
+
+async def _polled_s_ago(deployment: RunnerDeployment) -> float | None:
+    """Return how many seconds ago a process polled a deployment; None if none has."""
+    async with get_client() as client:
+        try:
+            found = await client.read_deployment_by_name(f"{deployment.flow_name}/{deployment.name}")
+        except ObjectNotFound:
+            return None
+    return (datetime.now(UTC) - found.last_polled).total_seconds() if found.last_polled else None
+
+
+def warn_of_others(deployments: Sequence[RunnerDeployment]) -> None:
+    """Say which of these deployments another process seems to serve: both would run their flows."""
+    for one in deployments:
+        polled_s_ago = asyncio.run(_polled_s_ago(one))
+        if polled_s_ago is not None and polled_s_ago < POLLED_S:
+            said = f"{one.flow_name}/{one.name} was polled {polled_s_ago:.0f} s ago: if another process serves it, too, stop one."
+            print(f"flows.deploy: {said}", file=sys.stderr, flush=True)  # noqa: T201 (operators look for it)
+
+
 def run_schedules(deployments: Sequence[RunnerDeployment]) -> None:
     """Serve deployments until this process is stopped. It runs its own flows, not the code that the server names."""
-    runner = Runner(pause_on_shutdown=False)
+    runner = _Runner(pause_on_shutdown=False)
     for one in deployments:
         runner.add_flow(
             _flow_of(one),
@@ -195,6 +225,7 @@ def main(arguments: list[str]) -> None:
     try:
         crash_silent_runs()
         watch(heads_of(deployments), [f"{deployment.flow_name}/{deployment.name}" for deployment in deployments])
+        warn_of_others(deployments)
         run_schedules(deployments)
     except (ConnectionError, OSError, RuntimeError) as error:
         where = os.environ.get("PREFECT_API_URL", "an unknown address")

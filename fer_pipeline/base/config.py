@@ -95,11 +95,12 @@ def require_same(what: str, asked: dict[str, Any], kept: dict[str, Any], option:
 
 
 def explain(error: ValidationError, option: Callable[[str], str] | None = None) -> str:
-    """Return the first error of a pydantic validation as `key: what is wrong`, for a one-line message.
+    """Return one error of a pydantic validation as `key: what is wrong`, for a one-line message: an unknown key, or the first.
 
     `option` names a key as the user writes it.
     """
-    fault = error.errors(include_url=False)[0]
+    faults = error.errors(include_url=False)
+    fault = next((one for one in faults if one["type"] == "extra_forbidden"), faults[0])
     key = ".".join(str(part) for part in fault["loc"]) or "value"
     if fault["type"] == "extra_forbidden":
         return f"unknown key '{key}'"

@@ -40,14 +40,17 @@ def test_a_schedule_is_one_night_at_a_time() -> None:
         ("[nightly.photos]\nconfig = {}", r"\[nightly.photos\] cannot be used: 'cron' is missing"),
         (NIGHT + "crom = 1", "unknown key 'crom'"),
         (NIGHT.replace("0 2", "99 2"), "cannot be used"),
-        (NIGHT.replace("source", "sauce"), "sauce"),
+        (NIGHT.replace("source", "sauce"), r"\[nightly.photos\] cannot be used: unknown key 'sauce'"),
         (NIGHT + 'timezone = "Mars/Olympus"', "cannot be used"),
     ],
 )
-def test_a_schedule_that_cannot_be_served_is_one_sentence(text: str, complaint: str) -> None:
+def test_a_schedule_that_cannot_be_served_is_one_sentence(
+    text: str, complaint: str, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
     with pytest.raises(UserError, match=complaint) as raised:
         deployments_of(tomllib.loads(text))
     assert "\n" not in str(raised.value)
+    assert not caplog.records and capfd.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize(

@@ -335,7 +335,12 @@ def test_the_deployment_of_the_documents_fires_on_its_schedule(stand: Stand, pre
     until(lambda: len(finished()) >= 2, 150, f"the second night: {served.said()[-1500:]}")
     assert LabelTable(str(place / "labels")).rows == 37
     assert all(run["auto_scheduled"] for run in finished())
-    served.stop()
+    again = stand.run([sys.executable, "-m", "flows.deploy", "schedules.toml"], "pasted-again", place)
+    until(lambda: "polling" in again.said(), 60, again.said())
+    assert "nightly/photos was polled" in again.said() and "stop one" in again.said()
+    for process in (again, served):
+        process.stop()
+        assert "Warning" not in process.said() and "Traceback" not in process.said(), process.said()[-1500:]
 
 
 class Cut:
