@@ -24,6 +24,10 @@ NOT_REGULAR = "this is not a regular file"
 """The error text for a pipe, a socket or a device."""
 
 
+LINK = "link to a folder that is listed"
+"""The error text for a link that is not followed, because what it leads to is listed under another name."""
+
+
 Pages = Literal["largest", "all"]
 
 

@@ -17,7 +17,7 @@ from threading import Event
 from uuid import uuid4
 
 from fer_pipeline.archive.file_list import LIST_EXTENSIONS, LIST_NEEDS, FileList
-from fer_pipeline.archive.files import NOT_REGULAR, File, Selection, name_below, valid_text
+from fer_pipeline.archive.files import LINK, NOT_REGULAR, File, Selection, name_below, valid_text
 from fer_pipeline.archive.formats import FORMATS, format_at, format_of, kind_at
 from fer_pipeline.archive.formats.images import IMAGE, list_image, says_image
 from fer_pipeline.archive.formats.spec import SourceFormat
@@ -130,6 +130,9 @@ class Listing:
             return iter(())
         if not self.named and (folder_of_copies := self._copies(name)):
             self._skip(Skipped(file.uri, f"copy in {folder_of_copies}", file.size_bytes))
+            return iter(())
+        if file.error == LINK:
+            self._skip(Skipped(file.uri, LINK))
             return iter(())
         if file.hides:
             self.hidden.append(valid_text(file.uri))

@@ -7,9 +7,10 @@ import os
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from stat import S_ISDIR, S_ISREG
 
-from fer_pipeline.archive.files import NOT_REGULAR, File
+from fer_pipeline.archive.files import LINK, NOT_REGULAR, File
 from fer_pipeline.base import storage
 from fer_pipeline.base.errors import UserError
 from fer_pipeline.base.storage import objects
@@ -25,7 +26,7 @@ def list_files(source: str) -> Iterator[File]:
         raise UserError(f"The source '{source}' does not exist.")
     place = storage.normalize(source)
     if storage.is_local(place):
-        yield from _walk_local(place)
+        yield from _LocalWalk(place).walk(place)
         return
     scheme, bucket, key = objects.split(place)
     prefix = f"{key}/" if key else ""
@@ -36,31 +37,42 @@ def list_files(source: str) -> Iterator[File]:
         yield from _StoreWalk(f"{scheme}://{bucket}/", pool).walk(prefix)
 
 
-def _walk_local(path: str, above: tuple[str, ...] = ()) -> Iterator[File]:
-    try:
-        stat = os.stat(path)
-    except OSError as error:  # a broken link, or a link to itself
-        yield File(path, 0, "", f"the file cannot be found: {error.strerror}", hides=True)
-        return
-    if S_ISDIR(stat.st_mode):
-        yield from _walk_folder(path, above)
-    elif S_ISREG(stat.st_mode):
-        yield File(path, stat.st_size, str(stat.st_mtime_ns))
-    else:
-        yield File(path, 0, "", NOT_REGULAR)
+class _LocalWalk:
+    """Walks a folder of this machine. A link to a folder is followed once, and never into a folder that is walked anyway."""
 
+    def __init__(self, root: str) -> None:
+        self._names = {os.path.realpath(root): root}
+        """The names under which the source, and the folders that links lead to, are walked, by their real paths."""
 
-def _walk_folder(folder: str, above: tuple[str, ...]) -> Iterator[File]:
-    real = os.path.realpath(folder)
-    if real in above:  # a link to a folder above
-        return
-    try:
-        names = sorted(os.listdir(folder))  # noqa: PTH208 (a folder may hold millions of names)
-    except OSError as error:
-        yield File(folder, 0, "", f"the folder cannot be listed: {error.strerror}", hides=True, is_folder=True)
-        return
-    for name in names:
-        yield from _walk_local(os.path.join(folder, name), (*above, real))
+    def walk(self, path: str) -> Iterator[File]:
+        """Yield the files at or below a path, sorted."""
+        try:
+            stat = os.stat(path)
+        except OSError as error:  # a broken link, or a link to itself
+            yield File(path, 0, "", f"the file cannot be found: {error.strerror}", hides=True)
+            return
+        if S_ISDIR(stat.st_mode):
+            yield from self._folder(path)
+        elif S_ISREG(stat.st_mode):
+            yield File(path, stat.st_size, str(stat.st_mtime_ns))
+        else:
+            yield File(path, 0, "", NOT_REGULAR)
+
+    def _folder(self, folder: str) -> Iterator[File]:
+        real = os.path.realpath(folder)
+        is_link = Path(folder).is_symlink() and self._names.get(real) != folder
+        if self._names.get(real, folder) != folder or (is_link and any(storage.is_below(real, one) for one in self._names)):
+            yield File(folder, 0, "", LINK, is_folder=True)
+            return
+        if is_link:
+            self._names[real] = folder
+        try:
+            names = sorted(os.listdir(folder))  # noqa: PTH208 (a folder may hold millions of names)
+        except OSError as error:
+            yield File(folder, 0, "", f"the folder cannot be listed: {error.strerror}", hides=True, is_folder=True)
+            return
+        for name in names:
+            yield from self.walk(os.path.join(folder, name))
 
 
 def _unreadable(url: str, key: str) -> str | None:

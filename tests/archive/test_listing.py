@@ -172,6 +172,26 @@ def test_a_file_that_vanishes_after_listing_is_unreadable(tmp_path: Path) -> Non
         RecordReader().read(record)
 
 
+def test_a_folder_is_listed_once_however_many_links_lead_to_it(tmp_path: Path) -> None:
+    source, other = tmp_path / "photos", tmp_path / "other"
+    for folder in (source / "b", other / "deep"):
+        folder.mkdir(parents=True)
+        (folder / "1.jpg").write_bytes(b"x")
+    (source / "a").symlink_to(source / "b")  # before the folder itself
+    (source / "c").symlink_to(other)
+    (source / "d").symlink_to(other / "deep")
+    (source / "e").symlink_to(other)
+    (source / "f").symlink_to(tmp_path)  # above the source
+    for place in (source, tmp_path / "link"):
+        if place != source:
+            place.symlink_to(source)
+        listing = Listing(str(place))
+        names = [record.uri.removeprefix(f"{place}/") for record in listing]
+        assert names == ["b/1.jpg", "c/deep/1.jpg"]
+        assert listing.skipped["(none) (link to a folder that is listed)"] >= 4
+        assert not listing.hidden
+
+
 def test_a_link_back_up_is_not_followed_for_ever(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(b"x")
     (tmp_path / "up").symlink_to(tmp_path)
