@@ -183,7 +183,7 @@ def test_pretrained_weights_are_read_once_and_every_rank_starts_from_them(
 ) -> None:
     file = Path(shutil.copy(Path(results[1].out) / "model.safetensors", tmp_path / "start.safetensors"))
     (tmp_path / "r.toml").write_text(f'pretrained = "{file}"\n{RECIPE}')
-    config = TrainConfig(recipe=str(tmp_path / "r.toml"), data=str(dataset), out="x", batch_size=16, allow_missing_classes=True)
+    config = TrainConfig(recipe=str(tmp_path / "r.toml"), data=str(dataset), out="x", batch_size=16, epochs=3, allow_missing_classes=True)
     plan = make_plan(config, load_recipe(config.recipe), read_dataset(str(dataset)), str(dataset), None)
     plan = replace(plan, pretrained=share(pretrained_weights(plan.recipe, plan.outputs)))
     file.unlink()
@@ -191,7 +191,7 @@ def test_pretrained_weights_are_read_once_and_every_rank_starts_from_them(
     expected = load_network(read_bundle(results[1].out)).state_dict()
     same = [name for name, value in expected.items() if torch.equal(found[name], value)]
     assert set(expected) - set(same) <= set(last_layer(expected)) and len(same) > len(expected) / 2
-    assert plan.recipe.training.batch_size == 16
+    assert (plan.recipe.training.batch_size, plan.recipe.training.epochs) == (16, 3)
 
 
 @pytest.mark.parametrize("native", [True, False])

@@ -26,6 +26,8 @@ class TrainConfig(Config):
     """Exclude the dataset's flagged samples from training: copies of images of other splits, copies, conflicts, blank images."""
     allow_missing_classes: bool = False
     """Train although the training split has no images of some classes."""
+    epochs: int | None = Field(None, ge=1)
+    """Passes over the training split, for a first try; overrides the recipe's."""
     batch_size: int | None = Field(None, ge=1)
     """Images per step over all workers together; overrides the recipe's."""
     num_workers: int = Field(1, ge=1)

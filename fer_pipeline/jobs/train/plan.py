@@ -34,9 +34,8 @@ def make_plan(
     teachers: tuple[Bundle, ...] = (),
 ) -> Plan:
     """Return the plan for the ranks; raise UserError if recipe, data, initial model and teachers do not fit together."""
-    if config.batch_size:
-        training = recipe.training.model_copy(update={"batch_size": config.batch_size})
-        recipe = recipe.model_copy(update={"training": training})
+    given = {name: value for name in ("epochs", "batch_size") if (value := getattr(config, name))}
+    recipe = recipe.model_copy(update={"training": recipe.training.model_copy(update=given)})
     if config.from_scratch:
         recipe = recipe.model_copy(update={"pretrained": None})
     space = load_label_space(recipe.label_space)
