@@ -183,7 +183,9 @@ def test_pretrained_weights_are_read_once_and_every_rank_starts_from_them(
 ) -> None:
     file = Path(shutil.copy(Path(results[1].out) / "model.safetensors", tmp_path / "start.safetensors"))
     (tmp_path / "r.toml").write_text(f'pretrained = "{file}"\n{RECIPE}')
-    config = TrainConfig(recipe=str(tmp_path / "r.toml"), data=str(dataset), out="x", batch_size=16, epochs=3, allow_missing_classes=True)
+    config = TrainConfig(
+        recipe=str(tmp_path / "r.toml"), data=str(dataset), out="x", batch_size=16, epochs=3, allow_missing_classes=True
+    )
     plan = make_plan(config, load_recipe(config.recipe), read_dataset(str(dataset)), str(dataset), None)
     plan = replace(plan, pretrained=share(pretrained_weights(plan.recipe, plan.outputs)))
     file.unlink()
