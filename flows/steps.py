@@ -20,9 +20,9 @@ from prefect.runtime import flow_run as this_flow_run
 from prefect.states import Failed
 from pydantic import BaseModel
 
+from fer_pipeline.base import storage
 from fer_pipeline.base.config import Config, Some, with_date
 from fer_pipeline.base.errors import ClusterError, FailureRateExceeded, HeldError, JobError, StoppedError, UserError
-from fer_pipeline.base.storage import STORAGE_ERRORS, reason
 from fer_pipeline.base.text import in_markdown, printable
 from fer_pipeline.engine import submission
 from fer_pipeline.engine.connect import ClusterConfig
@@ -154,8 +154,8 @@ def shown_if_readable() -> Iterator[None]:
     """Log a warning if this process cannot read the output of a job. The final state of the job does not change."""
     try:
         yield
-    except (UserError, *STORAGE_ERRORS) as error:
-        log.warning("The output of the job is not shown because this process cannot read it: %s", reason(error))
+    except (UserError, *storage.STORAGE_ERRORS) as error:
+        log.warning("The output of the job is not shown because this process cannot read it: %s", storage.reason(error))
 
 
 def show_page(key: str, markdown: str, description: str) -> None:

@@ -12,13 +12,13 @@ from typing import Annotated, Any, get_type_hints
 from cyclopts import App, CycloptsError, Parameter, UnusedCliTokensError
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
+from fer_pipeline.base import storage
 from fer_pipeline.base.config import explain
 from fer_pipeline.base.errors import JobError, UserError, needs_package
 from fer_pipeline.base.log import JsonLines, Lines
 from fer_pipeline.base.memory import ReadTooLargeError
 from fer_pipeline.base.outcome import Outcome, write_outcome
 from fer_pipeline.base.stopping import exit_without_shutdown, handle_stop_signals, stop_message, stopped_code
-from fer_pipeline.base.storage import STORAGE_ERRORS, reason
 from fer_pipeline.cli.options import function_of, misspelt, option_of, prepare, shown, sources, unknown_variables, variable_of
 from fer_pipeline.cli.readable import readable
 
@@ -210,13 +210,13 @@ def _outcome(run: Callable[[], Any], given: Sequence[str]) -> Outcome:
         except ImportError:  # looking for a similar command, cyclopts imports all of them
             return _user_error(f"'{' '.join(given[:2])}' is not a command: see --help.")
     except PermissionError as error:
-        return _user_error(f"permission denied: {reason(error)}. Fix the permissions, or choose another path.")
+        return _user_error(f"permission denied: {storage.reason(error)}. Fix the permissions, or choose another path.")
     except ReadTooLargeError as error:
         return _user_error(f"{error}. fer-pipeline never writes such a large file, so another program wrote it.")
-    except STORAGE_ERRORS as error:
+    except storage.STORAGE_ERRORS as error:
         if getattr(error, "errno", None) in UNUSABLE_PATH:
-            return _user_error(f"a path cannot be used: {reason(error)}. Choose another one.")
-        return Outcome(exit_code=1, said=f"The storage failed: {reason(error)}. Run the same command again to continue.")
+            return _user_error(f"a path cannot be used: {storage.reason(error)}. Choose another one.")
+        return Outcome(exit_code=1, said=f"The storage failed: {storage.reason(error)}. Run the same command again to continue.")
     return Outcome(exit_code=0, result=result.model_dump(mode="json") if isinstance(result, BaseModel) else None)
 
 

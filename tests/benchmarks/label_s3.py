@@ -3,11 +3,12 @@
     python -m tests.benchmarks.label_s3 [--images 5000] [--pairs 1] [--num-cpus 2] [--layout folder]
 
 The S3 server (Swift) and the proxy that adds the latency run on this machine, so the CPU time of the server is printed too:
-`server_cpu_s`. With `--num-cpus 1` on two cores the pipeline has one core and the server the other.
+`server_cpu_s`. With `--apart` the first core is the pipeline's, for both runs, and the others are the store's.
 """
 
 import argparse
 import json
+import os
 import statistics
 import sys
 import tempfile
@@ -23,9 +24,13 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=5000)
     parser.add_argument("--pairs", type=int, default=1)
     parser.add_argument("--num-cpus", type=int, default=2)
+    parser.add_argument("--apart", action="store_true")
     parser.add_argument("--layout", default="folder", choices=("folder", "tar", "zip", "mixed"))
     options = parser.parse_args()
     label = [sys.executable, "-m", "fer_pipeline.cli", "label", "--detector", "yunet", "--num-cpus", str(options.num_cpus)]
+    cores = sorted(os.sched_getaffinity(0))
+    if options.apart:
+        os.sched_setaffinity(0, cores[1:])  # the store's processes inherit it
     with tempfile.TemporaryDirectory() as folder, running_store(Path(folder) / "swift") as (store, swift):
         archive = Path(folder) / "archive"
         make = [sys.executable, str(SHARED / "tools" / "make_archive.py"), str(archive), "--images", str(options.images)]
@@ -34,6 +39,8 @@ def main() -> None:
         fs.mkdir("bench")
         upload(archive, "s3://bench/archive")
         store.fail(latency_s=0.03)
+        if options.apart:
+            os.sched_setaffinity(0, cores[:1])
         local, remote, server = [], [], []
         for pair in range(options.pairs):
             local.append(timed([*label, str(archive), "--out", f"{folder}/run-{pair}"])[0])

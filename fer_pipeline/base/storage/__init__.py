@@ -7,13 +7,13 @@ import io
 import os
 import posixpath
 import re
+import sys
 import uuid
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
 
-import aiohttp
 import fsspec
 from botocore.exceptions import BotoCoreError, ConnectTimeoutError, EndpointConnectionError, HTTPClientError
 from botocore.exceptions import ConnectionError as BotoConnectionError
@@ -21,13 +21,33 @@ from fsspec.implementations.local import LocalFileSystem
 from obstore.exceptions import BaseError as ObstoreError
 from pyarrow.fs import FileSystem, FSSpecHandler, PyFileSystem
 from pyarrow.fs import LocalFileSystem as ArrowLocalFileSystem
-from s3fs.utils import FileExpired
 
 from fer_pipeline.base.errors import ChangedError, OutageError, UserError
 from fer_pipeline.base.storage import local, objects, requests, s3
 
-STORAGE_ERRORS = (OSError, BotoCoreError, aiohttp.ClientError, ObstoreError)
-"""The errors of a file that is missing, forbidden or unreachable, locally and on a store."""
+STORAGE_ERRORS: tuple[type[OSError], type[BotoCoreError], type[ObstoreError]]
+"""The errors of a file that is missing, forbidden or unreachable, locally and on a store.
+
+Name it where it is used, as `storage.STORAGE_ERRORS`: it holds those of s3fs once s3fs is loaded, which takes half a second that
+few processes need.
+"""
+
+
+def _errors() -> Any:
+    return (OSError, BotoCoreError, ObstoreError, *_of_loaded("aiohttp", "ClientError"))
+
+
+def _of_loaded(module: str, name: str) -> tuple[type[Exception], ...]:
+    """Return an exception of a module; none if the module is not loaded, because then nobody can raise it."""
+    found = getattr(sys.modules.get(module), name, None)
+    return (found,) if found else ()
+
+
+def __getattr__(name: str) -> Any:
+    if name == "STORAGE_ERRORS":
+        return _errors()
+    raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+
 
 UMASK = "FER_PIPELINE_UMASK"
 """Environment variable with the user's umask, for processes that start under a stricter one (`engine/connect.py`)."""
@@ -113,7 +133,7 @@ def require_access(*urls: str) -> None:
             if url.startswith("s3://"):
                 _require_endpoint(url)
             exists(url)
-        except STORAGE_ERRORS as error:
+        except _errors() as error:
             raise UserError(f"'{url}' cannot be reached: {reason(error)}. Check the endpoint and the credentials.") from error
 
 
@@ -125,7 +145,7 @@ def _require_endpoint(url: str) -> None:
         fsspec.filesystem("s3", use_listings_cache=False, skip_instance_cache=True, config_kwargs=impatient).exists(path)
     except (EndpointConnectionError, ConnectTimeoutError):
         raise
-    except STORAGE_ERRORS:  # the store answers: the caller asks again, with all retries
+    except _errors():  # the store answers: the caller asks again, with all retries
         return
 
 
@@ -200,7 +220,9 @@ def says_damage(error: BaseException) -> bool:
 
 def says_outage(error: BaseException | None) -> bool:
     """Return whether an error means that the store does not answer."""
-    return isinstance(error, TimeoutError | ConnectionError | aiohttp.ClientError | BotoConnectionError | HTTPClientError)
+    return isinstance(
+        error, (TimeoutError, ConnectionError, BotoConnectionError, HTTPClientError, *_of_loaded("aiohttp", "ClientError"))
+    )
 
 
 def says_store_failed(error: BaseException | None) -> bool:
@@ -215,7 +237,7 @@ def require_store(url: str) -> None:
     scheme, bucket, _ = objects.split(normalize(url))
     try:
         objects.list_page(f"{scheme}://{bucket}/", most=1)
-    except STORAGE_ERRORS as error:
+    except _errors() as error:
         if says_store_failed(error):
             raise OutageError(f"the store of '{url}' fails: {reason(error)}") from error
 
@@ -299,7 +321,7 @@ def open_file(url: str) -> Any:
 
 def says_changed(error: BaseException) -> bool:
     """Return whether an error of reading an open file means that the file has changed."""
-    return isinstance(error, FileExpired | ChangedError)
+    return isinstance(error, (ChangedError, *_of_loaded("s3fs.utils", "FileExpired")))
 
 
 def write_bytes(url: str, data: bytes) -> None:
@@ -346,7 +368,7 @@ def create(url: str, data: bytes) -> bool:
         _put(place, data, only_new=True)
     except FileExistsError:
         return False
-    except (NotImplementedError, *STORAGE_ERRORS) as error:
+    except (NotImplementedError, *_errors()) as error:
         status = requests.http_status(error)
         if status in (409, 412):  # another writer is writing it, or was faster
             return False
@@ -366,7 +388,7 @@ def require_exclusive_writes(url: str) -> None:
         _put(probe, b"second", only_new=True)
     except FileExistsError:
         return
-    except (NotImplementedError, *STORAGE_ERRORS) as error:
+    except (NotImplementedError, *_errors()) as error:
         if requests.http_status(error) in (409, 412):
             return
         if requests.http_status(error) != 501 and not isinstance(error, NotImplementedError):
