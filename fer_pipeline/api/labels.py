@@ -163,7 +163,10 @@ class Run(Labels):
             yield IMAGES.empty_table()
         with ThreadPoolExecutor(READERS) as pool:
             for start in range(0, len(shards), SHARDS_AT_ONCE):
-                yield pa.concat_tables(pool.map(read, shards[start : start + SHARDS_AT_ONCE])).unify_dictionaries()
+                parts = list(pool.map(read, shards[start : start + SHARDS_AT_ONCE]))
+                with self._our_rows():
+                    images = pa.concat_tables(parts).unify_dictionaries()
+                yield images
 
     def _records(self, faces: pa.Table, source: str) -> list[Record | None]:
         ids = faces["record_id"].to_pylist()

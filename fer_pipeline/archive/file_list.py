@@ -12,13 +12,15 @@ import pyarrow as pa
 import pyarrow.csv
 
 from fer_pipeline.archive.files import NOT_REGULAR, File
+from fer_pipeline.archive.walk import unreadable
 from fer_pipeline.base import storage
-from fer_pipeline.base.errors import OutageError, UserError
+from fer_pipeline.base.errors import UserError
 from fer_pipeline.base.read_ahead import read_ahead
 from fer_pipeline.base.storage import parquet
 
 REQUESTS_AT_ONCE = 64
-LIST_EXTENSIONS = (".csv", ".tsv", ".txt", ".lst", ".parquet", ".pq", ".parq")
+PARQUET, SEPARATORS = (".parquet", ".pq", ".parq"), {".csv": ",", ".tsv": "\t"}
+LIST_EXTENSIONS = (*PARQUET, *SEPARATORS, ".txt", ".lst")
 LIST_NEEDS = "A list of files is a Parquet, CSV or TSV file with a column of paths or URLs, or a text file with one in each line"
 
 
@@ -56,8 +58,8 @@ class FileList:
 
     def _resolved(self, number: int, text: Any) -> str:
         """Return the normalized path or URL that a row names."""
-        if not text:
-            raise UserError(f"Entry {number} of '{self.url}' names no file.")
+        if not text or "\0" in text:
+            raise UserError(f"Entry {number} of '{self.url}' names no file{' of any disk or store' if text else ''}.")
         is_absolute = "://" in text or text.startswith(("/", "~/"))
         folders = [""] if is_absolute else [posixpath.dirname(self.url), self.bases[0]]
         for place in (posixpath.join(folder, text) for folder in folders):
@@ -75,16 +77,14 @@ def bases_of(url: str, bases: Sequence[str]) -> list[str]:
 
 
 def root_of(url: str, bases: Sequence[str]) -> str:
-    """Return the folder or prefix that the bases of a list have in common. Raise UserError if they have none."""
-    return _common(bases_of(url, bases))
-
-
-def _common(bases: Sequence[str]) -> str:
-    schemes = {base.partition("://")[0] if "://" in base else "" for base in bases}
-    paths = [base.partition("://")[2] if "://" in base else base for base in bases]
-    if len(schemes) == 1 and (common := posixpath.commonpath(paths)):
-        return f"{schemes.pop()}://{common}" if "://" in bases[0] else common
-    raise UserError(f"The bases {' and '.join(bases)} have no folder in common: label them in two runs.")
+    """Return the folder or prefix that the bases of a list have in common; raise UserError if that is none, or a whole disk."""
+    found = bases_of(url, bases)
+    schemes = {base.partition("://")[0] if "://" in base else "" for base in found}
+    common = posixpath.commonpath([base.rpartition("://")[2] for base in found]) if len(schemes) == 1 else ""
+    if common in ("", "/"):
+        raise UserError(f"The bases {' and '.join(found)} have no folder in common: label them in two runs.")
+    scheme = schemes.pop()
+    return f"{scheme}://{common}" if scheme else common
 
 
 def _rows(url: str, column: str, keep: Sequence[str]) -> pa.Table:
@@ -92,67 +92,75 @@ def _rows(url: str, column: str, keep: Sequence[str]) -> pa.Table:
     extension = posixpath.splitext(url)[1].lower()
     if storage.is_local(url) and os.path.isdir(url):
         raise UserError(f"'{url}' is a folder, and --uri-column needs a list. {LIST_NEEDS}.")
+    wanted = list(dict.fromkeys([column, *keep]))
     try:
-        if extension in LIST_EXTENSIONS[-3:]:
-            with parquet.opened(url) as file:
-                rows = _chosen(url, file.schema_arrow.names, column, keep, lambda names: file.read(columns=names))
-        elif extension in (".csv", ".tsv"):
-            rows = _read_csv(url, "\t" if extension == ".tsv" else ",", column, keep)
+        if extension in PARQUET:
+            rows = _read_parquet(url, wanted)
+        elif extension in SEPARATORS:
+            rows = _read_csv(url, SEPARATORS[extension], wanted)
         else:
-            lines = storage.read_bytes(url).decode("utf-8-sig").splitlines()
-            rows = _chosen(url, [column], column, keep, lambda _: pa.table({column: [line for line in lines if line.strip()]}))
-        paths = rows[column].cast(pa.string())
+            _require_columns(url, [column], wanted)
+            lines = [line.removesuffix("\r") for line in storage.read_bytes(url).decode("utf-8-sig").split("\n")]
+            rows = pa.table({column: pa.array([line for line in lines if line.strip()], pa.string())})
+        rows = pa.table({name: _plain(url, name, rows[name], is_path=name == column) for name in wanted})
     except FileNotFoundError:
         raise UserError(f"There is no list '{url}'.") from None
     except (pa.ArrowException, UnicodeDecodeError) as error:
         raise UserError(f"'{url}' cannot be read as a list: {storage.reason(error)[:200]}. {LIST_NEEDS}.") from error
     if not len(rows):
         raise UserError(f"'{url}' names no file.")
-    return rows.set_column(rows.column_names.index(column), column, paths)
-
-
-def _chosen(url: str, names: Sequence[str], column: str, keep: Sequence[str], read: Any) -> pa.Table:
-    """Return the wanted columns by `read`, without dictionaries. Raise UserError if the list lacks one, or one is nested."""
-    wanted = list(dict.fromkeys([column, *keep]))
-    if missing := [name for name in wanted if name not in names]:
-        raise UserError(f"'{url}' has no column '{missing[0]}': it has {', '.join(names)[:300]}.")
-    rows: pa.Table = read(wanted)
-    for place, field in enumerate(rows.schema):
-        if pa.types.is_dictionary(field.type):
-            rows = rows.set_column(place, field.name, rows[field.name].cast(field.type.value_type))
-        elif pa.types.is_nested(field.type):
-            raise UserError(f"The column '{field.name}' of '{url}' is {field.type}: keep plain columns only.")
     return rows
 
 
-def _read_csv(url: str, delimiter: str, column: str, keep: Sequence[str]) -> pa.Table:
+def _require_columns(url: str, names: Sequence[str], wanted: Sequence[str]) -> None:
+    """Raise UserError unless a list has each of the wanted columns once."""
+    if missing := [name for name in wanted if name not in names]:
+        raise UserError(f"'{url}' has no column '{missing[0]}': it has {', '.join(names)[:300]}.")
+    if twice := [name for name in wanted if names.count(name) > 1]:
+        raise UserError(f"'{url}' has two columns '{twice[0]}': rename one.")
+
+
+def _read_parquet(url: str, wanted: list[str]) -> pa.Table:
+    with parquet.opened(url) as file:
+        _require_columns(url, file.schema_arrow.names, wanted)
+        return file.read(columns=wanted)
+
+
+def _read_csv(url: str, separator: str, wanted: list[str]) -> pa.Table:
     """Return columns of a CSV file as text, as they are written; an empty field is null."""
     data = storage.read_bytes(url)
-    parse = pyarrow.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
+    parse = pyarrow.csv.ParseOptions(delimiter=separator, newlines_in_values=True)
     with pyarrow.csv.open_csv(io.BytesIO(data), parse_options=parse) as opened:
-        names = opened.schema.names
+        _require_columns(url, opened.schema.names, wanted)
+    texts = pyarrow.csv.ConvertOptions(
+        include_columns=wanted, column_types=dict.fromkeys(wanted, pa.string()), strings_can_be_null=True, null_values=[""]
+    )
+    return pyarrow.csv.read_csv(io.BytesIO(data), parse_options=parse, convert_options=texts)
 
-    def read(wanted: list[str]) -> pa.Table:
-        texts = pyarrow.csv.ConvertOptions(
-            include_columns=wanted, column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=True, null_values=[""]
-        )
-        return pyarrow.csv.read_csv(io.BytesIO(data), parse_options=parse, convert_options=texts)
 
-    return _chosen(url, names, column, keep, read)
+def _plain(url: str, name: str, column: pa.ChunkedArray, is_path: bool) -> pa.ChunkedArray:
+    """Return a column as text, numbers or times. Raise UserError for any other type, which exports cannot hold."""
+    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+    is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind) or kind == pa.string_view()
+    is_value = pa.types.is_primitive(kind) or pa.types.is_decimal(kind) or pa.types.is_null(kind)
+    if not is_text and (is_path or not is_value):
+        raise UserError(f"The column '{name}' of '{url}' is {column.type}: a list has {'paths' if is_path else 'plain values'}.")
+    column = column.cast(pa.string() if is_text else kind)
+    column.validate(full=True)  # text of another program may not be UTF-8
+    return column
 
 
 def _file(uri: str) -> File:
     """Return a file as it is now; one that is gone, is a folder or may not be looked at has an error."""
     try:
         if not storage.is_local(uri):
-            return File(uri, *storage.size_and_etag(uri))
+            return File(uri, *storage.size_and_etag(uri), unreadable(uri, uri.split("://")[1]))
         stat = os.stat(uri)
-    except OutageError:
-        raise
+    except FileNotFoundError:
+        return File(uri, 0, "", "the file cannot be found")
     except storage.STORAGE_ERRORS as error:
         storage.require_store(uri)
-        found = "the file cannot be found" if isinstance(error, FileNotFoundError) else "the file cannot be looked at"
-        return File(uri, 0, "", found if isinstance(error, FileNotFoundError) else f"{found}: {storage.reason(error)}")
+        return File(uri, 0, "", f"the file cannot be looked at: {storage.reason(error)}", hides=True)
     if S_ISREG(stat.st_mode):
         return File(uri, stat.st_size, str(stat.st_mtime_ns))
     return File(uri, 0, "", "a list names files, and this is a folder" if S_ISDIR(stat.st_mode) else NOT_REGULAR)

@@ -109,7 +109,7 @@ class Listing:
             ):
                 start = partial(self._start, peeks, containers, folder)
                 try:
-                    files = self.named.files() if self.named else list_files(self.source)
+                    files = self.named.files() if self.named else list_files(self.source, self._lists_folder)
                     for _, records in read_ahead(files, start, FILES_AHEAD):
                         yield from records
                 finally:
@@ -325,6 +325,10 @@ class Listing:
         folders = (part for part in name.split("/")[:-1] if part in COPIES or part.endswith(COPIES_ENDING))
         folder = next(folders, None) if "/" in name else None
         return None if folder and any(folder in glob for glob in self.selection.include) else folder
+
+    def _lists_folder(self, folder: str) -> bool:
+        """Return whether everything in a folder below the source is listed, as far as its name tells."""
+        return not (self._include or self._exclude or self._copies(f"{name_below(self.source, folder)}/"))
 
     def _chosen(self, name: str) -> bool:
         return not self._matches(self._exclude, name) and (not self._include or self._matches(self._include, name))

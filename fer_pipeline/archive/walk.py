@@ -5,7 +5,7 @@ On a store the prefixes below a prefix are listed in parallel, in pages of 1,000
 
 import os
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from stat import S_ISDIR, S_ISREG
@@ -18,15 +18,19 @@ from fer_pipeline.base.storage.s3 import Page
 
 REQUESTS_AT_ONCE = 16
 VERSION_MARK = "?versionId="
+ListsFolder = Callable[[str], bool]
 
 
-def list_files(source: str) -> Iterator[File]:
-    """Yield the files at or below `source`, sorted by path. Raise UserError if `source` does not exist."""
+def list_files(source: str, lists: ListsFolder = lambda folder: True) -> Iterator[File]:
+    """Yield the files at or below `source`, sorted by path. Raise UserError if `source` does not exist.
+
+    `lists`: whether everything in a folder is listed, so that links to it need not be followed.
+    """
     if not storage.exists(source):
         raise UserError(f"The source '{source}' does not exist.")
     place = storage.normalize(source)
     if storage.is_local(place):
-        yield from _LocalWalk(place).walk(place)
+        yield from _LocalWalk(place, lists).walk(place)
         return
     scheme, bucket, key = objects.split(place)
     prefix = f"{key}/" if key else ""
@@ -38,44 +42,57 @@ def list_files(source: str) -> Iterator[File]:
 
 
 class _LocalWalk:
-    """Walks a folder of this machine. A link to a folder is followed once, and never into a folder that is walked anyway."""
+    """Walks a folder of this machine. A link to a folder is followed once, and never into a folder that is listed anyway."""
 
-    def __init__(self, root: str) -> None:
+    def __init__(self, root: str, lists: ListsFolder) -> None:
+        self._lists = lists
         self._names = {os.path.realpath(root): root}
-        """The names under which the source, and the folders that links lead to, are walked, by their real paths."""
+        """The names under which the source, and the folders that links lead to, are listed, by their real paths."""
 
-    def walk(self, path: str) -> Iterator[File]:
-        """Yield the files at or below a path, sorted."""
+    def walk(self, path: str, above: tuple[str, ...] = ()) -> Iterator[File]:
+        """Yield the files at or below a path, sorted. `above`: the real paths of the folders that lead to it."""
         try:
             stat = os.stat(path)
         except OSError as error:  # a broken link, or a link to itself
             yield File(path, 0, "", f"the file cannot be found: {error.strerror}", hides=True)
             return
         if S_ISDIR(stat.st_mode):
-            yield from self._folder(path)
+            yield from self._folder(path, above)
         elif S_ISREG(stat.st_mode):
             yield File(path, stat.st_size, str(stat.st_mtime_ns))
         else:
             yield File(path, 0, "", NOT_REGULAR)
 
-    def _folder(self, folder: str) -> Iterator[File]:
+    def _folder(self, folder: str, above: tuple[str, ...]) -> Iterator[File]:
         real = os.path.realpath(folder)
-        is_link = Path(folder).is_symlink() and self._names.get(real) != folder
-        if self._names.get(real, folder) != folder or (is_link and any(storage.is_below(real, one) for one in self._names)):
+        if real in above or self._is_listed(folder, real):
             yield File(folder, 0, "", LINK, is_folder=True)
             return
-        if is_link:
-            self._names[real] = folder
+        if Path(folder).is_symlink() and self._lists(folder):
+            self._names.setdefault(real, folder)
         try:
             names = sorted(os.listdir(folder))  # noqa: PTH208 (a folder may hold millions of names)
         except OSError as error:
             yield File(folder, 0, "", f"the folder cannot be listed: {error.strerror}", hides=True, is_folder=True)
             return
         for name in names:
-            yield from self.walk(os.path.join(folder, name))
+            yield from self.walk(os.path.join(folder, name), (*above, real))
+
+    def _is_listed(self, folder: str, real: str) -> bool:
+        """Return whether a folder is listed under another name, before it or after it."""
+        if self._names.get(real, folder) != folder:
+            return True
+        return (
+            Path(folder).is_symlink() and real not in self._names and any(self._shows(real, one) for one in self._names.items())
+        )
+
+    def _shows(self, real: str, listed: tuple[str, str]) -> bool:
+        """Return whether a folder is below another one, and listed under its name."""
+        root, name = listed
+        return storage.is_below(real, root) and self._lists(name + real[len(root) :])
 
 
-def _unreadable(url: str, key: str) -> str | None:
+def unreadable(url: str, key: str) -> str | None:
     """Return why an object cannot be read by its key; None if it can."""
     if VERSION_MARK in key:
         return f"its key contains '{VERSION_MARK}', which s3fs reads as a version: rename it"
@@ -108,7 +125,7 @@ class _StoreWalk:
         requested: dict[str, Future[Page]] = {}
         for name in sorted([*files, *below]):
             if name in files:
-                yield File(url := f"{self.root}{name}", *files[name], _unreadable(url, name))
+                yield File(url := f"{self.root}{name}", *files[name], unreadable(url, name))
                 continue
             while below and len(requested) < REQUESTS_AT_ONCE:
                 ahead = below.popleft()

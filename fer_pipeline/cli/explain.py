@@ -118,7 +118,7 @@ def _picture(config: ExplainConfig, folder: RunFolder, record: RunRecord, row: d
     if row["record_id"] not in found:
         raise UserError(f"The manifest of '{folder.url}' has no record {row['record_id']}: the run folder is incomplete.")
     source, out = storage.normalize(str(config.source)), storage.normalize(str(config.out))
-    storage.require_below([found[row["record_id"]].uri], source, f"The run in '{folder.url}'")
+    storage.require_below([found[row["record_id"]].uri], [source], f"The run in '{folder.url}'")
     with closing(PictureProcess(PictureLimits.of(record))) as process:
         try:
             picture = process.marked(found[row["record_id"]], row["faces"] or [])

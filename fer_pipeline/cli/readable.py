@@ -1,5 +1,6 @@
 """A command's result as a few lines for people: on a terminal, where programs get JSON."""
 
+import json
 import posixpath
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -12,8 +13,11 @@ WIDEST = 60
 
 
 def readable(command: str, result: Mapping[str, Any]) -> str:
-    """Return the result of a command, as JSON has it, in readable lines."""
-    return _FORMS.get(command, _facts)(result)
+    """Return the result of a command, as JSON has it, in readable lines; as JSON if somebody else's file made it odd."""
+    try:
+        return _FORMS.get(command, _facts)(result)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
+        return json.dumps(result)
 
 
 def _facts(result: Mapping[str, Any]) -> str:
@@ -40,13 +44,15 @@ def _short(value: Any) -> str:
 
 
 def columns(rows: Iterable[Sequence[str]]) -> list[str]:
-    """Return rows of texts as lines with aligned columns."""
-    found = [
-        [one if len(one) <= WIDEST or index == len(row) - 1 else f"…{one[1 - WIDEST :]}" for index, one in enumerate(row)]
-        for row in rows
-    ]
+    """Return rows of texts as lines with aligned columns; what cannot be printed is escaped."""
+    found = [[*map(_cell, row[:-1]), printable(row[-1])] for row in rows]
     widths = [max(map(len, column)) for column in zip(*found, strict=True)]
     return ["  ".join(one.ljust(width) for one, width in zip(row, widths, strict=True)).rstrip() for row in found]
+
+
+def _cell(text: str) -> str:
+    text = printable(text)
+    return text if len(text) <= WIDEST else f"…{text[1 - WIDEST :]}"
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -75,12 +81,17 @@ def _run(run: Mapping[str, Any]) -> str:
 
 
 def _estimate(found: Mapping[str, Any]) -> str:
-    hours = "{core_hours:,.4g} ({core_hours_low:,.4g} to {core_hours_high:,.4g})".format(**found)
+    hours = _with_interval(found, "core_hours")
     lines = [("records", f"{found['records']:,} to label, {found['held']:,} held by the table"), ("bytes", f"{found['bytes']:,}")]
     lines += [("core hours", f"{hours}, from {found['measured']} records"), ("hours here", f"{found['hours_here']:,.4g}")]
     if found["price"] is not None:
-        lines.append(("price", "{price:,.4g} ({price_low:,.4g} to {price_high:,.4g})".format(**found)))
+        lines.append(("price", _with_interval(found, "price")))
     return "\n".join(columns(lines))
+
+
+def _with_interval(found: Mapping[str, Any], name: str) -> str:
+    low, high = found[f"{name}_low"], found[f"{name}_high"]
+    return f"{found[name]:,.4g}" + ("" if low is None or high is None else f" ({low:,.4g} to {high:,.4g})")
 
 
 def _night(night: Mapping[str, Any]) -> str:
@@ -126,8 +137,8 @@ def _explained(result: Mapping[str, Any]) -> str:
         ]
         for face in row["faces"]
     ]
-    parts = [_facts(facts), f"settings  {_short(run['settings'])}", f"file      {result['shard_file']}"]
-    parts += [f"picture   {result['picture']}"] if result["picture"] else []
+    facts |= {"settings": run["settings"], "file": result["shard_file"], "picture": result["picture"]}
+    parts = [_facts(facts)]
     return "\n".join([*parts, *([table(["face", "label", "box in px", "detection"], faces)] if faces else ["no face"])])
 
 
@@ -140,7 +151,8 @@ def _history(result: Mapping[str, Any]) -> str:
         counted = [
             f"{night[name]:,} {name}" for name in ("records", "faces", "failed", "vanished") if night.get(name) is not None
         ]
-        said = [*counted, *(f"accepted: {name}" for name in night.get("accepted", []))]
+        forgot = [f"forgot {night['forgot']:,} rows"] if night.get("forgot") is not None else []
+        said = [*forgot, *counted, *(f"accepted: {name}" for name in night.get("accepted", []))]
         rows.append([str(one["version"]), f"{moment:%Y-%m-%d %H:%M}", operation, night.get("run_id", ""), ", ".join(said)])
     return table(["version", "UTC", "operation", "night", "what it did"], rows)
 
@@ -156,7 +168,7 @@ def _registry(result: Mapping[str, Any]) -> str:
         for model in result["models"]
         for version in model["versions"]
     ]
-    return table(["model", "created", "digest", "aliases"], rows) if rows else f"no models in {result['registry']}"
+    return table(["model", "created", "digest", "aliases"], rows) if rows else printable(f"no models in {result['registry']}")
 
 
 def _aliases(model: Mapping[str, Any], version: Mapping[str, Any]) -> str:

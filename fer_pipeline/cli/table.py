@@ -135,7 +135,7 @@ def changes(config: DiffConfig) -> Diff:
         found, rows = diff(table, first, second)
     except FileNotFoundError as error:
         raise UserError(
-            f"Files of version {first} or {second} of '{table.url}' are gone: `table vacuum` deleted them."
+            f"Files of version {first} or {second} of '{table.url}' are gone: `table vacuum` or `table forget` deleted them."
         ) from error
     if config.out:
         parquet.write_table(storage.normalize(config.out), rows)

@@ -14,7 +14,7 @@ from fer_pipeline.faces.pixels import PILLOW_ERRORS
 ORIENTATION, MAKE, MODEL, DETAILS = 274, 271, 272, 34665
 TAKEN, SCANNED, TAKEN_OFFSET, SCANNED_OFFSET = 36867, 36868, 36881, 36882
 """DateTimeOriginal, DateTimeDigitized and their offsets; DateTime (306) is when the file was changed."""
-DAMAGED = (TypeError, KeyError, AttributeError, *PILLOW_ERRORS)
+DAMAGED = (ArithmeticError, TypeError, KeyError, AttributeError, *PILLOW_ERRORS)
 """Errors that Pillow raises on damaged EXIF data."""
 TIFF_MAGIC = {b"II": b"II*\0", b"MM": b"MM\0*"}
 MOST_METADATA_BYTES = 64 * 1024**2

@@ -29,7 +29,7 @@ from fer_pipeline.faces.detectors.spec import ResolvedDetector
 from fer_pipeline.faces.detectors.views import View, merged, views_of
 from fer_pipeline.faces.phash import perceptual_hash
 from fer_pipeline.faces.pixels import Pixels
-from fer_pipeline.labelling.schemas import BLOCKED, LABELLED
+from fer_pipeline.labelling.schemas import LABELLED
 from fer_pipeline.models.bundle import Bundle
 from fer_pipeline.models.card import ModelCard
 from fer_pipeline.models.metrics import is_uncertain
@@ -128,7 +128,7 @@ class FaceExtractor:
         """Decode and shrink one record; the outcome of a decided or undecodable record is final."""
         digest = hashlib.sha256(data).hexdigest() if isinstance(data, bytes) else None
         if status := digest and self.decided(digest):
-            return Prepared(Outcome(status, content_sha256=None if status == BLOCKED else digest))
+            return Prepared(Outcome(status, content_sha256=digest))
         size_px = self.settings.detect_px
         try:
             with timed("decode"):

@@ -36,7 +36,7 @@ UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 SCHEMA_VERSION = 4
 """The schema version of `run.json`, the manifest and the tables. A run continues only with the same version."""
 SETTINGS_NOT_IN_DIGEST = (
-    "include", "exclude", "fps", "pages", "zip_encoding", "list", "uri_column", "base", "keep", "sample", "limit", "table",
+    "include", "exclude", "fps", "pages", "zip_encoding", "file_list", "uri_column", "base", "keep", "sample", "limit", "table",
     "precision", "device", "uncertain_below",
 )  # fmt: skip
 """Settings that are no reason to relabel a record: they select records, or choose the arithmetic, which differs between machines,
@@ -96,6 +96,8 @@ class KnownSettings(Config):
     include: list[str] = Field(default_factory=list)
     exclude: list[str] = Field(default_factory=list)
     fps: float = Field(1.0, gt=0, le=1000)
+    file_list: str | None = None
+    base: list[str] | None = None
     keep: list[str] | None = None
 
 
@@ -164,6 +166,11 @@ class RunRecord(Config):
     def known(self) -> KnownSettings:
         """The validated settings that other jobs read."""
         return KnownSettings.model_validate(self.settings)
+
+    @property
+    def roots(self) -> list[str]:
+        """The folders and prefixes below which all records are: the source or, for a list, its bases."""
+        return self.known.base or [self.source]
 
     @property
     def changes_nothing(self) -> bool:

@@ -16,7 +16,7 @@ from fer_pipeline.labelling.run import RunFolder, RunRecord
 from fer_pipeline.labelling.schemas import IMAGES
 from fer_pipeline.table.delta import LabelTable, TableFile
 from fer_pipeline.table.drift import excess, jensen_shannon, population_stability, share_difference
-from fer_pipeline.table.nights import Night, last_nights, night_of
+from fer_pipeline.table.nights import Night, filters_of, last_nights, night_of
 from fer_pipeline.table.rows import KEY, Digests, DigestSet, concatenated, digests_of
 from fer_pipeline.table.thresholds import Thresholds
 
@@ -68,7 +68,8 @@ def audit(folder: RunFolder, record: RunRecord, table: LabelTable, thresholds: T
     nights = last_nights(table.url, NIGHTS_LOOKED_AT)
     nights = [night for night in nights if night.state == "published" and night.order < ours.order]
     # If no night has the same source, use all: a source whose name contains a date changes every night.
-    nights = [night for night in nights if night.source == record.source] or nights
+    scope = record.source, filters_of(record)[2:]
+    nights = [night for night in nights if (night.source, night.filters[2:]) == scope] or nights
     before = nights[-1].detector if nights else None
     faces = [night for night in nights if night.faces][-REFERENCE_NIGHTS:]
     labels = [

@@ -19,7 +19,7 @@ FOLDER = "_blocked"
 ENTRIES = pa.schema([pa.field("content_sha256", pa.string(), nullable=False), pa.field("phash", pa.string())])
 NEAR_BITS = 12
 """Near copies differ in at most this many bits of the perceptual hash (docs/columns.md)."""
-_CLEARED = ("content_sha256", "width", "height", "taken_at", "camera", "phash", "error", "note")
+_CLEARED = ("width", "height", "taken_at", "camera", "phash", "error", "note")
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,8 @@ def _bits(phashes: Sequence[str]) -> NDArray[np.uint64]:
 def read_blocklist(table: str) -> Blocklist:
     """Return what was erased from a table. Raise UserError for a damaged list."""
     folder = storage.join(table, FOLDER)
-    parts = [parquet.read_own(storage.join(folder, name), ENTRIES) for name in storage.list_names(folder)]
+    names = [name for name in storage.list_names(folder) if name.endswith(".parquet")]
+    parts = [parquet.read_own(storage.join(folder, name), ENTRIES) for name in names]
     rows = pa.concat_tables([ENTRIES.empty_table(), *parts])
     hashes = rows["phash"].filter(pc.match_substring_regex(rows["phash"], "^[0-9a-f]{64}$"))
     return Blocklist(frozenset(rows["content_sha256"].to_pylist()), tuple(sorted(set(hashes.to_pylist()))))

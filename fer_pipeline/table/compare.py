@@ -21,6 +21,7 @@ from fer_pipeline.base.storage import parquet
 from fer_pipeline.faces.decoding_version import DECODING, is_outdated
 from fer_pipeline.labelling.run import Increment
 from fer_pipeline.labelling.schemas import BLOCKED, FAILED, SUCCEEDED
+from fer_pipeline.table.blocklist import read_blocklist
 from fer_pipeline.table.delta import LabelTable, TableFile
 from fer_pipeline.table.nights import night_ids
 from fer_pipeline.table.reuse import PLACES
@@ -77,7 +78,7 @@ class Comparison:
         self.detect_px = detect_px
         self.retry_status = pa.array(retry_status, pa.string())
         self.nights = len(night_ids(table.url))
-        self.files = table.files
+        self.files, self.blocked = table.files, read_blocklist(table.url).contents
         parts = [self._read(number, file) for number, file in enumerate(self.files)]
         columns = {name: [getattr(part, name) for part in parts] for name in _Rows.__dataclass_fields__}
         empty = _Rows(*(np.empty((0, 2) if name == "digests" else 0, kind) for name, kind in _DTYPES.items()))
@@ -101,7 +102,9 @@ class Comparison:
         facts = [*(rows[name].to_pylist() for name in KEY), is_place.to_pylist(), is_container.to_pylist()]
         covered = np.fromiter(map(self.covers, *facts), bool, len(rows))
         rows, number_in_file = rows.filter(pa.array(covered)), number_in_file[covered]
-        labelled = pc.is_in(rows["status"], pa.array((*SUCCEEDED, BLOCKED))).to_numpy()
+        succeeded = pc.is_in(rows["status"], pa.array(SUCCEEDED)).to_numpy()
+        still_blocked = pc.is_in(rows["content_sha256"], pa.array(sorted(self.blocked), pa.string()))
+        labelled = succeeded | pc.and_(pc.equal(rows["status"], BLOCKED), still_blocked).to_numpy()
         is_current = _all([pc.equal(rows[name], self.identity[name]) for name in IDENTITY]).to_numpy() & ~self._outdated(rows)
         failed_last = ~labelled | pc.is_valid(rows["error"]).to_numpy()
         attempt = np.where(failed_last, np.minimum(rows["attempt"].to_numpy(), 255), 0).astype(np.uint8)
@@ -109,7 +112,7 @@ class Comparison:
         keep = is_current | (labelled & ~may_retry)
         kind = np.where(~labelled & may_retry, RETRY, np.where(keep, HELD, OUTDATED)).astype(np.uint8)
         attempt[~labelled & (kind == OUTDATED)] = 0  # another model or detector starts from zero
-        has_digest = labelled & pc.is_valid(rows["content_sha256"]).to_numpy()
+        has_digest = succeeded & pc.is_valid(rows["content_sha256"]).to_numpy()
         etags = rows["etag"].to_pylist()
         version, container = _hashes(rows["size_bytes"].to_pylist(), etags), _hashes(rows["uri"].to_pylist(), etags)
         file_number = np.full(len(rows), number, np.int32)

@@ -16,7 +16,7 @@ from fer_pipeline.table.rows import KEY, ROWS, DigestSet, digests_of
 
 _FILE = ("size_bytes", "etag")
 _IDENTITY = ("model_digest", "detector_digest", "settings_digest", "decoding")
-_COLUMNS = [*KEY, "path", *_FILE, *_IDENTITY, "status", "faces"]
+_COLUMNS = [*KEY, "path", *_FILE, *_IDENTITY, "status"]
 CHANGES = pa.schema(
     [
         pa.field("uri", pa.string(), nullable=False),
@@ -55,7 +55,7 @@ class Diff(Config):
 def diff(table: LabelTable, before: int, after: int) -> tuple[Diff, pa.Table]:
     """Return the changes between two versions in numbers, and as rows of `CHANGES`. Only files that one of them has are read.
 
-    Raise UserError for a version that is gone.
+    Their keys are in memory, and the faces of one file at a time. Raise UserError for a version that is gone.
     """
     old, new = table.at(before), table.at(after)
     kept = {file.path for file in old.files} & {file.path for file in new.files}
@@ -64,13 +64,18 @@ def diff(table: LabelTable, before: int, after: int) -> tuple[Diff, pa.Table]:
     common = np.flatnonzero(places >= 0)
     first, second = ours.take(places[common]), theirs.take(common)
     what = _changes(first, second)
-    gone = np.setdiff1d(np.arange(len(ours)), places[common])
+    changed = np.flatnonzero([bool(one) for one in what])
+    gone, came = ours.take(np.setdiff1d(np.arange(len(ours)), places[common])), theirs.take(np.flatnonzero(places < 0))
     parts = [
-        _as_changes(None, theirs.take(np.flatnonzero(places < 0)), "added"),
-        _as_changes(ours.take(gone), None, "removed"),
-        *(_as_changes(_chosen(first, what, name), _chosen(second, what, name), name) for name in sorted(set(what) - {""})),
+        _joined(None, _with_expressions(new, came), ["added"] * len(came)),
+        _joined(_with_expressions(old, gone), None, ["removed"] * len(gone)),
+        _joined(
+            _with_expressions(old, first.take(changed)),
+            _with_expressions(new, second.take(changed)),
+            [what[index] for index in changed],
+        ),
     ]
-    changes = pa.concat_tables([CHANGES.empty_table(), *parts]).sort_by([(name, "ascending") for name in KEY])
+    changes = pa.concat_tables(parts).sort_by([(name, "ascending") for name in KEY])
     counts = Counter(changes["what"].to_pylist())
     same = pc.equal(changes["what"], "relabelled").to_numpy() & _same_labels(changes)
     expressions = {name: [counted[name] for counted in map(_faces_in, _sides(changes))] for name in _names(changes)}
@@ -80,9 +85,26 @@ def diff(table: LabelTable, before: int, after: int) -> tuple[Diff, pa.Table]:
 
 
 def _rows(table: LabelTable, files: Sequence[TableFile]) -> pa.Table:
+    """Return the rows of files, each with the path of its file and its number in it."""
     schema = pa.schema([ROWS.field(name) for name in _COLUMNS])
-    parts = [parquet.with_columns(parquet.read_columns(table.path(file.path), _COLUMNS), schema) for file in files]
-    return pa.concat_tables([schema.empty_table(), *parts], promote_options="permissive")
+    parts = [schema.empty_table().append_column("file", pa.array([], pa.string())).append_column("row", pa.array([], pa.int64()))]
+    for file in files:
+        rows = parquet.with_columns(parquet.read_columns(table.path(file.path), _COLUMNS), schema)
+        place = pa.repeat(pa.scalar(file.path), len(rows)), pa.array(range(len(rows)), pa.int64())
+        parts.append(rows.append_column("file", place[0]).append_column("row", place[1]))
+    return pa.concat_tables(parts, promote_options="permissive")
+
+
+def _with_expressions(table: LabelTable, rows: pa.Table) -> pa.Table:
+    """Return rows with the expressions of their faces, which are read file by file."""
+    found: list[Any] = [None] * len(rows)
+    files, numbers = np.array(rows["file"].to_pylist(), object), rows["row"].to_numpy()
+    for path in sorted(set(files)):
+        places = np.flatnonzero(files == path)
+        faces = parquet.read_columns(table.path(path), ["faces"])["faces"].take(pa.array(numbers[places])).to_pylist()
+        for place, of_row in zip(places, faces, strict=True):
+            found[place] = [face["expression"] for face in of_row]
+    return rows.append_column("expressions", pa.array(found, pa.list_(pa.string())))
 
 
 def _changes(first: pa.Table, second: pa.Table) -> list[str]:
@@ -100,23 +122,15 @@ def _changes(first: pa.Table, second: pa.Table) -> list[str]:
     return np.select([file, identity, status], ["file_changed", "relabelled", "retried"], "").tolist()  # type: ignore[no-any-return]
 
 
-def _chosen(rows: pa.Table, what: Sequence[str], name: str) -> pa.Table:
-    return rows.filter(pa.array([one == name for one in what]))
-
-
-def _as_changes(before: pa.Table | None, after: pa.Table | None, what: str) -> pa.Table:
+def _joined(before: pa.Table | None, after: pa.Table | None, what: Sequence[str]) -> pa.Table:
+    """Return rows of `CHANGES` from the same rows of two versions; one of them may lack them."""
     rows = after if after is not None else before
     assert rows is not None
-    columns = {name: rows[name] for name in (*KEY, "path")} | {"what": pa.repeat(pa.scalar(what), len(rows))}
+    columns = {name: rows[name] for name in (*KEY, "path")} | {"what": pa.array(what, pa.string())}
     for suffix, side in (("_before", before), ("", after)):
-        nothing = pa.nulls(len(rows), pa.string()), pa.nulls(len(rows), pa.list_(pa.string()))
-        status, expressions = nothing if side is None else (side["status"], _expressions(side))
-        columns |= {f"status{suffix}": status, f"expressions{suffix}": expressions}
+        for name in ("status", "expressions"):
+            columns[f"{name}{suffix}"] = pa.nulls(len(rows), rows.schema.field(name).type) if side is None else side[name]
     return pa.table([columns[name] for name in CHANGES.names], CHANGES.names).cast(CHANGES)
-
-
-def _expressions(rows: pa.Table) -> pa.Array:
-    return pa.array([[face["expression"] for face in faces] for faces in rows["faces"].to_pylist()], pa.list_(pa.string()))
 
 
 def _sides(changes: pa.Table) -> tuple[pa.ChunkedArray, pa.ChunkedArray]:

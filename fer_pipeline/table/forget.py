@@ -29,13 +29,15 @@ class Forgotten(Config):
 
 
 def forget(table: LabelTable, uris: tuple[str, ...], contents: tuple[str, ...]) -> Forgotten:
-    """Block the contents of these rows, commit the table without them, then delete every file that holds one.
+    """Block the contents of these rows, commit the table without them and their copies, then delete every file that holds one.
 
     A uri may be the end of a path if only one file of the table has it. Raise UserError if no row matches.
     The commit comes before any deletion. It makes the commit of a concurrent publisher fail, which then writes its files again.
     """
     known = sorted({*table.data_files(), *(file.path for file in table.files)})
     uris = tuple(_resolved(table, known, uri) for uri in uris)
+    of_uris = [_matching(table.path(name), uris, ()) for name in known] if uris else []
+    contents = tuple({*contents, *(digest for rows in of_uris for digest in rows["content_sha256"].drop_null().to_pylist())})
     found = {name: rows for name in known if len(rows := _matching(table.path(name), uris, contents))}
     if not found:
         raise UserError(f"The table '{table.url}' holds no such row in any version.")

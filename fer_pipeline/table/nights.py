@@ -92,8 +92,9 @@ def night_of(table: str, record: RunRecord, state: State, failing: list[str], ac
 
 
 def filters_of(record: RunRecord) -> list[list[str]]:
-    """Return the globs that include records of a run, and the globs that exclude records."""
-    return [record.known.include, record.known.exclude]
+    """Return the globs that include records of a run, the globs that exclude records and, for a list, the list and its bases."""
+    known = record.known
+    return [known.include, known.exclude, *([[known.file_list, *(known.base or [])]] if known.file_list else [])]
 
 
 def _listed_after(table: str, record: RunRecord) -> int:

@@ -99,7 +99,7 @@ def test_the_root_is_what_the_bases_have_in_common(tmp_path: Path) -> None:
     assert root_of("l.txt", ["/data/a/x", "/data/a/y/z"]) == "/data/a"
     assert root_of("l.txt", ["s3://bucket/a", "s3://bucket/b/"]) == "s3://bucket"
     assert root_of("s3://bucket/lists/l.txt", []) == "s3://bucket/lists"
-    for bases in (["s3://a/x", "s3://b/x"], ["s3://a/x", "/x"], ["s3://a", "az://a"]):
+    for bases in (["/data/x", "/home/x"], ["s3://a/x", "s3://b/x"], ["s3://a/x", "/x"], ["s3://a", "az://a"]):
         with pytest.raises(UserError, match="have no folder in common"):
             root_of("l.txt", bases)
 
@@ -125,10 +125,52 @@ def test_a_list_that_cannot_be_read_is_one_sentence(photos: Path, name: str, con
         FileList(str(photos), "uri")
 
 
-def test_nested_columns_are_not_kept(photos: Path) -> None:
-    pq.write_table(pa.table({"uri": ["1.jpg"], "tags": [["x"]]}), photos / "l.parquet")
-    with pytest.raises(UserError, match=r"'tags' of .* is list<.*keep plain columns"):
-        FileList(str(photos / "l.parquet"), "uri", keep=["tags"])
+@pytest.mark.parametrize(
+    ("column", "says"),
+    [
+        (pa.array([["x"]]), r"'more' of .* is list<.* plain values"),
+        (pa.array([b"\xff"]), r"'more' of .* is binary: .* plain values"),
+        (pa.array([b"\xff"]).view(pa.string()), "cannot be read as a list"),
+    ],
+)
+def test_only_plain_values_are_kept(photos: Path, column: pa.Array, says: str) -> None:
+    pq.write_table(pa.table({"uri": ["1.jpg"], "more": column}), photos / "l.parquet")
+    with pytest.raises(UserError, match=says):
+        FileList(str(photos / "l.parquet"), "uri", keep=["more"])
+    if column.type != pa.list_(pa.string()):
+        pq.write_table(pa.table({"uri": column}), photos / "l.parquet")
+        with pytest.raises(UserError, match=r"a list has paths|cannot be read as a list"):
+            FileList(str(photos / "l.parquet"), "uri")
+
+
+def test_odd_lists_are_one_sentence_or_work(photos: Path) -> None:
+    (photos / "l.csv").write_text("uri,id,id\n1.jpg,1,2\n")
+    with pytest.raises(UserError, match="has two columns 'id'"):
+        FileList(str(photos / "l.csv"), "uri", keep=["id"])
+    (photos / "l.txt").write_text("1.jpg\n2\0.jpg\n")
+    with pytest.raises(UserError, match=r"Entry 2 .* names no file of any disk"):
+        FileList(str(photos / "l.txt"), "uri")
+    (photos / "a\x85b.jpg").write_bytes(b"x")
+    (photos / "l.txt").write_text("a\x85b.jpg\n")
+    assert [file.error for file in FileList(str(photos / "l.txt"), "uri").files()] == [None]
+    pq.write_table(
+        pa.table({"uri": pa.array(["1.jpg"], pa.string_view()), "id": pa.array(["x"], pa.large_string())}), photos / "l.parquet"
+    )
+    found = FileList(str(photos / "l.parquet"), "uri", keep=["id"])
+    assert found.kept(found.uris).to_pylist() == [{"id": "x"}]
+
+
+def test_what_may_not_be_looked_at_hides_what_it_holds(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So a night does not take its members for gone."""
+    (photos / "l.txt").write_text("a.zip\n")
+
+    def denied(path: str) -> None:
+        raise PermissionError(13, "Permission denied", path)
+
+    found = FileList(str(photos / "l.txt"), "uri")
+    monkeypatch.setattr("fer_pipeline.archive.file_list.os.stat", denied)
+    (file,) = found.files()
+    assert file.hides and file.error is not None and "cannot be looked at" in file.error
 
 
 def test_a_sample_is_in_order_without_repeats_and_every_record_may_be_in_it() -> None:

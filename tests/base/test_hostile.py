@@ -51,7 +51,7 @@ def test_what_is_below_a_place_is_told_by_where_the_path_leads() -> None:
     assert not any(storage.is_below(url, "s3://b/k") for url in keys)
     assert storage.is_below("s3://b/k/x", "s3://b/k") and not storage.is_below("s3://b/kk", "s3://b/k")
     with pytest.raises(UserError, match=r"The run names '/etc/passwd', which is not below '/a'.*Nothing was read"):
-        storage.require_below(["/a/b", "/etc/passwd"], "/a", "The run")
+        storage.require_below(["/a/b", "/etc/passwd"], ["/a"], "The run")
 
 
 @pytest.mark.parametrize("name", NOWHERE)

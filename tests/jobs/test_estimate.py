@@ -20,6 +20,7 @@ def test_an_estimate_counts_and_measures_and_writes_nothing(archive: Path, tmp_p
     found = command.run(config)
     assert isinstance(found, Estimate) and found.records == found.measured == 36 and found.held == 0
     assert found.bytes == sum(path.stat().st_size for path in before if path.is_file() and path.suffix != ".txt")
+    assert found.core_hours_low is not None and found.core_hours_high is not None
     assert 0 < found.core_hours_low <= found.core_hours <= found.core_hours_high
     assert found.price == pytest.approx(found.core_hours * 0.05, abs=1e-4)
     assert not list(tmp_path.iterdir()) and sorted(archive.rglob("*")) == before
@@ -40,6 +41,8 @@ def test_what_cannot_be_estimated_is_one_sentence(archive: Path, tmp_path: Path)
     config = LabelCommandConfig(source=str(archive), out=str(tmp_path / "run"), detector="mtcnn", price_per_hour=1)
     with pytest.raises(UserError, match="--price-per-hour is for --estimate"):
         command.run(config)
+    with pytest.raises(UserError, match="--estimate measures cores"):
+        command.run(config.model_copy(update={"estimate": True, "gpus_per_worker": 1.0}))
     with pytest.raises(UserError, match="excludes all"):
         estimate(LabelConfig(source=str(archive), out=str(tmp_path / "run"), detector="mtcnn", include=("*.xyz",)))
 
@@ -64,4 +67,5 @@ def test_the_interval_holds_the_mean_of_equal_runs() -> None:
 
     assert estimates._interval(np.full(9, 2.0), np.full(9, 8)) == (0.25, 0.25, 0.25)
     mean, low, high = estimates._interval(np.array([1.0, 3.0] * 10), np.full(20, 8))
-    assert low < mean == 0.25 < high
+    assert low is not None and high is not None and low < mean == 0.25 < high
+    assert estimates._interval(np.array([2.0]), np.array([8])) == (0.25, None, None)

@@ -19,11 +19,12 @@ from fer_pipeline.cli import models, report
 from fer_pipeline.cli.models import PushConfig
 from fer_pipeline.cli.report import ReportConfig
 from fer_pipeline.faces.detectors import yunet
-from fer_pipeline.jobs import nightly
+from fer_pipeline.jobs import nightly, publish
 from fer_pipeline.jobs.label import job
 from fer_pipeline.jobs.label import job as label
 from fer_pipeline.jobs.label.config import LabelConfig
 from fer_pipeline.jobs.nightly import NightlyConfig
+from fer_pipeline.jobs.publish import PublishConfig
 from fer_pipeline.labelling.schemas import FACES, IMAGES
 from fer_pipeline.models.bundle import EMBEDDED, read_bundle, save_bundle
 from fer_pipeline.models.card import ModelCard
@@ -120,7 +121,10 @@ def test_what_the_user_must_mend_writes_nothing(archive: Path, tmp_path: Path, l
         (config(archive, tmp_path / "out", model=str(tmp_path / "bundle")), "no model bundle"),
         (config(archive, tmp_path / "out", keep=["id"]), "--keep is for a list"),
         (config(archive, tmp_path / "out", base=["/data"]), "--base is for a list"),
-        (config(archive, tmp_path / "out", uri_column="uri", keep=["Phash"]), "--keep Phash: the tables have a column"),
+        (config(archive, tmp_path / "out", uri_column="uri", keep=["Phash"]), "--keep Phash: tables or exports have"),
+        (config(archive, tmp_path / "out", uri_column="uri", keep=["id", "ID"]), "--keep ID: tables or exports have"),
+        (config(archive, tmp_path / "out", uri_column="uri", keep=["p_happy"]), "--keep p_happy: tables or exports have"),
+        (config(archive, tmp_path / "out", uri_column="uri", keep=["offset"]), "--keep offset: tables or exports have"),
         (config(archive, tmp_path / "out", uri_column="uri"), "is a folder, and --uri-column needs a list"),
         (config(tmp_path / "empty" / "notes.txt", tmp_path / "out"), "name the column by --uri-column"),
         (config(archive, tmp_path / "out", table=str(tmp_path / "t"), limit=3), "--limit is for a first try"),
@@ -176,10 +180,16 @@ def test_a_list_makes_no_row_of_a_table_vanish(archive: Path, tmp_path: Path, lo
         "base": [str(archive)],
         "out": str(tmp_path / "second"),
     }
+    (tmp_path / "other.txt").write_text("2026/02/coffee-1024.jpg\n")
+    other = {"source": str(tmp_path / "other.txt"), "uri_column": "uri", "base": [str(archive)], "table": table}
+    earlier = LabelConfig.model_validate(other | {"out": str(tmp_path / "other"), "detector": "mtcnn", "detect_px": 320})
+    label.run(earlier)
     night = nightly.run(NightlyConfig.model_validate(some | {"audit": {"failed": 1}, "max_failure_rate": 1}))
     after = Table(table).images()
     assert night.vanished == 0 and night.records == 1
     assert sorted(after["path"].to_pylist()) == sorted([*before["path"].to_pylist(), "gone.jpg"])
+    published = publish.run(PublishConfig(run=str(tmp_path / "other"), table=table))  # another list is another scope
+    assert published.records == 1 and len(Table(table).images()) == len(after)
 
 
 def test_a_first_try_labels_the_first_or_some_records(archive: Path, tmp_path: Path, finished: Path, local_ray: None) -> None:

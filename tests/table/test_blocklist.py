@@ -48,13 +48,21 @@ def test_erased_images_are_blocked_and_their_near_copies_named(archive: Path, tm
 
     night(2)
     row = rows_of(table)["hopper-800.jpg"]
-    assert (row["status"], row["faces"], row["content_sha256"], row["phash"], row["width"]) == ("blocked", 0, None, None, None)
+    assert (row["status"], row["faces"], row["phash"], row["width"]) == ("blocked", 0, None, None)
     assert night(3).state == "unchanged"
+
+    shutil.move(f"{table}/_blocked", tmp_path / "kept")  # the block is lifted, and set again
+    assert night(4).state == "published" and rows_of(table)["hopper-800.jpg"]["faces"] == 1
+    shutil.copy(source / "hopper-800.jpg", source / "copy.jpg")
+    night(5)
+    assert upkeep.forget(ForgetConfig(table=table, uri=("hopper-800.jpg",))).rows == 2
+    assert set(rows_of(table)) == {"astronaut-1024.jpg", "coffee-1024.jpg"}
+    (source / "copy.jpg").unlink()
 
     (source / "hopper-800.jpg").rename(source / "renamed.jpg")
     copy = cv2.resize(np.asarray(cv2.imread(str(source / "renamed.jpg"))), None, fx=0.6, fy=0.6, interpolation=cv2.INTER_AREA)
     cv2.imwrite(str(source / "smaller.jpg"), copy, [cv2.IMWRITE_JPEG_QUALITY, 60])
-    night(4)
+    night(6)
     rows = rows_of(table)
     assert {path: row["status"] for path, row in rows.items()} == {
         "astronaut-1024.jpg": "ok",
@@ -62,9 +70,9 @@ def test_erased_images_are_blocked_and_their_near_copies_named(archive: Path, tm
         "renamed.jpg": "blocked",
         "smaller.jpg": "ok",  # a person decides
     }
-    record = RunFolder(f"{tmp_path}/run-4").load()
+    record = RunFolder(f"{tmp_path}/run-6").load()
     assert record and record.result and record.result.near_blocked_first == ["smaller.jpg"] and record.result.failed == 0
-    page = Path(f"{tmp_path}/run-4/report.html").read_text()
+    page = Path(f"{tmp_path}/run-6/report.html").read_text()
     assert "look like images that were erased" in page and "smaller.jpg" in page and "blocked" in page
 
     other = str(tmp_path / "other")  # a run that labelled the image before it was erased

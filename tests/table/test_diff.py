@@ -71,5 +71,5 @@ def test_a_version_that_is_unknown_or_gone_is_one_sentence(table: str) -> None:
     first = versions(table)[0]
     upkeep.compact(TableConfig(table=table))
     LabelTable(table).vacuum(0)
-    with pytest.raises(UserError, match="`table vacuum` deleted them"):
+    with pytest.raises(UserError, match="`table vacuum` or `table forget` deleted them"):
         upkeep.changes(DiffConfig(table=table, night=(first,)))

@@ -9,7 +9,7 @@ import posixpath
 import re
 import sys
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
@@ -116,13 +116,13 @@ def leads_elsewhere(key: str) -> bool:
     return bool({".", ".."} & set(unquote(key).split("/")))
 
 
-def require_below(urls: Iterable[str], root: str, what: str) -> None:
-    """Raise UserError unless all of `urls`, which come from a file of `what`, are the normalized `root` or below it."""
+def require_below(urls: Iterable[str], roots: Sequence[str], what: str) -> None:
+    """Raise UserError unless all of `urls`, which come from a file of `what`, are at or below one of the normalized `roots`."""
     for url in urls:
-        if not is_below(url, root):
+        if not any(is_below(url, root) for root in roots):
             raise UserError(
-                f"{what} names '{reason(ValueError(url))[:200]}', which is not below '{root}': somebody else wrote it, or it was "
-                "copied. Nothing was read from that place."
+                f"{what} names '{reason(ValueError(url))[:200]}', which is not below '{' or '.join(roots)}': somebody else wrote "
+                "it, or it was copied. Nothing was read from that place."
             )
 
 

@@ -118,7 +118,7 @@ class Dispatcher:
         tables: list[pa.Table] = []
         for shard, table in manifests:
             readable = table.filter(pc.is_null(table["error"]))
-            storage.require_below(pc.unique(readable["uri"]).to_pylist(), self.record.source, f"The run in '{self.folder.url}'")
+            storage.require_below(pc.unique(readable["uri"]).to_pylist(), self.record.roots, f"The run in '{self.folder.url}'")
             self.left -= 1
             if shard in self.committed:
                 advance(len(table))

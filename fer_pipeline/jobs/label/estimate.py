@@ -17,7 +17,7 @@ from fer_pipeline.archive.record import Record, sampled
 from fer_pipeline.base import storage
 from fer_pipeline.base.config import Config
 from fer_pipeline.base.errors import UserError
-from fer_pipeline.base.isolated import IsolatedProcess, ProcessDiedError, TimedOutError
+from fer_pipeline.base.isolated import IsolatedProcess
 from fer_pipeline.base.processor import has_native_bf16
 from fer_pipeline.jobs.label.config import LabelConfig
 from fer_pipeline.jobs.label.job import comparison_of, listing_of, nothing_to_label
@@ -28,6 +28,8 @@ from fer_pipeline.labelling.run import RunFolder
 
 RUN_RECORDS, RUNS = 8, 25
 """Records that are labelled: runs of neighbours, as a worker gets them, so that a video is not opened for each frame."""
+FEWEST_RUNS = 5
+"""Runs that an interval needs."""
 RESAMPLES = 2000
 
 
@@ -43,8 +45,9 @@ class Estimate(Config):
     measured: int
     """Records that were labelled to measure."""
     core_hours: float
-    core_hours_low: float
-    core_hours_high: float
+    core_hours_low: float | None
+    core_hours_high: float | None
+    """None if too few records were labelled to know."""
     hours_here: float
     """With all cores of this machine."""
     price: float | None = None
@@ -58,6 +61,8 @@ def estimate(config: LabelConfig, price_per_hour: float | None = None) -> Estima
 
     Raise UserError if there is nothing to label or nothing could be measured, and as the job does.
     """
+    if config.gpus_per_worker:
+        raise UserError("--estimate measures cores: leave --gpus-per-worker out, or label a --sample to see how fast GPUs are.")
     paths = {name: storage.normalize(url) for name in ("source", "out", "table") if (url := getattr(config, name))}
     config = config.model_copy(update=paths)
     storage.require_access(config.source, *config.base)
@@ -76,21 +81,25 @@ def estimate(config: LabelConfig, price_per_hour: float | None = None) -> Estima
     seconds, sizes = _measured(config.model_copy(update={"detector": plan.detector.name}), runs)
     if runs and not len(seconds):
         raise UserError("None of the records that were tried can be labelled within its limits: label them to see why.")
-    hours, low, high = (total * value / 3600 for value in _interval(seconds, sizes)) if len(seconds) else (0.0, 0.0, 0.0)
+    hours, low, high = (value and total * value / 3600 for value in _interval(seconds, sizes))
     price = price_per_hour
     return Estimate(
         records=total,
         held=held,
         bytes=listing.bytes_listed,
         measured=int(sizes.sum()),
-        core_hours=round(hours, 6),
-        core_hours_low=round(low, 6),
-        core_hours_high=round(high, 6),
-        hours_here=round(hours / (os.cpu_count() or 1), 6),
-        price=None if price is None else round(hours * price, 6),
-        price_low=None if price is None else round(low * price, 6),
-        price_high=None if price is None else round(high * price, 6),
+        core_hours=_times(hours, 1) or 0.0,
+        core_hours_low=_times(low, 1),
+        core_hours_high=_times(high, 1),
+        hours_here=_times(hours, 1 / (os.cpu_count() or 1)) or 0.0,
+        price=_times(hours, price),
+        price_low=_times(low, price),
+        price_high=_times(high, price),
     )
+
+
+def _times(hours: float | None, factor: float | None) -> float | None:
+    return None if hours is None or factor is None else round(hours * factor, 6)
 
 
 class _Counted:
@@ -130,7 +139,7 @@ def _labelled(config: LabelConfig, runs: list[list[Record]]) -> list[tuple[float
                     found.append((float(seconds), len(left[done])))
                     done += 1
                 break
-            except (ProcessDiedError, TimedOutError):
+            except ValueError:  # it died, took too long or ran out of memory
                 left = left[done + 1 :]
     finally:
         process.close()
@@ -153,8 +162,10 @@ def timed_runs(settings: dict[str, Any], runs: list[list[dict[str, Any]]]) -> It
         yield time.perf_counter() - started
 
 
-def _interval(seconds: NDArray[np.float64], sizes: NDArray[np.int64]) -> tuple[float, float, float]:
-    """Return the seconds of a record, and its interval of 95 % by resampling the runs."""
+def _interval(seconds: NDArray[np.float64], sizes: NDArray[np.int64]) -> tuple[float, float | None, float | None]:
+    """Return the seconds of a record, and its interval of 95 % by resampling the runs, if there are enough for one."""
+    if len(seconds) < FEWEST_RUNS:
+        return float(seconds.sum() / max(1, sizes.sum())), None, None
     drawn = np.random.default_rng(0).integers(0, len(seconds), (RESAMPLES, len(seconds)))
     means = seconds[drawn].sum(1) / sizes[drawn].sum(1)
     low, high = np.percentile(means, [2.5, 97.5])

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from fer_pipeline.archive.file_list import root_of
+from fer_pipeline.archive.file_list import bases_of, root_of
 from fer_pipeline.base import storage
 from fer_pipeline.base.config import require_same
 from fer_pipeline.base.errors import UserError
@@ -16,11 +16,15 @@ from fer_pipeline.faces.detectors.spec import ResolvedDetector
 from fer_pipeline.jobs.label.config import LabelConfig
 from fer_pipeline.labelling.labeller import LabelSettings
 from fer_pipeline.labelling.run import RunFolder, RunRecord, settings_digest
-from fer_pipeline.labelling.schemas import FACES, IMAGES
+from fer_pipeline.labelling.schemas import FACES, IMAGES, MANIFEST
 from fer_pipeline.models.bundle import Bundle
+from fer_pipeline.models.framing import LANDMARKS
 from fer_pipeline.table.audit import NIGHTS_LOOKED_AT
 from fer_pipeline.table.nights import last_nights
 from fer_pipeline.table.rows import ROWS
+
+OF_EXPORTS = {"input", *(f"{name.replace(' ', '_')}_{axis}" for name in LANDMARKS for axis in "xy")}
+"""Columns of exports that no table has, besides `p_CLASS`."""
 
 
 @dataclass(frozen=True)
@@ -67,10 +71,20 @@ class LabelPlan:
     def frozen(self) -> dict[str, Any]:
         """Settings that a resumed run must keep: those that choose records, and those that change labels."""
         config = self.config
-        choice = {"include": list(config.include), "exclude": list(config.exclude), "fps": config.fps, "table": config.table}
-        choice |= {"pages": config.pages, "zip_encoding": config.zip_encoding, "sample": config.sample, "limit": config.limit}
-        choice |= {"list": config.source if config.uri_column else None, "uri_column": config.uri_column}
-        choice |= {"base": list(config.base) or None, "keep": list(config.keep) or None}
+        choice = {
+            "include": list(config.include),
+            "exclude": list(config.exclude),
+            "fps": config.fps,
+            "table": config.table,
+            "pages": config.pages,
+            "zip_encoding": config.zip_encoding,
+            "file_list": config.source if config.uri_column else None,
+            "uri_column": config.uri_column,
+            "base": bases_of(config.source, config.base) if config.uri_column else None,
+            "keep": list(config.keep) or None,
+            "sample": config.sample,
+            "limit": config.limit,
+        }
         device = {"device": "gpu"} if config.gpus_per_worker else {}  # its detector computes differently than on cores
         return vars(self.settings) | choice | device | {"asked_uncertain_below": config.uncertain_below}
 
@@ -115,7 +129,7 @@ class LabelPlan:
             **record.settings,
         }
         theirs["table"] = record.increment.table if record.increment else None  # labels are carried over from it
-        shown = {"device": "device (--gpus-per-worker)"}  # the only setting without an option of its name
+        shown = {"device": "device (--gpus-per-worker)", "file_list": "list of files"}  # settings without an option of their name
         asked, kept = ({shown.get(key, key): facts.get(key) for key in ours} for facts in (ours, theirs))
         require_same(f"The run in '{plan.folder.url}'", asked, kept)
         return plan
@@ -148,9 +162,11 @@ def _require_possible(config: LabelConfig) -> None:
         raise UserError(f"--{'base' if config.base else 'keep'} is for a list of files: name its column by --uri-column.")
     if config.table and (config.sample or config.limit):
         raise UserError(f"--{'sample' if config.sample else 'limit'} is for a first try, without a table: leave one of them out.")
-    known = {name.lower() for schema in (IMAGES, FACES, ROWS) for name in schema.names}
-    if taken := [name for name in config.keep if name.lower() in known]:
-        raise UserError(f"--keep {taken[0]}: the tables have a column of that name: give it another name in the list.")
+    taken = {name.lower() for schema in (MANIFEST, IMAGES, FACES, ROWS) for name in schema.names} | OF_EXPORTS
+    for name in config.keep:
+        if name.lower() in taken or name.lower().startswith("p_"):
+            raise UserError(f"--keep {name}: tables or exports have a column of that name: give it another name in the list.")
+        taken.add(name.lower())
 
 
 def _precision(config: LabelConfig, bundle: Bundle, has_bf16: bool) -> Precision:

@@ -34,5 +34,5 @@ class _NoOp:
             yield pa.table(columns, names=LABELLED.names).cast(LABELLED)
 
 
-listing.list_files = _keys  # type: ignore[attr-defined]
+listing.list_files = _keys  # type: ignore[assignment, attr-defined]
 stage.Labeller = _NoOp  # type: ignore[misc, assignment]
