@@ -4,7 +4,7 @@ import io
 import struct
 import warnings
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 
 from PIL import Image
 
@@ -27,8 +27,7 @@ def metadata_of(image: Image.Image, data: bytes) -> tuple[int, Capture]:
     The orientation is 1 if neither does, and for TIFF and HEIC, whose decoders turn images themselves.
     """
     orientation, capture = 1, UNKNOWN
-    with suppress(*DAMAGED), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with _damage_ignored():
         exif = _exif_of(image, data)
         if image.format not in ("TIFF", "HEIF"):
             orientation = int(exif.get(ORIENTATION, 1))
@@ -39,12 +38,19 @@ def metadata_of(image: Image.Image, data: bytes) -> tuple[int, Capture]:
 def tiff_capture(data: bytes) -> Capture:
     """Return the capture of a TIFF, or of a RAW photo that is one, perhaps with a number of its own; unknown for any other."""
     exif, magic = Image.Exif(), TIFF_MAGIC.get(data[:2])
-    with suppress(*DAMAGED), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with _damage_ignored():
         if magic:
             exif.load(data if data.startswith(magic) else magic + data[4:])
             return _capture(exif)
     return UNKNOWN
+
+
+@contextmanager
+def _damage_ignored() -> Iterator[None]:
+    """End silently where EXIF data are damaged."""
+    with suppress(*DAMAGED), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def _exif_of(image: Image.Image, data: bytes) -> Image.Exif:

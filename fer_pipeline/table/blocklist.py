@@ -13,6 +13,7 @@ from fer_pipeline.base import storage
 from fer_pipeline.base.storage import parquet
 from fer_pipeline.labelling.run import RunFolder
 from fer_pipeline.labelling.schemas import ADDED, BLOCKED, IMAGES
+from fer_pipeline.table.rows import ROWS
 
 FOLDER = "_blocked"
 """Folder below the table. Readers and vacuum ignore names that begin with an underscore."""
@@ -82,7 +83,7 @@ def without_blocked(images: pa.Table, blocked: Blocklist) -> pa.Table:
     if not pc.any(is_blocked).as_py():
         return images
     for name in _CLEARED:
-        column = images[name].cast(pa.string()) if pa.types.is_dictionary(images.schema.field(name).type) else images[name]
+        column = images[name].cast(ROWS.field(name).type)
         images = _set(images, name, pc.if_else(is_blocked, pa.scalar(None, column.type), column))
     images = _set(images, "status", pc.if_else(is_blocked, BLOCKED, images["status"].cast(pa.string())))
     faces = [[] if hidden else found for hidden, found in zip(is_blocked.to_pylist(), images["faces"].to_pylist(), strict=True)]
