@@ -93,6 +93,25 @@ def test_a_run_on_s3_is_resumed(uploaded: str, bucket: str, locally: Rows) -> No
     assert rows(out) == locally
 
 
+def test_the_objects_of_a_list_are_labelled_and_nothing_is_listed(
+    uploaded: str, bucket: str, store: Store, locally: Rows, tmp_path: Path
+) -> None:
+    names = [row["path"] for row in locally if row["member"] is None]
+    (tmp_path / "list.csv").write_text("key,id\n" + "".join(f"{name},{name}!\n" for name in [*names, "gone.jpg"]))
+    storage.write_bytes(f"{bucket}/list.txt", "\n".join(f"{uploaded}/{name}" for name in names).encode())
+    store.fail()
+    out, options = f"{bucket}/listed", {"uri_column": "key", "base": [uploaded], "max_failure_rate": 1}
+    record = label.run(config(str(tmp_path / "list.csv"), out, keep=["id"], **options))
+    found = {row["path"]: row for row in rows(out)}
+    assert record.records == len(names) + 1 and record.source == uploaded
+    assert all(found[row["path"]]["content_sha256"] == row["content_sha256"] for row in locally if row["member"] is None)
+    assert found["gone.jpg"]["status"] == "unreadable" and all(row["id"] == f"{path}!" for path, row in found.items())
+    again = label.run(config(f"{bucket}/list.txt", f"{bucket}/from-text", **options))
+    assert again.records == len(names) and again.result is not None and again.result.faces == record.result.faces  # type: ignore[union-attr]
+    with pytest.raises(UserError, match="which is not below"):
+        label.run(config(f"{bucket}/list.txt", f"{bucket}/refused", uri_column="key", base=[f"{bucket}/elsewhere"]))
+
+
 def test_keys_are_listed_in_order_page_by_page_and_prefix_by_prefix(bucket: str, store: Store) -> None:
     names = [f"{folder}/{number:04d}.jpg" for folder in ("a", "b/c", "b/d/e") for number in range(8)]
     names += [f"flat/{number:05d}.jpg" for number in range(1100)]  # more than a page
