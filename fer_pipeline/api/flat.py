@@ -14,10 +14,9 @@ import pyarrow.compute as pc
 from fer_pipeline.archive.files import name_below
 from fer_pipeline.base.errors import UserError
 from fer_pipeline.labelling.schemas import IMAGES
-from fer_pipeline.models.framing import LANDMARKS
+from fer_pipeline.models.framing import LANDMARK_COLUMNS
 from fer_pipeline.table.rows import ROWS
 
-LANDMARK_COLUMNS = [f"{name.replace(' ', '_')}_{axis}" for name in LANDMARKS for axis in "xy"]
 LONGEST_PATH = 32_768
 """Longest path of an image, in bytes."""
 OF_FACE = ("face_id", "expression", "confidence", "uncertain")

@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 MOMENT = re.compile(r"(\d{4})[-:/](\d\d)[-:/](\d\d)[ T](\d\d):(\d\d):(\d\d)(?:[.,]\d*)?\s*(Z|[-+]\d\d:?\d\d)?\0*\s*")
 """A time as EXIF and containers of videos write it, with its offset from UTC or without."""
 UNSET = ("1904-01-01T00:00:00", "1970-01-01T00:00:00")
-"""What clocks that nobody has set say."""
+"""The times of clocks that were never set."""
 FIRST_YEAR = 1826
 """The year of the first photograph; an earlier one is no date."""
 LONGEST_CAMERA = 80
@@ -35,7 +35,7 @@ UNKNOWN = Capture()
 
 def local_time(text: object, offset: object = None) -> str | None:
     """Return a time as `Capture.taken_at` has it; None if `text` is none. `offset`: that from UTC, if `text` lacks it."""
-    found = MOMENT.fullmatch(str(text).strip()) if isinstance(text, str) else None
+    found = MOMENT.fullmatch(text.strip()) if isinstance(text, str) else None
     if not found:
         return None
     *date, own = found.groups()

@@ -5,14 +5,14 @@ import os
 import posixpath
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from stat import S_ISDIR, S_ISREG
+from stat import S_ISDIR
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.csv
 
-from fer_pipeline.archive.files import NOT_REGULAR, File
-from fer_pipeline.archive.walk import unreadable
+from fer_pipeline.archive.files import File
+from fer_pipeline.archive.walk import file_of, unreadable
 from fer_pipeline.base import storage
 from fer_pipeline.base.errors import UserError
 from fer_pipeline.base.read_ahead import read_ahead
@@ -161,6 +161,6 @@ def _file(uri: str) -> File:
     except storage.STORAGE_ERRORS as error:
         storage.require_store(uri)
         return File(uri, 0, "", f"the file cannot be looked at: {storage.reason(error)}", hides=True)
-    if S_ISREG(stat.st_mode):
-        return File(uri, stat.st_size, str(stat.st_mtime_ns))
-    return File(uri, 0, "", "a list names files, and this is a folder" if S_ISDIR(stat.st_mode) else NOT_REGULAR)
+    if S_ISDIR(stat.st_mode):
+        return File(uri, 0, "", "a list names files, and this is a folder")
+    return file_of(uri, stat)

@@ -41,6 +41,13 @@ def list_files(source: str, lists: ListsFolder = lambda folder: True) -> Iterato
         yield from _StoreWalk(f"{scheme}://{bucket}/", pool).walk(prefix)
 
 
+def file_of(path: str, stat: os.stat_result) -> File:
+    """Return what `os.stat` says of a local file; one that is not regular has an error."""
+    if S_ISREG(stat.st_mode):
+        return File(path, stat.st_size, str(stat.st_mtime_ns))
+    return File(path, 0, "", NOT_REGULAR)
+
+
 class _LocalWalk:
     """Walks a folder of this machine. A link to a folder is followed once, and never into a folder that is listed anyway."""
 
@@ -58,10 +65,8 @@ class _LocalWalk:
             return
         if S_ISDIR(stat.st_mode):
             yield from self._folder(path, above)
-        elif S_ISREG(stat.st_mode):
-            yield File(path, stat.st_size, str(stat.st_mtime_ns))
         else:
-            yield File(path, 0, "", NOT_REGULAR)
+            yield file_of(path, stat)
 
     def _folder(self, folder: str, above: tuple[str, ...]) -> Iterator[File]:
         real = os.path.realpath(folder)

@@ -15,6 +15,7 @@ from fer_pipeline.base import storage
 from fer_pipeline.base.config import Config
 from fer_pipeline.base.errors import FailureRateExceeded
 from fer_pipeline.base.memory import MAX_PIXELS, MEMORY_BYTES
+from fer_pipeline.cli.readable import labels_of
 from fer_pipeline.faces.detectors import DETECTOR_HELP, DetectorName
 from fer_pipeline.labelling.schemas import SUCCEEDED
 from fer_pipeline.models.bundle import EMBEDDED
@@ -98,5 +99,5 @@ def _summary(row: dict[str, Any]) -> str:
         return "no face"
     if row["error"]:
         return f"{row['status']}: {row['error']}"
-    labels = [f"{face['expression']} {face['confidence']:.0%}" + " (uncertain)" * face["uncertain"] for face in row["faces"]]
-    return f"{len(labels)} face{'s' if len(labels) > 1 else ''}: {', '.join(labels)}"
+    count = len(row["faces"])
+    return f"{count} face{'s' if count > 1 else ''}: {labels_of(row['faces'])}"

@@ -40,7 +40,7 @@ def _short(value: Any) -> str:
         return {True: "yes", False: "no", None: ""}[value]
     if isinstance(value, float):
         return f"{value:,.4g}"
-    return f"{value:,}" if isinstance(value, int) else printable(str(value))
+    return f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def columns(rows: Iterable[Sequence[str]]) -> list[str]:
@@ -63,21 +63,25 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def _run(run: Mapping[str, Any]) -> str:
     if "result" not in run:
         return _estimate(run)
-    result, increment = run["result"] or {}, run["increment"] or {}
-    lines = [("run", run["run_id"]), ("source", printable(run["source"]))]
-    lines += (
-        [("listed", f"{increment['listed']:,}, {increment['held']:,} of them held by {increment['table']}")] if increment else []
-    )
-    lines += [("images", _short(result.get("counts", {})) or "none")]
-    lines += [("skipped", _short(run["skipped"]))] if run["skipped"] else []
-    faces = result.get("faces", 0)
-    unsure = f", {result['uncertain'] / faces:.0%} of their labels uncertain" if faces else ""
-    lines += (
-        [("faces", f"{faces:,}{unsure}"), ("labels", _short(result.get("expressions", {})))] if faces else [("faces", "none")]
-    )
-    labelled = result.get("labelled_now", 0)
-    lines += [("took", f"{result.get('seconds', 0):,.1f} s" + (f", {result['images_per_s']:,.1f} images/s" if labelled else ""))]
+    result, increment = run["result"] or {}, run["increment"]
+    lines = [("run", run["run_id"]), ("source", run["source"])]
+    if increment:
+        lines.append(("listed", f"{increment['listed']:,}, {increment['held']:,} of them held by {increment['table']}"))
+    lines.append(("images", _short(result.get("counts", {})) or "none"))
+    if run["skipped"]:
+        lines.append(("skipped", _short(run["skipped"])))
+    lines.append(("faces", _faces(result)))
+    if result.get("expressions"):
+        lines.append(("labels", _short(result["expressions"])))
+    if result:
+        rate = f", {result['images_per_s']:,.1f} images/s" if result["labelled_now"] else ""
+        lines.append(("took", f"{result['seconds']:,.1f} s{rate}"))
     return "\n".join(columns(lines))
+
+
+def _faces(counts: Mapping[str, Any]) -> str:
+    faces = counts.get("faces", 0)
+    return f"{faces:,}, {counts['uncertain'] / faces:.0%} of their labels uncertain" if faces else "none"
 
 
 def _estimate(found: Mapping[str, Any]) -> str:
@@ -95,13 +99,14 @@ def _with_interval(found: Mapping[str, Any], name: str) -> str:
 
 
 def _night(night: Mapping[str, Any]) -> str:
-    faces = night["faces"]
     counted = [f"{night[name]:,} {name}" for name in ("records", "carried", "failed", "vanished") if night[name]]
     lines = [("night", night["run_id"]), ("state", night["state"]), ("rows", ", ".join(counted) or "no change")]
-    lines += [("faces", f"{faces:,}, {night['uncertain'] / faces:.0%} of their labels uncertain")] if faces else []
+    lines.append(("faces", _faces(night)))
     lines += [(name, ", ".join(night[name])) for name in ("failing", "accepted") if night[name]]
-    lines += [("table", f"{night['table_rows']:,} rows")] if night["table_rows"] is not None else []
-    lines += [("run", night["folder"])] if night["folder"] else []
+    if night["table_rows"] is not None:
+        lines.append(("table", f"{night['table_rows']:,} rows"))
+    if night["folder"]:
+        lines.append(("run", night["folder"]))
     return "\n".join(columns(lines))
 
 
@@ -116,13 +121,13 @@ def _predicted(result: Mapping[str, Any]) -> str:
     for one in result["images"]:
         name = one["member"] or posixpath.basename(one["uri"])
         moment = "" if one["time_ms"] is None else f" at {one['time_ms'] / 1000:g} s"
-        rows.append([printable(name) + moment, one["error"] or _labels(one["faces"]), one["annotated"] or ""])
+        rows.append([name + moment, one["error"] or labels_of(one["faces"]) or "no face", one["annotated"] or ""])
     return table(["image", "apparent expressions", "marked copy"], rows)
 
 
-def _labels(faces: Sequence[Mapping[str, Any]]) -> str:
-    said = [f"{face['expression']} {face['confidence']:.0%}{' (uncertain)' if face['uncertain'] else ''}" for face in faces]
-    return ", ".join(said) or "no face"
+def labels_of(faces: Sequence[Mapping[str, Any]]) -> str:
+    """Return the labels of faces, such as `happy 93%, neutral 41% (uncertain)`."""
+    return ", ".join(f"{face['expression']} {face['confidence']:.0%}{' (uncertain)' * face['uncertain']}" for face in faces)
 
 
 def _explained(result: Mapping[str, Any]) -> str:
@@ -131,7 +136,7 @@ def _explained(result: Mapping[str, Any]) -> str:
     faces = [
         [
             str(face["face_id"]),
-            _labels([face]),
+            labels_of([face]),
             f"{face['w']:.0f} x {face['h']:.0f} at {face['x']:.0f}, {face['y']:.0f}",
             f"{face['detection_score']:.2f}",
         ]

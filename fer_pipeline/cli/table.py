@@ -63,7 +63,7 @@ class ForgetConfig(TableConfig):
     """Erase rows in all versions, and never label their images again. Source and run folders are not changed."""
 
     uri: tuple[str, ...] = ()
-    """Files or containers whose rows are erased: a path, or the end of it if only one file has it."""
+    """Paths of the files or containers to erase. The end of a path is enough if only one file has it."""
     content: tuple[str, ...] = ()
     """sha256 (`content_sha256`) of images whose rows are erased, in any file."""
 

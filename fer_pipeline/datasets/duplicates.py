@@ -2,7 +2,6 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import permutations
 from typing import Any
@@ -14,15 +13,13 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from fer_pipeline.base.config import Config
+from fer_pipeline.faces.phash import NEAR_BITS, bands_of, packed_hashes
 
 Keys = NDArray[np.int64]
 
 DUPLICATE_COLUMNS = ["sample_id", "split", "label", "sha256", "phash", "contrast"]
 BLANK_CONTRAST = 3.0
 """An image with less contrast, in grey levels, is blank."""
-NEAR_BITS = 12
-"""Near copies differ in at most this many of the 256 bits of the perceptual hash. In FER-2013, the pixels of all such pairs
-correlate by .984 or more, as those of re-encoded and rescaled copies do."""
 MAX_BAND_MATCHES = 2000
 """If more images agree in a band of the hash, they are not compared: such a band does not distinguish images."""
 
@@ -205,9 +202,9 @@ def near_pairs(hashes: pa.ChunkedArray) -> NDArray[np.intp]:
 
     By the pigeonhole principle, the hashes of such a pair agree in one of `NEAR_BITS + 1` bands; only such hashes are compared.
     """
-    packed = _packed(hashes.to_pylist())
+    packed = packed_hashes(hashes.to_pylist())
     found = [np.zeros((0, 2), np.intp)]
-    for keys in _bands(packed):
+    for keys in bands_of(packed):
         for group in _groups(keys):
             if len(group) > MAX_BAND_MATCHES:
                 continue
@@ -215,33 +212,3 @@ def near_pairs(hashes: pa.ChunkedArray) -> NDArray[np.intp]:
             one, other = np.nonzero(np.triu(apart <= NEAR_BITS, 1))
             found.append(np.stack([group[one], group[other]], 1))
     return np.unique(np.concatenate(found), axis=0)
-
-
-def near_to(hashes: pa.ChunkedArray, others: pa.ChunkedArray) -> NDArray[np.bool_]:
-    """Return for each 256-bit hash (n,) whether one of `others` differs in at most `NEAR_BITS` bits; False for null."""
-    values = hashes.to_pylist()
-    has = np.array([value is not None for value in values], bool)
-    ours, theirs = _packed([value for value in values if value is not None]), _packed(others.to_pylist())
-    near = np.zeros(len(ours), bool)
-    for keys, their_keys in zip(_bands(ours), _bands(theirs), strict=True):
-        order = np.argsort(their_keys, kind="stable")
-        first, last = (np.searchsorted(their_keys[order], keys, side) for side in ("left", "right"))
-        for index in np.flatnonzero(~near & (last > first)):
-            apart = np.bitwise_count(theirs[order[first[index] : last[index]]] ^ ours[index]).sum(1)
-            near[index] = (apart <= NEAR_BITS).any()
-    found = np.zeros(len(values), bool)
-    found[has] = near
-    return found
-
-
-def _packed(hashes: list[bytes]) -> NDArray[np.uint8]:
-    return np.frombuffer(b"".join(hashes), np.uint8).reshape(-1, 32)
-
-
-def _bands(packed: NDArray[np.uint8]) -> Iterator[NDArray[np.int64]]:
-    """Yield, for each of the `NEAR_BITS + 1` bands of the bits of hashes (n, 32), its value in each hash (n,)."""
-    bits = np.unpackbits(packed, axis=1)
-    width = 256 // (NEAR_BITS + 1)
-    weights = 1 << np.arange(width)
-    for band in range(NEAR_BITS + 1):
-        yield bits[:, band * width : (band + 1) * width] @ weights

@@ -7,7 +7,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from fer_pipeline.datasets.duplicates import BLANK_CONTRAST, Copies, find_copies, near_to, split_digest
+from fer_pipeline.datasets.duplicates import BLANK_CONTRAST, Copies, find_copies, split_digest
+from fer_pipeline.faces.phash import near_to
 from fer_pipeline.models.bundle import LEARNED
 from fer_pipeline.models.card import ModelCard
 

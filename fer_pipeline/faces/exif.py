@@ -24,7 +24,7 @@ MOST_METADATA_BYTES = 64 * 1024**2
 def metadata_of(image: Image.Image, data: bytes) -> tuple[int, Capture]:
     """Return the orientation of an image with the encoded bytes `data`, and its capture, as EXIF or XMP say them.
 
-    The orientation is 1 if neither does, and for TIFF and HEIC, whose decoders turn images themselves.
+    The orientation is 1 if neither says one. It is 1 for TIFF and HEIC, because their decoders turn images themselves.
     """
     orientation, capture = 1, UNKNOWN
     with _damage_ignored():
@@ -36,7 +36,10 @@ def metadata_of(image: Image.Image, data: bytes) -> tuple[int, Capture]:
 
 
 def tiff_capture(data: bytes) -> Capture:
-    """Return the capture of a TIFF, or of a RAW photo that is one, perhaps with a number of its own; unknown for any other."""
+    """Return the capture of a TIFF or of a RAW photo that is built like one; `UNKNOWN` for any other file.
+
+    RAW photos replace the number in the header of a TIFF by their own.
+    """
     exif, magic = Image.Exif(), TIFF_MAGIC.get(data[:2])
     with _damage_ignored():
         if magic:

@@ -41,7 +41,7 @@ class Contents:
 
     @property
     def copies(self) -> int:
-        """Number of images whose content equals that of another one that is counted as the original."""
+        """Number of images that repeat the content of another one. One image of each content is the original and does not count."""
         kept = np.concatenate([np.empty(0, np.uint64), *self._digests])
         return int(len(kept) - len(np.unique(kept))) * self._step
 
@@ -127,18 +127,13 @@ def flatten(images: pa.Table) -> pa.Table:
     parents = images.take(pc.list_parent_indices(nested))
     faces = pa.Table.from_struct_array(pc.list_flatten(nested))
     columns = {name: (faces if name in faces.column_names else parents)[name] for name in FACES.names}
-    return parquet.joined(pa.table(columns).cast(FACES), _kept(parents))
-
-
-def _kept(images: pa.Table) -> pa.Table:
-    """Return the columns of a list that were kept with rows of images."""
-    return images.select([name for name in images.column_names if name not in IMAGES.names])
+    return parquet.joined(pa.table(columns).cast(FACES), parquet.beyond(parents, IMAGES))
 
 
 def _read_shard(path: str) -> pa.Table:
     try:
         rows = parquet.read_table(path)
-        return parquet.joined(parquet.with_columns(rows, IMAGES), _kept(rows))
+        return parquet.joined(parquet.with_columns(rows, IMAGES), parquet.beyond(rows, IMAGES))
     except pa.ArrowException as error:
         raise ClusterError(f"'{path}' is damaged: delete it and run again.") from error
 

@@ -53,7 +53,7 @@ Poison = dict[int, tuple[str, str]]
 Watch = Callable[[], AbstractContextManager[Any]]
 """Returns a context for work on records, which limits its time or its memory."""
 Decided = Callable[[str], str | None]
-"""Returns the status of a record whose bytes need no labelling, by their digest: `CARRIED`, `BLOCKED`, or None."""
+"""Takes the digest of a record's bytes. Returns `CARRIED` or `BLOCKED` if the bytes need no labelling, else None."""
 
 
 def undecided(content_sha256: str) -> None:

@@ -69,6 +69,11 @@ def file_count(shards: int) -> int:
     return -(-shards // SHARDS_PER_FILE)
 
 
+def shards_in(number: int, shards: int) -> range:
+    """Return the shards in one file of a manifest with this number of shards."""
+    return range(number * SHARDS_PER_FILE, min(shards, (number + 1) * SHARDS_PER_FILE))
+
+
 def read_shards(prefix: str, shards: Iterable[int]) -> Iterator[tuple[int, pa.Table]]:
     """Yield these shards in order with their manifest rows. Sorted shards read each file once; one file is in memory."""
     for number, group in groupby(shards, key=lambda shard: shard // SHARDS_PER_FILE):

@@ -125,7 +125,7 @@ class RunResult(Config):
     failed_again: int = 0
     """Failed records that had already failed in an earlier night."""
     copies: int = 0
-    """Images whose bytes are those of another image of the run, which counts as the original; an estimate above 16 million."""
+    """Images that are exact copies of another image of the run, without the original; an estimate above 16 million images."""
     near_blocked: int = 0
     """Images that are near copies of ones that were erased from the table; a person decides whether to erase them, too."""
     near_blocked_first: list[str] = Field(default_factory=list)

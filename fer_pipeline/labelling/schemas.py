@@ -149,6 +149,9 @@ FACES = pa.schema(
 ADDED = ("note", "decoding", "taken_at", "camera", "phash", "path", "folder", "classes")
 """Columns that files of earlier versions lack; they are read as null."""
 
+OF_CONTENT = ("width", "height", "taken_at", "camera", "phash", "error", "note")
+"""Columns of an image, besides status and faces, that its bytes alone decide."""
+
 SUCCEEDED = ("ok", "no_face")
 """Statuses of a record that was labelled."""
 RetriedStatus = Literal["unreadable", "undecodable", "too_large", "unsupported", "timed_out", "crashed"]

@@ -12,6 +12,8 @@ from fer_pipeline.base.errors import UserError
 LANDMARKS = ("right eye", "left eye", "nose", "right mouth corner", "left mouth corner")
 """The order of landmarks in this project. Right and left are the person's: in an upright face the right eye is on the left of
 the image."""
+LANDMARK_COLUMNS = [f"{name.replace(' ', '_')}_{axis}" for name in LANDMARKS for axis in "xy"]
+"""Their names as columns of exports."""
 
 
 class Framing(Config):

@@ -1,6 +1,5 @@
 """The images that are never labelled again: what `table forget` erased, by digest, beside the table."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from uuid import uuid4
 
@@ -11,16 +10,15 @@ from numpy.typing import NDArray
 
 from fer_pipeline.base import storage
 from fer_pipeline.base.storage import parquet
-from fer_pipeline.labelling.run import RunFolder
-from fer_pipeline.labelling.schemas import ADDED, BLOCKED, IMAGES
+from fer_pipeline.faces.phash import near_to
+from fer_pipeline.labelling.manifest import shards_in
+from fer_pipeline.labelling.run import RunFolder, RunRecord
+from fer_pipeline.labelling.schemas import ADDED, BLOCKED, IMAGES, OF_CONTENT
 from fer_pipeline.table.rows import ROWS
 
 FOLDER = "_blocked"
 """Folder below the table. Readers and vacuum ignore names that begin with an underscore."""
 ENTRIES = pa.schema([pa.field("content_sha256", pa.string(), nullable=False), pa.field("phash", pa.string())])
-NEAR_BITS = 12
-"""Near copies differ in at most this many bits of the perceptual hash (docs/columns.md)."""
-_CLEARED = ("width", "height", "taken_at", "camera", "phash", "error", "note")
 
 
 @dataclass(frozen=True)
@@ -32,22 +30,16 @@ class Blocklist:
 
     def near(self, phashes: pa.ChunkedArray) -> NDArray[np.bool_]:
         """Return which images (n,) are near copies of erased ones, by their perceptual hashes; one without a hash is not."""
-        found = np.zeros(len(phashes), bool)
-        known = np.flatnonzero(pc.fill_null(pc.match_substring_regex(phashes, "^[0-9a-f]{64}$"), False).to_numpy())
-        if not self.phashes or not len(known):
-            return found
-        bits, ours = _bits(phashes.take(known).to_pylist()), _bits(self.phashes)
-        for one in ours:
-            found[known] |= np.bitwise_count(bits ^ one).sum(1) <= NEAR_BITS
-        return found
+        return near_to(_as_bytes(phashes), _as_bytes(pa.chunked_array([self.phashes], pa.string())).drop_null())
 
 
 NOTHING_BLOCKED = Blocklist()
 
 
-def _bits(phashes: Sequence[str]) -> NDArray[np.uint64]:
-    """Return hashes (n, 4) of 256 bits each."""
-    return np.frombuffer(bytes.fromhex("".join(phashes)), np.uint64).reshape(-1, 4)
+def _as_bytes(phashes: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Return hashes in hex as bytes; null for what is none."""
+    known = pc.if_else(pc.match_substring_regex(phashes, "^[0-9a-f]{64}$"), phashes, None).to_pylist()
+    return pa.chunked_array([[one and bytes.fromhex(one) for one in known]], pa.binary())
 
 
 def read_blocklist(table: str) -> Blocklist:
@@ -56,14 +48,14 @@ def read_blocklist(table: str) -> Blocklist:
     names = [name for name in storage.list_names(folder) if name.endswith(".parquet")]
     parts = [parquet.read_own(storage.join(folder, name), ENTRIES) for name in names]
     rows = pa.concat_tables([ENTRIES.empty_table(), *parts])
-    hashes = rows["phash"].filter(pc.match_substring_regex(rows["phash"], "^[0-9a-f]{64}$"))
-    return Blocklist(frozenset(rows["content_sha256"].to_pylist()), tuple(sorted(set(hashes.to_pylist()))))
+    hashes = set(rows["phash"].drop_null().to_pylist())
+    return Blocklist(frozenset(rows["content_sha256"].to_pylist()), tuple(sorted(hashes)))
 
 
-def near_copies(folder: RunFolder, blocked: Blocklist, shards: Sequence[int]) -> list[str]:
-    """Return the names of a run's images that are near copies of erased ones: a person decides what they are."""
+def near_copies(folder: RunFolder, record: RunRecord, blocked: Blocklist, number: int) -> list[str]:
+    """Return the paths of images in the shards of one manifest file that are near copies of erased ones."""
     found = list[str]()
-    for shard in shards:
+    for shard in shards_in(number, record.shards):
         rows = parquet.read_own(folder.images_path(shard), IMAGES, ["path", "phash"], added=ADDED)
         found += rows.filter(pa.array(blocked.near(rows["phash"])))["path"].to_pylist()
     return found
@@ -82,7 +74,7 @@ def without_blocked(images: pa.Table, blocked: Blocklist) -> pa.Table:
     is_blocked = pc.is_in(images["content_sha256"], pa.array(sorted(blocked.contents), pa.string()))
     if not pc.any(is_blocked).as_py():
         return images
-    for name in _CLEARED:
+    for name in OF_CONTENT:
         column = images[name].cast(ROWS.field(name).type)
         images = _set(images, name, pc.if_else(is_blocked, pa.scalar(None, column.type), column))
     images = _set(images, "status", pc.if_else(is_blocked, BLOCKED, images["status"].cast(pa.string())))

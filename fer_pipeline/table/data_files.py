@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from fer_pipeline.base import storage
 from fer_pipeline.base.storage import parquet
 from fer_pipeline.labelling.faces_table import shards_with
-from fer_pipeline.labelling.manifest import SHARDS_PER_FILE, read_manifest_file
+from fer_pipeline.labelling.manifest import file_count, read_manifest_file, shards_in
 from fer_pipeline.labelling.run import READERS, RunFolder, RunRecord
 from fer_pipeline.labelling.schemas import ADDED, IMAGES, SUCCEEDED, RetriedStatus
 from fer_pipeline.table.blocklist import read_blocklist, without_blocked
@@ -59,7 +59,7 @@ class Rewritten:
 def stale_keys(folder: RunFolder, record: RunRecord) -> Stale:
     """Return the keys of a run's records and of the rows that vanished."""
     uris, digests = list[pa.Array](), list[Digests]()
-    for number in range(-(-record.shards // SHARDS_PER_FILE)):
+    for number in range(file_count(record.shards)):
         keys = pa.concat_tables(read_manifest_file(folder.manifest_prefix(record.run_id), number)).select(KEY)
         digests.append(digests_of(keys))
         uris.append(pc.unique(keys["uri"]))
@@ -133,11 +133,7 @@ def _with_failures(rows: pa.Table, failures: dict[int, dict[str, Any]]) -> pa.Ta
 
 def write_new(table: str, folder: RunFolder, record: RunRecord, numbers: Iterable[int], kept: Digests) -> TableFile | None:
     """Write the rows of the shards in these manifest files into one file, without the keys whose old rows are `kept`."""
-    shards = [
-        shard
-        for number in numbers
-        for shard in range(number * SHARDS_PER_FILE, min(record.shards, (number + 1) * SHARDS_PER_FILE))
-    ]
+    shards = [shard for number in numbers for shard in shards_in(number, record.shards)]
     with ThreadPoolExecutor(READERS) as pool:
         images = pa.concat_tables(
             pool.map(lambda shard: parquet.read_own(folder.images_path(shard), IMAGES, added=ADDED), shards)
@@ -150,7 +146,7 @@ def write_new(table: str, folder: RunFolder, record: RunRecord, numbers: Iterabl
 
 def manifest_groups(record: RunRecord) -> list[list[int]]:
     """Return the numbers of the manifest files in groups. The rows of each group go into one file of the table."""
-    numbers = list(range(-(-record.shards // SHARDS_PER_FILE)))
+    numbers = list(range(file_count(record.shards)))
     size = max(1, ROWS_PER_FILE * len(numbers) // max(1, record.records))
     return [numbers[first : first + size] for first in range(0, len(numbers), size)]
 

@@ -78,7 +78,8 @@ def diff(table: LabelTable, before: int, after: int) -> tuple[Diff, pa.Table]:
     changes = pa.concat_tables(parts).sort_by([(name, "ascending") for name in KEY])
     counts = Counter(changes["what"].to_pylist())
     same = pc.equal(changes["what"], "relabelled").to_numpy() & _same_labels(changes)
-    expressions = {name: [counted[name] for counted in map(_faces_in, _sides(changes))] for name in _names(changes)}
+    faces = [Counter(pc.list_flatten(changes[name]).to_pylist()) for name in ("expressions_before", "expressions")]
+    expressions = {name: [counted[name] for counted in faces] for name in sorted({*faces[0], *faces[1]})}
     return Diff(
         table=table.url, before=before, after=after, relabelled_same=int(same.sum()), expressions=expressions, **counts
     ), changes
@@ -133,20 +134,8 @@ def _joined(before: pa.Table | None, after: pa.Table | None, what: Sequence[str]
     return pa.table([columns[name] for name in CHANGES.names], CHANGES.names).cast(CHANGES)
 
 
-def _sides(changes: pa.Table) -> tuple[pa.ChunkedArray, pa.ChunkedArray]:
-    return changes["expressions_before"], changes["expressions"]
-
-
 def _same_labels(changes: pa.Table) -> Any:
     pairs = zip(
         *(changes[name].to_pylist() for name in ("status_before", "status", "expressions_before", "expressions")), strict=True
     )
     return np.fromiter((one == other and mine == its for one, other, mine, its in pairs), bool, len(changes))
-
-
-def _faces_in(lists: pa.ChunkedArray) -> Counter[str]:
-    return Counter(pc.list_flatten(lists).to_pylist())
-
-
-def _names(changes: pa.Table) -> list[str]:
-    return sorted(set().union(*(_faces_in(side) for side in _sides(changes))))

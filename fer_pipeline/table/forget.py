@@ -49,10 +49,10 @@ def forget(table: LabelTable, uris: tuple[str, ...], contents: tuple[str, ...]) 
     changes, rows = Changes(), 0
     for file in table.files:
         if file.path in found:
-            matches = _matches(parquet.read_columns(table.path(file.path), ["uri", "content_sha256"]), uris, contents)
-            rows += pc.sum(matches).as_py()
+            whole = parquet.read_table(table.path(file.path))
+            rest = write_file(table.url, "forget", whole.filter(pc.invert(_matches(whole, uris, contents))))
+            rows += len(found[file.path])
             changes.removed.append(file)
-            rest = write_file(table.url, "forget", parquet.read_table(table.path(file.path)).filter(pc.invert(matches)))
             changes.added.extend([rest] if rest else [])
     table.commit(changes, None, {"forgot": rows})
     for name in found:

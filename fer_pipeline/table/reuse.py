@@ -10,13 +10,12 @@ import pyarrow.compute as pc
 from fer_pipeline.base import storage
 from fer_pipeline.base.errors import UserError
 from fer_pipeline.base.storage import parquet
-from fer_pipeline.labelling.schemas import CARRIED, IMAGES, LABELLED, LINEAGE
+from fer_pipeline.labelling.schemas import CARRIED, IMAGES, LABELLED, LINEAGE, OF_CONTENT
 from fer_pipeline.table.delta import require_file_names
 from fer_pipeline.table.rows import ROWS
 
 PLACES = pa.schema([("content_sha256", pa.string()), ("path", pa.string()), ("row", pa.int64())])
-_OF_CONTENT = ["width", "height", "taken_at", "camera", "phash", "status", "error", "note", "faces"]
-_CARRIED_COLUMNS = [*_OF_CONTENT, *(field.name for field in LINEAGE)]
+_CARRIED_COLUMNS = [*OF_CONTENT, "status", "faces", *(field.name for field in LINEAGE)]
 
 
 class Reusable:

@@ -38,7 +38,7 @@ def _errors() -> Any:
 
 
 def _of_loaded(module: str, name: str) -> tuple[type[Exception], ...]:
-    """Return an exception of a module; none if the module is not loaded, because then nobody can raise it."""
+    """Return an exception class of a module, or nothing if the module is not loaded and so cannot have raised it."""
     found = getattr(sys.modules.get(module), name, None)
     return (found,) if found else ()
 

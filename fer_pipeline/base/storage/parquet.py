@@ -224,6 +224,11 @@ def joined(table: pa.Table, others: pa.Table) -> pa.Table:
     return table
 
 
+def beyond(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """Return the columns of a table that a schema does not have."""
+    return table.select([name for name in table.column_names if name not in schema.names])
+
+
 def _require_short(name: str, column: pa.ChunkedArray) -> None:
     """Raise ArrowInvalid if a dictionary has a long value, which would take its bytes in every row once it is decoded."""
     for chunk in column.chunks if pa.types.is_dictionary(column.type) else ():

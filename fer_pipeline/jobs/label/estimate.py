@@ -1,5 +1,6 @@
 """Estimate what a labelling would take: list the source, compare it with the table, label some records, write nothing."""
 
+import math
 import os
 import time
 from collections.abc import Iterator
@@ -20,8 +21,8 @@ from fer_pipeline.base.errors import UserError
 from fer_pipeline.base.isolated import IsolatedProcess
 from fer_pipeline.base.processor import has_native_bf16
 from fer_pipeline.jobs.label.config import LabelConfig
-from fer_pipeline.jobs.label.job import comparison_of, listing_of, nothing_to_label
-from fer_pipeline.jobs.label.plan import LabelPlan, make_plan
+from fer_pipeline.jobs.label.job import comparison_of, listing_of, nothing_to_label, to_label
+from fer_pipeline.jobs.label.plan import LabelPlan, make_plan, with_normal_places
 from fer_pipeline.labelling.labeller import Labeller
 from fer_pipeline.labelling.manifest import manifest_table
 from fer_pipeline.labelling.run import RunFolder
@@ -39,7 +40,7 @@ class Estimate(Config):
     records: int
     """Records that would be labelled."""
     held: int
-    """Records whose labels the table holds already."""
+    """Records that the table already holds labels for."""
     bytes: int
     """Size of the listed files that hold records."""
     measured: int
@@ -63,16 +64,14 @@ def estimate(config: LabelConfig, price_per_hour: float | None = None) -> Estima
     """
     if config.gpus_per_worker:
         raise UserError("--estimate measures cores: leave --gpus-per-worker out, or label a --sample to see how fast GPUs are.")
-    paths = {name: storage.normalize(url) for name in ("source", "out", "table") if (url := getattr(config, name))}
-    config = config.model_copy(update=paths)
+    config = with_normal_places(config)
     storage.require_access(config.source, *config.base)
     plan = _plan_of(config)
     listing = listing_of(plan)
     comparison = comparison_of(plan, listing)
     counted = _Counted()
     with closing(iter(listing)) as listed:
-        records: Iterator[Record] = comparison.to_label(listed) if comparison else islice(listed, config.limit)
-        runs = sampled(counted.runs(records), RUNS, Random(0))
+        runs = sampled(counted.runs(to_label(config, comparison, listed)), RUNS, Random(0))
     listing.log_skipped()
     total = min(counted.records, config.sample or counted.records)
     held = comparison.held if comparison else 0
@@ -81,25 +80,26 @@ def estimate(config: LabelConfig, price_per_hour: float | None = None) -> Estima
     seconds, sizes = _measured(config.model_copy(update={"detector": plan.detector.name}), runs)
     if runs and not len(seconds):
         raise UserError("None of the records that were tried can be labelled within its limits: label them to see why.")
-    hours, low, high = (value and total * value / 3600 for value in _interval(seconds, sizes))
-    price = price_per_hour
+    mean_s, low_s, high_s = _interval(seconds, sizes)
+    hours, price = total / 3600, price_per_hour
     return Estimate(
         records=total,
         held=held,
         bytes=listing.bytes_listed,
         measured=int(sizes.sum()),
-        core_hours=_times(hours, 1) or 0.0,
-        core_hours_low=_times(low, 1),
-        core_hours_high=_times(high, 1),
-        hours_here=_times(hours, 1 / (os.cpu_count() or 1)) or 0.0,
-        price=_times(hours, price),
-        price_low=_times(low, price),
-        price_high=_times(high, price),
+        core_hours=round(mean_s * hours, 6),
+        core_hours_low=_product(low_s, hours),
+        core_hours_high=_product(high_s, hours),
+        hours_here=round(mean_s * hours / (os.cpu_count() or 1), 6),
+        price=_product(mean_s, hours, price),
+        price_low=_product(low_s, hours, price),
+        price_high=_product(high_s, hours, price),
     )
 
 
-def _times(hours: float | None, factor: float | None) -> float | None:
-    return None if hours is None or factor is None else round(hours * factor, 6)
+def _product(*factors: float | None) -> float | None:
+    known = [one for one in factors if one is not None]
+    return round(math.prod(known), 6) if len(known) == len(factors) else None
 
 
 class _Counted:

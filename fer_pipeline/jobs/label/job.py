@@ -28,16 +28,16 @@ from fer_pipeline.faces.detectors import DETECTORS
 from fer_pipeline.jobs.label.config import LabelConfig
 from fer_pipeline.jobs.label.dispatch import Dispatcher
 from fer_pipeline.jobs.label.indexing import IndexingTasks
-from fer_pipeline.jobs.label.plan import LabelPlan, make_plan
+from fer_pipeline.jobs.label.plan import LabelPlan, make_plan, with_normal_places
 from fer_pipeline.jobs.label.pool import GpuPool
 from fer_pipeline.jobs.label.tasks import ChunkTasks
 from fer_pipeline.jobs.label.worker import LabelContext
 from fer_pipeline.labelling.faces_table import Tally, shards_with, write_faces
-from fer_pipeline.labelling.manifest import SHARDS_PER_FILE, file_count, shard_sizes, write_manifest
+from fer_pipeline.labelling.manifest import file_count, shard_sizes, write_manifest
 from fer_pipeline.labelling.run import INDEXES, REPORT, RunFolder, RunRecord, RunResult
 from fer_pipeline.report.labels import label_report
 from fer_pipeline.report.page import drawn
-from fer_pipeline.table.blocklist import NOTHING_BLOCKED, near_copies, read_blocklist
+from fer_pipeline.table.blocklist import NOTHING_BLOCKED, Blocklist, near_copies, read_blocklist
 from fer_pipeline.table.compare import Comparison
 from fer_pipeline.table.delta import TABLE_INDEXES, LabelTable
 from fer_pipeline.table.reuse import read_reusable
@@ -57,10 +57,9 @@ def run(config: LabelConfig, cluster: ClusterConfig = ClusterConfig(), only_if_c
     Raise UserError for an invalid configuration, before any work; FailureRateExceeded after all work is done.
     """
     started = time.perf_counter()
-    paths = {name: storage.normalize(url) for name in ("source", "out", "table") if (url := getattr(config, name))}
-    config = config.model_copy(update=paths)
-    config = config.model_copy(update={"base": tuple(map(storage.normalize, config.base))})
+    config = with_normal_places(config)
     storage.require_access(config.source, config.out, *config.base)
+    paths = filter(None, (config.source, config.out, config.table, *config.base))
     folder = RunFolder(config.out)
     record = folder.load()
     plan = make_plan(config, folder, record, bool(cluster.cluster))
@@ -69,7 +68,7 @@ def run(config: LabelConfig, cluster: ClusterConfig = ClusterConfig(), only_if_c
         log.info("This run is finished, there is nothing to do: %s", folder.url)
         return record
     log.info("Detector: %s (%s)", plan.detector.name, plan.detector.origin)
-    with _finishing() as finishing, connected(cluster, *paths.values(), *config.base) as machines:
+    with _finishing() as finishing, connected(cluster, *paths) as machines:
         _require_gpus(plan, machines)
         resumed = record is not None
         if record is None:
@@ -80,9 +79,10 @@ def run(config: LabelConfig, cluster: ClusterConfig = ClusterConfig(), only_if_c
         elif redo:
             _reopen(plan, record, redo)
         add_to_each_line(run_id=record.run_id)
-        labelled, lost = _label(plan, record, machines, redo, resumed)
+        blocked = read_blocklist(record.increment.table) if record.increment else NOTHING_BLOCKED
+        labelled, lost = _label(plan, record, machines, blocked, redo, resumed)
         tally = _sum_up(folder, record, machines)
-        near = _near_blocked(folder, record, machines)
+        near = _near_blocked(folder, record, blocked, machines)
         result = _result(tally, labelled, lost, time.perf_counter() - started, near)
         record = record.model_copy(update={"result": result})
         page = finishing.submit(_page, plan, record)  # while Ray stops
@@ -127,7 +127,7 @@ def _begin(plan: LabelPlan, machines: Machines, only_if_changed: bool) -> RunRec
     listing = listing_of(plan, machines)
     comparison = comparison_of(plan, listing)
     with closing(iter(listing)) as listed:
-        records: Iterator[Record] = comparison.to_label(listed) if comparison else islice(listed, config.limit)
+        records = to_label(config, comparison, listed)
         records = iter(sampled(records, config.sample, Random(run_id))) if config.sample else records
         shard_records, records = (config.shard_records, records) if config.shard_records else shard_size(records)
         shards = split_into_shards(records, shard_records, config.shard_bytes)
@@ -161,6 +161,11 @@ def _begin(plan: LabelPlan, machines: Machines, only_if_changed: bool) -> RunRec
         comparison.write_vanished(folder.vanished_path(run_id))
         comparison.write_places(folder.places_path(run_id))
     return folder.begin(record)
+
+
+def to_label(config: LabelConfig, comparison: Comparison | None, listed: Iterator[Record]) -> Iterator[Record]:
+    """Return the listed records that are to be labelled: those that the table lacks or, without one, the first ones."""
+    return comparison.to_label(listed) if comparison else islice(listed, config.limit)
 
 
 def nothing_to_label(config: LabelConfig, listing: Listing) -> str:
@@ -235,7 +240,9 @@ def _require_plausible(config: LabelConfig, comparison: Comparison) -> None:
         )
 
 
-def _label(plan: LabelPlan, record: RunRecord, machines: Machines, redo: frozenset[int], resumed: bool) -> tuple[int, int]:
+def _label(
+    plan: LabelPlan, record: RunRecord, machines: Machines, blocked: Blocklist, redo: frozenset[int], resumed: bool
+) -> tuple[int, int]:
     """Label and commit the shards that are not committed yet, and those to redo.
 
     Return the number of records labelled here, and of records whose task died before it committed them.
@@ -254,7 +261,6 @@ def _label(plan: LabelPlan, record: RunRecord, machines: Machines, redo: frozens
         if not pending:
             return 0, 0
         reusable = read_reusable(record.increment.table, folder.places_path(record.run_id)) if record.increment else None
-        blocked = read_blocklist(record.increment.table) if record.increment else NOTHING_BLOCKED
         limits = config.record_timeout_s, config.record_memory_bytes
         shared = share(LabelContext(folder, record, plan.detector, plan.bundle, plan.settings, *limits, reusable, blocked))
         tasks = ChunkTasks(shared, machines)
@@ -274,13 +280,10 @@ def _sum_up(folder: RunFolder, record: RunRecord, machines: Machines) -> Tally:
     return tally
 
 
-def _near_blocked(folder: RunFolder, record: RunRecord, machines: Machines) -> list[str]:
+def _near_blocked(folder: RunFolder, record: RunRecord, blocked: Blocklist, machines: Machines) -> list[str]:
     """Return the images that are near copies of ones that were erased from the table, and say so."""
-    blocked = read_blocklist(record.increment.table) if record.increment else NOTHING_BLOCKED
-    if not blocked.phashes:
-        return []
-    parts = [range(start, min(record.shards, start + SHARDS_PER_FILE)) for start in range(0, record.shards, SHARDS_PER_FILE)]
-    near = [path for found in fan_out(near_copies, parts, folder, blocked, machines=machines) for path in found]
+    files = range(file_count(record.shards)) if blocked.phashes else ()
+    near = [path for found in fan_out(near_copies, files, folder, record, blocked, machines=machines) for path in found]
     if near:
         names = ", ".join(near[:NAMED])
         log.warning(

@@ -18,13 +18,10 @@ from fer_pipeline.labelling.labeller import LabelSettings
 from fer_pipeline.labelling.run import RunFolder, RunRecord, settings_digest
 from fer_pipeline.labelling.schemas import FACES, IMAGES, MANIFEST
 from fer_pipeline.models.bundle import Bundle
-from fer_pipeline.models.framing import LANDMARKS
+from fer_pipeline.models.framing import LANDMARK_COLUMNS
 from fer_pipeline.table.audit import NIGHTS_LOOKED_AT
 from fer_pipeline.table.nights import last_nights
 from fer_pipeline.table.rows import ROWS
-
-OF_EXPORTS = {"input", *(f"{name.replace(' ', '_')}_{axis}" for name in LANDMARKS for axis in "xy")}
-"""Columns of exports that no table has, besides `p_CLASS`."""
 
 
 @dataclass(frozen=True)
@@ -135,6 +132,12 @@ class LabelPlan:
         return plan
 
 
+def with_normal_places(config: LabelConfig) -> LabelConfig:
+    """Return the configuration with normalized paths and URLs."""
+    places = {name: storage.normalize(url) for name in ("source", "out", "table") if (url := getattr(config, name))}
+    return config.model_copy(update=places | {"base": tuple(map(storage.normalize, config.base))})
+
+
 def make_plan(config: LabelConfig, folder: RunFolder, record: RunRecord | None, on_cluster: bool) -> LabelPlan:
     """Return the plan of a new run, or of the run with the record `record`.
 
@@ -162,7 +165,7 @@ def _require_possible(config: LabelConfig) -> None:
         raise UserError(f"--{'base' if config.base else 'keep'} is for a list of files: name its column by --uri-column.")
     if config.table and (config.sample or config.limit):
         raise UserError(f"--{'sample' if config.sample else 'limit'} is for a first try, without a table: leave one of them out.")
-    taken = {name.lower() for schema in (MANIFEST, IMAGES, FACES, ROWS) for name in schema.names} | OF_EXPORTS
+    taken = {name.lower() for schema in (MANIFEST, IMAGES, FACES, ROWS) for name in schema.names} | {"input", *LANDMARK_COLUMNS}
     for name in config.keep:
         if name.lower() in taken or name.lower().startswith("p_"):
             raise UserError(f"--keep {name}: tables or exports have a column of that name: give it another name in the list.")

@@ -7,6 +7,7 @@ import pyarrow as pa
 
 from fer_pipeline.base.isolated import alarm
 from fer_pipeline.base.stage_clock import timed
+from fer_pipeline.base.storage import parquet
 from fer_pipeline.engine.metrics import count_shard
 from fer_pipeline.engine.tasks import Shared
 from fer_pipeline.faces.detectors.spec import ResolvedDetector
@@ -44,7 +45,7 @@ class LabelContext:
     def commit(self, manifest: pa.Table, labelled: pa.Table) -> None:
         """Commit a shard's rows of `schemas.LABELLED`, with what the manifest keeps of a list, and count them."""
         with timed("commit"):
-            images = with_lineage(labelled, self.record, manifest.drop_columns(MANIFEST.names))
+            images = with_lineage(labelled, self.record, parquet.beyond(manifest, MANIFEST))
             images = self.reusable.carry_over(images) if self.reusable else images
             self.folder.commit(manifest["shard"][0].as_py(), images)
         count_shard(images)
