@@ -41,7 +41,7 @@ class Contents:
 
     @property
     def copies(self) -> int:
-        """Number of images that repeat the content of another one. One image of each content is the original and does not count."""
+        """Number of images that repeat the content of another one, without one original for each content."""
         kept = np.concatenate([np.empty(0, np.uint64), *self._digests])
         return int(len(kept) - len(np.unique(kept))) * self._step
 
