@@ -26,7 +26,7 @@ pictures: $(INSTALLED)  ## The pictures of the documents, from small runs over p
 	$(BIN)/python -m tests.report.pictures docs/pictures
 
 test: $(INSTALLED)  ## The tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-slow: $(INSTALLED)  ## Tests of half a minute each: trainings, sweeps, whole datasets; SLOW="slow and not long" for the short form
 	$(BIN)/python -m pytest -m "$(SLOW)" tests/jobs tests/faces tests/labelling tests/datasets tests/models tests/archive tests/compat
@@ -61,8 +61,8 @@ test-monitoring: $(INSTALLED)  ## The alert rules, each set off in Prometheus' o
 test-doors: $(INSTALLED)  ## No command listens to other machines or looks up a name (needs root and iproute2)
 	$(BIN)/python -m pytest -m doors tests/doors
 
-test-examples: $(INSTALLED)  ## docs/extending.md, examples/ and `make demo` in a fresh copy, done as they say
-	$(BIN)/python -m pytest -m examples tests/test_extending.py tests/test_examples.py tests/test_install.py
+test-examples: $(INSTALLED)  ## docs/tour.md, docs/extending.md, examples/ and `make demo` in a fresh copy, done as they say
+	$(BIN)/python -m pytest -m examples tests/test_extending.py tests/test_examples.py tests/test_install.py tests/test_tour.py
 
 fuzz: $(INSTALLED)  ## Mutated files of every kind; FUZZ="--images 300000 --others 5000" for the long form
 	$(BIN)/python -m tests.fuzz $(FUZZ)
