@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from fer_pipeline.faces.quality import QUALITY
 from fer_pipeline.labelling.schemas import FACE, FACES, IMAGES, MANIFEST, MEANINGS
 from fer_pipeline.table.rows import ROWS
 
@@ -24,7 +25,12 @@ def type_name(kind: pa.DataType) -> str:
 
 
 def rows_of_images() -> list[str]:
-    fields = {field.name: field for schema in WHERE.values() for field in schema if field.name not in {one.name for one in FACE}}
+    fields = {
+        field.name: field
+        for schema in WHERE.values()
+        for field in schema
+        if field.name not in {one.name for one in (*FACE, *QUALITY)}
+    }
     fields |= {field.name: field for schema in (MANIFEST, ROWS, IMAGES) for field in schema}
     head = ["| column | type | null | images | faces | table | manifest | what it is |", "|---|---|---|---|---|---|---|---|"]
     return head + [
@@ -39,7 +45,8 @@ def rows_of_images() -> list[str]:
 def rows_of_faces() -> list[str]:
     head = ["| column | type | null | what it is |", "|---|---|---|---|"]
     return head + [
-        f"| `{one.name}` | {type_name(one.type)} | {'yes' if one.nullable else ''} | {MEANINGS[one.name]} |" for one in FACE
+        f"| `{one.name}` | {type_name(one.type)} | {'yes' if one.nullable else ''} | {MEANINGS[one.name]} |"
+        for one in (*FACE, *QUALITY)
     ]
 
 

@@ -62,7 +62,7 @@ def test_every_addition_works_as_the_document_says(extended: Path) -> None:
     images = pq.read_table(extended / "run" / "images")
     assert images["member"].to_pylist() == [f"frame {number}" for number in range(6)]
     faces = pq.read_table(extended / "run" / "faces")
-    assert len(faces) == 6 and min(faces["sharpness"].to_pylist()) > 0
+    assert len(faces) == 6 and min(faces["edges"].to_pylist()) > 0
     assert set(faces["expression"].to_pylist()) <= {"happy", "neutral"} and set(faces["detector"].to_pylist()) == {"portrait"}
     assert (extended / "evaluation" / "evaluation.html").exists()
     choices = subprocess.run(

@@ -13,6 +13,8 @@ import pyarrow.compute as pc
 
 from fer_pipeline.archive.files import name_below
 from fer_pipeline.base.errors import UserError
+from fer_pipeline.faces.quality import QUALITY
+from fer_pipeline.labelling.faces_table import qualities_of_faces
 from fer_pipeline.labelling.schemas import IMAGES
 from fer_pipeline.models.framing import LANDMARK_COLUMNS
 from fer_pipeline.table.rows import ROWS
@@ -50,6 +52,7 @@ def flat_faces(images: pa.Table, classes: Sequence[str], source: str) -> pa.Tabl
     nested = images["faces"].combine_chunks()
     if isinstance(nested, pa.ChunkedArray):  # no chunk at all
         nested = pa.array([], nested.type)
+    qualities = qualities_of_faces(images)
     parents = images.drop_columns(["faces"]).take(pc.list_parent_indices(nested))
     faces = pc.list_flatten(nested)
     columns: dict[str, Any] = _places(parents, source)
@@ -57,6 +60,7 @@ def flat_faces(images: pa.Table, classes: Sequence[str], source: str) -> pa.Tabl
     columns |= _probabilities(faces.field("probabilities"), classes)
     columns |= {name: faces.field(name) for name in BOX}
     columns |= _landmarks(faces.field("landmarks"))
+    columns |= {name: qualities[name] for name in QUALITY.names}
     columns |= {name: parents[name] for name in (*TO_FIND, "input", *OF_IMAGE) if name in parents.column_names}
     columns |= {name: parents[name] for name in parents.column_names if name not in {*IMAGES.names, *ROWS.names}}  # of a list
     return pa.table({name: _plain(column) for name, column in columns.items()})
@@ -65,7 +69,7 @@ def flat_faces(images: pa.Table, classes: Sequence[str], source: str) -> pa.Tabl
 def flat_images(images: pa.Table, source: str) -> pa.Table:
     """Return one row for each image: its `path`, `folder` and number of `faces`, and all other columns but those of the faces."""
     columns: dict[str, Any] = _places(images, source) | {"faces": pc.list_value_length(images["faces"])}
-    columns |= {name: images[name] for name in images.column_names if name not in columns}
+    columns |= {name: images[name] for name in images.column_names if name not in (*columns, "qualities")}
     return pa.table({name: _plain(column) for name, column in columns.items()})
 
 

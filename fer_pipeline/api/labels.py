@@ -26,6 +26,7 @@ from fer_pipeline.base.storage import parquet
 from fer_pipeline.engine.connect import ClusterConfig
 from fer_pipeline.jobs.label import job
 from fer_pipeline.jobs.label.config import LabelConfig
+from fer_pipeline.labelling.copies import OF_IMAGE, copies_among
 from fer_pipeline.labelling.manifest import find_records
 from fer_pipeline.labelling.run import READERS, REPORT, RUN, RunFolder
 from fer_pipeline.labelling.schemas import ADDED, IMAGES
@@ -66,17 +67,21 @@ class Labels(ABC):
     def _root(self) -> str:
         """Return the folder to which `path` is relative, unless the rows name it."""
 
-    def face_batches(self, *, certain: bool = False, where: str | None = None, columns: Sequence[str] = ()) -> Iterator[pa.Table]:
+    def face_batches(
+        self, *, certain: bool = False, where: str | None = None, columns: Sequence[str] = (), once: bool = False
+    ) -> Iterator[pa.Table]:
         """Yield the faces as `faces` returns them, part by part."""
         names = [columns] if isinstance(columns, str) else columns
-        for rows in self._faces_to_find(certain, where):
+        for rows in self._faces_to_find(certain, where, once):
             faces = _exported(rows)
             yield faces.select(_required(names, faces.column_names)) if names else faces
 
-    def _faces_to_find(self, certain: bool, where: str | None) -> Iterator[pa.Table]:
+    def _faces_to_find(self, certain: bool, where: str | None, once: bool) -> Iterator[pa.Table]:
         """Yield the faces with the columns that find their pictures, part by part."""
+        contents = set[str]()
         for images in self.image_batches():
             with self._our_rows():
+                images = images.filter(_without_copies(images["content_sha256"], contents)) if once else images
                 rows = flat_faces(images, self.classes, self._root())
             if certain:
                 rows = rows.filter(pc.invert(rows["uncertain"]))
@@ -91,13 +96,16 @@ class Labels(ABC):
             what = f"'{self.url}' does not hold the labels that this project writes"
             raise UserError(f"{what}: another program wrote it, or it is damaged ({storage.reason(error)[:200]}).") from error
 
-    def faces(self, *, certain: bool = False, where: str | None = None, columns: Sequence[str] = ()) -> pa.Table:
+    def faces(
+        self, *, certain: bool = False, where: str | None = None, columns: Sequence[str] = (), once: bool = False
+    ) -> pa.Table:
         """Return one row for each face, with its probabilities as `p_CLASS`; docs/python.md lists the columns.
 
         `certain`: only labels that are not uncertain. `where`: only those for which a condition of SQL is true, such as
-        `"expression = 'happy' and confidence > 0.9"`. `columns`: only these. Raise UserError for an impossible one.
+        `"expression = 'happy' and confidence > 0.9"`. `columns`: only these. `once`: of images with equal bytes only
+        the first. Raise UserError for an impossible column or condition.
         """
-        parts = self.face_batches(certain=certain, where=where, columns=columns)
+        parts = self.face_batches(certain=certain, where=where, columns=columns, once=once)
         return pa.concat_tables(parts, promote_options="permissive")
 
     def images(self, *, where: str | None = None) -> pa.Table:
@@ -107,11 +115,28 @@ class Labels(ABC):
             rows = pa.concat_tables(parts, promote_options="permissive")
         return chosen(rows, where) if where else rows
 
-    def crops(self, *, where: str | None = None, certain: bool = False, top: int = 50, source: str | None = None) -> list[Crop]:
+    def copies(self) -> pa.Table:
+        """Return the images that have copies among the others, in groups: rows of `labelling.copies.COPIES`.
+
+        Videos are left out. In memory are some 400 bytes for each image.
+        """
+        with self._our_rows():
+            parts = [flat_images(images, self._root()).select(OF_IMAGE) for images in self.image_batches()]
+            return copies_among(pa.concat_tables(parts))
+
+    def crops(
+        self,
+        *,
+        where: str | None = None,
+        certain: bool = False,
+        top: int = 50,
+        source: str | None = None,
+        once: bool = False,
+    ) -> list[Crop]:
         """Return pictures of faces, the most confident first, cut from the images as the page does.
 
-        Only images below `source` (by default that of `fer.label`) are opened, in another process. A face whose image is gone or
-        unreadable is left out, with a warning.
+        `once`: of images with equal bytes only the first. Only images below `source` (by default that of `fer.label`) are opened,
+        in another process. A face whose image is gone or unreadable is left out, with a warning.
         """
         if not (source or self.source):
             raise UserError("Name the folder or URL of the images, from which the faces are cut, as `source`.")
@@ -119,7 +144,7 @@ class Labels(ABC):
             raise UserError(f"top is {top}: it is a number of pictures, at least 1.")
         place = storage.normalize(str(source or self.source))
         best: pa.Table | None = None
-        for rows in self._faces_to_find(certain, where):
+        for rows in self._faces_to_find(certain, where, once):
             rows = rows if best is None else pa.concat_tables([best, rows], promote_options="permissive")
             best = rows.take(pc.sort_indices(rows, [("confidence", "descending"), ("path", "ascending")])[:top])
         if best is None:
@@ -242,6 +267,15 @@ def _members(container: str) -> dict[str | None, Record]:
     except (JobError, RecordError, OSError) as error:
         log.warning("'%s' cannot be listed: %s", container, storage.reason(error))
         return {}
+
+
+def _without_copies(digests: pa.ChunkedArray, known: set[str]) -> pa.Array:
+    """Return which images (n,) are the first with their content, or have no digest; add their digests to `known`."""
+    first = []
+    for digest in digests.to_pylist():
+        first.append(digest is None or digest not in known)
+        known.add(digest)
+    return pa.array(first, pa.bool_())
 
 
 def _exported(faces: pa.Table) -> pa.Table:

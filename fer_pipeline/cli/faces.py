@@ -1,4 +1,4 @@
-"""Ways out for labels: `export` as CSV, JSON or Parquet, and `crops` of the faces."""
+"""Ways out for labels: `export` as CSV, JSON or Parquet, `crops` of the faces, and `copies` among the images."""
 
 import json
 import logging
@@ -7,6 +7,7 @@ import re
 import sys
 import tempfile
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -37,6 +38,14 @@ class FacesConfig(Config):
     """Only labels that are not uncertain."""
     where: str | None = None
     """Only faces for which this condition of SQL is true, such as "expression = 'happy' and confidence > 0.9"."""
+    once: bool = False
+    """Of images with the same bytes only the first."""
+
+
+def _require_kind(to: str) -> str:
+    if to != STDOUT and os.path.splitext(to)[1].lower() not in WRITERS:
+        raise ValueError(f"'{to}' must end in {', '.join(WRITERS)}")
+    return to
 
 
 class ExportConfig(FacesConfig):
@@ -47,12 +56,7 @@ class ExportConfig(FacesConfig):
     columns: str = ""
     """Only these columns, in this order, with commas between them."""
 
-    @field_validator("to")
-    @classmethod
-    def _require_kind(cls, to: str) -> str:
-        if to != STDOUT and os.path.splitext(to)[1].lower() not in WRITERS:
-            raise ValueError(f"'{to}' must end in {', '.join(WRITERS)}")
-        return to
+    _kind = field_validator("to")(_require_kind)
 
 
 class Exported(Config):
@@ -60,6 +64,25 @@ class Exported(Config):
 
     to: str
     faces: int
+
+
+class CopiesConfig(Config):
+    """Find the copies among the images of a run or a table: equal, resized, encoded again, mirrored."""
+
+    labels: str
+    """A run folder or a published table."""
+    to: str = STDOUT
+    """A .csv, .json, .jsonl or .parquet file; by default CSV goes to the standard output."""
+
+    _kind = field_validator("to")(_require_kind)
+
+
+class Copied(Config):
+    """The file, the groups of copies in it, and their images by kind."""
+
+    to: str
+    groups: int
+    images: dict[str, int]
 
 
 class CropsConfig(FacesConfig):
@@ -87,22 +110,38 @@ def export(config: ExportConfig) -> Exported | None:
 
     def chosen() -> Iterator[pa.Table]:
         nonlocal count
-        for part in labels.face_batches(certain=config.certain, where=config.where, columns=wanted):
+        for part in labels.face_batches(certain=config.certain, where=config.where, columns=wanted, once=config.once):
             count += len(part)
             yield part
 
-    if config.to == STDOUT:
+    to = _write(chosen(), config.to)
+    if to is None:
+        return None
+    log.info("Exported %d faces", count)
+    return Exported(to=to, faces=count)
+
+
+def _write(parts: Iterator[pa.Table], to: str) -> str | None:
+    """Write a table to a file, by its extension, and return its path; None for the standard output."""
+    if to == STDOUT:
         try:
-            write_csv(chosen(), sys.stdout.buffer)
+            write_csv(parts, sys.stdout.buffer)
             sys.stdout.flush()
         except BrokenPipeError:  # the reader has all that it wants, such as `head`
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return None
-    to = storage.normalize(config.to)
-    with _written(to) as file:
-        WRITERS[os.path.splitext(to)[1].lower()](chosen(), file)
-    log.info("Exported %d faces", count)
-    return Exported(to=to, faces=count)
+    place = storage.normalize(to)
+    with _written(place) as file:
+        WRITERS[os.path.splitext(place)[1].lower()](parts, file)
+    return place
+
+
+def copies(config: CopiesConfig) -> Copied | None:
+    """Write the images that have copies. Raise UserError if there is no run or table."""
+    rows = open_labels(config.labels).copies()
+    to = _write(iter([rows]), config.to)
+    kinds = Counter(rows["kind"].to_pylist())
+    return None if to is None else Copied(to=to, groups=kinds["original"], images=dict(kinds))
 
 
 @contextmanager
@@ -173,7 +212,11 @@ def crops(config: CropsConfig) -> Crops:
     if storage.list_names(out):
         raise UserError(f"'{out}' is not a new or empty folder: choose another.")
     found = open_labels(config.labels).crops(
-        where=config.where, certain=config.certain, top=config.top, source=storage.normalize(config.source)
+        where=config.where,
+        certain=config.certain,
+        top=config.top,
+        source=storage.normalize(config.source),
+        once=config.once,
     )
     names = [f"{number:05d}-{_plain(one.row['expression'])}-{one.row['confidence']:.2f}.jpg" for number, one in enumerate(found)]
     for name, one in zip(names, found, strict=True):

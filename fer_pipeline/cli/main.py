@@ -42,6 +42,7 @@ COMMANDS = {
     "predict": ("cli.predict:run", "image", "Label a few images without Ray, and write copies with the faces marked."),
     "explain": ("cli.explain:run", "run", "Show all that a run knows about one picture: its source, its labels, the model."),
     "export": ("cli.faces:export", "labels", "Write the labelled faces of a run or a table as CSV, JSON or Parquet."),
+    "copies": ("cli.faces:copies", "labels", "Find copies among the images of a run or a table: equal, resized, mirrored."),
     "crops": ("cli.faces:crops", "labels", "Write pictures of the most confident faces of a run or a table."),
     "report": ("cli.report:run", "run", "Write the page of a labelling run again."),
     "models list": ("cli.models:list_models", "", "List a registry's models, versions and aliases."),

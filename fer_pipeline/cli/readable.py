@@ -132,19 +132,29 @@ def labels_of(faces: Sequence[Mapping[str, Any]]) -> str:
 
 def _explained(result: Mapping[str, Any]) -> str:
     row, run = result["row"], result["run"]
-    facts = {name: value for name, value in row.items() if name not in ("faces", "record_id", "shard")}
+    facts = {name: value for name, value in row.items() if name not in ("faces", "qualities", "record_id", "shard")}
+    qualities = row.get("qualities") or [{}] * len(row["faces"])
     faces = [
         [
             str(face["face_id"]),
             labels_of([face]),
             f"{face['w']:.0f} x {face['h']:.0f} at {face['x']:.0f}, {face['y']:.0f}",
             f"{face['detection_score']:.2f}",
+            _quality(quality),
         ]
-        for face in row["faces"]
+        for face, quality in zip(row["faces"], qualities, strict=True)
     ]
     facts |= {"settings": run["settings"], "file": result["shard_file"], "picture": result["picture"]}
-    parts = [_facts(facts)]
-    return "\n".join([*parts, *([table(["face", "label", "box in px", "detection"], faces)] if faces else ["no face"])])
+    head = ["face", "label", "box in px", "detection", "picture"]
+    return "\n".join([_facts(facts), table(head, faces) if faces else "no face"])
+
+
+def _quality(quality: Mapping[str, Any]) -> str:
+    """Return the quality of a face's picture with what is poor, and the turn of the head."""
+    if not quality:
+        return ""
+    turns = [f"{name} {quality[f'{name}_deg']:.0f}°" for name in ("roll", "yaw", "pitch") if quality[f"{name}_deg"] is not None]
+    return ", ".join([f"quality {quality['quality']:.2f}", *turns, *filter(None, [quality["quality_reasons"]])])
 
 
 def _history(result: Mapping[str, Any]) -> str:

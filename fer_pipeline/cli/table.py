@@ -53,8 +53,9 @@ class RestoreConfig(TableConfig):
 class DiffConfig(TableConfig):
     """Count what changed in a table from one night to another."""
 
-    night: Annotated[tuple[str, ...], Field(min_length=1, max_length=2)]
-    """Run ids of two nights, or numbers of versions; with one, it is compared with the table as it is."""
+    night: Annotated[tuple[str, ...], Field(max_length=2)] = ()
+    """Run ids of two nights, or numbers of versions; with one, it is compared with the table as it is; by default the last
+    two."""
     out: str | None = None
     """Parquet file for the rows that changed, with their expressions before and after."""
 
@@ -130,7 +131,8 @@ def restore(config: RestoreConfig) -> TableResult:
 def changes(config: DiffConfig) -> Diff:
     """Return what changed from one night to another. Raise UserError if one is unknown, or its files were vacuumed."""
     table = _opened(config.table)
-    first, second = (*(_version_of(table, night) for night in config.night), table.version)[:2]
+    nights = config.night or _last_nights(table)
+    first, second = (*(_version_of(table, night) for night in nights), table.version)[:2]
     try:
         found, rows = diff(table, first, second)
     except FileNotFoundError as error:
@@ -140,6 +142,16 @@ def changes(config: DiffConfig) -> Diff:
     if config.out:
         parquet.write_table(storage.normalize(config.out), rows)
     return found
+
+
+def _last_nights(table: LabelTable) -> list[str]:
+    """Return the run ids of the last two nights of a table, or of its only one and the version before. Raise UserError for
+    none."""
+    history = table.history()
+    found = [(run_id, entry["version"]) for entry in history if (run_id := _run_id(entry))][:2]
+    if not found:
+        raise UserError(f"The table '{table.url}' has no night: name versions by --night.")
+    return [run_id for run_id, _ in reversed(found)] if len(found) > 1 else [str(found[0][1] - 1), found[0][0]]
 
 
 def _version_of(table: LabelTable, night: str) -> int:

@@ -4,7 +4,6 @@ import hashlib
 from collections import Counter
 from dataclasses import dataclass
 from itertools import permutations
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,16 +12,13 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from fer_pipeline.base.config import Config
-from fer_pipeline.faces.phash import NEAR_BITS, bands_of, packed_hashes
+from fer_pipeline.faces.phash import groups_of, near_pairs, root_of
 
 Keys = NDArray[np.int64]
 
 DUPLICATE_COLUMNS = ["sample_id", "split", "label", "sha256", "phash", "contrast"]
 BLANK_CONTRAST = 3.0
 """An image with less contrast, in grey levels, is blank."""
-MAX_BAND_MATCHES = 2000
-"""If more images agree in a band of the hash, they are not compared: such a band does not distinguish images."""
-
 FLAGGED = pa.schema(
     [
         pa.field("sample_id", pa.string(), nullable=False),
@@ -65,12 +61,12 @@ def inspect(samples: pa.Table) -> tuple[Duplicates, pa.Table]:
     blank = samples["contrast"].to_numpy() < BLANK_CONTRAST
     exact, near, pairs = copy_keys(samples)
     reasons: dict[int, tuple[str, int | None]] = {int(index): ("blank", None) for index in np.flatnonzero(blank)}
-    groups = _groups(exact)
+    groups = groups_of(exact)
     conflicting = [group for group in groups if len(set(labels[group])) > 1]
     for group in conflicting:
         reasons |= {int(index): ("conflict", int(group[0])) for index in group if int(index) not in reasons}
     within, across = _count(groups, splits, names)
-    near_groups = _groups(near)
+    near_groups = groups_of(near)
     for kind, found in (("", groups), ("near ", near_groups)):
         for group in found:
             for index in map(int, group):
@@ -115,10 +111,10 @@ def copy_keys(samples: pa.Table) -> tuple[Keys, Keys, int]:
     pairs = near_pairs(samples["phash"].take(pa.array(firsts)))
     parent: dict[int, int] = {}
     for one, other in np.sort(exact[firsts[pairs]], axis=1):
-        parent[_root(parent, int(other))] = _root(parent, int(one))
+        parent[root_of(parent, int(other))] = root_of(parent, int(one))
     near = exact.copy()
     for index in np.flatnonzero(np.isin(exact, list(parent))):
-        near[index] = _root(parent, int(exact[index]))
+        near[index] = root_of(parent, int(exact[index]))
     return exact, near, len(pairs)
 
 
@@ -169,21 +165,8 @@ def join_keys(keys: Keys, names: list[str | None]) -> Keys:
     first: dict[str, int] = {}
     for key, name in zip(keys.tolist(), names, strict=True):
         if name is not None:
-            parent[_root(parent, key)] = _root(parent, first.setdefault(name, key))
-    return np.array([_root(parent, key) for key in keys.tolist()], np.int64)
-
-
-def _root(parent: dict[int, int], key: int) -> int:
-    while parent.get(key, key) != key:
-        key = parent[key]
-    return key
-
-
-def _groups(keys: NDArray[Any]) -> list[NDArray[np.intp]]:
-    """Return the positions, in ascending order, of each key that occurs more than once."""
-    order = np.argsort(keys, kind="stable")
-    cuts = np.flatnonzero(np.diff(keys[order])) + 1
-    return [group for group in np.split(order, cuts) if len(group) > 1]
+            parent[root_of(parent, key)] = root_of(parent, first.setdefault(name, key))
+    return np.array([root_of(parent, key) for key in keys.tolist()], np.int64)
 
 
 def _count(groups: list[NDArray[np.intp]], splits: NDArray[np.integer], names: list[str]) -> tuple[Counter[str], Counter[str]]:
@@ -195,20 +178,3 @@ def _count(groups: list[NDArray[np.intp]], splits: NDArray[np.integer], names: l
         within.update({split: number - 1 for split, number in per_split.items()})
         across.update({f"{one} -> {other}": per_split[other] for one, other in permutations(sorted(per_split), 2)})
     return within, across
-
-
-def near_pairs(hashes: pa.ChunkedArray) -> NDArray[np.intp]:
-    """Return the pairs of positions (n, 2), in ascending order, whose 256-bit hashes differ in at most `NEAR_BITS` bits.
-
-    By the pigeonhole principle, the hashes of such a pair agree in one of `NEAR_BITS + 1` bands; only such hashes are compared.
-    """
-    packed = packed_hashes(hashes.to_pylist())
-    found = [np.zeros((0, 2), np.intp)]
-    for keys in bands_of(packed):
-        for group in _groups(keys):
-            if len(group) > MAX_BAND_MATCHES:
-                continue
-            apart = np.bitwise_count(packed[group][:, None] ^ packed[group][None]).sum(2)
-            one, other = np.nonzero(np.triu(apart <= NEAR_BITS, 1))
-            found.append(np.stack([group[one], group[other]], 1))
-    return np.unique(np.concatenate(found), axis=0)

@@ -1,6 +1,7 @@
 """The perceptual hash of an image: few bits differ between near copies."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import cv2
 import numpy as np
@@ -14,6 +15,8 @@ ENOUGH_PX = 256
 NEAR_BITS = 12
 """Near copies differ in at most this many of the 256 bits of the perceptual hash. In FER-2013, the pixels of all such pairs
 correlate by .984 or more, as those of re-encoded and rescaled copies do."""
+MAX_BAND_MATCHES = 2000
+"""If more images agree in a band of the hash, they are not compared: such a band does not distinguish images."""
 
 
 def perceptual_hash(pixels: NDArray[np.uint8]) -> bytes:
@@ -59,3 +62,39 @@ def bands_of(packed: NDArray[np.uint8]) -> Iterator[NDArray[np.int64]]:
     weights = 1 << np.arange(width)
     for band in range(NEAR_BITS + 1):
         yield bits[:, band * width : (band + 1) * width] @ weights
+
+
+def near_pairs(hashes: pa.ChunkedArray) -> NDArray[np.intp]:
+    """Return the pairs of positions (n, 2), in ascending order, whose 256-bit hashes differ in at most `NEAR_BITS` bits.
+
+    By the pigeonhole principle, the hashes of such a pair agree in one of `NEAR_BITS + 1` bands; only such hashes are compared.
+    """
+    packed = packed_hashes(hashes.to_pylist())
+    found = [np.zeros((0, 2), np.intp)]
+    for keys in bands_of(packed):
+        for group in groups_of(keys):
+            if len(group) > MAX_BAND_MATCHES:
+                continue
+            apart = np.bitwise_count(packed[group][:, None] ^ packed[group][None]).sum(2)
+            one, other = np.nonzero(np.triu(apart <= NEAR_BITS, 1))
+            found.append(np.stack([group[one], group[other]], 1))
+    return np.unique(np.concatenate(found), axis=0)
+
+
+def groups_of(keys: NDArray[Any]) -> list[NDArray[np.intp]]:
+    """Return the positions, in ascending order, of each key that occurs more than once."""
+    order = np.argsort(keys, kind="stable")
+    cuts = np.flatnonzero(np.diff(keys[order])) + 1
+    return [group for group in np.split(order, cuts) if len(group) > 1]
+
+
+def root_of(parent: dict[int, int], key: int) -> int:
+    """Return the key that stands for the set of `key`, where `parent` joins keys."""
+    while parent.get(key, key) != key:
+        key = parent[key]
+    return key
+
+
+def mirrored(packed: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return about the hashes (n, 32) of mirrored images: of the frequencies, the odd horizontal ones change their sign."""
+    return packed ^ np.packbits(np.tile(np.arange(16) % 2 == 1, 16))

@@ -126,8 +126,18 @@ def flatten(images: pa.Table) -> pa.Table:
     nested = images["faces"].combine_chunks()
     parents = images.take(pc.list_parent_indices(nested))
     faces = pa.Table.from_struct_array(pc.list_flatten(nested))
+    faces = parquet.joined(faces, qualities_of_faces(images))
     columns = {name: (faces if name in faces.column_names else parents)[name] for name in FACES.names}
     return parquet.joined(pa.table(columns).cast(FACES), parquet.beyond(parents, IMAGES))
+
+
+def qualities_of_faces(images: pa.Table) -> pa.Table:
+    """Return a row of `schemas.QUALITY` for each face in rows of images; null for those of earlier versions."""
+    faces, found = images["faces"].combine_chunks(), images["qualities"].combine_chunks()
+    known = pc.fill_null(pc.equal(pc.list_value_length(found), pc.list_value_length(faces)), False)
+    rows = pa.Table.from_struct_array(pc.list_flatten(found.filter(known)))
+    of_face = known.take(pc.list_parent_indices(faces)).to_numpy(zero_copy_only=False)
+    return rows.take(pa.array(np.cumsum(of_face) - 1, mask=~of_face))
 
 
 def _read_shard(path: str) -> pa.Table:

@@ -29,6 +29,7 @@ from fer_pipeline.faces.detectors.spec import ResolvedDetector
 from fer_pipeline.faces.detectors.views import View, merged, views_of
 from fer_pipeline.faces.phash import perceptual_hash
 from fer_pipeline.faces.pixels import Pixels
+from fer_pipeline.faces.quality import FaceQuality, qualities_of
 from fer_pipeline.labelling.schemas import LABELLED
 from fer_pipeline.models.bundle import Bundle
 from fer_pipeline.models.card import ModelCard
@@ -46,6 +47,8 @@ class LabelSettings:
     precision: Precision
     uncertain_below: float
     image_column: str | None = None
+    min_quality: float | None = None
+    """Labels of faces of a lower quality are uncertain."""
 
 
 Poison = dict[int, tuple[str, str]]
@@ -75,6 +78,8 @@ class Outcome:
     """What is wrong with a file that was labelled all the same."""
     capture: Capture = UNKNOWN
     phash: str | None = None
+    qualities: list[FaceQuality] = field(default_factory=list)
+    """Of each face."""
 
 
 @dataclass
@@ -157,10 +162,12 @@ class FaceExtractor:
                     crops = align(photo.pixels, faces, self.card.network, self.card.framing)
                 else:
                     crops = resize_whole(photo.pixels, self.card.network)[None]
+                qualities = qualities_of(photo.pixels, faces, photo.reduction, DETECTORS[self.detector.name].pitch_gain)
         except Exception as error:  # noqa: BLE001 (the boundary around one record)
             record.outcome = _failed(error, record.outcome.content_sha256)
             return self.no_crops
         record.outcome.status, record.outcome.faces = "ok", faces.scaled(photo.reduction)
+        record.outcome.qualities = qualities
         return crops
 
 
@@ -209,11 +216,11 @@ class Labeller:
                 crops.append(faces)
         with timed("classify"):
             probabilities = self.classify(np.concatenate(crops))
-        return label_rows(manifest, outcomes, probabilities, self.card, self.settings.uncertain_below)
+        return label_rows(manifest, outcomes, probabilities, self.card, self.settings)
 
 
 def label_rows(
-    manifest: pa.Table, outcomes: list[Outcome], probabilities: NDArray[np.float32], card: ModelCard, uncertain_below: float
+    manifest: pa.Table, outcomes: list[Outcome], probabilities: NDArray[np.float32], card: ModelCard, settings: LabelSettings
 ) -> pa.Table:
     """Return rows of `schemas.LABELLED` for a shard, from its records' outcomes and its faces' probabilities (n, classes)."""
     if not np.isfinite(probabilities).all():
@@ -222,8 +229,9 @@ def label_rows(
     for (identity, record), outcome in zip(_numbered(manifest), outcomes, strict=True):
         count = len(outcome.faces) if outcome.faces else 0
         labels = probabilities[done : done + count]
-        faces = _faces(outcome.faces, labels, card.label_space.classes, uncertain_below) if outcome.faces else []
-        rows.append({"record_id": identity[0], "shard": identity[1]} | _row(record, outcome) | {"faces": faces})
+        faces = _faces(outcome.faces, labels, card.label_space.classes, settings, outcome.qualities) if outcome.faces else []
+        row = {"record_id": identity[0], "shard": identity[1]} | _row(record, outcome)
+        rows.append(row | {"faces": faces, "qualities": [vars(one) for one in outcome.qualities]})
         done += count
     return pa.Table.from_pylist(rows, schema=LABELLED)
 
@@ -254,13 +262,18 @@ def _without_poison(identity: tuple[int, int], record: Record, poison: Poison) -
 
 
 def _faces(
-    faces: Detections, probabilities: NDArray[np.float32], classes: Sequence[str], uncertain_below: float
+    faces: Detections,
+    probabilities: NDArray[np.float32],
+    classes: Sequence[str],
+    settings: LabelSettings,
+    qualities: Sequence[FaceQuality],
 ) -> list[dict[str, Any]]:
     rows = []
     for index in range(len(faces)):
         x, y, w, h = faces.boxes_xywh[index].tolist()
         best = int(probabilities[index].argmax())
         confidence = float(probabilities[index, best])
+        is_poor = qualities[index].quality < (settings.min_quality or 0.0)
         rows.append(
             {
                 "face_id": index,
@@ -273,7 +286,7 @@ def _faces(
                 "expression": classes[best],
                 "confidence": confidence,
                 "probabilities": probabilities[index].tolist(),
-                "uncertain": bool(is_uncertain(confidence, uncertain_below)),
+                "uncertain": is_poor or bool(is_uncertain(confidence, settings.uncertain_below)),
             }
         )
     return rows

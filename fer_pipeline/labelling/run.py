@@ -206,9 +206,14 @@ class RunRecord(Config):
         }
 
 
+ADDED_SETTINGS = ("min_quality",)
+"""Settings that earlier versions did not have: while they are not set, digests are those of earlier versions."""
+
+
 def settings_digest(settings: dict[str, Any]) -> str:
     """Return a digest of the settings that change the labels of a record."""
-    effective = {key: value for key, value in settings.items() if key not in SETTINGS_NOT_IN_DIGEST}
+    unset = {name for name in ADDED_SETTINGS if settings.get(name) is None}
+    effective = {key: value for key, value in settings.items() if key not in SETTINGS_NOT_IN_DIGEST and key not in unset}
     return hashlib.sha256(json.dumps(effective, sort_keys=True).encode()).hexdigest()[:16]
 
 

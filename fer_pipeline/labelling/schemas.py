@@ -9,6 +9,7 @@ from typing import Literal, get_args
 import pyarrow as pa
 
 from fer_pipeline.faces.attributes import FACE_ATTRIBUTES
+from fer_pipeline.faces.quality import QUALITY
 
 MEANINGS = {
     "record_id": "number of the record in its run",
@@ -44,7 +45,19 @@ MEANINGS = {
     "expression": "the class with the highest probability: the *apparent* expression",
     "confidence": "calibrated probability of `expression`, 0 to 1",
     "probabilities": "calibrated probability of each class, in the order of `classes`",
-    "uncertain": "whether `confidence` is below the model's threshold",
+    "uncertain": "whether `confidence` is below the model's threshold, or `quality` below `--min-quality`",
+    "qualities": "the picture of each of `faces`, in their order; null in rows of earlier versions",
+    "side_px": "root of the area of the face's box, in pixels of the upright image",
+    "sharpness": "share of the deviation (standard, of green) that a blur of two pixels removes in an aligned crop of 64 px",
+    "brightness": "mean of green in that crop, 0 to 1",
+    "contrast": "standard deviation of green in that crop, over half of its range, 0 to 1",
+    "roll_deg": "angle of the line between the eyes, in degrees, clockwise in the image; null where landmarks do not fit a head",
+    "yaw_deg": "turn of the face to the right of the image, in degrees; null as `roll_deg`",
+    "pitch_deg": "upward turn of the face, in degrees; null as `roll_deg`",
+    "occluded_by_frame": "share of the face's box outside of the image, 0 to 1",
+    "quality": "share that the picture leaves of the accuracy on good pictures, 0 to 1, from sharpness, brightness and contrast",
+    "quality_reasons": "what is poor: some of `SMALL_BOUNDING_BOX`, `LOW_SHARPNESS`, `LOW_BRIGHTNESS`, `HIGH_BRIGHTNESS`, "
+    "`LOW_CONTRAST`, `EXTREME_POSE`, `LOW_FACE_QUALITY`, with commas between; null if nothing is",
     "run_id": "the run that computed the row",
     "labelled_at": "when that run started",
     "model": "name of the model",
@@ -134,6 +147,7 @@ LABELLED = pa.schema(
         pa.field("note", pa.string()),
         pa.field("attempt", pa.int32(), nullable=False),
         pa.field("faces", pa.list_(FACE), nullable=False),
+        pa.field("qualities", pa.list_(QUALITY)),
     ]
 )
 """One row per record, as a labeller returns it."""
@@ -143,13 +157,14 @@ IMAGES = pa.schema([*LABELLED, *_PATH, *LINEAGE])
 FACES = pa.schema(
     [pa.field("record_id", pa.int64(), nullable=False)]
     + [field.with_type(CATEGORY) if field.name == "expression" else field for field in FACE]
-    + [*_PLACE, pa.field("time_ms", pa.int64()), pa.field("etag", pa.string()), *_CAPTURE, *_PATH, *LINEAGE]
+    + [*QUALITY, *_PLACE, pa.field("time_ms", pa.int64()), pa.field("etag", pa.string()), *_CAPTURE, *_PATH, *LINEAGE]
 )
 
-ADDED = ("note", "decoding", "taken_at", "camera", "phash", "path", "folder", "classes")
+_OF_ROWS = ("note", "decoding", "taken_at", "camera", "phash", "path", "folder", "classes", "qualities")
+ADDED = (*_OF_ROWS, *(field.name for field in QUALITY))
 """Columns that files of earlier versions lack; they are read as null."""
 
-OF_CONTENT = ("width", "height", "taken_at", "camera", "phash", "error", "note")
+OF_CONTENT = ("width", "height", "taken_at", "camera", "phash", "error", "note", "qualities")
 """Columns of an image, besides status and faces, that its bytes alone decide."""
 
 SUCCEEDED = ("ok", "no_face")

@@ -40,6 +40,31 @@ def test_faces_are_those_of_the_run_flat(labelled: fer.Run) -> None:
     assert tar["path"] == f"{Path(tar['uri']).name}/{tar['member']}" and tar["folder"] == Path(tar["path"]).parent.as_posix()
 
 
+def test_once_each_content_counts_once(archive: Path, tmp_path: Path, local_ray: None) -> None:
+    photo = next(archive.rglob("hopper-640.jpg"))
+    for name in ("b.jpg", "a.jpg", "deep/c.jpg"):
+        (tmp_path / "photos" / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(photo, tmp_path / "photos" / name)
+    shutil.copy(next(archive.rglob("astronaut-640.jpg")), tmp_path / "photos/d.jpg")
+    run = fer.label(tmp_path / "photos", tmp_path / "run", detector="mtcnn", shard_records=1)
+    publish.run(PublishConfig(run=run.url, table=str(tmp_path / "table")))
+    for labels_of in (run, fer.Table(str(tmp_path / "table"))):
+        assert sorted(labels_of.faces()["path"].to_pylist()) == ["a.jpg", "b.jpg", "d.jpg", "deep/c.jpg"]
+        assert sorted(labels_of.faces(once=True)["path"].to_pylist()) == ["a.jpg", "d.jpg"]
+        assert labels_of.faces(once=True, where="path = 'b.jpg'").num_rows == 0
+        found = labels_of.copies().select(["group", "kind", "path", "like"]).to_pylist()
+        kinds = {"a.jpg": "original", "b.jpg": "exact", "deep/c.jpg": "exact"}
+        assert found == [{"group": 0, "kind": kind, "path": path, "like": "a.jpg"} for path, kind in kinds.items()]
+    assert sorted(one.row["path"] for one in run.crops(once=True)) == ["a.jpg", "d.jpg"]
+
+
+def test_copies_are_those_of_the_run_and_of_its_table(labelled: fer.Run, published: fer.Table) -> None:
+    found = labelled.copies()
+    assert found.equals(published.copies()) and {"original", "resized", "mirrored"} <= set(found["kind"].to_pylist())
+    likes = [Path(row["like"]).name for row in found.to_pylist() if row["kind"] == "original"]
+    assert likes == ["hopper-1600.jpg", "astronaut-1600.jpg", "coffee-1600.jpg", "coins-1600.jpg"]
+
+
 def test_a_table_has_the_faces_of_its_run(labelled: fer.Run, published: fer.Table) -> None:
     assert published.version == 1 and [one["operation"] for one in published.history()][-1] == "CREATE TABLE"
     order = [("path", "ascending"), ("time_ms", "ascending"), ("face_id", "ascending")]

@@ -1,4 +1,4 @@
-"""`export` and `crops`."""
+"""`export`, `crops` and `copies`."""
 
 import csv
 import json
@@ -15,7 +15,7 @@ import pytest
 import fer_pipeline as fer
 from fer_pipeline.base.errors import UserError
 from fer_pipeline.cli import faces
-from fer_pipeline.cli.faces import CropsConfig, ExportConfig
+from fer_pipeline.cli.faces import CopiesConfig, CropsConfig, ExportConfig
 from tests.cli.conftest import Ended
 
 
@@ -45,6 +45,15 @@ def test_a_table_goes_to_the_standard_output_as_csv(published: fer.Table) -> Non
     lines = out.stdout.splitlines()
     assert lines[0] == '"path","expression"' and all(line.endswith('"happy"') for line in lines[1:])
     assert len(lines) - 1 == published.faces(where="expression = 'happy'").num_rows > 0
+
+
+def test_copies_are_written_in_groups(labelled: fer.Run, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    said = faces.copies(CopiesConfig(labels=labelled.url, to=str(tmp_path / "copies.csv")))
+    rows = list(csv.DictReader((tmp_path / "copies.csv").read_text().splitlines()))
+    assert said is not None and said.groups == len({row["group"] for row in rows}) > 0
+    assert sum(said.images.values()) == len(rows) and [row["kind"] for row in rows].count("original") == said.groups
+    assert faces.copies(CopiesConfig(labels=labelled.url)) is None
+    assert len(capfd.readouterr().out.splitlines()) == 1 + len(rows)
 
 
 def test_an_export_without_a_face_has_its_columns(labelled: fer.Run, tmp_path: Path) -> None:

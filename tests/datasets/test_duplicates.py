@@ -3,8 +3,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from fer_pipeline.datasets.duplicates import inspect, join_keys, near_pairs
-from fer_pipeline.faces.phash import NEAR_BITS, near_to
+from fer_pipeline.datasets.duplicates import inspect, join_keys
+from fer_pipeline.faces.phash import NEAR_BITS, near_pairs, near_to
 
 
 def flipped(digest: bytes, bits: int) -> bytes:

@@ -1,5 +1,7 @@
+from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -8,6 +10,7 @@ from fer_pipeline.archive.files import Selection
 from fer_pipeline.archive.listing import Listing
 from fer_pipeline.archive.record import split_into_shards
 from fer_pipeline.faces.detectors import resolve_detector
+from fer_pipeline.faces.pixels import Pixels
 from fer_pipeline.labelling.labeller import Labeller, LabelSettings
 from fer_pipeline.labelling.manifest import read_shards, write_manifest
 from fer_pipeline.labelling.schemas import LABELLED
@@ -49,6 +52,27 @@ def test_each_picture_has_the_faces_that_it_shows(images: pa.Table) -> None:
         expected = next((count for start, count in shows.items() if name.startswith(start)), 0)
         assert len(row["faces"]) == expected, name
         assert (row["status"] == "ok") == (expected > 0) and (row["error"] is None) == (row["status"] != "undecodable")
+
+
+def test_each_face_has_the_quality_of_its_picture(images: pa.Table) -> None:
+    for row in images.to_pylist():
+        assert len(row["qualities"]) == len(row["faces"])
+        for face, quality in zip(row["faces"], row["qualities"], strict=True):
+            assert quality["side_px"] == pytest.approx((face["w"] * face["h"]) ** 0.5, rel=1e-5)
+            assert 0 < quality["quality"] <= 1 and abs(quality["yaw_deg"]) < 45
+
+
+def test_labels_of_poor_pictures_are_uncertain_if_that_is_asked_for(labeller: Labeller, hopper: Pixels, tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    for name, pixels in (("good.png", hopper), ("poor.png", cv2.GaussianBlur(hopper, (0, 0), 10))):
+        cv2.imwrite(str(tmp_path / "photos" / name), pixels)
+    manifest = manifest_of(tmp_path / "photos", tmp_path)
+    strict = Labeller(resolve_detector("mtcnn"), read_bundle(EMBEDDED), replace(SETTINGS, min_quality=0.9, uncertain_below=0.0))
+    good, poor = labelled(strict, manifest).to_pylist()
+    assert poor["qualities"][0]["quality"] < 0.9 < good["qualities"][0]["quality"]
+    assert poor["faces"][0]["uncertain"] and not good["faces"][0]["uncertain"]
+    for row, before in zip((good, poor), labelled(labeller, manifest).to_pylist(), strict=True):
+        assert row["faces"][0] | {"uncertain": None} == before["faces"][0] | {"uncertain": None}
 
 
 def test_faces_are_in_the_upright_full_size_image(images: pa.Table) -> None:

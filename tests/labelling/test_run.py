@@ -9,7 +9,7 @@ from fer_pipeline.base.errors import ClusterError, UserError
 from fer_pipeline.base.identity import Identity, new_run_id, now
 from fer_pipeline.labelling.faces_table import write_faces
 from fer_pipeline.labelling.manifest import write_manifest
-from fer_pipeline.labelling.run import RunFolder, RunRecord, with_lineage
+from fer_pipeline.labelling.run import RunFolder, RunRecord, settings_digest, with_lineage
 from fer_pipeline.labelling.schemas import IMAGES, LABELLED
 
 
@@ -25,6 +25,12 @@ def begun(folder: RunFolder, count: int = 4) -> RunRecord:
 def commit(folder: RunFolder, record: RunRecord, shard: int, ids: list[int]) -> None:
     rows = [{"record_id": i, "shard": shard, "uri": f"/{i}.jpg", "status": "no_face", "attempt": 1, "faces": []} for i in ids]
     folder.commit(shard, with_lineage(pa.Table.from_pylist(rows, schema=LABELLED), record))
+
+
+def test_a_setting_that_is_not_set_leaves_the_digest_of_earlier_versions() -> None:
+    before = {"detect_px": 640, "image_column": None}
+    assert settings_digest(before | {"min_quality": None}) == settings_digest(before)
+    assert settings_digest(before | {"min_quality": 0.8}) != settings_digest(before)
 
 
 def test_of_two_drivers_one_begins_and_both_go_on_with_its_record(tmp_path: Path) -> None:

@@ -54,6 +54,7 @@ def test_a_diff_counts_and_lists_what_changed(table: str, tmp_path: Path) -> Non
 
     last = upkeep.changes(DiffConfig(table=table, night=(second,)))
     assert (last.after, last.relabelled, last.relabelled_same, last.added) == (int(third), 4, 4, 0)
+    assert upkeep.changes(DiffConfig(table=table)) == upkeep.changes(DiffConfig(table=table, night=(second, third)))
     back = upkeep.changes(DiffConfig(table=table, night=(third, first)))
     assert (back.added, back.removed, back.file_changed, back.relabelled) == (3, 2, 1, 4)
 

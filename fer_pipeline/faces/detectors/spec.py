@@ -49,6 +49,8 @@ class DetectorSpec:
     """Creates the detector from weights and threshold, in a worker. Heavy packages are imported only there."""
     load_for_device: Callable[[bytes, float, str, str], BatchDetector] | None = None
     """Creates the detector for batches from weights, threshold, torch device and precision; None if it has none."""
+    pitch_gain: float = 1.0
+    """What the pitch that its landmarks show is multiplied with (`faces/quality.py`)."""
     finds_faces: bool = True
     """If False, every image is one face crop, and nothing is cut."""
 

@@ -71,4 +71,5 @@ YUNET = DetectorSpec(
     resolve=WEIGHTS.resolve,
     load=YuNet,
     load_for_device=_load_for_device,
+    pitch_gain=2.5,  # its nose follows the pitch of a head only in part; tests/benchmarks/pose.py
 )

@@ -64,6 +64,8 @@ class LabelConfig(Config):
     """Minimum detection score of a face; by default the detector's own."""
     uncertain_below: float | None = Field(None, ge=0, le=1)
     """Confidence below which a label is marked uncertain; by default the model's own."""
+    min_quality: float | None = Field(None, gt=0, le=1)
+    """Quality of the picture below which a label is marked uncertain, too; by default none is."""
     precision: Literal["auto", "fp32", "bf16", "int8"] = "auto"
     """Arithmetic of the classifier. `auto`: int8 on CPUs if the model has it, else what the first worker's processor supports."""
     max_pixels: int = Field(MAX_PIXELS, ge=1)

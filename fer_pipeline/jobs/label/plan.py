@@ -57,6 +57,7 @@ class LabelPlan:
             precision=self.precision,
             uncertain_below=calibration.uncertain_below if uncertain_below is None else uncertain_below,
             image_column=config.image_column,
+            min_quality=config.min_quality,
         )
 
     @property

@@ -1,0 +1,56 @@
+import cv2
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from fer_pipeline.faces.phash import mirrored, packed_hashes, perceptual_hash
+from fer_pipeline.faces.pixels import Pixels
+from fer_pipeline.labelling.copies import COPIES, copies_among
+
+
+def row(path: str, pixels: Pixels, digest: str | None = None, time_ms: int | None = None) -> dict[str, object]:
+    height, width = pixels.shape[:2]
+    facts = {"path": path, "width": width, "height": height, "size_bytes": 1, "time_ms": time_ms}
+    return facts | {"content_sha256": digest or path, "phash": perceptual_hash(pixels).hex()}
+
+
+def images(rows: list[dict[str, object]]) -> pa.Table:
+    kinds = {"path": pa.string(), "width": pa.int32(), "height": pa.int32(), "size_bytes": pa.int64(), "time_ms": pa.int64()}
+    return pa.Table.from_pylist(rows, schema=pa.schema(kinds | {"content_sha256": pa.string(), "phash": pa.string()}))
+
+
+@pytest.fixture
+def other() -> Pixels:
+    return np.asarray(cv2.resize(np.random.default_rng(1).integers(0, 255, (9, 12, 3), np.uint8), (640, 480)), np.uint8)
+
+
+def test_copies_are_grouped_and_named(hopper: Pixels, other: Pixels) -> None:
+    half = np.asarray(cv2.resize(hopper, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA), np.uint8)
+    jpeg = cv2.imencode(".jpg", hopper, [cv2.IMWRITE_JPEG_QUALITY, 30])[1]
+    rows = [row("a.jpg", hopper), row("b.jpg", hopper, "a.jpg"), row("c.jpg", half)]
+    rows += [row("d.jpg", np.asarray(cv2.imdecode(jpeg, cv2.IMREAD_COLOR), np.uint8)), row("e.jpg", hopper[:, ::-1])]
+    rows += [row("f.jpg", other), row("g.png", other, "f.jpg"), row("h.jpg", other[::-1])]
+    found = copies_among(images(rows[::-1])).to_pylist()
+    assert [(one["group"], one["path"], one["kind"], one["like"]) for one in found] == [
+        (0, "a.jpg", "original", "a.jpg"),
+        (0, "b.jpg", "exact", "a.jpg"),
+        (0, "c.jpg", "resized", "a.jpg"),
+        (0, "d.jpg", "re-encoded", "a.jpg"),
+        (0, "e.jpg", "mirrored", "a.jpg"),
+        (1, "f.jpg", "original", "f.jpg"),
+        (1, "g.png", "exact", "f.jpg"),
+    ]
+
+
+def test_frames_pictures_without_contrast_and_unread_ones_are_no_copies(hopper: Pixels) -> None:
+    grey = np.full((60, 80, 3), 128, np.uint8)
+    rows = [row("a.mp4", hopper, time_ms=0), row("b.mp4", hopper, time_ms=1), row("c.png", grey), row("d.png", grey // 2)]
+    rows += [row("e.jpg", hopper) | {"content_sha256": None, "phash": None}, row("f.jpg", hopper) | {"phash": None}]
+    assert copies_among(images(rows)).equals(COPIES.empty_table())
+    assert copies_among(images([])).equals(COPIES.empty_table())
+
+
+def test_the_hash_of_a_mirrored_picture_is_known_without_it(hopper: Pixels, other: Pixels) -> None:
+    for pixels in (hopper, other):
+        ours, theirs = (packed_hashes([perceptual_hash(one)]) for one in (pixels, np.ascontiguousarray(pixels[:, ::-1])))
+        assert np.bitwise_count(mirrored(ours) ^ theirs).sum() <= 12
