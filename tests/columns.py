@@ -7,6 +7,7 @@ import pyarrow as pa
 
 from fer_pipeline.faces.quality import QUALITY
 from fer_pipeline.labelling.schemas import FACE, FACES, IMAGES, MANIFEST, MEANINGS
+from fer_pipeline.labelling.tracks import TRACKS
 from fer_pipeline.table.rows import ROWS
 
 PAGE = Path(__file__).parents[1] / "docs" / "columns.md"
@@ -50,9 +51,26 @@ def rows_of_faces() -> list[str]:
     ]
 
 
+def rows_of_tracks() -> list[str]:
+    head = ["| column | type | null | what it is |", "|---|---|---|---|"]
+    own = {
+        "expression": "that of the mean of the calibrated logits of all its frames",
+        "confidence": "probability of `expression`",
+    }
+    own |= {name: f"mean of `{name}` over its frames" for name in "xywh"}
+    own |= {
+        "probabilities": "probability of each class, from the same mean",
+        "uncertain": "whether `confidence` is below the model's threshold",
+    }
+    return head + [
+        f"| `{one.name}` | {type_name(one.type)} | {'yes' if one.nullable else ''} | {own.get(one.name, MEANINGS[one.name])} |"
+        for one in TRACKS
+    ]
+
+
 def written(text: str) -> str:
     """Return the page with its tables replaced by those of the schemas."""
-    tables = iter([rows_of_images(), rows_of_faces()])
+    tables = iter([rows_of_images(), rows_of_faces(), rows_of_tracks()])
     return re.sub(r"(?:^\|.*\n)+", lambda found: "\n".join(next(tables)) + "\n", text, flags=re.MULTILINE)
 
 

@@ -29,8 +29,10 @@ PLAIN = (
 """What is replaced in every output: colours, names of runs, moments."""
 VARYING = (
     (r"\b[0-9a-f]{16,}\b", "DIGEST"),
-    (r"\d+(\.\d+)?( s|\.\d*| images/s| bytes)\b", r"N\2"),
-    (r"\d[\d.,e-]*", "N"),
+    (r"\d+ x \d+ at \d+, \d+", "BOX"),
+    (r"-?\d+(\.\d+(e-\d+)?|e-\d+|%|°)", "N"),
+    (r"\d[\d,]{5,}|\d:\d\d:\d\d", "N"),  # bytes, and the time that is left
+    (r"(?m)^labels .*", "labels"),  # in the order of their numbers
     (r" +", " "),
 )
 """What may differ between two machines."""

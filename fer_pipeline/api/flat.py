@@ -69,7 +69,15 @@ def flat_faces(images: pa.Table, classes: Sequence[str], source: str) -> pa.Tabl
 def flat_images(images: pa.Table, source: str) -> pa.Table:
     """Return one row for each image: its `path`, `folder` and number of `faces`, and all other columns but those of the faces."""
     columns: dict[str, Any] = _places(images, source) | {"faces": pc.list_value_length(images["faces"])}
-    columns |= {name: images[name] for name in images.column_names if name not in (*columns, "qualities")}
+    columns |= {name: images[name] for name in images.column_names if name not in (*columns, "colours", "qualities")}
+    return pa.table({name: _plain(column) for name, column in columns.items()})
+
+
+def flat_tracks(tracks: pa.Table, classes: Sequence[str]) -> pa.Table:
+    """Return rows of `labelling.tracks.TRACKS` with a column `p_CLASS` for each class instead of `probabilities`."""
+    columns: dict[str, Any] = {name: tracks[name] for name in tracks.column_names if name != "probabilities"}
+    lists = tracks["probabilities"].combine_chunks()
+    columns |= _probabilities(lists.chunk(0) if isinstance(lists, pa.ChunkedArray) and lists.num_chunks else lists, classes)
     return pa.table({name: _plain(column) for name, column in columns.items()})
 
 

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from pydantic import ValidationError
 
 from fer_pipeline.api.crops import Crop, cut_crops
-from fer_pipeline.api.flat import TO_FIND, chosen, flat_faces, flat_images
+from fer_pipeline.api.flat import TO_FIND, chosen, flat_faces, flat_images, flat_tracks
 from fer_pipeline.archive.files import Selection
 from fer_pipeline.archive.listing import Listing
 from fer_pipeline.archive.record import Record
@@ -26,10 +26,11 @@ from fer_pipeline.base.storage import parquet
 from fer_pipeline.engine.connect import ClusterConfig
 from fer_pipeline.jobs.label import job
 from fer_pipeline.jobs.label.config import LabelConfig
-from fer_pipeline.labelling.copies import OF_IMAGE, copies_among
+from fer_pipeline.labelling.copies import NEEDED, copies_among
 from fer_pipeline.labelling.manifest import find_records
 from fer_pipeline.labelling.run import READERS, REPORT, RUN, RunFolder
 from fer_pipeline.labelling.schemas import ADDED, IMAGES
+from fer_pipeline.labelling.tracks import TRACKS
 from fer_pipeline.report.pictures import PictureLimits
 from fer_pipeline.table.delta import LabelTable
 from fer_pipeline.table.rows import ROWS
@@ -81,7 +82,7 @@ class Labels(ABC):
         contents = set[str]()
         for images in self.image_batches():
             with self._our_rows():
-                images = images.filter(_without_copies(images["content_sha256"], contents)) if once else images
+                images = images.filter(_without_copies(images, contents)) if once else images
                 rows = flat_faces(images, self.classes, self._root())
             if certain:
                 rows = rows.filter(pc.invert(rows["uncertain"]))
@@ -118,10 +119,10 @@ class Labels(ABC):
     def copies(self) -> pa.Table:
         """Return the images that have copies among the others, in groups: rows of `labelling.copies.COPIES`.
 
-        Videos are left out. In memory are some 400 bytes for each image.
+        Videos are left out. In memory are some 400 bytes for each image, and for a while 200 MB.
         """
         with self._our_rows():
-            parts = [flat_images(images, self._root()).select(OF_IMAGE) for images in self.image_batches()]
+            parts = [flat_images(images, self._root()).select(NEEDED) for images in self.image_batches()]
             return copies_among(pa.concat_tables(parts))
 
     def crops(
@@ -172,6 +173,13 @@ class Run(Labels):
     @property
     def classes(self) -> tuple[str, ...]:
         return self.record.classes
+
+    def tracks(self) -> pa.Table:
+        """Return one row for each face that stays in view of a video: rows of `labelling.tracks.TRACKS`, with `p_CLASS`."""
+        names = storage.list_names(self.folder.path("tracks"))
+        parts = [parquet.read_own(self.folder.path("tracks", name), TRACKS) for name in sorted(names)]
+        with self._our_rows():
+            return flat_tracks(pa.concat_tables([TRACKS.empty_table(), *parts]).unify_dictionaries(), self.classes)
 
     @property
     def report(self) -> str:
@@ -269,12 +277,15 @@ def _members(container: str) -> dict[str | None, Record]:
         return {}
 
 
-def _without_copies(digests: pa.ChunkedArray, known: set[str]) -> pa.Array:
-    """Return which images (n,) are the first with their content, or have no digest; add their digests to `known`."""
+def _without_copies(images: pa.Table, known: set[str]) -> pa.Array:
+    """Return which images (n,) are the first with faces and their content, or have no digest; add their digests to `known`."""
     first = []
-    for digest in digests.to_pylist():
+    for digest, faces in zip(
+        images["content_sha256"].to_pylist(), pc.list_value_length(images["faces"]).to_pylist(), strict=True
+    ):
         first.append(digest is None or digest not in known)
-        known.add(digest)
+        if faces and digest:
+            known.add(digest)
     return pa.array(first, pa.bool_())
 
 

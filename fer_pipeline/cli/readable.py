@@ -133,7 +133,8 @@ def labels_of(faces: Sequence[Mapping[str, Any]]) -> str:
 def _explained(result: Mapping[str, Any]) -> str:
     row, run = result["row"], result["run"]
     facts = {name: value for name, value in row.items() if name not in ("faces", "qualities", "record_id", "shard")}
-    qualities = row.get("qualities") or [{}] * len(row["faces"])
+    qualities = row.get("qualities") or []
+    qualities = qualities if len(qualities) == len(row["faces"]) else [None] * len(row["faces"])
     faces = [
         [
             str(face["face_id"]),
@@ -149,9 +150,9 @@ def _explained(result: Mapping[str, Any]) -> str:
     return "\n".join([_facts(facts), table(head, faces) if faces else "no face"])
 
 
-def _quality(quality: Mapping[str, Any]) -> str:
-    """Return the quality of a face's picture with what is poor, and the turn of the head."""
-    if not quality:
+def _quality(quality: Mapping[str, Any] | None) -> str:
+    """Return the quality of a face's picture with what is poor, and the turn of the head; nothing if it is not known."""
+    if not quality or quality["quality"] is None:
         return ""
     turns = [f"{name} {quality[f'{name}_deg']:.0f}°" for name in ("roll", "yaw", "pitch") if quality[f"{name}_deg"] is not None]
     return ", ".join([f"quality {quality['quality']:.2f}", *turns, *filter(None, [quality["quality_reasons"]])])

@@ -148,7 +148,8 @@ def _last_nights(table: LabelTable) -> list[str]:
     """Return the run ids of the last two nights of a table, or of its only one and the version before. Raise UserError for
     none."""
     history = table.history()
-    found = [(run_id, entry["version"]) for entry in history if (run_id := _run_id(entry))][:2]
+    held = table.nights_in(table.version)
+    found = [(run_id, entry["version"]) for entry in history if (run_id := _run_id(entry)) in held and run_id][:2]
     if not found:
         raise UserError(f"The table '{table.url}' has no night: name versions by --night.")
     return [run_id for run_id, _ in reversed(found)] if len(found) > 1 else [str(found[0][1] - 1), found[0][0]]

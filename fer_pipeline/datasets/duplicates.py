@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from fer_pipeline.base.config import Config
-from fer_pipeline.faces.phash import groups_of, near_pairs, root_of
+from fer_pipeline.base.sets import Sets, groups_of
+from fer_pipeline.faces.phash import near_pairs
 
 Keys = NDArray[np.int64]
 
@@ -109,12 +110,12 @@ def copy_keys(samples: pa.Table) -> tuple[Keys, Keys, int]:
     exact = np.asarray(pc.rank(samples["sha256"], tiebreaker="dense").to_numpy()).astype(np.int64)
     firsts = np.setdiff1d(np.unique(exact, return_index=True)[1], blank)
     pairs = near_pairs(samples["phash"].take(pa.array(firsts)))
-    parent: dict[int, int] = {}
-    for one, other in np.sort(exact[firsts[pairs]], axis=1):
-        parent[root_of(parent, int(other))] = root_of(parent, int(one))
+    alike = Sets()
+    for one, other in exact[firsts[pairs]].tolist():
+        alike.join(one, other)
     near = exact.copy()
-    for index in np.flatnonzero(np.isin(exact, list(parent))):
-        near[index] = root_of(parent, int(exact[index]))
+    for index in np.flatnonzero(np.isin(exact, exact[firsts[pairs]])):
+        near[index] = alike.of(int(exact[index]))
     return exact, near, len(pairs)
 
 
@@ -161,12 +162,12 @@ def split_digest(samples: pa.Table, split: str) -> str:
 
 def join_keys(keys: Keys, names: list[str | None]) -> Keys:
     """Return keys that samples share if they share a key or a name, directly or indirectly. A name of None is ignored."""
-    parent: dict[int, int] = {}
+    together = Sets()
     first: dict[str, int] = {}
     for key, name in zip(keys.tolist(), names, strict=True):
         if name is not None:
-            parent[root_of(parent, key)] = root_of(parent, first.setdefault(name, key))
-    return np.array([root_of(parent, key) for key in keys.tolist()], np.int64)
+            together.join(key, first.setdefault(name, key))
+    return np.array([together.of(key) for key in keys.tolist()], np.int64)
 
 
 def _count(groups: list[NDArray[np.intp]], splits: NDArray[np.integer], names: list[str]) -> tuple[Counter[str], Counter[str]]:

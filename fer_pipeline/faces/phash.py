@@ -1,12 +1,17 @@
 """The perceptual hash of an image: few bits differ between near copies."""
 
+import logging
 from collections.abc import Iterator
-from typing import Any
 
 import cv2
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
+
+from fer_pipeline.base.sets import groups_of
+
+log = logging.getLogger(__name__)
 
 SIDE_PX = 32
 ENOUGH_PX = 256
@@ -15,6 +20,7 @@ ENOUGH_PX = 256
 NEAR_BITS = 12
 """Near copies differ in at most this many of the 256 bits of the perceptual hash. In FER-2013, the pixels of all such pairs
 correlate by .984 or more, as those of re-encoded and rescaled copies do."""
+COLOUR_PX = 64
 MAX_BAND_MATCHES = 2000
 """If more images agree in a band of the hash, they are not compared: such a band does not distinguish images."""
 
@@ -81,18 +87,45 @@ def near_pairs(hashes: pa.ChunkedArray) -> NDArray[np.intp]:
     return np.unique(np.concatenate(found), axis=0)
 
 
-def groups_of(keys: NDArray[Any]) -> list[NDArray[np.intp]]:
-    """Return the positions, in ascending order, of each key that occurs more than once."""
-    order = np.argsort(keys, kind="stable")
-    cuts = np.flatnonzero(np.diff(keys[order])) + 1
-    return [group for group in np.split(order, cuts) if len(group) > 1]
+def near_groups(packed: NDArray[np.uint8]) -> Iterator[NDArray[np.intp]]:
+    """Yield groups of positions that differ in at most `NEAR_BITS` bits directly or through others, among hashes (n, 32).
+
+    Groups overlap: join them. In time and memory they cost the square of the hashes that agree in a band, at most
+    `MAX_BAND_MATCHES`; where more agree, a warning says so.
+    """
+    crowded = 0
+    for keys in bands_of(packed):
+        for group in groups_of(keys):
+            if len(group) > MAX_BAND_MATCHES:
+                crowded += len(group)
+                continue
+            near = np.bitwise_count(packed[group][:, None] ^ packed[group][None]).sum(2) <= NEAR_BITS
+            left = near.sum(1) > 1
+            while left.any():
+                found, edge = np.zeros(len(group), bool), np.zeros(len(group), bool)
+                edge[left.argmax()] = True
+                while edge.any():
+                    found |= edge
+                    edge = near[edge].any(0) & ~found
+                left &= ~found
+                yield group[found]
+    if crowded:
+        log.warning(
+            "%d times an image looks like more than %d others in a part of it, which is not compared", crowded, MAX_BAND_MATCHES
+        )
 
 
-def root_of(parent: dict[int, int], key: int) -> int:
-    """Return the key that stands for the set of `key`, where `parent` joins keys."""
-    while parent.get(key, key) != key:
-        key = parent[key]
-    return key
+def hashes_of(phashes: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Return hashes in hex as bytes; null for what is none."""
+    known = pc.if_else(pc.match_substring_regex(phashes, "^[0-9a-f]{64}$"), phashes, None).to_pylist()
+    return pa.chunked_array([[one and bytes.fromhex(one) for one in known]], pa.binary())
+
+
+def colours_of(pixels: NDArray[np.uint8]) -> bytes:
+    """Return how often each of 64 colours, 4 levels of blue, green and red, occurs in a BGR image: 64 bytes, 255 for a half."""
+    small = cv2.resize(pixels, (COLOUR_PX, COLOUR_PX), interpolation=cv2.INTER_AREA).astype(np.intp) >> 6
+    counts = np.bincount((small @ (16, 4, 1)).ravel(), minlength=64)
+    return (counts * 510 // COLOUR_PX**2).clip(0, 255).astype(np.uint8).tobytes()
 
 
 def mirrored(packed: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -73,6 +73,8 @@ class Tally:
     failures: list[dict[str, str | None]] = field(default_factory=list)
     """The first failed records: uri, member, status, error."""
     contents: Contents = field(default_factory=Contents)
+    with_frames: list[int] = field(default_factory=list)
+    """The shards that hold frames of videos, in ascending order."""
 
     @property
     def failed(self) -> int:
@@ -92,6 +94,8 @@ class Tally:
         failed = images.filter(pc.is_in(images["status"].cast(pa.string()), pa.array(FAILED)))
         self.failed_again += pc.sum(pc.greater(failed["attempt"], 1)).as_py() or 0
         self.contents.add(content_digests(images["content_sha256"]))
+        if images["time_ms"].null_count < len(images):
+            self.with_frames.append(images["shard"][0].as_py())
         if len(self.failures) < FAILURES_KEPT:
             rows = failed.select(["uri", "member", "status", "error"]).to_pylist()
             self.failures += rows[: FAILURES_KEPT - len(self.failures)]
@@ -107,6 +111,7 @@ class Tally:
         self.carried += other.carried
         self.failed_again += other.failed_again
         self.contents.merge(other.contents)
+        self.with_frames += other.with_frames
         self.failures += other.failures[: FAILURES_KEPT - len(self.failures)]
 
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from fer_pipeline.archive.capture import UNKNOWN, Capture
 from fer_pipeline.archive.fetch import Fetched, fetch
+from fer_pipeline.archive.formats.spec import Frame
 from fer_pipeline.archive.record import Record, records_of
 from fer_pipeline.base.boundary import as_record_error
 from fer_pipeline.base.errors import RecordError
@@ -27,7 +28,7 @@ from fer_pipeline.faces.detectors import DETECTORS, load_detector
 from fer_pipeline.faces.detectors.detections import Detections, Detector
 from fer_pipeline.faces.detectors.spec import ResolvedDetector
 from fer_pipeline.faces.detectors.views import View, merged, views_of
-from fer_pipeline.faces.phash import perceptual_hash
+from fer_pipeline.faces.phash import colours_of, perceptual_hash
 from fer_pipeline.faces.pixels import Pixels
 from fer_pipeline.faces.quality import FaceQuality, qualities_of
 from fer_pipeline.labelling.schemas import LABELLED
@@ -78,6 +79,8 @@ class Outcome:
     """What is wrong with a file that was labelled all the same."""
     capture: Capture = UNKNOWN
     phash: str | None = None
+    colours: str | None = None
+    """Of a frame."""
     qualities: list[FaceQuality] = field(default_factory=list)
     """Of each face."""
 
@@ -139,10 +142,11 @@ class FaceExtractor:
             with timed("decode"):
                 photo = decode(data, self.settings.max_pixels, size_px if self.finds_faces else None)
                 phash = perceptual_hash(photo.pixels).hex()
+                colours = colours_of(photo.pixels).hex() if isinstance(data, Frame) else None
                 views = views_of(photo.pixels, photo.reduction, size_px) if self.finds_faces else [View(photo.pixels, 1.0)]
         except Exception as error:  # noqa: BLE001 (the boundary around one record)
             return Prepared(_failed(error, digest))
-        outcome = Outcome("no_face", None, photo.width, photo.height, None, digest, photo.note, photo.capture, phash)
+        outcome = Outcome("no_face", None, photo.width, photo.height, None, digest, photo.note, photo.capture, phash, colours)
         return Prepared(outcome, photo, views)
 
     def cut(self, record: Prepared, found: Sequence[Detections]) -> Pixels:
@@ -310,6 +314,7 @@ def _row(record: Record, outcome: Outcome) -> dict[str, Any]:
         "taken_at": outcome.capture.taken_at,
         "camera": outcome.capture.camera,
         "phash": outcome.phash,
+        "colours": outcome.colours,
         "status": outcome.status,
         "error": outcome.error,
         "note": outcome.note,

@@ -130,6 +130,8 @@ class RunResult(Config):
     """Images that are near copies of ones that were erased from the table; a person decides whether to erase them, too."""
     near_blocked_first: list[str] = Field(default_factory=list)
     """Paths of the first of them, below the source."""
+    tracks: int = 0
+    """Faces that stay in view of a video, those seen once included."""
     failures: list[dict[str, str | None]]
     """The first failed records; all of them are in `images/`."""
     labelled_now: int

@@ -31,6 +31,7 @@ MEANINGS = {
     "taken_at": "local time at which it was taken, ISO 8601, with an offset only where the file says one; else null",
     "camera": "maker and model of the camera, as the file says; else null",
     "phash": "perceptual hash, 256 bits in hex: near copies differ in a few bits; null if it was not decoded",
+    "colours": "histogram of 64 colours of a frame, in hex, which tells cuts from moves; null for images",
     "status": "`ok`, `no_face`, `blocked` (it was erased by `table forget`), or how the record failed",
     "note": "what is wrong with a file that was labelled all the same; else null",
     "faces": "the faces of the image, best detection first; empty if there is none",
@@ -58,6 +59,15 @@ MEANINGS = {
     "quality": "share that the picture leaves of the accuracy on good pictures, 0 to 1, from sharpness, brightness and contrast",
     "quality_reasons": "what is poor: some of `SMALL_BOUNDING_BOX`, `LOW_SHARPNESS`, `LOW_BRIGHTNESS`, `HIGH_BRIGHTNESS`, "
     "`LOW_CONTRAST`, `EXTREME_POSE`, `LOW_FACE_QUALITY`, with commas between; null if nothing is",
+    "track_id": "number of the face in its video, in the order in which faces appear",
+    "start_ms": "time of the first frame with the face, in ms",
+    "end_ms": "time of the last frame with the face, in ms",
+    "frames": "number of frames with the face",
+    "best_time_ms": "time of the frame whose picture of the face has the highest `quality`, then `detection_score`",
+    "best_face_id": "`face_id` of the face in that frame",
+    "times_ms": "times of its frames, in ms",
+    "face_ids": "`face_id` of the face in each of these frames",
+    "expressions": "`expression` of the face in each of these frames",
     "run_id": "the run that computed the row",
     "labelled_at": "when that run started",
     "model": "name of the model",
@@ -142,6 +152,7 @@ LABELLED = pa.schema(
         pa.field("height", pa.int32()),
         *_CAPTURE,
         pa.field("phash", pa.string()),
+        pa.field("colours", pa.string()),
         pa.field("status", CATEGORY, nullable=False),
         pa.field("error", pa.string()),
         pa.field("note", pa.string()),
@@ -160,7 +171,7 @@ FACES = pa.schema(
     + [*QUALITY, *_PLACE, pa.field("time_ms", pa.int64()), pa.field("etag", pa.string()), *_CAPTURE, *_PATH, *LINEAGE]
 )
 
-_OF_ROWS = ("note", "decoding", "taken_at", "camera", "phash", "path", "folder", "classes", "qualities")
+_OF_ROWS = ("note", "decoding", "taken_at", "camera", "phash", "path", "folder", "classes", "colours", "qualities")
 ADDED = (*_OF_ROWS, *(field.name for field in QUALITY))
 """Columns that files of earlier versions lack; they are read as null."""
 

@@ -1,7 +1,7 @@
 """Export: a bundle's network as ONNX, in fp32 or int8. The input is pixels, so the network contains the normalisation."""
 
+import io
 import json
-import sys
 import tempfile
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -50,7 +50,7 @@ def to_int8(model: bytes, images: NDArray[np.uint8]) -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         exported, prepared, quantized = (Path(folder) / f"{name}.onnx" for name in ("fp32", "prepared", "int8"))
         exported.write_bytes(model)
-        with redirect_stdout(sys.stderr):  # keeps its output out of a command's results
+        with redirect_stdout(io.StringIO()):  # says what it does, in the midst of a command's results
             quant_pre_process(exported, prepared, skip_symbolic_shape=True)
             # Outliers cost accuracy, and percentiles ignore them, but need all activations in memory: up to 96 px they fit.
             method = CalibrationMethod.Percentile if images.shape[2] <= 96 else CalibrationMethod.MinMax

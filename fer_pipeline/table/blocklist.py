@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from fer_pipeline.base import storage
 from fer_pipeline.base.storage import parquet
-from fer_pipeline.faces.phash import near_to
+from fer_pipeline.faces.phash import hashes_of, near_to
 from fer_pipeline.labelling.manifest import shards_in
 from fer_pipeline.labelling.run import RunFolder, RunRecord
 from fer_pipeline.labelling.schemas import ADDED, BLOCKED, IMAGES, OF_CONTENT
@@ -30,16 +30,10 @@ class Blocklist:
 
     def near(self, phashes: pa.ChunkedArray) -> NDArray[np.bool_]:
         """Return which images (n,) are near copies of erased ones, by their perceptual hashes; one without a hash is not."""
-        return near_to(_as_bytes(phashes), _as_bytes(pa.chunked_array([self.phashes], pa.string())).drop_null())
+        return near_to(hashes_of(phashes), hashes_of(pa.chunked_array([self.phashes], pa.string())).drop_null())
 
 
 NOTHING_BLOCKED = Blocklist()
-
-
-def _as_bytes(phashes: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Return hashes in hex as bytes; null for what is none."""
-    known = pc.if_else(pc.match_substring_regex(phashes, "^[0-9a-f]{64}$"), phashes, None).to_pylist()
-    return pa.chunked_array([[one and bytes.fromhex(one) for one in known]], pa.binary())
 
 
 def read_blocklist(table: str) -> Blocklist:

@@ -27,7 +27,7 @@ def _plain(kind: pa.DataType) -> pa.DataType:
 
 
 ROWS = pa.schema(
-    [field.with_type(_plain(field.type)) for field in IMAGES if field.name not in ("record_id", "shard")]
+    [field.with_type(_plain(field.type)) for field in IMAGES if field.name not in ("record_id", "shard", "colours")]
     + [
         pa.field("source", pa.string(), nullable=False),  # the listed source
         pa.field("published_by", pa.string(), nullable=False),  # the run that published the row; `run_id` computed it

@@ -58,6 +58,14 @@ def test_once_each_content_counts_once(archive: Path, tmp_path: Path, local_ray:
     assert sorted(one.row["path"] for one in run.crops(once=True)) == ["a.jpg", "d.jpg"]
 
 
+def test_a_copy_that_failed_does_not_hide_the_one_that_was_labelled() -> None:
+    rows = [("1", []), ("1", [1]), (None, [1]), ("1", [1]), ("2", [1])]
+    images = pa.table({"content_sha256": [one for one, _ in rows], "faces": [faces for _, faces in rows]})
+    known = set[str]()
+    assert labels._without_copies(images, known).to_pylist() == [True, True, True, False, True]
+    assert labels._without_copies(images, known).to_pylist() == [False, False, True, False, False]
+
+
 def test_copies_are_those_of_the_run_and_of_its_table(labelled: fer.Run, published: fer.Table) -> None:
     found = labelled.copies()
     assert found.equals(published.copies()) and {"original", "resized", "mirrored"} <= set(found["kind"].to_pylist())

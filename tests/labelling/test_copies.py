@@ -10,12 +10,25 @@ from fer_pipeline.labelling.copies import COPIES, copies_among
 
 def row(path: str, pixels: Pixels, digest: str | None = None, time_ms: int | None = None) -> dict[str, object]:
     height, width = pixels.shape[:2]
-    facts = {"path": path, "width": width, "height": height, "size_bytes": 1, "time_ms": time_ms}
+    facts = {
+        "path": path,
+        "uri": f"/{path}",
+        "member": None,
+        "width": width,
+        "height": height,
+        "size_bytes": 1,
+        "time_ms": time_ms,
+    }
     return facts | {"content_sha256": digest or path, "phash": perceptual_hash(pixels).hex()}
 
 
 def images(rows: list[dict[str, object]]) -> pa.Table:
-    kinds = {"path": pa.string(), "width": pa.int32(), "height": pa.int32(), "size_bytes": pa.int64(), "time_ms": pa.int64()}
+    kinds = dict.fromkeys(("path", "uri", "member"), pa.string()) | {
+        "width": pa.int32(),
+        "height": pa.int32(),
+        "size_bytes": pa.int64(),
+        "time_ms": pa.int64(),
+    }
     return pa.Table.from_pylist(rows, schema=pa.schema(kinds | {"content_sha256": pa.string(), "phash": pa.string()}))
 
 
@@ -35,7 +48,7 @@ def test_copies_are_grouped_and_named(hopper: Pixels, other: Pixels) -> None:
         (0, "a.jpg", "original", "a.jpg"),
         (0, "b.jpg", "exact", "a.jpg"),
         (0, "c.jpg", "resized", "a.jpg"),
-        (0, "d.jpg", "re-encoded", "a.jpg"),
+        (0, "d.jpg", "same size", "a.jpg"),
         (0, "e.jpg", "mirrored", "a.jpg"),
         (1, "f.jpg", "original", "f.jpg"),
         (1, "g.png", "exact", "f.jpg"),
@@ -48,6 +61,30 @@ def test_frames_pictures_without_contrast_and_unread_ones_are_no_copies(hopper: 
     rows += [row("e.jpg", hopper) | {"content_sha256": None, "phash": None}, row("f.jpg", hopper) | {"phash": None}]
     assert copies_among(images(rows)).equals(COPIES.empty_table())
     assert copies_among(images([])).equals(COPIES.empty_table())
+
+
+def test_many_images_that_are_alike_are_one_group(hopper: Pixels) -> None:
+    known = row("", hopper)
+    rows = [known | {"path": f"{number:05d}.jpg", "uri": f"/{number}", "content_sha256": str(number)} for number in range(3000)]
+    found = copies_among(images(rows))
+    assert len(found) == 3000 and set(found["group"].to_pylist()) == {0}
+
+
+def test_a_burst_is_one_group_by_its_neighbours() -> None:
+    bits, rows = np.random.default_rng(0).integers(0, 2, 256, np.uint8), list[dict[str, object]]()
+    for number in range(60):
+        bits[number * 4 : number * 4 + 4] ^= 1  # the first and the last differ in far more bits than neighbours do
+        rows.append(
+            {"path": f"{number:02d}.jpg", "uri": "", "content_sha256": str(number), "phash": np.packbits(bits).tobytes().hex()}
+        )
+    found = copies_among(images(rows))
+    assert len(found) == 60 and found["kind"].to_pylist().count("near") > 40 and found["kind"][0].as_py() == "original"
+
+
+@pytest.mark.parametrize("phash", ["zz", "0" * 128, "", "f" * 63 + "g"])
+def test_what_is_no_hash_is_no_copy(phash: str, hopper: Pixels) -> None:
+    rows = [row("a.jpg", hopper) | {"phash": phash}, row("b.jpg", hopper) | {"phash": phash}]
+    assert len(copies_among(images(rows))) == 0
 
 
 def test_the_hash_of_a_mirrored_picture_is_known_without_it(hopper: Pixels, other: Pixels) -> None:

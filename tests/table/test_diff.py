@@ -7,7 +7,7 @@ import pytest
 from fer_pipeline.base.errors import UserError
 from fer_pipeline.base.identity import Identity
 from fer_pipeline.cli import table as upkeep
-from fer_pipeline.cli.table import DiffConfig, TableConfig
+from fer_pipeline.cli.table import DiffConfig, RestoreConfig, TableConfig
 from fer_pipeline.jobs import publish
 from fer_pipeline.jobs.publish import PublishConfig
 from fer_pipeline.table.delta import LabelTable
@@ -57,6 +57,18 @@ def test_a_diff_counts_and_lists_what_changed(table: str, tmp_path: Path) -> Non
     assert upkeep.changes(DiffConfig(table=table)) == upkeep.changes(DiffConfig(table=table, night=(second, third)))
     back = upkeep.changes(DiffConfig(table=table, night=(third, first)))
     assert (back.added, back.removed, back.file_changed, back.relabelled) == (3, 2, 1, 4)
+
+
+def test_nights_that_a_restore_undid_are_no_last_nights(table: str) -> None:
+    first, second, _ = versions(table)
+    upkeep.restore(RestoreConfig(table=table, night=second))
+    assert upkeep.changes(DiffConfig(table=table)) == upkeep.changes(DiffConfig(table=table, night=(first, second)))
+    upkeep.restore(RestoreConfig(table=table, night=first))
+    only = upkeep.changes(DiffConfig(table=table))
+    assert (only.before, only.after, only.removed) == (int(first) - 1, int(first), 0) and only.added > 0
+    upkeep.restore(RestoreConfig(table=table, night=str(int(first) - 1)))
+    with pytest.raises(UserError, match="has no night: name versions"):
+        upkeep.changes(DiffConfig(table=table))
 
 
 def test_files_that_were_only_merged_are_no_change(table: str) -> None:

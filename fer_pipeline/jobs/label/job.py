@@ -35,6 +35,7 @@ from fer_pipeline.jobs.label.worker import LabelContext
 from fer_pipeline.labelling.faces_table import Tally, shards_with, write_faces
 from fer_pipeline.labelling.manifest import file_count, shard_sizes, write_manifest
 from fer_pipeline.labelling.run import INDEXES, REPORT, RunFolder, RunRecord, RunResult
+from fer_pipeline.labelling.tracks import write_tracks
 from fer_pipeline.report.labels import label_report
 from fer_pipeline.report.page import drawn
 from fer_pipeline.table.blocklist import NOTHING_BLOCKED, Blocklist, near_copies, read_blocklist
@@ -83,7 +84,8 @@ def run(config: LabelConfig, cluster: ClusterConfig = ClusterConfig(), only_if_c
         labelled, lost = _label(plan, record, machines, blocked, redo, resumed)
         tally = _sum_up(folder, record, machines)
         near = _near_blocked(folder, record, blocked, machines)
-        result = _result(tally, labelled, lost, time.perf_counter() - started, near)
+        tracks = write_tracks(folder, record, sorted(tally.with_frames))
+        result = _result(tally, labelled, lost, time.perf_counter() - started, near, tracks)
         record = record.model_copy(update={"result": result})
         page = finishing.submit(_page, plan, record)  # while Ray stops
     return _finish(plan, record, tally, page.result())
@@ -313,7 +315,9 @@ def _finish(plan: LabelPlan, record: RunRecord, tally: Tally, page: str) -> RunR
     return record
 
 
-def _result(tally: Tally, labelled: int, lost: int, seconds: float, near_blocked: Sequence[str] = ()) -> RunResult:
+def _result(
+    tally: Tally, labelled: int, lost: int, seconds: float, near_blocked: Sequence[str] = (), tracks: int = 0
+) -> RunResult:
     return RunResult(
         counts=dict(sorted(tally.statuses.items())),
         failed=tally.failed,
@@ -326,6 +330,7 @@ def _result(tally: Tally, labelled: int, lost: int, seconds: float, near_blocked
         copies=tally.contents.copies,
         near_blocked=len(near_blocked),
         near_blocked_first=list(near_blocked[:NAMED]),
+        tracks=tracks,
         expressions=dict(tally.expressions.most_common()),
         failures=tally.failures,
         labelled_now=labelled,
