@@ -1,6 +1,7 @@
 """How good the picture of a face is, and which way the face looks: from its pixels, box and landmarks alone."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import cv2
@@ -8,20 +9,23 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from fer_pipeline.faces.align import crop_transform, warp_crop
+from fer_pipeline.faces.align import cut_face
 from fer_pipeline.faces.detectors.detections import Detections, Floats
 from fer_pipeline.faces.pixels import Pixels
-from fer_pipeline.models.framing import FER2013_FRAMING
+from fer_pipeline.models.framing import FER2013_FRAMING, Framing
+from fer_pipeline.models.network_config import NetworkConfig
 
-SIDE_PX = 64
-"""Side of the aligned crop that is measured: more than networks of our recipes see, and cheap."""
-GOOD = (0.25, 0.35, 0.3)
+SIDE_PX = 48
+"""Side of the aligned crop that is measured: that of the embedded network's input, so that there is nothing more to cut."""
+Figures = tuple[float, float, float]
+"""Sharpness, brightness and contrast."""
+GOOD = (0.35, 0.35, 0.3)
 """Sharpness, brightness and contrast that a good picture has."""
-LOGIT, WEIGHTS = 0.76, (1.47, 0.83, 0.33)
+LOGIT, WEIGHTS = 0.76, (1.56, 0.81, 0.35)
 """Log odds of a right label on a good picture, and what each full lack takes from them: a logistic regression on half of FER-2013
 PublicTest under corruptions, labelled by the embedded model (`tests/benchmarks/quality.py`). The size of the face adds nothing to
 sharpness, which falls with it."""
-SMALL_PX, LOW_SHARPNESS, LOW_BRIGHTNESS, HIGH_BRIGHTNESS, LOW_CONTRAST, LOW_QUALITY = 24, 0.12, 0.15, 0.85, 0.12, 0.75
+SMALL_PX, LOW_SHARPNESS, LOW_BRIGHTNESS, HIGH_BRIGHTNESS, LOW_CONTRAST, LOW_QUALITY = 24, 0.17, 0.15, 0.85, 0.12, 0.75
 """Limits of `quality_reasons`."""
 EXTREME_DEG = 40
 
@@ -85,35 +89,62 @@ def head_pose(landmarks: Floats) -> NDArray[np.float64]:
     return np.where(known[:, None], np.degrees(np.stack([roll, yaw, pitch], 1)), np.nan)
 
 
-def qualities_of(pixels: Pixels, faces: Detections, reduction: float = 1.0, pitch_gain: float = 1.0) -> list[FaceQuality]:
-    """Return the quality of each face in a BGR image (h, w, 3), which is the original at 1 / `reduction` of its size.
+@dataclass(frozen=True)
+class Measured:
+    """The faces of one image, in its full size, and the `pixel_figures` of each."""
 
-    `pitch_gain`: `DetectorSpec.pitch_gain` of the detector that found them.
+    faces: Detections
+    width: int
+    height: int
+    figures: list[Figures]
+
+
+def measured(pixels: Pixels, faces: Detections, reduction: float = 1.0, crops: Pixels | None = None) -> Measured:
+    """Measure the faces in a BGR image (h, w, 3), which is the original at 1 / `reduction` of its size.
+
+    `crops`: their `measured_crop`s (n, side, side), if they are known.
     """
-    if not len(faces):
-        return []
-    height, width = pixels.shape[:2]
-    boxes = np.asarray(faces.boxes_xywh, np.float64)
-    sides = np.sqrt(np.maximum(boxes[:, 2] * boxes[:, 3], 0)) * reduction
-    seen = np.clip(boxes[:, :2] + boxes[:, 2:], 0, (width, height)) - np.clip(boxes[:, :2], 0, (width, height))
-    hidden = 1 - seen.prod(1) / np.maximum(boxes[:, 2] * boxes[:, 3], 1e-9)
-    poses = np.full((len(faces), 3), np.nan)
-    if faces.landmarks is not None:
-        poses = np.clip(head_pose(faces.landmarks) * (1, 1, pitch_gain), (-180, -180, -90), (180, 180, 90))
+    found = (measured_crop(pixels, faces, index) for index in range(len(faces))) if crops is None else crops
+    height, width = (round(side * reduction) for side in pixels.shape[:2])
+    return Measured(faces.scaled(reduction), width, height, [pixel_figures(crop) for crop in found])
+
+
+def qualities_of(images: Sequence[Measured], pitch_gain: float = 1.0) -> list[list[FaceQuality]]:
+    """Return the quality of each face of each image; many images at once cost less.
+
+    `pitch_gain`: `DetectorSpec.pitch_gain` of the detector that found the faces.
+    """
+    unknown = np.full((5, 2), np.nan)
+    points = [np.full((len(one.faces), 5, 2), unknown) if one.faces.landmarks is None else one.faces.landmarks for one in images]
+    poses = head_pose(np.concatenate([np.zeros((0, 5, 2)), *points])) * (1, 1, pitch_gain)
+    turns = iter(np.clip(poses, (-180, -180, -90), (180, 180, 90)).tolist())
     return [
-        _quality(float(sides[index]), pixel_figures(pixels, faces, index), poses[index].tolist(), float(hidden[index]))
-        for index in range(len(faces))
+        [
+            _quality(box, (one.width, one.height), figures, next(turns))
+            for box, figures in zip(one.faces.boxes_xywh.tolist(), one.figures, strict=True)
+        ]
+        for one in images
     ]
 
 
-def pixel_figures(pixels: Pixels, faces: Detections, index: int) -> tuple[float, float, float]:
-    """Return sharpness, brightness and contrast of one face, 0 to 1 each, as an aligned crop of `SIDE_PX` shows it in green.
+def measured_crop(pixels: Pixels, faces: Detections, index: int) -> Pixels:
+    """Return a face as it is measured: grey (side, side), aligned as FER-2013 is."""
+    crop = cut_face(pixels, faces, index, FER2013_FRAMING, SIDE_PX)
+    return np.asarray(cv2.cvtColor(crop, cv2.COLOR_BGR2GRAY), np.uint8)
 
-    Green alone, which is most of luma, costs half. Sharpness is the share of the crop's deviation (standard, of grey levels) that
+
+def is_measured(network: NetworkConfig, framing: Framing) -> bool:
+    """Return whether the inputs of a network are the crops that are measured."""
+    return (network.channels, network.image_px, network.equalize) == (1, SIDE_PX, False) and framing == FER2013_FRAMING
+
+
+def pixel_figures(grey: Pixels) -> Figures:
+    """Return sharpness, brightness and contrast of a `measured_crop`, 0 to 1 each.
+
+    Sharpness is the share of the crop's deviation (standard, of grey levels) that
     a Gaussian blur of two pixels removes; noise counts as sharpness. Brightness is the mean grey level. Contrast is the standard
     deviation over half of the range.
     """
-    grey = warp_crop(pixels[:, :, 1], crop_transform(faces, index, FER2013_FRAMING, SIDE_PX), SIDE_PX)
     mean, deviation = (float(one[0, 0]) for one in cv2.meanStdDev(grey))
     detail = cv2.subtract(grey, cv2.GaussianBlur(grey, (9, 9), 2.0), dtype=cv2.CV_16S)
     removed = float(cv2.meanStdDev(detail)[1][0, 0])
@@ -126,7 +157,10 @@ def lacks_of(sharpness: float, brightness: float, contrast: float) -> list[float
     return [max(0.0, 1 - value / good) for value, good in found]
 
 
-def _quality(side_px: float, figures: tuple[float, float, float], pose: list[float], occluded: float) -> FaceQuality:
+def _quality(box: Sequence[float], size: tuple[int, int], figures: Figures, pose: Sequence[float]) -> FaceQuality:
+    (x, y, w, h), (width, height) = box, size
+    seen = max(0.0, min(x + w, width) - max(x, 0.0)) * max(0.0, min(y + h, height) - max(y, 0.0))
+    side_px, occluded = math.sqrt(max(0.0, w * h)), 1 - seen / max(w * h, 1e-9)
     sharpness, brightness, contrast = figures
     lacking = sum(weight * lack for weight, lack in zip(WEIGHTS, lacks_of(*figures), strict=True))
     quality = _logistic(LOGIT - lacking) / _logistic(LOGIT)

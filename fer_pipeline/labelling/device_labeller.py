@@ -70,7 +70,7 @@ class DeviceLabeller:
                 crops += self._detect_and_cut(batch)
                 outcomes += [one.outcome for one in batch]
         probabilities = self._on_device("classify", partial(self.classify, np.concatenate(crops)))
-        return label_rows(manifest, outcomes, probabilities, self.card, self.settings)
+        return label_rows(manifest, outcomes, probabilities, self.faces)
 
     def _prepare(self, data: Fetched) -> "Future[Prepared]":
         """Prepare a record in a thread. Wait for a frame: a video decodes frames one at a time, and only while it is open."""

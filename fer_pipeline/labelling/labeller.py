@@ -30,7 +30,7 @@ from fer_pipeline.faces.detectors.spec import ResolvedDetector
 from fer_pipeline.faces.detectors.views import View, merged, views_of
 from fer_pipeline.faces.phash import colours_of, perceptual_hash
 from fer_pipeline.faces.pixels import Pixels
-from fer_pipeline.faces.quality import FaceQuality, qualities_of
+from fer_pipeline.faces.quality import FaceQuality, Measured, is_measured, measured, qualities_of
 from fer_pipeline.labelling.schemas import LABELLED
 from fer_pipeline.models.bundle import Bundle
 from fer_pipeline.models.card import ModelCard
@@ -81,8 +81,8 @@ class Outcome:
     phash: str | None = None
     colours: str | None = None
     """Of a frame."""
-    qualities: list[FaceQuality] = field(default_factory=list)
-    """Of each face."""
+    measured: Measured | None = None
+    """The pictures of the faces."""
 
 
 @dataclass
@@ -166,12 +166,13 @@ class FaceExtractor:
                     crops = align(photo.pixels, faces, self.card.network, self.card.framing)
                 else:
                     crops = resize_whole(photo.pixels, self.card.network)[None]
-                qualities = qualities_of(photo.pixels, faces, photo.reduction, DETECTORS[self.detector.name].pitch_gain)
+                grey = crops[:, 0] if self.finds_faces and is_measured(self.card.network, self.card.framing) else None
+                pictures = measured(photo.pixels, faces, photo.reduction, grey)
         except Exception as error:  # noqa: BLE001 (the boundary around one record)
             record.outcome = _failed(error, record.outcome.content_sha256)
             return self.no_crops
         record.outcome.status, record.outcome.faces = "ok", faces.scaled(photo.reduction)
-        record.outcome.qualities = qualities
+        record.outcome.measured = pictures
         return crops
 
 
@@ -220,22 +221,26 @@ class Labeller:
                 crops.append(faces)
         with timed("classify"):
             probabilities = self.classify(np.concatenate(crops))
-        return label_rows(manifest, outcomes, probabilities, self.card, self.settings)
+        return label_rows(manifest, outcomes, probabilities, self.faces)
 
 
 def label_rows(
-    manifest: pa.Table, outcomes: list[Outcome], probabilities: NDArray[np.float32], card: ModelCard, settings: LabelSettings
+    manifest: pa.Table, outcomes: list[Outcome], probabilities: NDArray[np.float32], extractor: FaceExtractor
 ) -> pa.Table:
     """Return rows of `schemas.LABELLED` for a shard, from its records' outcomes and its faces' probabilities (n, classes)."""
+    card, settings = extractor.card, extractor.settings
     if not np.isfinite(probabilities).all():
         raise RuntimeError(f"the model '{card.name}' returns probabilities that are not finite: use another model")
+    gain = DETECTORS[extractor.detector.name].pitch_gain
+    qualities = iter(qualities_of([outcome.measured for outcome in outcomes if outcome.measured], gain))
     rows, done = [], 0
     for (identity, record), outcome in zip(_numbered(manifest), outcomes, strict=True):
         count = len(outcome.faces) if outcome.faces else 0
         labels = probabilities[done : done + count]
-        faces = _faces(outcome.faces, labels, card.label_space.classes, settings, outcome.qualities) if outcome.faces else []
+        pictures = next(qualities) if outcome.measured else []
+        faces = _faces(outcome.faces, labels, card.label_space.classes, settings, pictures) if outcome.faces else []
         row = {"record_id": identity[0], "shard": identity[1]} | _row(record, outcome)
-        rows.append(row | {"faces": faces, "qualities": [vars(one) for one in outcome.qualities]})
+        rows.append(row | {"faces": faces, "qualities": [vars(one) for one in pictures]})
         done += count
     return pa.Table.from_pylist(rows, schema=LABELLED)
 

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from fer_pipeline.faces.classify import Classifier
 from fer_pipeline.faces.detectors.detections import Detections
 from fer_pipeline.faces.pixels import Pixels
-from fer_pipeline.faces.quality import FaceQuality, lacks_of, qualities_of
+from fer_pipeline.faces.quality import FaceQuality, lacks_of, measured, qualities_of
 from fer_pipeline.models.bundle import EMBEDDED, read_bundle
 from fer_pipeline.models.corruption import CORRUPTIONS
 from fer_pipeline.models.framing import FER2013_FRAMING
@@ -29,7 +29,7 @@ from fer_pipeline.models.metrics import expected_calibration_error
 from tests.benchmarks.label import SHARED
 
 FIGURES = ("side_px", "sharpness", "brightness", "contrast")
-BINS = (0, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0)
+BINS = (0, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0)
 Spoil = Callable[[Pixels, np.random.Generator], Pixels]
 
 
@@ -128,7 +128,7 @@ def faces_of(images: Pixels, spoil: Spoil, seed: int) -> tuple[list[FaceQuality]
         side = picture.shape[0] / FER2013_FRAMING.box_scale
         edge = (picture.shape[0] - side) / 2
         box = Detections(np.array([[edge, edge, side, side]], np.float32), np.ones(1, np.float32))
-        rows += qualities_of(np.asarray(cv2.cvtColor(picture, cv2.COLOR_GRAY2BGR), np.uint8), box)
+        rows += qualities_of([measured(np.asarray(cv2.cvtColor(picture, cv2.COLOR_GRAY2BGR), np.uint8), box)])[0]
         inputs.append(cv2.resize(picture, (48, 48), interpolation=cv2.INTER_LINEAR)[None])
     return rows, np.stack(inputs)
 
@@ -144,7 +144,7 @@ def split_of(number: int) -> tuple[Pixels, NDArray[np.int64]]:
     return np.stack(images), np.array([row["emotion"] for row in own])
 
 
-def measured(
+def labelled(
     number: int, spoils: dict[str, Spoil]
 ) -> Iterator[tuple[str, list[FaceQuality], NDArray[np.float32], NDArray[np.int64]]]:
     """Yield for each corruption of one half: its name, the faces' qualities, their probabilities and their labels."""
@@ -161,7 +161,7 @@ def measured(
 def fit() -> None:
     """Print offset and weights of the logistic regression of right labels on `lacks_of`, and accuracy by corruption."""
     features, right = [], []
-    for name, rows, probabilities, truth in measured(0, TO_FIT):
+    for name, rows, probabilities, truth in labelled(0, TO_FIT):
         features += [lacks_of(row.sharpness, row.brightness, row.contrast) for row in rows]
         hits = probabilities.argmax(1) == truth
         right += hits.tolist()
@@ -189,7 +189,7 @@ def main() -> None:
         fit()
         return
     rows, probabilities, truth = [], [], []
-    for name, found, chances, labels in measured(1, TO_MEASURE):
+    for name, found, chances, labels in labelled(1, TO_MEASURE):
         quality = np.array([row.quality for row in found])
         print(
             json.dumps(

@@ -8,13 +8,17 @@ import pytest
 from fer_pipeline.faces.detectors import load_detector, resolve_detector
 from fer_pipeline.faces.detectors.detections import Detections, Floats
 from fer_pipeline.faces.pixels import Pixels
-from fer_pipeline.faces.quality import HEAD_MM, QUALITY, FaceQuality, head_pose, qualities_of
+from fer_pipeline.faces.quality import HEAD_MM, QUALITY, FaceQuality, head_pose, measured, qualities_of
 
 FULL = np.array([[2.57, 2.57, 42.86, 42.86]], np.float32)
 
 
 def whole(box: np.ndarray = FULL) -> Detections:
     return Detections(box, np.ones(len(box), np.float32))
+
+
+def rated(pixels: Pixels, faces: Detections, reduction: float = 1.0) -> list[FaceQuality]:
+    return qualities_of([measured(pixels, faces, reduction)])[0]
 
 
 def turned_head(roll: float, yaw: float, pitch: float) -> Floats:
@@ -42,7 +46,7 @@ def test_roll_is_about_that_of_a_turned_photo(angle: int, hopper: Pixels) -> Non
     height, width = hopper.shape[:2]
     turn = cv2.getRotationMatrix2D((width / 2, height / 2), -angle, 0.8)
     turned = np.asarray(cv2.warpAffine(hopper, turn, (width, height)), np.uint8)
-    before, after = (qualities_of(image, detect(image))[0].roll_deg for image in (hopper, turned))
+    before, after = (rated(image, detect(image))[0].roll_deg for image in (hopper, turned))
     assert before is not None and after is not None
     assert after - before == pytest.approx(angle, abs=3)  # what MTCNN's landmarks allow
 
@@ -51,14 +55,12 @@ def test_roll_is_about_that_of_a_turned_photo(angle: int, hopper: Pixels) -> Non
     "points", [np.zeros((5, 2)), np.full((5, 2), np.nan), np.arange(10).reshape(5, 2) * 10.0, np.eye(5, 2) * 1e9]
 )
 def test_landmarks_that_are_no_head_have_no_pose(points: np.ndarray) -> None:
-    found = qualities_of(
-        np.zeros((50, 50, 3), np.uint8), replace(whole(), attributes={"landmarks": points[None].astype(np.float32)})
-    )
+    found = rated(np.zeros((50, 50, 3), np.uint8), replace(whole(), attributes={"landmarks": points[None].astype(np.float32)}))
     assert (found[0].roll_deg, found[0].yaw_deg, found[0].pitch_deg) == (None, None, None)
 
 
 def test_a_face_without_landmarks_has_no_pose_but_figures(hopper: Pixels) -> None:
-    (found,) = qualities_of(hopper, whole(np.array([[200, 120, 200, 240]], np.float32)), reduction=2)
+    (found,) = rated(hopper, whole(np.array([[200, 120, 200, 240]], np.float32)), reduction=2)
     assert found.yaw_deg is None and found.side_px == pytest.approx(2 * np.sqrt(200 * 240)) and 0.8 < found.quality <= 1
     assert found.quality_reasons is None and found.occluded_by_frame == 0
 
@@ -74,7 +76,7 @@ def spoiled(hopper: Pixels, how: str) -> FaceQuality:
         "small": cv2.resize(face, (12, 12), interpolation=cv2.INTER_AREA),
     }
     image = np.asarray(images[how], np.uint8)
-    return qualities_of(image, whole(FULL * np.float32(image.shape[0] / 48)))[0]
+    return rated(image, whole(FULL * np.float32(image.shape[0] / 48)))[0]
 
 
 @pytest.mark.parametrize(
@@ -95,10 +97,17 @@ def test_a_poor_picture_has_a_lower_quality_and_the_reason(how: str, reason: str
 
 def test_a_face_at_the_edge_is_partly_outside() -> None:
     boxes = np.array([[-20, 10, 40, 40], [80, 80, 40, 40], [10, 10, 40, 40], [300, 300, 10, 10], [5, 5, 0, 0]], np.float32)
-    found = qualities_of(np.zeros((100, 100, 3), np.uint8), whole(boxes))
+    found = rated(np.zeros((100, 100, 3), np.uint8), whole(boxes))
     assert [round(one.occluded_by_frame, 2) for one in found] == [0.5, 0.75, 0, 1, 1]
 
 
 def test_the_column_has_the_fields_of_a_quality() -> None:
     assert [field.name for field in QUALITY] == list(FaceQuality.__dataclass_fields__)
-    assert qualities_of(np.zeros((9, 9, 3), np.uint8), whole(np.zeros((0, 4), np.float32))) == []
+    assert rated(np.zeros((9, 9, 3), np.uint8), whole(np.zeros((0, 4), np.float32))) == []
+
+
+def test_faces_of_many_images_are_rated_as_those_of_one(hopper: Pixels) -> None:
+    detect = load_detector(resolve_detector("mtcnn"), 640, 0.9)
+    empty, box = whole(np.zeros((0, 4), np.float32)), whole(np.array([[200, 120, 200, 240]], np.float32))
+    images = [measured(hopper, faces) for faces in (detect(hopper), empty, box, detect(hopper))]
+    assert qualities_of(images) == [qualities_of([one])[0] for one in images] and qualities_of([]) == []
