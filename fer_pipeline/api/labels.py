@@ -248,7 +248,9 @@ class Table(Labels):
         for file in self._table.files:
             with parquet.opened(self._table.path(file.path)) as opened:
                 for batch in opened.iter_batches(BATCH_ROWS):
-                    yield parquet.with_columns(pa.Table.from_batches([batch]), ROWS)
+                    with self._our_rows():
+                        rows = parquet.with_columns(pa.Table.from_batches([batch]), ROWS).cast(ROWS)
+                    yield rows
 
     def _records(self, faces: pa.Table, source: str) -> list[Record | None]:
         """A table does not say where a member is in its container, so containers are listed again."""

@@ -46,7 +46,7 @@ LEAST_OVERLAP = -0.2
 """Least `overlaps` of the boxes of one face in two frames: those of equal size may be a side apart."""
 LARGEST_GROWTH = 1.8
 """A face's side changes at most by this factor from one frame to the next."""
-GAP_MS, GAP_FRAMES = 1000, 2
+GAP_MS, GAP_FRAMES = 500, 2
 """A face may be missed for this long, or for this number of frames if they are further apart."""
 CUT_BITS, CUT_COLOURS = 60, 0.25
 """Frames belong to different shots if their perceptual hashes differ in more bits and their colours in more than this share. In

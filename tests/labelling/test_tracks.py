@@ -70,7 +70,7 @@ def test_people_who_cross_keep_their_tracks(fps: float) -> None:
 
 
 def test_a_face_that_is_missed_for_a_moment_goes_on_and_one_that_comes_back_later_begins_anew() -> None:
-    blinks: dict[str, Way] = {"a": lambda t: None if 2 <= t < 2.8 else (200, 300)}
+    blinks: dict[str, Way] = {"a": lambda t: None if 2 <= t < 2.1 else (200, 300)}
     leaves: dict[str, Way] = {"a": lambda t: None if 2 <= t < 5 else (200, 300)}
     assert len(people(frames(blinks, 5, 6))) == 1
     tracks = found(frames(leaves, 5, 8))

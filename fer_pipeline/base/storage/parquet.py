@@ -202,7 +202,8 @@ def read_own(
     """
     wanted = columns or schema.names
     with opened_own(url, schema, [name for name in wanted if name not in added]) as file, bounded_read(url):
-        _require_types(file.schema_arrow, schema, [name for name in wanted if name in file.schema_arrow.names])
+        there = file.schema_arrow
+        _require_types(there, schema, [name for name in wanted if name in there.names])
         table = file.read(columns=columns)
         for name in table.column_names:
             _require_short(name, table[name])
