@@ -11,6 +11,7 @@ from fer_pipeline.labelling.run import CORRECTED, REPORT, RunFolder, RunRecord
 from fer_pipeline.models.bundle import EMBEDDED, read_bundle
 from fer_pipeline.models.card import ModelCard
 from fer_pipeline.report.labels import label_report
+from fer_pipeline.report.subtitles import write_subtitles
 from fer_pipeline.table.prior import correct_prior
 
 log = logging.getLogger(__name__)
@@ -30,6 +31,8 @@ class ReportConfig(Config):
     the run folder."""
     model: str = EMBEDDED
     """Model bundle that labelled the run; `--prior em` needs it."""
+    subtitles: bool = False
+    """Also write subtitles for each video, as WebVTT and ASS: who shows what when, by the run's tracks."""
 
 
 class ReportResult(Config):
@@ -38,6 +41,8 @@ class ReportResult(Config):
     report: str
     corrected: str | None = None
     """Folder of the labels that were corrected with the estimated prior."""
+    subtitles: tuple[str, ...] = ()
+    """The WebVTT files; one that ends in `.ass` stands beside each."""
 
 
 def run(config: ReportConfig) -> ReportResult:
@@ -51,7 +56,8 @@ def run(config: ReportConfig) -> ReportResult:
     storage.write_bytes(folder.path(REPORT), page.encode())
     if not source:
         log.info("The page shows no faces: give the folder or URL of the images with --source")
-    return ReportResult(report=folder.path(REPORT), corrected=folder.path(CORRECTED) if shifts else None)
+    subtitles = tuple(write_subtitles(folder, record)) if config.subtitles else ()
+    return ReportResult(report=folder.path(REPORT), corrected=folder.path(CORRECTED) if shifts else None, subtitles=subtitles)
 
 
 def _model_of(record: RunRecord, url: str) -> ModelCard:

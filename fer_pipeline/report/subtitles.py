@@ -1,0 +1,95 @@
+"""Subtitles of a run's videos from its tracks, as WebVTT for players and as Advanced SubStation Alpha (ASS)."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+from fer_pipeline.base import storage
+from fer_pipeline.base.storage import parquet
+from fer_pipeline.labelling.run import RunFolder, RunRecord
+from fer_pipeline.labelling.tracks import TRACKS
+
+FOLDER = "subtitles"
+ASS_HEAD = """[Script Info]
+ScriptType: v4.00+
+
+[V4+ Styles]
+Format: Name, Fontname, Fontsize, PrimaryColour, OutlineColour, BorderStyle, Outline, Shadow, Alignment, MarginL, MarginR, MarginV
+Style: Default,Sans,16,&H00FFFFFF,&H00000000,1,1,0,2,10,10,10
+
+[Events]
+Format: Layer, Start, End, Style, Text
+"""
+
+
+@dataclass(frozen=True)
+class Cue:
+    """What stands on a video for a while."""
+
+    start_ms: int
+    end_ms: int
+    text: str
+
+
+def write_subtitles(folder: RunFolder, record: RunRecord) -> list[str]:
+    """Write `subtitles/PATH.vtt` and `.ass` for each video with a face, and return the paths of the former."""
+    names, written = sorted(storage.list_names(folder.path("tracks"))), dict[str, str]()
+    rows = (row for name in names for row in parquet.read_own(folder.path("tracks", name), TRACKS).to_pylist())
+    interval_ms = round(1000 / record.known.fps)
+    for (uri, member, path), tracks in groupby(rows, key=lambda row: (row["uri"], row["member"], row["path"])):
+        cues = sorted((cue for track in tracks for cue in cues_of(track, interval_ms)), key=lambda cue: (cue.start_ms, cue.text))
+        name = _file_name(path or member or uri, written)
+        storage.write_bytes(folder.path(FOLDER, f"{name}.vtt"), web_vtt(cues).encode())
+        storage.write_bytes(folder.path(FOLDER, f"{name}.ass"), ass(cues).encode())
+        written[name.lower()] = folder.path(FOLDER, f"{name}.vtt")
+    return list(written.values())
+
+
+def _file_name(path: str, taken: dict[str, str]) -> str:
+    """Return a name for the files of a video, which anybody may have named: one folder, no name twice."""
+    plain = re.sub(r"[^\w.-]+", "_", path).lstrip(".")[-150:] or "video"
+    name, number = plain, 1
+    while name.lower() in taken:
+        number += 1
+        name = f"{plain}-{number}"
+    return name
+
+
+def cues_of(track: dict[str, Any], interval_ms: int) -> Iterator[Cue]:
+    """Yield a cue for each stretch of frames in which the label of a face, a row of `TRACKS`, stays the same.
+
+    A label holds until the next frame with the face, at most for two of the intervals at which frames were sampled.
+    """
+    times = track["times_ms"]
+    ends = [min(later, time + 2 * interval_ms) for time, later in zip(times, [*times[1:], times[-1] + interval_ms], strict=True)]
+    frames = zip(times, ends, track["expressions"], strict=True)
+    for expression, stretch in groupby(frames, key=lambda frame: frame[2]):
+        found = list(stretch)
+        yield Cue(found[0][0], found[-1][1], f"{track['track_id'] + 1}: {expression}")
+
+
+def web_vtt(cues: list[Cue]) -> str:
+    """Return cues as a WebVTT file (W3C)."""
+    blocks = [f"{_clock(cue.start_ms)} --> {_clock(cue.end_ms)}\n{_escaped(cue.text)}\n" for cue in cues]
+    return "\n".join(["WEBVTT\n", *blocks])
+
+
+def ass(cues: list[Cue]) -> str:
+    """Return cues as an Advanced SubStation Alpha file, whose clock counts hundredths of a second."""
+    lines = [f"Dialogue: 0,{_clock(one.start_ms)[1:-1]},{_clock(one.end_ms)[1:-1]},Default,{_in_ass(one.text)}\n" for one in cues]
+    return ASS_HEAD + "".join(lines)
+
+
+def _clock(time_ms: int) -> str:
+    seconds, ms = divmod(max(0, time_ms), 1000)
+    return f"{seconds // 3600:02d}:{seconds // 60 % 60:02d}:{seconds % 60:02d}.{ms:03d}"
+
+
+def _escaped(text: str) -> str:
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def _in_ass(text: str) -> str:
+    return re.sub(r"[{}\\\n]", "_", text)
