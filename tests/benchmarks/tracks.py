@@ -58,7 +58,7 @@ def scene(seed: int, fps: float) -> list[dict[str, Any]]:
              "detection_score": float(shot * PEOPLE + person), "probabilities": [1.0]}
             for index, person in enumerate(seen)
         ]  # fmt: skip
-        place = {"uri": f"{seed}", "member": None, "path": "", "folder": "", "time_ms": round(now * 1000)}
+        place: dict[str, Any] = {"uri": f"{seed}", "member": None, "path": "", "folder": "", "time_ms": round(now * 1000)}
         rows.append(place | {"phash": looks[shot][0], "colours": looks[shot][1], "faces": faces, "qualities": None})
     return rows
 
