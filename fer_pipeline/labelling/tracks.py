@@ -1,8 +1,8 @@
 """Tracks: faces that stay in view of a video, joined over the frames of all shards once these are labelled."""
 
+import sys
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from itertools import groupby, islice
 from typing import Any
 
@@ -55,29 +55,41 @@ in .35 at least, those of 100 scenes in .25 in 95 % of pairs."""
 TRACKS_A_FILE = 65_536
 
 
-@dataclass
 class Track:
-    """The boxes of one face so far, as centre and size."""
+    """A face so far: its sightings in brief, sums over them, and where it was last."""
 
-    times_ms: list[int] = field(default_factory=list)
-    faces: list[dict[str, Any]] = field(default_factory=list)
-    boxes: list[NDArray[np.float64]] = field(default_factory=list)
+    def __init__(self, classes: int) -> None:
+        self.times_ms: list[int] = []
+        self.face_ids: list[int] = []
+        self.expressions: list[str] = []
+        self.boxes, self.logits = np.zeros(4), np.zeros(classes)
+        """Sums of x, y, w, h and of the calibrated logits."""
+        self.best: tuple[float, float] = (-1.0, -1.0)
+        self.best_time_ms = self.best_face_id = 0
+        self.last: list[NDArray[np.float64]] = []
+        """Its last two boxes."""
 
-    def add(self, time_ms: int, face: dict[str, Any], box: NDArray[np.float64]) -> None:
-        """Add the face of a later frame."""
+    def add(self, time_ms: int, face: dict[str, Any], picture: dict[str, Any] | None, box: NDArray[np.float64]) -> None:
+        """Add the face, of FACE, of a later frame, with the QUALITY of its picture if that is known."""
         self.times_ms.append(time_ms)
-        self.faces.append(face)
-        self.boxes.append(box)
+        self.face_ids.append(face["face_id"])
+        self.expressions.append(sys.intern(face["expression"]))
+        self.boxes += box
+        self.logits += np.log(np.maximum(face["probabilities"], 1e-12))
+        self.last = [*self.last[-1:], box]
+        clarity = (picture["quality"] if picture else 0.0, face["detection_score"])
+        if clarity > self.best:
+            self.best, self.best_time_ms, self.best_face_id = clarity, time_ms, face["face_id"]
 
     def expected(self, time_ms: int) -> NDArray[np.float64]:
         """Return the box (x, y, w, h) where the face is at a time if it goes on moving as it did, at most by its own side."""
-        last = self.boxes[-1]
-        if len(self.boxes) < 2:
-            return last
+        if len(self.last) < 2:
+            return self.last[-1]
+        before, last = self.last
         share = (time_ms - self.times_ms[-1]) / max(1, self.times_ms[-1] - self.times_ms[-2])
+        moved = (last[:2] + last[2:] / 2) - (before[:2] + before[2:] / 2)
         most = last[2:].max()
-        centre = (last[:2] + last[2:] / 2) - (self.boxes[-2][:2] + self.boxes[-2][2:] / 2)
-        return np.concatenate([last[:2] + np.clip(centre * share, -most, most), last[2:]])
+        return np.concatenate([last[:2] + np.clip(moved * share, -most, most), last[2:]])
 
 
 def overlaps(ours: NDArray[np.float64], theirs: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -101,13 +113,17 @@ def overlaps(ours: NDArray[np.float64], theirs: NDArray[np.float64]) -> NDArray[
 class Shots:
     """Joins the faces of one video, frame by frame."""
 
-    def __init__(self) -> None:
+    def __init__(self, classes: int) -> None:
+        """`classes`: their number."""
+        self.classes = classes
         self.open: list[Track] = []
         self.done: list[Track] = []
         self._time_ms: int | None = None
         self._look: tuple[str, str] | None = None
 
-    def add(self, time_ms: int, look: tuple[str, str] | None, faces: list[dict[str, Any]]) -> None:
+    def add(
+        self, time_ms: int, look: tuple[str, str] | None, faces: list[dict[str, Any]], pictures: list[dict[str, Any]] | None
+    ) -> None:
         """Add the faces of the next frame. Frames come in the order of their times; a clock that goes back ends all tracks.
 
         `look`: the frame's perceptual hash and colours, in hex; None if they are not known.
@@ -115,19 +131,19 @@ class Shots:
         interval = 0 if self._time_ms is None else time_ms - self._time_ms
         is_cut = look is not None and self._look is not None and _is_cut(look, self._look)
         longest = max(GAP_MS, GAP_FRAMES * interval)
-        for track in [one for one in self.open if is_cut or interval < 0 or time_ms - one.times_ms[-1] > longest]:
-            self.open.remove(track)
-            self.done.append(track)
+        ended = [is_cut or interval < 0 or time_ms - one.times_ms[-1] > longest for one in self.open]
+        self.done += [one for one, is_over in zip(self.open, ended, strict=True) if is_over]
+        self.open = [one for one, is_over in zip(self.open, ended, strict=True) if not is_over]
         self._time_ms, self._look = time_ms, look or self._look
         boxes = np.array([[face[name] for name in "xywh"] for face in faces], np.float64).reshape(-1, 4)
         for place, track in self._matched(time_ms, boxes).items():
-            track.add(time_ms, faces[place], boxes[place])
+            track.add(time_ms, faces[place], pictures[place] if pictures else None, boxes[place])
 
     def _matched(self, time_ms: int, boxes: NDArray[np.float64]) -> dict[int, Track]:
         """Return the track of each face: the pairs that overlap most come first, what is left begins a track."""
         found: dict[int, Track] = {}
         if self.open and len(boxes):
-            last = np.array([track.boxes[-1] for track in self.open])
+            last = np.array([track.last[-1] for track in self.open])
             expected = np.array([track.expected(time_ms) for track in self.open])
             shares = np.maximum(overlaps(expected, boxes), overlaps(last, boxes))
             growth = np.sqrt(np.maximum(boxes[:, 2:].prod(1), 1e-9)[None] / np.maximum(last[:, 2:].prod(1), 1e-9)[:, None])
@@ -141,13 +157,13 @@ class Shots:
                     found[int(place)] = self.open[int(number)]
         for place in range(len(boxes)):
             if place not in found:
-                found[place] = Track()
+                found[place] = Track(self.classes)
                 self.open.append(found[place])
         return found
 
     def ended(self) -> list[Track]:
         """Return all tracks, by their first moment and their place in its frame."""
-        return sorted(self.done + self.open, key=lambda track: (track.times_ms[0], track.faces[0]["face_id"]))
+        return sorted(self.done + self.open, key=lambda track: (track.times_ms[0], track.face_ids[0]))
 
 
 def _is_cut(ours: tuple[str, str], theirs: tuple[str, str]) -> bool:
@@ -161,13 +177,11 @@ def _is_cut(ours: tuple[str, str], theirs: tuple[str, str]) -> bool:
 def tracks_of(frames: Iterable[dict[str, Any]], classes: tuple[str, ...], uncertain_below: float) -> Iterator[dict[str, Any]]:
     """Yield rows of `TRACKS` for the rows `COLUMNS` of frames, those of each video together and in the order of their times."""
     for _, video in groupby(frames, key=lambda row: (row["uri"], row["member"])):
-        shots, row = Shots(), {}
+        shots, row = Shots(len(classes)), {}
         for row in video:
-            qualities = row["qualities"] or []
-            qualities += [None] * (len(row["faces"]) - len(qualities))  # rows of earlier versions have none
-            faces = [face | {"picture": quality} for face, quality in zip(row["faces"], qualities, strict=False)]
+            pictures = row["qualities"] if len(row["qualities"] or ()) == len(row["faces"]) else None  # None: an earlier version
             look = (row["phash"], row["colours"]) if row["phash"] and row["colours"] else None
-            shots.add(row["time_ms"], look, faces)
+            shots.add(row["time_ms"], look, row["faces"], pictures)
         place = {name: row[name] for name in ("uri", "member", "path", "folder")}
         for number, track in enumerate(shots.ended()):
             yield place | {"track_id": number} | _summary(track, classes, uncertain_below)
@@ -175,38 +189,32 @@ def tracks_of(frames: Iterable[dict[str, Any]], classes: tuple[str, ...], uncert
 
 def _summary(track: Track, classes: tuple[str, ...], uncertain_below: float) -> dict[str, Any]:
     """Return what a row says of a track. Its probabilities are those of the mean of the calibrated logits."""
-    logits = np.log(np.maximum([face["probabilities"] for face in track.faces], 1e-12)).mean(0)
+    count = len(track.times_ms)
+    logits = track.logits / count
     chances = np.exp(logits - logits.max())
     chances /= chances.sum()
     best = int(chances.argmax())
-    clearest = max(range(len(track.faces)), key=lambda index: (*_clarity(track.faces[index]), -index))
-    box = np.mean(track.boxes, axis=0).tolist()
     return {
         "start_ms": track.times_ms[0],
         "end_ms": track.times_ms[-1],
-        "frames": len(track.faces),
-        **dict(zip("xywh", box, strict=True)),
+        "frames": count,
+        **dict(zip("xywh", (track.boxes / count).tolist(), strict=True)),
         "expression": classes[best],
         "confidence": float(chances[best]),
         "probabilities": chances.tolist(),
         "uncertain": bool(is_uncertain(float(chances[best]), uncertain_below)),
-        "best_time_ms": track.times_ms[clearest],
-        "best_face_id": track.faces[clearest]["face_id"],
+        "best_time_ms": track.best_time_ms,
+        "best_face_id": track.best_face_id,
         "times_ms": track.times_ms,
-        "face_ids": [face["face_id"] for face in track.faces],
-        "expressions": [face["expression"] for face in track.faces],
+        "face_ids": track.face_ids,
+        "expressions": track.expressions,
     }
-
-
-def _clarity(face: dict[str, Any]) -> tuple[float, float]:
-    """Return the quality of the picture of a face, and the detector's score of it."""
-    return (face["picture"]["quality"] if face["picture"] else 0.0, face["detection_score"])
 
 
 def write_tracks(folder: RunFolder, record: RunRecord, shards: list[int]) -> int:
     """Write `tracks/` from the committed shards that hold frames, in ascending order, and return the number of tracks.
 
-    In memory is one video's faces at a time. The same shards give the same files.
+    In memory are the sightings of one video's faces, some 100 bytes each. The same shards give the same files.
     """
 
     def read(shard: int) -> pa.Table:
