@@ -27,7 +27,8 @@ PublicTest under corruptions, labelled by the embedded model (`tests/benchmarks/
 sharpness, which falls with it."""
 SMALL_PX, LOW_SHARPNESS, LOW_BRIGHTNESS, HIGH_BRIGHTNESS, LOW_CONTRAST, LOW_QUALITY = 24, 0.17, 0.15, 0.85, 0.12, 0.75
 """Limits of `quality_reasons`."""
-EXTREME_DEG = 40
+EXTREME_YAW_DEG, EXTREME_PITCH_DEG = 40, 60
+"""The landmarks of detectors tell yaw better than pitch."""
 
 
 @dataclass(frozen=True)
@@ -171,7 +172,7 @@ def _quality(box: Sequence[float], size: tuple[int, int], figures: Figures, pose
         "LOW_BRIGHTNESS": brightness < LOW_BRIGHTNESS,
         "HIGH_BRIGHTNESS": brightness > HIGH_BRIGHTNESS,
         "LOW_CONTRAST": contrast < LOW_CONTRAST,
-        "EXTREME_POSE": max(abs(yaw or 0.0), abs(pitch or 0.0)) > EXTREME_DEG,
+        "EXTREME_POSE": abs(yaw or 0.0) > EXTREME_YAW_DEG or abs(pitch or 0.0) > EXTREME_PITCH_DEG,
         "LOW_FACE_QUALITY": quality < LOW_QUALITY,
     }
     reasons = ",".join(reason for reason, is_poor in poor.items() if is_poor)

@@ -95,6 +95,15 @@ def test_a_poor_picture_has_a_lower_quality_and_the_reason(how: str, reason: str
     assert poor.quality < good.quality or how == "bright"
 
 
+@pytest.mark.parametrize(
+    ("pose", "is_extreme"), [((0, 35, 0), False), ((0, -45, 0), True), ((0, 0, 50), False), ((0, 0, 65), True)]
+)
+def test_a_face_that_looks_far_away_is_told(pose: tuple[float, float, float], is_extreme: bool, hopper: Pixels) -> None:
+    box = np.array([[100, 100, 300, 350]], np.float32)
+    (found,) = rated(hopper, replace(whole(box), attributes={"landmarks": turned_head(*pose)}))
+    assert ("EXTREME_POSE" in (found.quality_reasons or "")) == is_extreme
+
+
 def test_a_face_at_the_edge_is_partly_outside() -> None:
     boxes = np.array([[-20, 10, 40, 40], [80, 80, 40, 40], [10, 10, 40, 40], [300, 300, 10, 10], [5, 5, 0, 0]], np.float32)
     found = rated(np.zeros((100, 100, 3), np.uint8), whole(boxes))
