@@ -32,7 +32,7 @@ class ReportConfig(Config):
     model: str = EMBEDDED
     """Model bundle that labelled the run; `--prior em` needs it."""
     subtitles: bool = False
-    """Also write subtitles for each video, as WebVTT and ASS: who shows what when, by the run's tracks."""
+    """Also write subtitles for each video, as WebVTT, ASS and CSV: who shows what when, by the run's tracks."""
 
 
 class ReportResult(Config):
@@ -42,7 +42,7 @@ class ReportResult(Config):
     corrected: str | None = None
     """Folder of the labels that were corrected with the estimated prior."""
     subtitles: tuple[str, ...] = ()
-    """The WebVTT files; one that ends in `.ass` stands beside each."""
+    """The WebVTT files; one that ends in `.ass` and one in `.csv` stand beside each."""
 
 
 def run(config: ReportConfig) -> ReportResult:

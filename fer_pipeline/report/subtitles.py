@@ -1,5 +1,7 @@
-"""Subtitles of a run's videos from its tracks, as WebVTT for players and as Advanced SubStation Alpha (ASS)."""
+"""Subtitles of a run's videos from its tracks: WebVTT and Advanced SubStation Alpha for players, CSV for annotation tools."""
 
+import csv
+import io
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -30,19 +32,26 @@ class Cue:
 
     start_ms: int
     end_ms: int
-    text: str
+    face: int
+    """Number of the face in its video, from 1."""
+    label: str
+
+    @property
+    def text(self) -> str:
+        return f"{self.face}: {self.label}"
 
 
 def write_subtitles(folder: RunFolder, record: RunRecord) -> list[str]:
-    """Write `subtitles/PATH.vtt` and `.ass` for each video with a face, and return the paths of the former."""
+    """Write `subtitles/PATH.vtt`, `.ass` and `.csv` for each video with a face, and return the paths of the first kind."""
     names, written = sorted(storage.list_names(folder.path("tracks"))), dict[str, str]()
     rows = (row for name in names for row in parquet.read_own(folder.path("tracks", name), TRACKS).to_pylist())
     interval_ms = round(1000 / record.known.fps)
     for (uri, member, path), tracks in groupby(rows, key=lambda row: (row["uri"], row["member"], row["path"])):
-        cues = sorted((cue for track in tracks for cue in cues_of(track, interval_ms)), key=lambda cue: (cue.start_ms, cue.text))
+        cues = sorted((cue for track in tracks for cue in cues_of(track, interval_ms)), key=lambda cue: (cue.start_ms, cue.face))
         name = _file_name(path or member or uri, written)
         storage.write_bytes(folder.path(FOLDER, f"{name}.vtt"), web_vtt(cues).encode())
         storage.write_bytes(folder.path(FOLDER, f"{name}.ass"), ass(cues).encode())
+        storage.write_bytes(folder.path(FOLDER, f"{name}.csv"), tiers(cues).encode())
         written[name.lower()] = folder.path(FOLDER, f"{name}.vtt")
     return list(written.values())
 
@@ -67,7 +76,7 @@ def cues_of(track: dict[str, Any], interval_ms: int) -> Iterator[Cue]:
     frames = zip(times, ends, track["expressions"], strict=True)
     for expression, stretch in groupby(frames, key=lambda frame: frame[2]):
         found = list(stretch)
-        yield Cue(found[0][0], found[-1][1], f"{track['track_id'] + 1}: {expression}")
+        yield Cue(found[0][0], found[-1][1], track["track_id"] + 1, expression)
 
 
 def web_vtt(cues: list[Cue]) -> str:
@@ -80,6 +89,14 @@ def ass(cues: list[Cue]) -> str:
     """Return cues as an Advanced SubStation Alpha file, whose clock counts hundredths of a second."""
     lines = [f"Dialogue: 0,{_clock(one.start_ms)[1:-1]},{_clock(one.end_ms)[1:-1]},Default,{_in_ass(one.text)}\n" for one in cues]
     return ASS_HEAD + "".join(lines)
+
+
+def tiers(cues: list[Cue]) -> str:
+    """Return cues as CSV, as ELAN and others import it: a tier for each face, start and end in ms, the annotation."""
+    text = io.StringIO()
+    rows = [(f"face {cue.face}", cue.start_ms, cue.end_ms, cue.label) for cue in cues]
+    csv.writer(text, lineterminator="\n").writerows([("tier", "start_ms", "end_ms", "annotation"), *rows])
+    return text.getvalue()
 
 
 def _clock(time_ms: int) -> str:

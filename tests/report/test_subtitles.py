@@ -6,19 +6,20 @@ import pytest
 import fer_pipeline as fer
 from fer_pipeline.cli import report
 from fer_pipeline.cli.report import ReportConfig
-from fer_pipeline.report.subtitles import Cue, ass, cues_of, web_vtt
+from fer_pipeline.report.subtitles import Cue, ass, cues_of, tiers, web_vtt
 from tests.labelling.test_tracks import clip  # noqa: F401 (a fixture)
 
 
 def test_a_label_is_one_cue_while_it_stays() -> None:
     track = {"track_id": 2, "times_ms": [0, 200, 400, 1600, 1800], "expressions": ["happy", "happy", "sad", "sad", "happy"]}
-    assert list(cues_of(track, 200)) == [Cue(0, 400, "3: happy"), Cue(400, 1800, "3: sad"), Cue(1800, 2000, "3: happy")]
-    assert next(cues_of({"track_id": 0, "times_ms": [500], "expressions": ["sad"]}, 1000)) == Cue(500, 1500, "1: sad")
+    assert list(cues_of(track, 200)) == [Cue(0, 400, 3, "happy"), Cue(400, 1800, 3, "sad"), Cue(1800, 2000, 3, "happy")]
+    assert next(cues_of({"track_id": 0, "times_ms": [500], "expressions": ["sad"]}, 1000)) == Cue(500, 1500, 1, "sad")
 
 
 def test_texts_of_a_model_are_escaped() -> None:
-    cues = [Cue(3_725_040, 3_726_000, "1: <b>&{x}\\N")]
+    cues = [Cue(3_725_040, 3_726_000, 1, "<b>&{x}\\N")]
     assert web_vtt(cues) == "WEBVTT\n\n01:02:05.040 --> 01:02:06.000\n1: &lt;b&gt;&amp;{x}\\N\n"
+    assert tiers([*cues, Cue(0, 5, 2, 'a,"b"')]).splitlines()[1:] == ["face 1,3725040,3726000,<b>&{x}\\N", 'face 2,0,5,"a,""b"""']
     assert ass(cues).endswith("Dialogue: 0,1:02:05.04,1:02:06.00,Default,1: <b>&_x__N\n")
 
 
