@@ -23,6 +23,8 @@ LONGEST_PATH = 32_768
 """Longest path of an image, in bytes."""
 OF_FACE = ("face_id", "expression", "confidence", "uncertain")
 BOX = ("x", "y", "w", "h", "detection_score")
+OF_FACES = ("faces", "qualities", "colours")
+"""Columns of an image that its faces do not repeat."""
 TO_FIND = ("record_id", "etag", "size_bytes")
 """Columns of the image that find its picture again. They are not exported."""
 OF_IMAGE = (
@@ -53,7 +55,7 @@ def flat_faces(images: pa.Table, classes: Sequence[str], source: str) -> pa.Tabl
     if isinstance(nested, pa.ChunkedArray):  # no chunk at all
         nested = pa.array([], nested.type)
     qualities = qualities_of_faces(images)
-    parents = images.drop_columns(["faces"]).take(pc.list_parent_indices(nested))
+    parents = images.select([name for name in images.column_names if name not in OF_FACES]).take(pc.list_parent_indices(nested))
     faces = pc.list_flatten(nested)
     columns: dict[str, Any] = _places(parents, source)
     columns |= {name: faces.field(name) for name in OF_FACE}
@@ -69,7 +71,7 @@ def flat_faces(images: pa.Table, classes: Sequence[str], source: str) -> pa.Tabl
 def flat_images(images: pa.Table, source: str) -> pa.Table:
     """Return one row for each image: its `path`, `folder` and number of `faces`, and all other columns but those of the faces."""
     columns: dict[str, Any] = _places(images, source) | {"faces": pc.list_value_length(images["faces"])}
-    columns |= {name: images[name] for name in images.column_names if name not in (*columns, "colours", "qualities")}
+    columns |= {name: images[name] for name in images.column_names if name not in (*columns, *OF_FACES)}
     return pa.table({name: _plain(column) for name, column in columns.items()})
 
 

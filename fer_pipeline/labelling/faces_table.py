@@ -129,7 +129,7 @@ def shards_with(folder: RunFolder, statuses: set[str]) -> list[int]:
 def flatten(images: pa.Table) -> pa.Table:
     """Return one row of `schemas.FACES` for each face in rows of `schemas.IMAGES`, with the columns that are kept beside them."""
     nested = images["faces"].combine_chunks()
-    parents = images.take(pc.list_parent_indices(nested))
+    parents = images.drop_columns(["faces", "qualities"]).take(pc.list_parent_indices(nested))
     faces = pa.Table.from_struct_array(pc.list_flatten(nested))
     faces = parquet.joined(faces, qualities_of_faces(images))
     columns = {name: (faces if name in faces.column_names else parents)[name] for name in FACES.names}

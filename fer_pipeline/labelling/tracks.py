@@ -3,13 +3,14 @@
 import sys
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from itertools import groupby, islice
+from itertools import groupby
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from fer_pipeline.base import storage
 from fer_pipeline.base.storage import parquet
 from fer_pipeline.labelling.run import READERS, RunFolder, RunRecord
 from fer_pipeline.labelling.schemas import ADDED, CATEGORY, IMAGES
@@ -41,6 +42,7 @@ TRACKS = pa.schema(
     ]
 )
 """One row for each face that stays in view of a video; docs/columns.md says what each column is."""
+FOLDER = "tracks"
 COLUMNS = ["uri", "member", "path", "folder", "time_ms", "phash", "colours", "faces", "qualities"]
 LEAST_OVERLAP = -0.2
 """Least `overlaps` of the boxes of one face in two frames: those of equal size may be a side apart."""
@@ -52,7 +54,8 @@ CUT_BITS, CUT_COLOURS = 60, 0.25
 """Frames belong to different shots if their perceptual hashes differ in more bits and their colours in more than this share. In
 three clips at 1 frame a second, hashes differ in up to 136 bits within a shot, colours in up to .27; those of different clips
 in .35 at least, those of 100 scenes in .25 in 95 % of pairs."""
-TRACKS_A_FILE = 65_536
+TRACKS_A_FILE, SIGHTINGS_A_FILE = 65_536, 1_000_000
+"""A file of `tracks/` ends above one of them."""
 
 
 class Track:
@@ -113,9 +116,9 @@ def overlaps(ours: NDArray[np.float64], theirs: NDArray[np.float64]) -> NDArray[
 class Shots:
     """Joins the faces of one video, frame by frame."""
 
-    def __init__(self, classes: int) -> None:
-        """`classes`: their number."""
-        self.classes = classes
+    def __init__(self, classes: int, interval_ms: int) -> None:
+        """`classes`: their number. `interval_ms`: time between two frames that are neighbours."""
+        self.classes, self.longest_ms = classes, max(GAP_MS, GAP_FRAMES * interval_ms)
         self.open: list[Track] = []
         self.done: list[Track] = []
         self._time_ms: int | None = None
@@ -128,10 +131,9 @@ class Shots:
 
         `look`: the frame's perceptual hash and colours, in hex; None if they are not known.
         """
-        interval = 0 if self._time_ms is None else time_ms - self._time_ms
+        is_back = self._time_ms is not None and time_ms < self._time_ms
         is_cut = look is not None and self._look is not None and _is_cut(look, self._look)
-        longest = max(GAP_MS, GAP_FRAMES * interval)
-        ended = [is_cut or interval < 0 or time_ms - one.times_ms[-1] > longest for one in self.open]
+        ended = [is_cut or is_back or time_ms - one.times_ms[-1] > self.longest_ms for one in self.open]
         self.done += [one for one, is_over in zip(self.open, ended, strict=True) if is_over]
         self.open = [one for one, is_over in zip(self.open, ended, strict=True) if not is_over]
         self._time_ms, self._look = time_ms, look or self._look
@@ -174,10 +176,12 @@ def _is_cut(ours: tuple[str, str], theirs: tuple[str, str]) -> bool:
     return bits > CUT_BITS and bool(share > CUT_COLOURS)
 
 
-def tracks_of(frames: Iterable[dict[str, Any]], classes: tuple[str, ...], uncertain_below: float) -> Iterator[dict[str, Any]]:
+def tracks_of(
+    frames: Iterable[dict[str, Any]], classes: tuple[str, ...], uncertain_below: float, fps: float
+) -> Iterator[dict[str, Any]]:
     """Yield rows of `TRACKS` for the rows `COLUMNS` of frames, those of each video together and in the order of their times."""
     for _, video in groupby(frames, key=lambda row: (row["uri"], row["member"])):
-        shots, row = Shots(len(classes)), {}
+        shots, row = Shots(len(classes), round(1000 / fps)), {}
         for row in video:
             pictures = row["qualities"] if len(row["qualities"] or ()) == len(row["faces"]) else None  # None: an earlier version
             look = (row["phash"], row["colours"]) if row["phash"] and row["colours"] else None
@@ -214,7 +218,7 @@ def _summary(track: Track, classes: tuple[str, ...], uncertain_below: float) -> 
 def write_tracks(folder: RunFolder, record: RunRecord, shards: list[int]) -> int:
     """Write `tracks/` from the committed shards that hold frames, in ascending order, and return the number of tracks.
 
-    In memory are the sightings of one video's faces, some 100 bytes each. The same shards give the same files.
+    In memory are the sightings of one video's faces and of a file, some 200 bytes each. The same shards give the same files.
     """
 
     def read(shard: int) -> pa.Table:
@@ -227,10 +231,25 @@ def write_tracks(folder: RunFolder, record: RunRecord, shards: list[int]) -> int
                 for rows in pool.map(read, shards[start : start + READERS]):
                     yield from rows.to_pylist()
 
-    found = tracks_of(frames(), record.classes, record.known.uncertain_below)
-    count = 0
-    for number, rows in enumerate(iter(lambda: list(islice(found, TRACKS_A_FILE)), [])):
-        table = pa.Table.from_pylist(rows, schema=TRACKS.with_metadata(record.metadata))
-        parquet.write_table(folder.path("tracks", f"{number:05d}.parquet"), table)
+    count, written = 0, set[str]()
+    for rows in _files(tracks_of(frames(), record.classes, record.known.uncertain_below, record.known.fps)):
+        name = f"{len(written):05d}.parquet"
+        parquet.write_table(folder.path(FOLDER, name), pa.Table.from_pylist(rows, schema=TRACKS.with_metadata(record.metadata)))
+        written.add(name)
         count += len(rows)
+    for name in set(storage.list_names(folder.path(FOLDER))) - written:  # of an earlier course of the run
+        storage.remove(folder.path(FOLDER, name))
     return count
+
+
+def _files(tracks: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    """Yield the rows of each file of `tracks/`."""
+    rows, sightings = list[dict[str, Any]](), 0
+    for row in tracks:
+        rows.append(row)
+        sightings += row["frames"]
+        if len(rows) >= TRACKS_A_FILE or sightings >= SIGHTINGS_A_FILE:
+            yield rows
+            rows, sightings = [], 0
+    if rows:
+        yield rows

@@ -11,9 +11,12 @@ from typing import Any
 from fer_pipeline.base import storage
 from fer_pipeline.base.storage import parquet
 from fer_pipeline.labelling.run import RunFolder, RunRecord
+from fer_pipeline.labelling.tracks import FOLDER as OF_TRACKS
 from fer_pipeline.labelling.tracks import TRACKS
 
 FOLDER = "subtitles"
+LONGEST_NAME = 150
+"""In bytes; a file name may have 255, of which writing it takes some."""
 ASS_HEAD = """[Script Info]
 ScriptType: v4.00+
 
@@ -43,8 +46,10 @@ class Cue:
 
 def write_subtitles(folder: RunFolder, record: RunRecord) -> list[str]:
     """Write `subtitles/PATH.vtt`, `.ass` and `.csv` for each video with a face, and return the paths of the first kind."""
-    names, written = sorted(storage.list_names(folder.path("tracks"))), dict[str, str]()
-    rows = (row for name in names for row in parquet.read_own(folder.path("tracks", name), TRACKS).to_pylist())
+    for name in storage.list_names(folder.path(FOLDER)):  # of an earlier course of the run
+        storage.remove(folder.path(FOLDER, name))
+    names, written = sorted(storage.list_names(folder.path(OF_TRACKS))), dict[str, str]()
+    rows = (row for name in names for row in parquet.read_own(folder.path(OF_TRACKS, name), TRACKS).to_pylist())
     interval_ms = round(1000 / record.known.fps)
     for (uri, member, path), tracks in groupby(rows, key=lambda row: (row["uri"], row["member"], row["path"])):
         cues = sorted((cue for track in tracks for cue in cues_of(track, interval_ms)), key=lambda cue: (cue.start_ms, cue.face))
@@ -58,7 +63,7 @@ def write_subtitles(folder: RunFolder, record: RunRecord) -> list[str]:
 
 def _file_name(path: str, taken: dict[str, str]) -> str:
     """Return a name for the files of a video, which anybody may have named: one folder, no name twice."""
-    plain = re.sub(r"[^\w.-]+", "_", path).lstrip(".")[-150:] or "video"
+    plain = re.sub(r"[^\w.-]+", "_", path).encode()[-LONGEST_NAME:].decode(errors="ignore").lstrip(".") or "video"
     name, number = plain, 1
     while name.lower() in taken:
         number += 1
@@ -71,12 +76,14 @@ def cues_of(track: dict[str, Any], interval_ms: int) -> Iterator[Cue]:
 
     A label holds until the next frame with the face, at most for two of the intervals at which frames were sampled.
     """
-    times = track["times_ms"]
-    ends = [min(later, time + 2 * interval_ms) for time, later in zip(times, [*times[1:], times[-1] + interval_ms], strict=True)]
-    frames = zip(times, ends, track["expressions"], strict=True)
-    for expression, stretch in groupby(frames, key=lambda frame: frame[2]):
-        found = list(stretch)
-        yield Cue(found[0][0], found[-1][1], track["track_id"] + 1, expression)
+    times, face = track["times_ms"], track["track_id"] + 1
+    started, label = times[0], track["expressions"][0]
+    for before, time, expression in zip(times, times[1:], track["expressions"][1:], strict=False):
+        end = min(time, before + 2 * interval_ms)
+        if expression != label or end < time:
+            yield Cue(started, end, face, label)
+            started, label = time, expression
+    yield Cue(started, times[-1] + interval_ms, face, label)
 
 
 def web_vtt(cues: list[Cue]) -> str:
@@ -87,7 +94,8 @@ def web_vtt(cues: list[Cue]) -> str:
 
 def ass(cues: list[Cue]) -> str:
     """Return cues as an Advanced SubStation Alpha file, whose clock counts hundredths of a second."""
-    lines = [f"Dialogue: 0,{_clock(one.start_ms)[1:-1]},{_clock(one.end_ms)[1:-1]},Default,{_in_ass(one.text)}\n" for one in cues]
+    moments = [[_clock(time_ms)[:-1].removeprefix("0") for time_ms in (cue.start_ms, cue.end_ms)] for cue in cues]
+    lines = [f"Dialogue: 0,{start},{end},Default,{_in_ass(cue.text)}\n" for (start, end), cue in zip(moments, cues, strict=True)]
     return ASS_HEAD + "".join(lines)
 
 

@@ -77,7 +77,7 @@ def judged(scenes: int, fps: float) -> dict[str, float]:
         rows = scene(seed, fps)
         who = {(row["time_ms"], face["face_id"]): int(face["detection_score"]) for row in rows for face in row["faces"]}
         track_of: dict[int, list[tuple[int, int]]] = defaultdict(list)
-        for track in tracks_of(rows, ("happy",), 0.0):
+        for track in tracks_of(rows, ("happy",), 0.0, fps):
             people = [who[place] for place in zip(track["times_ms"], track["face_ids"], strict=True)]
             totals["pure"] += Counter(people).most_common(1)[0][1]
             totals["switches"] += sum(one != other for one, other in pairwise(people))

@@ -3,6 +3,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from fer_pipeline.faces import phash
 from fer_pipeline.faces.phash import mirrored, packed_hashes, perceptual_hash
 from fer_pipeline.faces.pixels import Pixels
 from fer_pipeline.labelling.copies import COPIES, copies_among
@@ -68,6 +69,22 @@ def test_many_images_that_are_alike_are_one_group(hopper: Pixels) -> None:
     rows = [known | {"path": f"{number:05d}.jpg", "uri": f"/{number}", "content_sha256": str(number)} for number in range(3000)]
     found = copies_among(images(rows))
     assert len(found) == 3000 and set(found["group"].to_pylist()) == {0}
+
+
+def test_a_band_that_too_many_hashes_share_is_left_out_and_said(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(phash, "MAX_BAND_MATCHES", 40)
+    hashes = np.random.default_rng(0).integers(0, 256, (50, 32), np.uint8)
+    hashes[:, :3] = 7  # all agree in the first band, and in nothing else
+    hashes[1] = hashes[0]
+    hashes[1, 31] ^= 1  # but these two in the other bands, too
+    rows: list[dict[str, object]] = [
+        {"path": f"{number:02d}.jpg", "uri": "", "content_sha256": str(number), "phash": one.tobytes().hex()}
+        for number, one in enumerate(hashes)
+    ]
+    assert copies_among(images(rows))["path"].to_pylist() == ["00.jpg", "01.jpg"]
+    assert "looks like more than 40 others" in caplog.text
 
 
 def test_a_burst_is_one_group_by_its_neighbours() -> None:

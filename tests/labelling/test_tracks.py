@@ -42,16 +42,16 @@ def frames(ways: dict[str, Way], fps: float, seconds: float, shot: Callable[[flo
     return rows
 
 
-def found(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return list(tracks_of(rows, CLASSES, 0.5))
+def found(rows: list[dict[str, Any]], fps: float = 5) -> list[dict[str, Any]]:
+    return list(tracks_of(rows, CLASSES, 0.5, fps))
 
 
-def people(rows: list[dict[str, Any]]) -> list[list[str]]:
+def people(rows: list[dict[str, Any]], fps: float = 5) -> list[list[str]]:
     """Return who each track holds, frame by frame."""
     by_place = {(row["time_ms"], face["face_id"]): face for row in rows for face in row["faces"]}
     scores = [
         [by_place[place]["detection_score"] for place in zip(one["times_ms"], one["face_ids"], strict=True)]
-        for one in found(rows)
+        for one in found(rows, fps)
     ]
     return [[chr(round((score - 0.5) * 1000)) for score in track] for track in scores]
 
@@ -59,14 +59,14 @@ def people(rows: list[dict[str, Any]]) -> list[list[str]]:
 @pytest.mark.parametrize("fps", [1, 2, 5, 10])
 def test_two_people_who_stay_are_two_tracks(fps: float) -> None:
     ways: dict[str, Way] = {"a": lambda t: (200 + 10 * np.sin(t), 300), "b": lambda t: (600 - 8 * t, 310 + 3 * t)}
-    tracks = people(frames(ways, fps, 10))
+    tracks = people(frames(ways, fps, 10), fps)
     assert [set(track) for track in tracks] == [{"a"}, {"b"}] and {len(track) for track in tracks} == {10 * fps}
 
 
 @pytest.mark.parametrize("fps", [5, 10])
 def test_people_who_cross_keep_their_tracks(fps: float) -> None:
     ways: dict[str, Way] = {"a": lambda t: (100 + 120 * t, 300), "b": lambda t: (900 - 120 * t, 340)}
-    assert [set(track) for track in people(frames(ways, fps, 6))] == [{"a"}, {"b"}]
+    assert [set(track) for track in people(frames(ways, fps, 6), fps)] == [{"a"}, {"b"}]
 
 
 def test_a_face_that_is_missed_for_a_moment_goes_on_and_one_that_comes_back_later_begins_anew() -> None:
@@ -103,6 +103,11 @@ def test_every_face_of_a_frame_with_200_is_in_one_track() -> None:
     assert len(tracks) == 200 and all(len(set(track)) == 1 and len(track) == 15 for track in tracks)
 
 
+def test_frames_that_are_far_apart_are_not_joined_although_nothing_lies_between() -> None:
+    rows = [row for row in frames({"a": lambda t: (200, 300)}, 1, 400) if row["time_ms"] % 100_000 < 3000]
+    assert [one["frames"] for one in found(rows, 1)] == [3, 3, 3, 3]
+
+
 def test_a_clock_that_jumps_back_joins_nothing_wrongly_and_loses_no_face() -> None:
     rows = frames({"a": lambda t: (200, 300)}, 5, 2) + frames({"a": lambda t: (200, 300)}, 5, 2)
     tracks = found(rows)
@@ -113,7 +118,7 @@ def test_videos_are_apart_and_frames_without_faces_are_none() -> None:
     first, second = (frames({"a": lambda t: (200, 300)}, 1, 3) for _ in range(2))
     for row in second:
         row["uri"] = "w.mp4"
-    tracks = found([*first, *second, *frames({}, 1, 90)])
+    tracks = found([*first, *second, *frames({}, 1, 90)], 1)
     assert [(one["uri"], one["track_id"], one["frames"]) for one in tracks] == [("v.mp4", 0, 3), ("w.mp4", 0, 3)]
     assert found([]) == []
 
@@ -123,12 +128,12 @@ def test_a_track_has_the_mean_of_the_logits_and_the_clearest_frame() -> None:
     chances = [[0.9, 0.1], [0.3, 0.7], [0.6, 0.4]]
     for row, chance, quality in zip(rows, chances, (0.5, 0.9, 0.7), strict=True):
         row["faces"][0]["probabilities"], row["qualities"] = chance, [{"quality": quality}]
-    (track,) = found(rows)
+    (track,) = found(rows, 1)
     logits = np.log(chances).mean(0)
     assert track["probabilities"] == pytest.approx(np.exp(logits) / np.exp(logits).sum())
     assert (track["expression"], track["uncertain"], track["best_time_ms"], track["best_face_id"]) == ("happy", False, 1000, 0)
     assert track["x"] == pytest.approx(152) and track["expressions"] == ["happy"] * 3
-    assert next(tracks_of(rows, CLASSES, 0.99))["uncertain"]
+    assert next(tracks_of(rows, CLASSES, 0.99, 1))["uncertain"]
     assert set(track) == set(TRACKS.names)
 
 
@@ -165,6 +170,7 @@ def test_tracks_are_the_same_for_any_size_of_shards_and_after_a_kill(
         {"track_id": 1, "start_ms": 2000, "end_ms": 3800, "frames": 10},
     ]
     assert sum(tracks["frames"].to_pylist()) == run.record.result.faces and "p_happy" in tracks.column_names
+    (tmp_path / "run/tracks/00001.parquet").write_bytes((tmp_path / "run/tracks/00000.parquet").read_bytes())
     for lost in ("tracks/00000.parquet", "_SUCCESS", "images/000000.parquet"):
         (tmp_path / "run" / lost).unlink()  # as a kill leaves them
     again = fer.label(clip, tmp_path / "run", detector="mtcnn", fps=5, shard_records=shard_records)

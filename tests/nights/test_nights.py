@@ -34,8 +34,8 @@ from tests.nights.killed import POINTS
 from tests.table.test_publish import interleave
 
 pytestmark = [pytest.mark.nights, pytest.mark.timeout(1800)]
-OWN = ["run_id", "labelled_at", "published_by", "attempt", "source", "record_id", "shard"]
-"""Columns that say when and where a row was made, not what it says."""
+OWN = ["run_id", "labelled_at", "published_by", "attempt", "source", "record_id", "shard", "colours"]
+"""Columns that say when and where a row was made, not what it says, and what the table does not hold of frames."""
 
 
 LOOSE = dict.fromkeys(("failed", "vanished", "without_faces", "uncertain", "expressions", "churn"), 1.0)

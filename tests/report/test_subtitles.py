@@ -12,8 +12,25 @@ from tests.labelling.test_tracks import clip  # noqa: F401 (a fixture)
 
 def test_a_label_is_one_cue_while_it_stays() -> None:
     track = {"track_id": 2, "times_ms": [0, 200, 400, 1600, 1800], "expressions": ["happy", "happy", "sad", "sad", "happy"]}
-    assert list(cues_of(track, 200)) == [Cue(0, 400, 3, "happy"), Cue(400, 1800, 3, "sad"), Cue(1800, 2000, 3, "happy")]
+    assert list(cues_of(track, 200)) == [
+        Cue(0, 400, 3, "happy"),
+        Cue(400, 800, 3, "sad"),
+        Cue(1600, 1800, 3, "sad"),
+        Cue(1800, 2000, 3, "happy"),
+    ]
     assert next(cues_of({"track_id": 0, "times_ms": [500], "expressions": ["sad"]}, 1000)) == Cue(500, 1500, 1, "sad")
+
+
+def test_a_face_that_is_not_seen_for_a_while_has_no_cue_then() -> None:
+    track = {"track_id": 0, "times_ms": [0, 200, 2000], "expressions": ["happy"] * 3}
+    assert list(cues_of(track, 200)) == [Cue(0, 600, 1, "happy"), Cue(2000, 2200, 1, "happy")]
+
+
+def test_a_day_long_video_has_the_right_hours() -> None:
+    cues = [Cue(43_200_000, 360_000_000, 1, "sad")]
+    assert "Dialogue: 0,12:00:00.00,100:00:00.00,Default,1: sad" in ass(cues) and "12:00:00.000 --> 100:00:00.000" in web_vtt(
+        cues
+    )
 
 
 def test_texts_of_a_model_are_escaped() -> None:
@@ -23,7 +40,7 @@ def test_texts_of_a_model_are_escaped() -> None:
     assert ass(cues).endswith("Dialogue: 0,1:02:05.04,1:02:06.00,Default,1: <b>&_x__N\n")
 
 
-@pytest.mark.parametrize("names", [("a/clip.avi", "a_clip.avi", "../clip.avi")])
+@pytest.mark.parametrize("names", [("a/clip.avi", "a_clip.avi", "../clip.avi", f"{'映画' * 20}/{'動画' * 30}.avi")])
 def test_each_video_has_files_that_a_player_reads(names: tuple[str, ...], clip: Path, tmp_path: Path, local_ray: None) -> None:  # noqa: F811
     source = tmp_path / "videos/deep"
     for name in names:
@@ -31,7 +48,10 @@ def test_each_video_has_files_that_a_player_reads(names: tuple[str, ...], clip: 
         (source / name).write_bytes((clip / "clip.avi").read_bytes())
     run = fer.label(source.parent, tmp_path / "run", detector="mtcnn", fps=5)
     found = report.run(ReportConfig(run=run.url, subtitles=True)).subtitles
-    assert [Path(path).name for path in found] == ["clip.avi.vtt", "deep_a_clip.avi.vtt", "deep_a_clip.avi-2.vtt"]
+    assert [Path(path).name for path in found][:3] == ["clip.avi.vtt", "deep_a_clip.avi.vtt", "deep_a_clip.avi-2.vtt"]
+    assert len(found) == 4 and Path(found[3]).name.endswith("動画.avi.vtt")
+    (tmp_path / "run/subtitles/gone.vtt").write_text("of an earlier course")
+    assert report.run(ReportConfig(run=run.url, subtitles=True)).subtitles == found
     assert {path.parent for path in (tmp_path / "run/subtitles").iterdir()} == {tmp_path / "run/subtitles"}
     for path in found:
         for place in (path, path.replace(".vtt", ".ass")):
