@@ -72,7 +72,7 @@ def _run(run: Mapping[str, Any]) -> str:
         lines.append(("skipped", _short(run["skipped"])))
     lines.append(("faces", _faces(result)))
     if result.get("tracks"):
-        lines.append(("tracks", f"{result['tracks']:,} faces that stay in view of videos"))
+        lines.append(("tracks", f"{result['tracks']:,} (faces that stay in view of videos)"))
     if result.get("expressions"):
         lines.append(("labels", _short(result["expressions"])))
     if result:
