@@ -78,8 +78,7 @@ def flat_images(images: pa.Table, source: str) -> pa.Table:
 def flat_tracks(tracks: pa.Table, classes: Sequence[str]) -> pa.Table:
     """Return rows of `labelling.tracks.TRACKS` with a column `p_CLASS` for each class instead of `probabilities`."""
     columns: dict[str, Any] = {name: tracks[name] for name in tracks.column_names if name != "probabilities"}
-    lists = tracks["probabilities"].combine_chunks()
-    columns |= _probabilities(lists.chunk(0) if isinstance(lists, pa.ChunkedArray) and lists.num_chunks else lists, classes)
+    columns |= _probabilities(tracks["probabilities"].combine_chunks(), classes)
     return pa.table({name: _plain(column) for name, column in columns.items()})
 
 

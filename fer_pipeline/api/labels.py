@@ -26,11 +26,11 @@ from fer_pipeline.base.storage import parquet
 from fer_pipeline.engine.connect import ClusterConfig
 from fer_pipeline.jobs.label import job
 from fer_pipeline.jobs.label.config import LabelConfig
-from fer_pipeline.labelling import tracks
 from fer_pipeline.labelling.copies import NEEDED, copies_among
 from fer_pipeline.labelling.manifest import find_records
 from fer_pipeline.labelling.run import READERS, REPORT, RUN, RunFolder
 from fer_pipeline.labelling.schemas import ADDED, IMAGES
+from fer_pipeline.labelling.tracks import TRACKS, read_tracks
 from fer_pipeline.report.pictures import PictureLimits
 from fer_pipeline.table.delta import LabelTable
 from fer_pipeline.table.rows import ROWS
@@ -176,10 +176,9 @@ class Run(Labels):
 
     def tracks(self) -> pa.Table:
         """Return one row for each face that stays in view of a video: rows of `labelling.tracks.TRACKS`, with `p_CLASS`."""
-        names = sorted(storage.list_names(self.folder.path(tracks.FOLDER)))
-        parts = [parquet.read_own(self.folder.path(tracks.FOLDER, name), tracks.TRACKS) for name in names]
+        parts = [TRACKS.empty_table(), *read_tracks(self.folder)]
         with self._our_rows():
-            return flat_tracks(pa.concat_tables([tracks.TRACKS.empty_table(), *parts]).unify_dictionaries(), self.classes)
+            return flat_tracks(pa.concat_tables(parts).unify_dictionaries(), self.classes)
 
     @property
     def report(self) -> str:

@@ -70,19 +70,25 @@ def bands_of(packed: NDArray[np.uint8]) -> Iterator[NDArray[np.int64]]:
         yield bits[:, band * width : (band + 1) * width] @ weights
 
 
-def near_pairs(hashes: pa.ChunkedArray) -> NDArray[np.intp]:
-    """Return the pairs of positions (n, 2), in ascending order, whose 256-bit hashes differ in at most `NEAR_BITS` bits.
+def _compared(packed: NDArray[np.uint8]) -> Iterator[tuple[NDArray[np.intp], NDArray[np.bool_] | None]]:
+    """Yield the positions of hashes (n, 32) that agree in a band, and which of them are near one another (k, k).
 
-    By the pigeonhole principle, the hashes of such a pair agree in one of `NEAR_BITS + 1` bands; only such hashes are compared.
+    By the pigeonhole principle, near hashes agree in one of `NEAR_BITS + 1` bands; only such hashes are compared. None: more than
+    `MAX_BAND_MATCHES` agree, and are not compared.
     """
-    packed = packed_hashes(hashes.to_pylist())
-    found = [np.zeros((0, 2), np.intp)]
     for keys in bands_of(packed):
         for group in groups_of(keys):
-            if len(group) > MAX_BAND_MATCHES:
-                continue
-            apart = np.bitwise_count(packed[group][:, None] ^ packed[group][None]).sum(2)
-            one, other = np.nonzero(np.triu(apart <= NEAR_BITS, 1))
+            is_crowded = len(group) > MAX_BAND_MATCHES
+            near = None if is_crowded else np.bitwise_count(packed[group][:, None] ^ packed[group][None]).sum(2) <= NEAR_BITS
+            yield group, near
+
+
+def near_pairs(hashes: pa.ChunkedArray) -> NDArray[np.intp]:
+    """Return the pairs of positions (n, 2), in ascending order, whose 256-bit hashes differ in at most `NEAR_BITS` bits."""
+    found = [np.zeros((0, 2), np.intp)]
+    for group, near in _compared(packed_hashes(hashes.to_pylist())):
+        if near is not None:
+            one, other = np.nonzero(np.triu(near, 1))
             found.append(np.stack([group[one], group[other]], 1))
     return np.unique(np.concatenate(found), axis=0)
 
@@ -94,21 +100,19 @@ def near_groups(packed: NDArray[np.uint8]) -> Iterator[NDArray[np.intp]]:
     `MAX_BAND_MATCHES`; where more agree, a warning says so.
     """
     crowded = 0
-    for keys in bands_of(packed):
-        for group in groups_of(keys):
-            if len(group) > MAX_BAND_MATCHES:
-                crowded += len(group)
-                continue
-            near = np.bitwise_count(packed[group][:, None] ^ packed[group][None]).sum(2) <= NEAR_BITS
-            left = near.sum(1) > 1
-            while left.any():
-                found, edge = np.zeros(len(group), bool), np.zeros(len(group), bool)
-                edge[left.argmax()] = True
-                while edge.any():
-                    found |= edge
-                    edge = near[edge].any(0) & ~found
-                left &= ~found
-                yield group[found]
+    for group, near in _compared(packed):
+        if near is None:
+            crowded += len(group)
+            continue
+        left = near.sum(1) > 1
+        while left.any():
+            found, edge = np.zeros(len(group), bool), np.zeros(len(group), bool)
+            edge[left.argmax()] = True
+            while edge.any():
+                found |= edge
+                edge = near[edge].any(0) & ~found
+            left &= ~found
+            yield group[found]
     if crowded:
         log.warning(
             "%d times an image looks like more than %d others in a part of it, which is not compared", crowded, MAX_BAND_MATCHES

@@ -142,9 +142,8 @@ def is_measured(network: NetworkConfig, framing: Framing) -> bool:
 def pixel_figures(grey: Pixels) -> Figures:
     """Return sharpness, brightness and contrast of a `measured_crop`, 0 to 1 each.
 
-    Sharpness is the share of the crop's deviation (standard, of grey levels) that
-    a Gaussian blur of two pixels removes; noise counts as sharpness. Brightness is the mean grey level. Contrast is the standard
-    deviation over half of the range.
+    Sharpness is the share of the crop's deviation (standard, of grey levels) that a Gaussian blur of two pixels removes; noise
+    counts as sharpness. Brightness is the mean grey level. Contrast is the standard deviation over half of the range.
     """
     mean, deviation = (float(one[0, 0]) for one in cv2.meanStdDev(grey))
     detail = cv2.subtract(grey, cv2.GaussianBlur(grey, (9, 9), 2.0), dtype=cv2.CV_16S)

@@ -171,8 +171,7 @@ class FaceExtractor:
         except Exception as error:  # noqa: BLE001 (the boundary around one record)
             record.outcome = _failed(error, record.outcome.content_sha256)
             return self.no_crops
-        record.outcome.status, record.outcome.faces = "ok", faces.scaled(photo.reduction)
-        record.outcome.measured = pictures
+        record.outcome.status, record.outcome.faces, record.outcome.measured = "ok", pictures.faces, pictures
         return crops
 
 

@@ -4,7 +4,7 @@ import errno
 import hashlib
 import json
 import posixpath
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from typing import Annotated, Any, Literal
@@ -324,10 +324,15 @@ class RunFolder:
     def is_finished(self) -> bool:
         return storage.exists(self.path(SUCCESS))
 
+    def clear(self, name: str, kept: Collection[str] = ()) -> None:
+        """Delete the files in a folder of the run, all but `kept`."""
+        for file in storage.list_names(self.path(name)):
+            if file not in kept:
+                storage.remove(self.path(name, file))
+
     def reopen(self) -> None:
         """Mark the run as unfinished, and delete the labels that were corrected by prior."""
-        for name in storage.list_names(self.path(CORRECTED)):
-            storage.remove(self.path(CORRECTED, name))
+        self.clear(CORRECTED)
         storage.remove(self.path(SUCCESS))
 
     def finish(self, record: RunRecord, success: bool) -> None:

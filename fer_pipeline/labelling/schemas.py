@@ -171,8 +171,10 @@ FACES = pa.schema(
     + [*QUALITY, *_PLACE, pa.field("time_ms", pa.int64()), pa.field("etag", pa.string()), *_CAPTURE, *_PATH, *LINEAGE]
 )
 
-_OF_ROWS = ("note", "decoding", "taken_at", "camera", "phash", "path", "folder", "classes", "colours", "qualities")
-ADDED = (*_OF_ROWS, *(field.name for field in QUALITY))
+ADDED = (
+    *("note", "decoding", "taken_at", "camera", "phash", "path", "folder", "classes", "colours", "qualities"),
+    *(field.name for field in QUALITY),
+)
 """Columns that files of earlier versions lack; they are read as null."""
 
 OF_CONTENT = ("width", "height", "taken_at", "camera", "phash", "error", "note", "qualities")

@@ -14,7 +14,7 @@ from fer_pipeline.base import storage
 from fer_pipeline.base.storage import parquet
 from fer_pipeline.labelling.run import READERS, RunFolder, RunRecord
 from fer_pipeline.labelling.schemas import ADDED, CATEGORY, IMAGES
-from fer_pipeline.models.metrics import is_uncertain
+from fer_pipeline.models.metrics import is_uncertain, softmax
 
 TRACKS = pa.schema(
     [
@@ -101,15 +101,13 @@ def overlaps(ours: NDArray[np.float64], theirs: NDArray[np.float64]) -> NDArray[
     Distance-IoU (Zheng et al., 2020): the intersection over the union, less the squared distance of the centres over that of the
     corners of the smallest box around both.
     """
-    first, second = ours[:, None], theirs[None]
-    ends = np.minimum(first[..., :2] + first[..., 2:], second[..., :2] + second[..., 2:])
-    inner = ends - np.maximum(first[..., :2], second[..., :2])
-    around = np.maximum(first[..., :2] + first[..., 2:], second[..., :2] + second[..., 2:]) - np.minimum(
-        first[..., :2], second[..., :2]
-    )
-    apart = first[..., :2] + first[..., 2:] / 2 - second[..., :2] - second[..., 2:] / 2
+    (start, side), (other_start, other_side) = (np.split(boxes, 2, -1) for boxes in (ours[:, None], theirs[None]))
+    end, other_end = start + side, other_start + other_side
+    inner = np.minimum(end, other_end) - np.maximum(start, other_start)
+    around = np.maximum(end, other_end) - np.minimum(start, other_start)
+    apart = (start + end - other_start - other_end) / 2
     common = np.maximum(inner, 0).prod(2)
-    union = np.maximum(first[..., 2:].prod(2) + second[..., 2:].prod(2) - common, 1e-9)
+    union = np.maximum(side.prod(2) + other_side.prod(2) - common, 1e-9)
     return np.asarray(common / union - (apart**2).sum(2) / np.maximum((around**2).sum(2), 1e-9))
 
 
@@ -194,9 +192,7 @@ def tracks_of(
 def _summary(track: Track, classes: tuple[str, ...], uncertain_below: float) -> dict[str, Any]:
     """Return what a row says of a track. Its probabilities are those of the mean of the calibrated logits."""
     count = len(track.times_ms)
-    logits = track.logits / count
-    chances = np.exp(logits - logits.max())
-    chances /= chances.sum()
+    chances = softmax((track.logits / count)[None])[0]
     best = int(chances.argmax())
     return {
         "start_ms": track.times_ms[0],
@@ -237,9 +233,14 @@ def write_tracks(folder: RunFolder, record: RunRecord, shards: list[int]) -> int
         parquet.write_table(folder.path(FOLDER, name), pa.Table.from_pylist(rows, schema=TRACKS.with_metadata(record.metadata)))
         written.add(name)
         count += len(rows)
-    for name in set(storage.list_names(folder.path(FOLDER))) - written:  # of an earlier course of the run
-        storage.remove(folder.path(FOLDER, name))
+    folder.clear(FOLDER, kept=written)  # what an earlier course of the run left
     return count
+
+
+def read_tracks(folder: RunFolder) -> Iterator[pa.Table]:
+    """Yield the rows of `TRACKS` of a run, file by file; none for a run without videos."""
+    for name in sorted(storage.list_names(folder.path(FOLDER))):
+        yield parquet.read_own(folder.path(FOLDER, name), TRACKS)
 
 
 def _files(tracks: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:

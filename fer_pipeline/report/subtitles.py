@@ -9,10 +9,8 @@ from itertools import groupby
 from typing import Any
 
 from fer_pipeline.base import storage
-from fer_pipeline.base.storage import parquet
 from fer_pipeline.labelling.run import RunFolder, RunRecord
-from fer_pipeline.labelling.tracks import FOLDER as OF_TRACKS
-from fer_pipeline.labelling.tracks import TRACKS
+from fer_pipeline.labelling.tracks import read_tracks
 
 FOLDER = "subtitles"
 LONGEST_NAME = 150
@@ -46,10 +44,8 @@ class Cue:
 
 def write_subtitles(folder: RunFolder, record: RunRecord) -> list[str]:
     """Write `subtitles/PATH.vtt`, `.ass` and `.csv` for each video with a face, and return the paths of the first kind."""
-    for name in storage.list_names(folder.path(FOLDER)):  # of an earlier course of the run
-        storage.remove(folder.path(FOLDER, name))
-    names, written = sorted(storage.list_names(folder.path(OF_TRACKS))), dict[str, str]()
-    rows = (row for name in names for row in parquet.read_own(folder.path(OF_TRACKS, name), TRACKS).to_pylist())
+    folder.clear(FOLDER)  # what an earlier course of the run left
+    rows, written = (row for part in read_tracks(folder) for row in part.to_pylist()), dict[str, str]()
     interval_ms = round(1000 / record.known.fps)
     for (uri, member, path), tracks in groupby(rows, key=lambda row: (row["uri"], row["member"], row["path"])):
         cues = sorted((cue for track in tracks for cue in cues_of(track, interval_ms)), key=lambda cue: (cue.start_ms, cue.face))

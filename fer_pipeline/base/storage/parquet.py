@@ -179,11 +179,15 @@ def read_table(url: str, columns: list[str] | None = None) -> pa.Table:
 
 
 @contextmanager
-def opened_own(url: str, schema: pa.Schema, columns: list[str] | None = None) -> Iterator[Parquet]:
-    """Read and open a Parquet file of this project. Raise UserError if it is damaged or has another schema."""
+def opened_own(url: str, schema: pa.Schema, columns: list[str] | None = None, added: Collection[str] = ()) -> Iterator[Parquet]:
+    """Read and open a Parquet file of this project. Raise UserError if it is damaged or has another schema.
+
+    `added`: columns that the file may lack.
+    """
     try:
         file = open_whole(url)
-        _require_types(file.schema_arrow, schema, columns or schema.names)
+        there = file.schema_arrow
+        _require_types(there, schema, [name for name in columns or schema.names if name not in added or name in there.names])
         yield file
     except (pa.ArrowException, OSError) as error:
         if not isinstance(error, pa.ArrowException) and not storage.says_damage(error):
@@ -201,9 +205,7 @@ def read_own(
     `added`: columns that the file may lack, which are null then. `kept`: further columns, of any type, if the file has them.
     """
     wanted = columns or schema.names
-    with opened_own(url, schema, [name for name in wanted if name not in added]) as file, bounded_read(url):
-        there = file.schema_arrow
-        _require_types(there, schema, [name for name in wanted if name in there.names])
+    with opened_own(url, schema, wanted, added) as file, bounded_read(url):
         table = file.read(columns=columns)
         for name in table.column_names:
             _require_short(name, table[name])
