@@ -4,9 +4,10 @@ import os
 import resource
 import shutil
 import subprocess
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import cv2
 import numpy as np
@@ -32,6 +33,16 @@ from fer_pipeline.models.bundle import EMBEDDED, read_bundle
 os.environ |= {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2", "RAY_metrics_report_interval_ms": "1000"}
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+def until(condition: Callable[[], Any], what: str | Callable[[], str] = "it", limit_s: float = 300.0) -> float:
+    """Wait until the condition holds and return the seconds that it took. Give a limit only where it is what is promised."""
+    began = time.monotonic()
+    while not condition():
+        if time.monotonic() - began > limit_s:
+            raise AssertionError(f"{what if isinstance(what, str) else what()} did not happen within {limit_s:g} s")
+        time.sleep(0.05)
+    return time.monotonic() - began
 
 
 @pytest.hookimpl(trylast=True)

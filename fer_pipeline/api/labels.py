@@ -28,11 +28,11 @@ from fer_pipeline.jobs.label import job
 from fer_pipeline.jobs.label.config import LabelConfig
 from fer_pipeline.labelling.copies import NEEDED, copies_among
 from fer_pipeline.labelling.manifest import find_records
-from fer_pipeline.labelling.run import READERS, REPORT, RUN, RunFolder
+from fer_pipeline.labelling.run import READERS, REPORT, RunFolder
 from fer_pipeline.labelling.schemas import ADDED, IMAGES
 from fer_pipeline.labelling.tracks import TRACKS, read_tracks
 from fer_pipeline.report.pictures import PictureLimits
-from fer_pipeline.table.delta import LabelTable
+from fer_pipeline.table.delta import LabelTable, is_table
 from fer_pipeline.table.rows import ROWS
 
 log = logging.getLogger(__name__)
@@ -298,10 +298,7 @@ def _exported(faces: pa.Table) -> pa.Table:
 def open_labels(url: str) -> Labels:
     """Return the run or the table in a folder. Raise UserError if there is neither."""
     place = storage.normalize(url)
-    names = storage.list_names(place)
-    if "_delta_log" not in names and RUN not in names:
-        raise UserError(f"There is neither a labelling run nor a published table in '{place}': name the folder of one.")
-    return Table(place) if "_delta_log" in names else Run(place)
+    return Table(place) if is_table(place) else Run(place)
 
 
 def _required(wanted: Sequence[str], known: Sequence[str]) -> list[str]:

@@ -101,13 +101,14 @@ class Measured:
 
 
 def measured(pixels: Pixels, faces: Detections, reduction: float = 1.0, crops: Pixels | None = None) -> Measured:
-    """Measure the faces in a BGR image (h, w, 3), which is the original at 1 / `reduction` of its size.
+    """Measure faces of an image, in its full size. `pixels`: the image, BGR (h, w, 3), at 1 / `reduction` of that size.
 
     `crops`: their `measured_crop`s (n, side, side), if they are known.
     """
-    found = (measured_crop(pixels, faces, index) for index in range(len(faces))) if crops is None else crops
+    placed = faces.scaled(1 / reduction)
+    found = (measured_crop(pixels, placed, index) for index in range(len(faces))) if crops is None else crops
     height, width = (round(side * reduction) for side in pixels.shape[:2])
-    return Measured(faces.scaled(reduction), width, height, [pixel_figures(crop) for crop in found])
+    return Measured(faces, width, height, [pixel_figures(crop) for crop in found])
 
 
 def qualities_of(images: Sequence[Measured], pitch_gain: float = 1.0) -> list[list[FaceQuality]]:

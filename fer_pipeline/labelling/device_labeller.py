@@ -5,7 +5,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from functools import partial
 from itertools import islice
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -16,17 +16,19 @@ from fer_pipeline.base.read_ahead import read_ahead
 from fer_pipeline.base.stage_clock import timed
 from fer_pipeline.faces.classify import Classifier
 from fer_pipeline.faces.detectors import load_batch_detector
-from fer_pipeline.faces.detectors.detections import Detections
 from fer_pipeline.faces.detectors.spec import ResolvedDetector
 from fer_pipeline.faces.pixels import Pixels
 from fer_pipeline.labelling.labeller import (
     Decided,
     FaceExtractor,
+    FacesOf,
+    KnownFaces,
     LabelSettings,
     Outcome,
     Prepared,
     Watch,
     label_rows,
+    no_known_faces,
     to_fetch,
     undecided,
 )
@@ -50,9 +52,10 @@ class DeviceLabeller:
         threads: int,
         watch: Watch = nullcontext,
         decided: Decided = undecided,
+        faces_of: FacesOf = no_known_faces,
     ) -> None:
         """`watch` is entered around each piece of work, in any thread. `decided`: see `FaceExtractor`."""
-        self.card, self.settings, self.watch = bundle.card, settings, watch
+        self.card, self.settings, self.watch, self.faces_of = bundle.card, settings, watch, faces_of
         self.faces = FaceExtractor(detector, bundle.card, settings, decided=decided)
         self.threads = ThreadPoolExecutor(threads, thread_name_prefix="prepare")
         self.ahead = 2 * threads
@@ -65,27 +68,29 @@ class DeviceLabeller:
         """Return rows of `schemas.LABELLED` for rows of `schemas.MANIFEST`."""
         outcomes, crops = list[Outcome](), [self.faces.no_crops]
         with fetch(to_fetch([manifest]), self.settings.max_bytes, self.settings.image_column) as fetched:
-            prepared = (future.result() for _, future in read_ahead(fetched, self._prepare, self.ahead))  # photos are large
+            known = zip(fetched, self.faces_of(manifest), strict=True)
+            prepared = (future.result() for _, future in read_ahead(known, self._prepare, self.ahead))  # photos are large
             for batch in _batches(MOST_BYTES, prepared):
                 crops += self._detect_and_cut(batch)
                 outcomes += [one.outcome for one in batch]
         probabilities = self._on_device("classify", partial(self.classify, np.concatenate(crops)))
         return label_rows(manifest, outcomes, probabilities, self.faces)
 
-    def _prepare(self, data: Fetched) -> "Future[Prepared]":
+    def _prepare(self, record: tuple[Fetched, KnownFaces | None]) -> "Future[Prepared]":
         """Prepare a record in a thread. Wait for a frame: a video decodes frames one at a time, and only while it is open."""
-        future = self.threads.submit(self._watched, self.faces.prepare, data)
+        data, known = record
+        future = self.threads.submit(self._watched, self.faces.prepare, data, known)
         if isinstance(data, Frame):
             future.exception()
         return future
 
-    def _watched(self, work: Callable[..., Result], *arguments: Fetched | Prepared | list[Detections]) -> Result:
+    def _watched(self, work: Callable[..., Result], *arguments: Any) -> Result:
         with self.watch():
             return work(*arguments)
 
     def _detect_and_cut(self, batch: list[Prepared]) -> list[Pixels]:
         """Return the crops of the faces in a batch of photos; release the photos."""
-        decoded = [one for one in batch if one.views]
+        decoded = [one for one in batch if one.photo]
         found = iter(self._on_device("detect", partial(self.detect, [view.pixels for one in decoded for view in one.views])))
         by_photo = [list(islice(found, len(one.views))) for one in decoded]
         return list(self.threads.map(partial(self._watched, self.faces.cut), decoded, by_photo))

@@ -56,12 +56,32 @@ Poison = dict[int, tuple[str, str]]
 """Status and reason of records that must not be opened again, by record id."""
 Watch = Callable[[], AbstractContextManager[Any]]
 """Returns a context for work on records, which limits its time or its memory."""
+
+
+@dataclass(frozen=True)
+class KnownFaces:
+    """The faces of an image or a frame that the same detector found earlier under the same settings."""
+
+    content_sha256: str | None
+    """Digest of the bytes that it saw; None for a frame."""
+    size_px: tuple[int, int]
+    faces: Detections
+    """In the full size of the image."""
+
+
+FacesOf = Callable[[pa.Table], Sequence[KnownFaces | None]]
+"""Takes rows of `schemas.MANIFEST`. Returns the faces of each record that has known ones."""
 Decided = Callable[[str], str | None]
 """Takes the digest of a record's bytes. Returns `CARRIED` or `BLOCKED` if the bytes need no labelling, else None."""
 
 
 def undecided(content_sha256: str) -> None:
     """Return None: all bytes are labelled."""
+
+
+def no_known_faces(manifest: pa.Table) -> Sequence[KnownFaces | None]:
+    """Return None for each record: all faces are detected."""
+    return [None] * len(manifest)
 
 
 @dataclass
@@ -87,11 +107,12 @@ class Outcome:
 
 @dataclass
 class Prepared:
-    """A record before detection: its photo and the views for detection, or only its outcome if it has failed."""
+    """A record before detection: its photo and the views for detection or its known faces; only its outcome if it has failed."""
 
     outcome: Outcome
     photo: Photo | None = None
     views: list[View] = field(default_factory=list)
+    known: Detections | None = None
 
 
 class FaceExtractor:
@@ -119,11 +140,11 @@ class FaceExtractor:
         """The crops of a record without faces, uint8 (0, channels, side, side)."""
         return empty_inputs(0, self.card.network)
 
-    def extract(self, data: Fetched) -> tuple[Outcome, Pixels]:
+    def extract(self, data: Fetched, known: KnownFaces | None = None) -> tuple[Outcome, Pixels]:
         """Return the outcome of one record, and the crops of its faces, uint8 (n, channels, side, side)."""
         with self.watch():
-            record = self.prepare(data)
-            if not record.views:
+            record = self.prepare(data, known)
+            if record.photo is None:
                 return record.outcome, self.no_crops
             try:
                 with timed("detect"):
@@ -132,8 +153,11 @@ class FaceExtractor:
                 return _failed(error, record.outcome.content_sha256), self.no_crops
             return record.outcome, self.cut(record, found)
 
-    def prepare(self, data: Fetched) -> Prepared:
-        """Decode and shrink one record; the outcome of a decided or undecodable record is final."""
+    def prepare(self, data: Fetched, known: KnownFaces | None = None) -> Prepared:
+        """Decode and shrink one record; the outcome of a decided or undecodable record is final.
+
+        Faces that are known of the same bytes, or the same frame, are not detected again.
+        """
         digest = hashlib.sha256(data).hexdigest() if isinstance(data, bytes) else None
         if status := digest and self.decided(digest):
             return Prepared(Outcome(status, content_sha256=digest))
@@ -143,14 +167,20 @@ class FaceExtractor:
                 photo = decode(data, self.settings.max_pixels, size_px if self.finds_faces else None)
                 phash = perceptual_hash(photo.pixels).hex()
                 colours = colours_of(photo.pixels).hex() if isinstance(data, Frame) else None
-                views = views_of(photo.pixels, photo.reduction, size_px) if self.finds_faces else [View(photo.pixels, 1.0)]
+                is_known = known is not None and (known.content_sha256, known.size_px) == (digest, (photo.width, photo.height))
+                views = [] if is_known else self._views(photo)
         except Exception as error:  # noqa: BLE001 (the boundary around one record)
             return Prepared(_failed(error, digest))
         outcome = Outcome("no_face", None, photo.width, photo.height, None, digest, photo.note, photo.capture, phash, colours)
-        return Prepared(outcome, photo, views)
+        return Prepared(outcome, photo, views, known.faces if known and is_known else None)
+
+    def _views(self, photo: Photo) -> list[View]:
+        if not self.finds_faces:
+            return [View(photo.pixels, 1.0)]
+        return views_of(photo.pixels, photo.reduction, self.settings.detect_px)
 
     def cut(self, record: Prepared, found: Sequence[Detections]) -> Pixels:
-        """Return the crops of the faces that were found in each view, uint8 (n, channels, side, side).
+        """Return the crops of the faces that are known or were found in each view, uint8 (n, channels, side, side).
 
         Complete the record's outcome, and release its photo. A detector that finds no faces gives the photo as one crop.
         """
@@ -159,11 +189,13 @@ class FaceExtractor:
             return self.no_crops
         try:
             with timed("align"):
-                faces = merged(views, found)
+                faces = merged(views, found).scaled(photo.reduction) if record.known is None else record.known
                 if not len(faces):
                     return self.no_crops
                 if self.finds_faces:
-                    crops = align(photo.pixels, faces, self.card.network, self.card.framing)
+                    # From the full size as it is written, so that faces that are read again are cut alike.
+                    placed = faces.scaled(1 / photo.reduction)
+                    crops = align(photo.pixels, placed, self.card.network, self.card.framing)
                 else:
                     crops = resize_whole(photo.pixels, self.card.network)[None]
                 grey = crops[:, 0] if self.finds_faces and is_measured(self.card.network, self.card.framing) else None
@@ -192,9 +224,10 @@ class Labeller:
         watch: Watch = nullcontext,
         decided: Decided = undecided,
         memory_bytes: int | None = None,
+        faces_of: FacesOf = no_known_faces,
     ) -> None:
         """`memory_bytes`: memory that records may use beyond what the loaded process has. For the rest see `FaceExtractor`."""
-        self.card, self.settings = bundle.card, settings
+        self.card, self.settings, self.faces_of = bundle.card, settings, faces_of
         self.faces = FaceExtractor(detector, bundle.card, settings, watch, decided)
         self.classify = Classifier(bundle, settings.precision)
         assert self.faces.detect  # load it
@@ -212,10 +245,10 @@ class Labeller:
 
     def label(self, manifest: pa.Table, fetched: Iterator[Fetched]) -> pa.Table:
         """Return rows of `schemas.LABELLED` for rows of `schemas.MANIFEST`, whose bytes or frames come next in `fetched`."""
-        outcomes, crops = list[Outcome](), [self.faces.no_crops]
+        outcomes, crops, known = list[Outcome](), [self.faces.no_crops], self.faces_of(manifest)
         with self.bounded():
-            for data in _waited_for(islice(fetched, len(manifest))):
-                outcome, faces = self.faces.extract(data)
+            for data, its_faces in zip(_waited_for(islice(fetched, len(manifest))), known, strict=True):
+                outcome, faces = self.faces.extract(data, its_faces)
                 outcomes.append(outcome)
                 crops.append(faces)
         with timed("classify"):

@@ -4,6 +4,7 @@ import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
+from functools import reduce
 from itertools import groupby
 from typing import Any
 
@@ -28,17 +29,17 @@ class ManifestSize:
 
 
 def write_manifest(
-    prefix: str, shards: Iterable[list[Record]], kept: Callable[[list[str]], pa.Table] | None = None
+    prefix: str, shards: Iterable[list[Record]], further: Sequence[Callable[[list[Record]], pa.Table]] = ()
 ) -> ManifestSize:
     """Write the manifest as `<prefix>00000.parquet`, and so on: one row group per shard, `SHARDS_PER_FILE` per file.
 
-    `kept`: returns further columns of the records with these uris. They go along to `images/` and `faces/`.
+    `further`: functions that return further columns of a shard.
     """
     record_count = shard_count = 0
     pending: list[pa.Table] = []
     for shard in shards:
         rows = manifest_table(shard, shard_count, record_count)
-        pending.append(parquet.joined(rows, kept([record.uri for record in shard])) if kept else rows)
+        pending.append(reduce(parquet.joined, (columns(shard) for columns in further), rows))
         record_count, shard_count = record_count + len(shard), shard_count + 1
         if len(pending) == SHARDS_PER_FILE:
             _write_file(prefix, shard_count, pending)

@@ -37,7 +37,7 @@ SCHEMA_VERSION = 4
 """The schema version of `run.json`, the manifest and the tables. A run continues only with the same version."""
 SETTINGS_NOT_IN_DIGEST = (
     "include", "exclude", "fps", "pages", "zip_encoding", "file_list", "uri_column", "base", "keep", "sample", "limit", "table",
-    "precision", "device", "uncertain_below",
+    "reuse_faces", "precision", "device", "uncertain_below",
 )  # fmt: skip
 """Settings that are no reason to relabel a record: they select records, or choose the arithmetic, which differs between machines,
 with the default threshold of uncertain labels that belongs to it."""
@@ -99,6 +99,7 @@ class KnownSettings(Config):
     file_list: str | None = None
     base: list[str] | None = None
     keep: list[str] | None = None
+    reuse_faces: str | None = None
 
 
 def _validated(settings: dict[str, Any]) -> dict[str, Any]:
@@ -173,6 +174,11 @@ class RunRecord(Config):
     def roots(self) -> list[str]:
         """The folders and prefixes below which all records are: the source or, for a list, its bases."""
         return self.known.base or [self.source]
+
+    @property
+    def faces_from(self) -> str | None:
+        """The run or the table whose faces are not detected again."""
+        return self.known.reuse_faces or (self.increment.table if self.increment else None)
 
     @property
     def changes_nothing(self) -> bool:
@@ -256,8 +262,13 @@ class RunFolder:
         """Return the file that locates the rows of the table whose bytes may appear again in the run."""
         return self.path("increment", f"{run_id}-places.parquet")
 
+    @staticmethod
+    def images_name(shard: int) -> str:
+        """Return the file of a committed shard, below the folder."""
+        return f"images/{shard:06d}.parquet"
+
     def images_path(self, shard: int) -> str:
-        return self.path("images", f"{shard:06d}.parquet")
+        return self.path(self.images_name(shard))
 
     def load(self) -> RunRecord | None:
         """Return the record of the run, None if no run has started. Raise UserError if the folder is not a run folder."""

@@ -6,7 +6,6 @@ The table's rows of one source are kept in memory as about fifty bytes each; the
 import heapq
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from hashlib import blake2b
 from itertools import islice
 from typing import Any
 
@@ -18,18 +17,26 @@ from numpy.typing import NDArray
 from fer_pipeline.archive.record import UNREADABLE, Record
 from fer_pipeline.base.errors import UserError
 from fer_pipeline.base.storage import parquet
-from fer_pipeline.faces.decoding_version import DECODING, is_outdated
 from fer_pipeline.labelling.run import Increment
 from fer_pipeline.labelling.schemas import BLOCKED, FAILED, SUCCEEDED
 from fer_pipeline.table.blocklist import read_blocklist
 from fer_pipeline.table.delta import LabelTable, TableFile
 from fer_pipeline.table.nights import night_ids
 from fer_pipeline.table.reuse import PLACES
-from fer_pipeline.table.rows import KEY, ROWS, VANISHED, DigestSet, digests_of, digests_of_records
+from fer_pipeline.table.rows import (
+    DECODED,
+    KEY,
+    ROWS,
+    VANISHED,
+    DigestSet,
+    all_true,
+    decoded_differently,
+    digests_of,
+    digests_of_records,
+    version_hashes,
+)
 
 HELD, RETRY, OUTDATED = range(3)
-DECODED = ("width", "height", "decoding")
-"""The columns that tell, with the name, whether a later version of decoding changes a row."""
 IDENTITY = ("model_digest", "detector_digest", "settings_digest")
 """The columns that identify how a row was computed. A row of another identity is outdated."""
 
@@ -97,7 +104,7 @@ class Comparison:
         number_in_file = np.flatnonzero(below.to_numpy())
         rows = rows.take(number_in_file)
         is_failed = pc.is_in(rows["status"], pa.array(FAILED))
-        is_place = _all([is_failed, pc.is_null(rows["member"]), pc.equal(rows["etag"], "")])
+        is_place = all_true([is_failed, pc.is_null(rows["member"]), pc.equal(rows["etag"], "")])
         is_container = pc.and_(is_failed, pc.fill_null(pc.match_substring(rows["error"], UNREADABLE), False))
         facts = [*(rows[name].to_pylist() for name in KEY), is_place.to_pylist(), is_container.to_pylist()]
         covered = np.fromiter(map(self.covers, *facts), bool, len(rows))
@@ -105,7 +112,8 @@ class Comparison:
         succeeded = pc.is_in(rows["status"], pa.array(SUCCEEDED)).to_numpy()
         still_blocked = pc.is_in(rows["content_sha256"], pa.array(sorted(self.blocked), pa.string()))
         labelled = succeeded | pc.and_(pc.equal(rows["status"], BLOCKED), still_blocked).to_numpy()
-        is_current = _all([pc.equal(rows[name], self.identity[name]) for name in IDENTITY]).to_numpy() & ~self._outdated(rows)
+        is_current = all_true([pc.equal(rows[name], self.identity[name]) for name in IDENTITY]).to_numpy()
+        is_current &= ~decoded_differently(rows, self.detect_px)
         failed_last = ~labelled | pc.is_valid(rows["error"]).to_numpy()
         attempt = np.where(failed_last, np.minimum(rows["attempt"].to_numpy(), 255), 0).astype(np.uint8)
         may_retry = (attempt < self.max_attempts) | pc.is_in(rows["status"], self.retry_status).to_numpy()
@@ -114,23 +122,11 @@ class Comparison:
         attempt[~labelled & (kind == OUTDATED)] = 0  # another model or detector starts from zero
         has_digest = succeeded & pc.is_valid(rows["content_sha256"]).to_numpy()
         etags = rows["etag"].to_pylist()
-        version, container = _hashes(rows["size_bytes"].to_pylist(), etags), _hashes(rows["uri"].to_pylist(), etags)
+        version, container = version_hashes(rows["size_bytes"].to_pylist(), etags), version_hashes(rows["uri"].to_pylist(), etags)
         file_number = np.full(len(rows), number, np.int32)
         labelled_us = rows["labelled_at"].cast(pa.timestamp("us", "UTC")).cast(pa.int64()).to_numpy()
         reusable = is_current & has_digest
         return _Rows(digests_of(rows), version, kind, attempt, reusable, container, file_number, number_in_file, labelled_us)
-
-    def _outdated(self, rows: pa.Table) -> NDArray[np.bool_]:
-        """Return which rows (n,) an earlier version of decoding made that may have decoded them differently."""
-        chosen = np.flatnonzero(pc.less(pc.fill_null(rows["decoding"], 1), DECODING).to_numpy())
-        names = ("uri", "member", "time_ms", "status", "width", "height")
-        facts = zip(*(rows[name].take(chosen).to_pylist() for name in names), strict=True)
-        found = np.zeros(len(rows), bool)
-        found[chosen] = [
-            is_outdated(member or uri, time_ms is not None, status in SUCCEEDED, (width, height), self.detect_px)
-            for uri, member, time_ms, status, width, height in facts
-        ]
-        return found
 
     def to_label(self, records: Iterable[Record]) -> Iterator[Record]:
         """Yield the records to label: new, changed, outdated, and failed ones to retry.
@@ -161,7 +157,7 @@ class Comparison:
         rest, container, places = iter(records), "", set[tuple[str | None, int | None]]()
         while batch := list(islice(rest, 10_000)):
             found = self._find(digests_of_records(batch))
-            versions = _hashes([one.size_bytes for one in batch], [one.etag for one in batch])
+            versions = version_hashes([one.size_bytes for one in batch], [one.etag for one in batch])
             same = (found >= 0) & (self.rows.version[found] == versions) if len(self.rows.version) else found >= 0
             for record, row, is_same in zip(batch, found.tolist(), same.tolist(), strict=True):
                 if record.uri != container:
@@ -173,7 +169,7 @@ class Comparison:
                 places.add(place)
                 self.listed += 1
                 if record.error and record.etag:  # unreadable: its members, or frames, have not vanished
-                    self.seen |= self.rows.container == _hashes([record.uri], [record.etag])
+                    self.seen |= self.rows.container == version_hashes([record.uri], [record.etag])
                 yield record, row, is_same
 
     def require_nothing_below(self, places: Sequence[str]) -> None:
@@ -210,6 +206,11 @@ class Comparison:
         else:
             self.retried += 1
         return int(self.rows.attempt[row]) + 1
+
+    @property
+    def holds_outdated(self) -> bool:
+        """Whether a row of the table is of another model, detector or settings."""
+        return bool((self.rows.kind == OUTDATED).any())
 
     @property
     def vanished(self) -> int:
@@ -264,17 +265,3 @@ _DTYPES: dict[str, Any] = {
     "row": np.int64,
     "labelled_us": np.int64,
 }
-
-
-def _all(conditions: list[Any]) -> Any:
-    whole = conditions[0]
-    for one in conditions[1:]:
-        whole = pc.and_(whole, one)
-    return pc.fill_null(whole, False)
-
-
-def _hashes(firsts: Sequence[object], etags: Sequence[str | None]) -> NDArray[np.uint64]:
-    """Return a hash (n,) of each pair of a size, or uri, and an etag."""
-    texts = (f"{first}\0{etag}" for first, etag in zip(firsts, etags, strict=True))
-    digests = [blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest() for text in texts]
-    return np.frombuffer(b"".join(digests), np.uint64)

@@ -23,6 +23,7 @@ from fer_pipeline.base import storage
 from fer_pipeline.base.errors import UserError
 from fer_pipeline.base.schema_version import require_readable
 from fer_pipeline.base.storage import parquet, s3
+from fer_pipeline.labelling.run import RUN
 from fer_pipeline.table.rows import ROWS, SCHEMA_VERSION
 
 SCHEMA_VERSION_KEY = "fer-pipeline.schema_version"
@@ -276,6 +277,14 @@ class LabelTable:
     def data_files(self) -> list[str]:
         """Return the paths of all Parquet files at any depth below the table, those of no version included."""
         return [name for name in storage.list_below(self.url) if name.endswith(".parquet") and name[0] not in "_."]
+
+
+def is_table(url: str) -> bool:
+    """Tell whether there is a published table at `url` or a labelling run. Raise UserError if there is neither."""
+    names = storage.list_names(url)
+    if "_delta_log" not in names and RUN not in names:
+        raise UserError(f"There is neither a labelling run nor a published table in '{url}': name the folder of one.")
+    return "_delta_log" in names
 
 
 def require_file_names(paths: Iterable[str], table: str) -> None:

@@ -1,20 +1,44 @@
-"""Finds table rows whose image bytes appear again, under any key, so that their labels are carried over, not computed."""
+"""What rows of earlier runs save: labels of bytes that appear again, under any key, and faces that a new model labels."""
 
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
+from fer_pipeline.archive.record import Record
 from fer_pipeline.base import storage
 from fer_pipeline.base.errors import UserError
 from fer_pipeline.base.storage import parquet
-from fer_pipeline.labelling.schemas import CARRIED, IMAGES, LABELLED, LINEAGE, OF_CONTENT
-from fer_pipeline.table.delta import require_file_names
-from fer_pipeline.table.rows import ROWS
+from fer_pipeline.faces.attributes import FACE_ATTRIBUTES
+from fer_pipeline.faces.detectors.detections import Detections
+from fer_pipeline.labelling.labeller import KnownFaces
+from fer_pipeline.labelling.run import READERS, RunFolder
+from fer_pipeline.labelling.schemas import CARRIED, IMAGES, LABELLED, LINEAGE, OF_CONTENT, SUCCEEDED
+from fer_pipeline.table.delta import LabelTable, is_table, require_file_names
+from fer_pipeline.table.rows import (
+    DECODED,
+    KEY,
+    ROWS,
+    Digests,
+    DigestSet,
+    all_true,
+    concatenated,
+    decoded_differently,
+    digests_of,
+    digests_of_records,
+    version_hashes,
+)
 
 PLACES = pa.schema([("content_sha256", pa.string()), ("path", pa.string()), ("row", pa.int64())])
+FACE_PLACES = pa.schema([("faces_file", pa.string()), ("faces_row", pa.int64())])
+"""Columns of a manifest beyond those of the schema: the row of a table or a run that holds the faces of a record."""
+_SAME = ("detector_digest", "settings_digest")
+_KNOWN_COLUMNS = ["content_sha256", "width", "height", "faces"]
 _CARRIED_COLUMNS = [*OF_CONTENT, "status", "faces", *(field.name for field in LINEAGE)]
 
 
@@ -46,8 +70,16 @@ class Reusable:
 
     def _read(self, digests: list[str]) -> pa.Table:
         indices = np.searchsorted(self._digests, np.array(digests, "S64")).tolist()
-        rows = [_row(self.table, self._paths[index].as_py(), int(self._rows[index])) for index in indices]
-        return pa.concat_tables(rows)
+        try:
+            return pa.concat_tables([self._row(index) for index in indices])
+        except FileNotFoundError:
+            raise UserError(
+                f"`table vacuum` deleted files of '{self.table}' that this run needs: start a new run, and use a longer "
+                "--retention-hours."
+            ) from None
+
+    def _row(self, index: int) -> pa.Table:
+        return _row(storage.join(self.table, self._paths[index].as_py()), int(self._rows[index]), _CARRIED_COLUMNS)
 
 
 def read_reusable(table: str, url: str) -> Reusable | None:
@@ -57,36 +89,90 @@ def read_reusable(table: str, url: str) -> Reusable | None:
     return Reusable(table, places) if len(places) else None
 
 
-def _row(table: str, path: str, row: int) -> pa.Table:
-    """Return one row of a file of the table, with the columns that are carried over."""
-    group, first = _group_of(table, path, row)
-    return group.slice(row - first, 1)
+class FacePlaces:
+    """Locates rows of a table or a run by key and version: those whose faces the same detector would find again."""
+
+    def __init__(self, url: str, identity: Mapping[str, str], detect_px: int) -> None:
+        """`identity`: what a run writes into each row (`LabelPlan.identity`). Raise UserError if there are no labels at `url`."""
+        self.url, self.identity, self.detect_px, self.located = url, identity, detect_px, 0
+        if is_table(url):
+            self.files = [file.path for file in LabelTable(url).files]
+        else:
+            self.files = [RunFolder.images_name(shard) for shard in sorted(RunFolder(url).committed())]
+        with ThreadPoolExecutor(READERS) as pool:
+            parts = list(pool.map(self._read, self.files))
+        self._find = DigestSet(concatenated(part[0] for part in parts)).find
+        self._versions = np.concatenate([np.empty(0, np.uint64), *(part[1] for part in parts)])
+        self._rows = np.concatenate([np.empty(0, np.int64), *(part[2] for part in parts)])
+        self._of_file = np.repeat(np.arange(len(parts)), [len(part[2]) for part in parts])
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def _read(self, file: str) -> tuple[Digests, NDArray[np.uint64], NDArray[np.int64]]:
+        """Return key, version and number of the rows of a file whose faces are found again."""
+        columns = [*KEY, "size_bytes", "etag", "status", *DECODED, *_SAME]
+        found = parquet.read_columns(storage.join(self.url, file), columns)
+        rows = parquet.with_columns(found, pa.schema([ROWS.field(name) for name in columns]))
+        is_labelled = pc.is_in(rows["status"].cast(pa.string()), pa.array(SUCCEEDED))
+        same = all_true([is_labelled, *(pc.equal(rows[name].cast(pa.string()), self.identity[name]) for name in _SAME)])
+        numbers = np.flatnonzero(same.to_numpy() & ~decoded_differently(rows, self.detect_px))
+        rows = rows.take(numbers)
+        return digests_of(rows), version_hashes(rows["size_bytes"].to_pylist(), rows["etag"].to_pylist()), numbers
+
+    def __call__(self, records: Sequence[Record]) -> pa.Table:
+        """Return the rows of `FACE_PLACES` of records; null where their faces are not known."""
+        found = self._find(digests_of_records(records))
+        versions = version_hashes([one.size_bytes for one in records], [one.etag for one in records])
+        known = [row >= 0 and self._versions[row] == version for row, version in zip(found.tolist(), versions, strict=True)]
+        self.located += sum(known)
+        rows = [row if is_known else None for row, is_known in zip(found.tolist(), known, strict=True)]
+        files = [None if row is None else self.files[self._of_file[row]] for row in rows]
+        return pa.table([files, [None if row is None else int(self._rows[row]) for row in rows]], schema=FACE_PLACES)
 
 
-def _group_of(table: str, path: str, row: int) -> tuple[pa.Table, int]:
-    starts = _starts(table, path)
+def read_faces(url: str, manifest: pa.Table) -> list[KnownFaces | None]:
+    """Return the faces of each record of a manifest that `FacePlaces` located at `url`; None where they are gone."""
+    if not set(FACE_PLACES.names) <= set(manifest.column_names):
+        return [None] * len(manifest)
+    files, rows = manifest["faces_file"].to_pylist(), manifest["faces_row"].to_pylist()
+    require_file_names(filter(None, set(files)), url)
+    return [None if file is None else _known(storage.join(url, file), row) for file, row in zip(files, rows, strict=True)]
+
+
+def _known(file: str, row: int) -> KnownFaces | None:
+    try:
+        (found,) = _row(file, row, _KNOWN_COLUMNS).to_pylist()
+    except (FileNotFoundError, IndexError):  # the table was vacuumed, or the run deleted, meanwhile
+        return None
+    faces = found["faces"]
+    boxes = np.array([[face[name] for name in "xywh"] for face in faces], np.float32).reshape(-1, 4)
+    scores = np.array([face["detection_score"] for face in faces], np.float32)
+    known = [name for name in FACE_ATTRIBUTES if faces and all(face.get(name) is not None for face in faces)]
+    attributes = {name: np.array([face[name] for face in faces], np.float32).reshape(len(faces), -1, 2) for name in known}
+    return KnownFaces(found["content_sha256"], (found["width"], found["height"]), Detections(boxes, scores, attributes))
+
+
+def _row(file: str, row: int, columns: Sequence[str]) -> pa.Table:
+    """Return some columns of one row of a file of a table or a run, of any version."""
+    starts = _starts(file)
     number = int(np.searchsorted(starts, row, "right")) - 1
-    return _read_group(table, path, number), int(starts[number])
+    return _read_group(file, number, tuple(columns)).slice(row - int(starts[number]), 1)
 
 
 @lru_cache(64)
-def _starts(table: str, path: str) -> Any:
+def _starts(file: str) -> Any:
     """Return the number of the first row of each row group of a file."""
-    try:
-        with parquet.opened(storage.join(table, path)) as file:
-            sizes = [file.metadata.row_group(index).num_rows for index in range(file.num_row_groups)]
-    except FileNotFoundError:
-        raise UserError(
-            f"`table vacuum` deleted files of '{table}' that this run needs: start a new run, and use a longer --retention-hours."
-        ) from None
+    with parquet.opened(file) as opened:
+        sizes = [opened.metadata.row_group(index).num_rows for index in range(opened.num_row_groups)]
     return np.cumsum([0, *sizes[:-1]])
 
 
 @lru_cache(8)
-def _read_group(table: str, path: str, number: int) -> pa.Table:
-    with parquet.opened(storage.join(table, path)) as file:
-        found = file.read_row_group(number, columns=_CARRIED_COLUMNS)
-    return parquet.with_columns(found, pa.schema([ROWS.field(name) for name in _CARRIED_COLUMNS]))  # of any version
+def _read_group(file: str, number: int, columns: tuple[str, ...]) -> pa.Table:
+    with parquet.opened(file) as opened:
+        found = opened.read_row_group(number, columns=list(columns))
+    return parquet.with_columns(found, pa.schema([ROWS.field(name) for name in columns]))
 
 
 assert set(_CARRIED_COLUMNS) <= {*LABELLED.names, *IMAGES.names}

@@ -1,14 +1,18 @@
 """The rows of the published table, and digests of their keys."""
 
 from collections.abc import Iterable, Sequence
+from functools import reduce
 from hashlib import blake2b
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from fer_pipeline.archive.record import Record
-from fer_pipeline.labelling.schemas import IMAGES
+from fer_pipeline.faces.decoding_version import DECODING, is_outdated
+from fer_pipeline.labelling.schemas import IMAGES, SUCCEEDED
 
 SCHEMA_VERSION = 1
 KEY = ["uri", "member", "time_ms"]
@@ -64,6 +68,35 @@ def digests_of(table: pa.Table) -> Digests:
 def digests_of_records(records: Sequence[Record]) -> Digests:
     """Return the digests of the keys of records."""
     return key_digests([one.uri for one in records], [one.member for one in records], [one.time_ms for one in records])
+
+
+DECODED = ("width", "height", "decoding")
+"""The columns that tell, with key and status, whether a later version of decoding changes a row."""
+
+
+def decoded_differently(rows: pa.Table, detect_px: int) -> NDArray[np.bool_]:
+    """Return which rows (n,) an earlier version of decoding made that may have decoded them differently."""
+    chosen = np.flatnonzero(pc.less(pc.fill_null(rows["decoding"], 1), DECODING).to_numpy())
+    names = ("uri", "member", "time_ms", "status", "width", "height")
+    facts = zip(*(rows[name].take(chosen).to_pylist() for name in names), strict=True)
+    found = np.zeros(len(rows), bool)
+    found[chosen] = [
+        is_outdated(member or uri, time_ms is not None, status in SUCCEEDED, (width, height), detect_px)
+        for uri, member, time_ms, status, width, height in facts
+    ]
+    return found
+
+
+def all_true(conditions: Sequence[Any]) -> Any:
+    """Return where all conditions, Arrow arrays (n,), are true; null is not."""
+    return pc.fill_null(reduce(pc.and_, conditions), False)
+
+
+def version_hashes(firsts: Sequence[object], etags: Sequence[str | None]) -> NDArray[np.uint64]:
+    """Return a hash (n,) of each pair of a size, or uri, and an etag."""
+    texts = (f"{first}\0{etag}" for first, etag in zip(firsts, etags, strict=True))
+    digests = [blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest() for text in texts]
+    return np.frombuffer(b"".join(digests), np.uint64)
 
 
 class DigestSet:

@@ -18,7 +18,7 @@ def whole(box: np.ndarray = FULL) -> Detections:
 
 
 def rated(pixels: Pixels, faces: Detections, reduction: float = 1.0) -> list[FaceQuality]:
-    return qualities_of([measured(pixels, faces, reduction)])[0]
+    return qualities_of([measured(pixels, faces.scaled(reduction), reduction)])[0]
 
 
 def turned_head(roll: float, yaw: float, pitch: float) -> Floats:

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from fer_pipeline.base.errors import ClusterError
 from fer_pipeline.engine import demand
 from fer_pipeline.engine.connect import ClusterConfig
 from fer_pipeline.jobs.label import job as label
-from tests.conftest import copies
+from tests.conftest import copies, until
 from tests.faults.test_nodes import HEAD, STORE_BYTES, config, rows
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
@@ -41,15 +41,6 @@ def cluster_of(**head: Any) -> Iterator[Cluster]:
 
 def add(nodes: Cluster, **resources: Any) -> Any:
     return nodes.add_node(object_store_memory=STORE_BYTES, **resources)
-
-
-def until(condition: Callable[[], Any], limit_s: float = 60.0) -> float:
-    """Wait for something and return how long that took."""
-    began = time.monotonic()
-    while not condition():
-        assert time.monotonic() - began < limit_s, "it did not come to pass"
-        time.sleep(0.05)
-    return time.monotonic() - began
 
 
 def drive(source: Path, out: Path, address: str, *options: str) -> "subprocess.Popen[bytes]":
@@ -73,7 +64,7 @@ def test_a_night_on_machines_that_come_and_go(losses: int, times: int, archive: 
         up = [add(nodes, num_cpus=1) for _ in range(2)]
         driver = drive(source, out, nodes.address, "--shard-records", "8")
         for loss in range(losses):
-            until(lambda: shards(out) > total * (loss + rng.uniform(0.2, 1)) / (losses + 1), 300)  # noqa: B023
+            until(lambda: shards(out) > total * (loss + rng.uniform(0.2, 1)) / (losses + 1))  # noqa: B023
             nodes.remove_node(up.pop(0), allow_graceful=rng.random() < 0.3)
             time.sleep(rng.uniform(0, 2))
             up.append(add(nodes, num_cpus=1))
@@ -95,12 +86,12 @@ def test_from_no_workers_the_whole_demand_is_asked_for_and_a_late_node_is_used(a
     with cluster_of(num_cpus=0) as nodes:
         driver = drive(archive, out, nodes.address, "--shard-records", "4")
         ray.init(nodes.address, log_to_driver=False)
-        until(lambda: asked_for() == [{"CPU": 1.0}] * 9, 120)  # 36 records, 4 in a shard; before, the listing asks for its own
+        until(lambda: asked_for() == [{"CPU": 1.0}] * 9)  # 36 records, 4 in a shard; before, the listing asks for its own
         add(nodes, num_cpus=2)
         took_s = until(lambda: shards(out))
         print(f"the late node committed a shard after {took_s:.1f} s")
         assert driver.wait(60) == 0
-        until(lambda: not asked_for(), 5)
+        until(lambda: not asked_for(), limit_s=5)
 
 
 @pytest.mark.long
@@ -110,7 +101,7 @@ def test_a_job_that_dies_withdraws_its_demand_and_not_that_of_others(archive: Pa
         ray.init(nodes.address, log_to_driver=False)
         until(lambda: len(asked_for()) == 18)
         os.kill(first.pid, signal.SIGKILL)
-        took_s = until(lambda: len(asked_for()) == 9, demand.FORGET_S + 30)
+        took_s = until(lambda: len(asked_for()) == 9, limit_s=demand.FORGET_S + 30)
         print(f"the demand of the killed job was withdrawn after {took_s:.0f} s")
         second.terminate()
         second.wait(60)

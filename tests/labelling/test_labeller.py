@@ -1,5 +1,6 @@
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import cv2
 import numpy as np
@@ -9,12 +10,15 @@ import pytest
 from fer_pipeline.archive.files import Selection
 from fer_pipeline.archive.listing import Listing
 from fer_pipeline.archive.record import split_into_shards
+from fer_pipeline.base.storage import parquet
 from fer_pipeline.faces.detectors import resolve_detector
+from fer_pipeline.faces.detectors.detections import Detections
 from fer_pipeline.faces.pixels import Pixels
 from fer_pipeline.labelling.labeller import Labeller, LabelSettings
 from fer_pipeline.labelling.manifest import read_shards, write_manifest
 from fer_pipeline.labelling.schemas import LABELLED
 from fer_pipeline.models.bundle import EMBEDDED, read_bundle
+from fer_pipeline.table.reuse import FACE_PLACES, read_faces
 
 SETTINGS = LabelSettings(detect_px=640, threshold=0.9, max_pixels=10**8, max_bytes=10**8, precision="fp32", uncertain_below=0.5)
 
@@ -60,6 +64,32 @@ def test_each_face_has_the_quality_of_its_picture(images: pa.Table) -> None:
         for face, quality in zip(row["faces"], row["qualities"], strict=True):
             assert quality["side_px"] == pytest.approx((face["w"] * face["h"]) ** 0.5, rel=1e-5)
             assert 0 < quality["quality"] <= 1 and abs(quality["yaw_deg"]) < 45
+
+
+def test_known_faces_are_not_detected_unless_bytes_or_pixels_are_others(
+    images: pa.Table, labeller: Labeller, archive: Path, tmp_path: Path
+) -> None:
+    detected = list[int]()
+
+    def detect(pixels: Pixels) -> Detections:
+        detected.append(1)
+        return labeller.faces.detect(pixels)
+
+    manifest = manifest_of(archive, tmp_path)
+    parquet.write_table(str(tmp_path / "images" / "000000.parquet"), images)
+    places = pa.table([["images/000000.parquet"] * len(images), list(range(len(images)))], schema=FACE_PLACES)
+    found = read_faces(str(tmp_path), parquet.joined(manifest, places))
+    ok = [one if one and row["status"] != "undecodable" else None for one, row in zip(found, images.to_pylist(), strict=True)]
+    bytes_changed, pixels_changed = (
+        [one and replace(one, **change) for one in ok] for change in ({"content_sha256": "0"}, {"size_px": (1, 1)})
+    )
+    for known, detects in ((ok, False), (bytes_changed, True), (pixels_changed, True)):
+        other = Labeller(resolve_detector("mtcnn"), read_bundle(EMBEDDED), SETTINGS)
+        other.faces_of = Mock(return_value=known)
+        other.faces.detect = detect
+        detected.clear()
+        assert labelled(other, manifest).equals(images)
+        assert bool(detected) == detects
 
 
 def test_labels_of_poor_pictures_are_uncertain_if_that_is_asked_for(labeller: Labeller, hopper: Pixels, tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ from fer_pipeline.table.audit import Audit, Check
 from fer_pipeline.table.compare import Comparison
 from fer_pipeline.table.delta import LabelTable
 from fer_pipeline.table.reuse import read_reusable
+from fer_pipeline.table.rows import version_hashes
 from tests.nights.oracle import Key, Listed, Night, Oracle, label_of
 from tests.table.runs import DETECTOR, rows_of_table
 
@@ -314,10 +315,10 @@ def nothing_hides(firsts: Any, etags: Any) -> Any:
     return hashes([f"{first}?" for first in firsts] if len(firsts) == 1 and str(firsts[0]).endswith(".tar") else firsts, etags)
 
 
-read, hashes = Comparison._read, compare._hashes
+read, hashes = Comparison._read, version_hashes
 MUTATIONS: dict[str, tuple[Any, str, Any]] = {
     "labels of another model are carried over": (Comparison, "_read", no_label_is_of_this_model),
-    "what an unreadable container held has vanished": (compare, "_hashes", nothing_hides),
+    "what an unreadable container held has vanished": (compare, "version_hashes", nothing_hides),
     "a relabelling that fails replaces the label": (data_files, "_is_labelled_version", lambda *_: False),
 }
 

@@ -6,7 +6,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,8 @@ from typing import Any
 import httpx
 import psutil
 import tomli_w
+
+from tests.conftest import until
 
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
@@ -26,15 +28,6 @@ def free_port() -> int:
         return int(server.getsockname()[1])
 
 
-def until(condition: Callable[[], Any], limit_s: float = 60.0, what: str = "it") -> float:
-    """Wait until the condition holds and return the seconds that it took."""
-    began = time.monotonic()
-    while not condition():
-        assert time.monotonic() - began < limit_s, f"{what} did not happen within {limit_s:g} s"
-        time.sleep(0.1)
-    return time.monotonic() - began
-
-
 def await_prefect(api: str) -> None:
     """Wait until a Prefect server answers."""
 
@@ -43,7 +36,7 @@ def await_prefect(api: str) -> None:
             return httpx.get(f"{api}/health").status_code == 200
         return False
 
-    until(answers, 90, "the Prefect server")
+    until(answers, "the Prefect server")
 
 
 class Process:
@@ -84,6 +77,17 @@ class Process:
     def said(self) -> str:
         return self.log.read_text()
 
+    def await_line(self, text: str) -> None:
+        """Wait until the process says this."""
+
+        def said() -> bool:
+            alive = self.popen.poll() is None
+            found = text in self.said()
+            assert found or alive, f"{self.command} ended before it said '{text}': {self.said()[-1500:]}"
+            return found
+
+        until(said, lambda: f"'{text}' in the log of {self.command}: {self.said()[-1500:]}")
+
 
 class Prefect:
     """A client of the Prefect server's HTTP API."""
@@ -115,8 +119,8 @@ class Prefect:
     def is_over(self, run: str) -> bool:
         return self.state(run)["type"] in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
 
-    def end_of(self, run: str, limit_s: float = 120) -> dict[str, Any]:
-        until(lambda: self.is_over(run), limit_s, f"the end of run {run}, {self.state(run)}")
+    def end_of(self, run: str) -> dict[str, Any]:
+        until(lambda: self.is_over(run), lambda: f"the end of run {run}, {self.state(run)}", 600)
         return self.state(run)
 
     def cancel(self, run: str) -> None:
@@ -178,7 +182,7 @@ class Stand:
         path = self.folder / f"{name}.toml"
         path.write_text(tomli_w.dumps(schedules))
         served = self.run([sys.executable, "-m", by, str(path)], f"{name}-{len(self.processes)}")
-        until(lambda: "polling for scheduled runs" in served.said(), 90, f"serving {name}: {served.said()[-500:]}")
+        served.await_line("polling for scheduled runs")
         return served
 
     def close(self) -> None:
@@ -197,7 +201,7 @@ class Head:
         place = stand.folder / f"r{port}"
         self.process = Process([*command, f"--temp-dir={place}"], stand.environment, stand.folder / f"head-{port}.log")
         self.url = f"http://127.0.0.1:{self.dashboard}"
-        until(lambda: self.get("/api/version") is not None, 60, f"the head: {self.process.said()[-500:]}")
+        until(lambda: self.get("/api/version") is not None, lambda: f"the head: {self.process.said()[-500:]}")
 
     def get(self, path: str) -> Any:
         with suppress(httpx.HTTPError):

@@ -17,8 +17,8 @@ import psutil
 import pytest
 
 from fer_pipeline.table.delta import LabelTable
-from tests.conftest import copies
-from tests.production.stand import TOKEN, Head, Prefect, Process, Stand, ended, kill, standing, until
+from tests.conftest import copies, until
+from tests.production.stand import TOKEN, Head, Prefect, Process, Stand, ended, kill, standing
 
 pytestmark = [pytest.mark.production, pytest.mark.timeout(600)]
 NEVER = "0 0 1 1 *"
@@ -82,7 +82,7 @@ class Night:
     def begun(self) -> str:
         """Start a night and wait until it labels."""
         run = self.start()
-        until(lambda: self.shards() > 1, 90, f"labelling: {self.prefect.state(run)} {self.served.said()[-800:]}")
+        until(lambda: self.shards() > 1, lambda: f"labelling: {self.prefect.state(run)} {self.served.said()[-800:]}")
         return run
 
 
@@ -109,16 +109,16 @@ def test_a_cancelled_night_stops_on_the_cluster_and_the_next_one_goes_on(
     night = Night(stand, prefect, "cancelled", many, head.url, **SLOW)
     run = night.begun()
     prefect.cancel(run)
-    took_s = until(lambda: jobs_of(head, run)[0]["status"] == "STOPPED", 60, "the end of the Ray job")
+    took_s = until(lambda: jobs_of(head, run)[0]["status"] == "STOPPED", "the end of the Ray job", 60)
     print(f"Ray had stopped {took_s:.1f} s after the cancelling")
-    assert prefect.end_of(run, 60)["type"] == "CANCELLED"
+    assert prefect.end_of(run)["type"] == "CANCELLED"
     done = night.shards()
     time.sleep(3)
     assert night.shards() == done and not drivers(head)
     shutil.rmtree(many / "05", ignore_errors=True)  # the source may change meanwhile
     again = night.start()
-    until(lambda: night.shards() > done, 60)
-    assert prefect.end_of(again, 240)["type"] == "COMPLETED" and night.rows() == 288
+    until(lambda: night.shards() > done)
+    assert prefect.end_of(again)["type"] == "COMPLETED" and night.rows() == 288
     log = prefect.log(again)
     assert any("of them done" in line and "0 of them done" not in line for line in log), log
 
@@ -132,9 +132,9 @@ def test_a_night_whose_process_is_killed_is_crashed_and_leaves_no_job(
     run = night.begun()
     (process,) = [one for one in night.served.all() if "prefect.engine" in " ".join(one.cmdline())][:1]
     kill(process)
-    assert prefect.end_of(run, 60)["type"] == "CRASHED"
-    until(lambda: jobs_of(head, run)[0]["status"] == "STOPPED", 30, "the end of the Ray job")
-    assert prefect.end_of(night.start(), 240)["type"] == "COMPLETED" and night.rows() == 360
+    assert prefect.end_of(run)["type"] == "CRASHED"
+    until(lambda: jobs_of(head, run)[0]["status"] == "STOPPED", "the end of the Ray job")
+    assert prefect.end_of(night.start())["type"] == "COMPLETED" and night.rows() == 360
 
 
 @pytest.mark.long
@@ -147,11 +147,11 @@ def test_a_server_that_is_restarted_in_mid_night_finds_it_done(stand: Stand, pre
     time.sleep(5)
     server.start()
     stand.await_server()
-    state = prefect.end_of(run, 240)
+    state = prefect.end_of(run)
     assert state["type"] in ("COMPLETED", "CRASHED"), state
-    until(lambda: jobs_of(head, run)[0]["status"] in ("SUCCEEDED", "STOPPED"), 120, "the end of the Ray job")
+    until(lambda: jobs_of(head, run)[0]["status"] in ("SUCCEEDED", "STOPPED"), "the end of the Ray job")
     if state["type"] != "COMPLETED":
-        assert prefect.end_of(night.start(), 240)["type"] == "COMPLETED"
+        assert prefect.end_of(night.start())["type"] == "COMPLETED"
     assert night.rows() == 216
 
 
@@ -169,14 +169,14 @@ def test_a_head_that_dies_in_mid_night_leaves_no_process_and_the_next_night_goes
         if process.pid not in spared:
             with suppress(ProcessLookupError):
                 kill(process)
-    took_s = until(lambda: ended(driver), 60, "the end of the driver whose cluster is gone")
+    took_s = until(lambda: ended(driver), "the end of the driver whose cluster is gone", 60)
     print(f"the driver ended {took_s:.1f} s after its head")
-    state = prefect.end_of(run, 180)
+    state = prefect.end_of(run)
     assert state["type"] == "FAILED" and "There is no Ray head" in state["message"], state  # after a silence and a retry
     other = stand.start_head()
     night.served.stop()
     again = Night(stand, prefect, "died", source, other.url, **SLOW)
-    assert prefect.end_of(again.start(), 240)["type"] == "COMPLETED" and again.rows() == 360
+    assert prefect.end_of(again.start())["type"] == "COMPLETED" and again.rows() == 360
 
 
 def stripes(path: Path) -> Path:
@@ -203,7 +203,7 @@ def test_a_model_is_retrained_by_a_job_for_each_step(stand: Stand, prefect: Pref
     config["train"]["allow_missing_classes"] = True
     stand.serve({"retrain": {"faces": {"cron": NEVER, "config": config, "cluster": {"address": head.url}}}}, "retrained")
     run = prefect.start("retrain/faces")
-    state = prefect.end_of(run, 240)
+    state = prefect.end_of(run)
     assert state["type"] == "COMPLETED", (state, prefect.log(run)[-5:])
     steps = {job["submission_id"].removeprefix(f"fer-{run}-"): job["status"] for job in jobs_of(head, run)}
     assert steps == {"ingest": "SUCCEEDED", "train": "SUCCEEDED", "evaluate": "SUCCEEDED"}
@@ -221,9 +221,9 @@ def test_a_job_whose_run_died_with_the_machine_that_served_it_is_stopped_and_tol
     prefect.post(f"/flow_runs/{run}/set_state", state=state, force=True)  # what the automation does after two minutes
     assert jobs_of(head, run)[0]["status"] == "RUNNING" and told == []
     night.served.start()
-    took_s = until(lambda: jobs_of(head, run)[0]["status"] == "STOPPED", 300, "the end of the orphan")
+    took_s = until(lambda: jobs_of(head, run)[0]["status"] == "STOPPED", "the end of the orphan", 300)
     print(f"The orphan was stopped {took_s:.0f} s after the schedules were served again")
-    until(lambda: told, 30, "telling the webhook")
+    until(lambda: told, "telling the webhook")
     assert [one["event"] for one in told] == ["crashed"] and told[0]["flow_run_id"] == run
     assert not drivers(head)
 
@@ -235,14 +235,14 @@ def test_a_run_whose_process_dies_before_it_begins_does_not_hold_the_next_one_up
     source = copies(archive, stand.folder / "stranded-source", 1)
     night = Night(stand, prefect, "stranded", source, head.url, notify="on-call", by="tests.production.killed")
     run = night.start()
-    until(lambda: night.served.popen.poll() is not None, 60, "the death of the process that serves")
+    until(lambda: night.served.popen.poll() is not None, "the death of the process that serves", 60)
     assert prefect.state(run)["type"] == "PENDING"
     refused = night.start()
     night.served = stand.serve(night.schedules, "stranded", "tests.production.soon")
-    until(lambda: prefect.state(run)["type"] == "CRASHED", 90, "the crash of what is stranded")
-    until(lambda: [one for one in told if (one["event"], one["flow_run_id"]) == ("crashed", run)], 30, "the webhook")
-    assert prefect.end_of(refused, 120)["type"] in ("CANCELLED", "COMPLETED")
-    assert prefect.end_of(night.start(), 120)["type"] == "COMPLETED" and night.rows() == 36
+    until(lambda: prefect.state(run)["type"] == "CRASHED", "the crash of what is stranded")
+    until(lambda: [one for one in told if (one["event"], one["flow_run_id"]) == ("crashed", run)], "the webhook")
+    assert prefect.end_of(refused)["type"] in ("CANCELLED", "COMPLETED")
+    assert prefect.end_of(night.start())["type"] == "COMPLETED" and night.rows() == 36
 
 
 def test_a_token_that_does_not_fit_is_one_sentence(stand: Stand, prefect: Prefect, head: Head, archive: Path) -> None:
@@ -301,14 +301,14 @@ def test_a_held_night_and_the_first_good_one_after_it_reach_the_webhook(
     state = prefect.end_of(run)
     assert (state["type"], state["name"]) == ("FAILED", "Held") and "vanished" in state["message"]
     assert "**failed**" in prefect.artifacts(run)["nightly"] and second.rows() == 144
-    until(lambda: told, 20, "telling the webhook")
+    until(lambda: told, "telling the webhook")
     assert (told[0]["event"], told[0]["message"], told[0]["source"]) == ("held", state["message"], str(source))
     second.served.stop()
     good = {"date": "2026-01-03", "accept": ["vanished"], **audit}
     third = Night(stand, prefect, "held", source, head.url, notify="on-call", config=good)
     state = prefect.end_of(third.start())
     assert state["name"] == "Completed", state
-    until(lambda: len(told) > 1, 20, "telling of the recovery")
+    until(lambda: len(told) > 1, "telling of the recovery")
     assert told[1]["event"] == "recovered" and len(told) == 2
 
 
@@ -320,7 +320,7 @@ def test_the_deployment_of_the_documents_fires_on_its_schedule(stand: Stand, pre
     shutil.copytree(archive, place / "photos")
     (place / "schedules.toml").write_text(block)
     served = stand.run([sys.executable, "-m", "flows.deploy", "schedules.toml"], "pasted-log", place)
-    until(lambda: "polling" in served.said(), 60, served.said())
+    served.await_line("polling")
 
     def finished() -> list[dict[str, Any]]:
         runs = prefect.runs("nightly", "photos")
@@ -328,15 +328,15 @@ def test_the_deployment_of_the_documents_fires_on_its_schedule(stand: Stand, pre
         assert not bad, bad
         return [run for run in runs if run["state_type"] == "COMPLETED"]
 
-    until(lambda: len(finished()) == 1, 150, f"the first night: {served.said()[-1500:]}")
+    until(lambda: len(finished()) == 1, lambda: f"the first night: {served.said()[-1500:]}")
     assert LabelTable(str(place / "labels")).rows == 36
     added = next((place / "photos").rglob("*.jpg"))
     shutil.copy(added, place / "photos" / "added.jpg")
-    until(lambda: len(finished()) >= 2, 150, f"the second night: {served.said()[-1500:]}")
+    until(lambda: len(finished()) >= 2, lambda: f"the second night: {served.said()[-1500:]}")
     assert LabelTable(str(place / "labels")).rows == 37
     assert all(run["auto_scheduled"] for run in finished())
     again = stand.run([sys.executable, "-m", "flows.deploy", "schedules.toml"], "pasted-again", place)
-    until(lambda: "polling" in again.said(), 60, again.said())
+    again.await_line("polling")
     assert "nightly/photos was polled" in again.said() and "stop one" in again.said()
     for process in (again, served):
         process.stop()

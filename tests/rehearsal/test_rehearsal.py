@@ -25,8 +25,8 @@ from fer_pipeline.base import storage
 from fer_pipeline.jobs import nightly
 from fer_pipeline.jobs.nightly import NightlyConfig
 from fer_pipeline.table.delta import storage_options
-from tests.conftest import copies
-from tests.production.stand import Prefect, await_prefect, until
+from tests.conftest import copies, until
+from tests.production.stand import Prefect, await_prefect
 from tests.rehearsal.machines import (
     BIN,
     HEAD,
@@ -92,7 +92,7 @@ def machines(operations: Path) -> Iterator[list[Machine]]:
     found = [Machine("head", HEAD, operations, TOKEN)]
     found[0].start([*HEAD_COMMANDS, served], OF_A_MACHINE, cores=0)
     found += [Machine(f"worker{number}", f"{NETWORK}.{2 + number}", operations, TOKEN) for number in (1, 2, 3)]
-    until(lambda: "polling for scheduled runs" in found[0].log.read_text(), 120, f"the head: {found[0].log.read_text()}")
+    until(lambda: "polling for scheduled runs" in found[0].log.read_text(), lambda: f"the head: {found[0].log.read_text()}")
     for worker in found[1:3]:
         worker.start(WORKER_COMMANDS, OF_A_MACHINE, cores=1)
     yield found
@@ -128,14 +128,14 @@ def test_a_night_that_loses_a_machine_and_the_next_one(operations: Path, machine
     began, prefect, (head, one, two, three) = time.monotonic(), Prefect(API), machines
     upload(copies(archive, operations / "first", 3), "s3://media/photos/first")
     run = prefect.start("nightly/media")
-    until(lambda: shards() > 3, 240, f"labelling: {prefect.state(run)}")
+    until(lambda: shards() > 3, lambda: f"labelling: {prefect.state(run)}")
     ports = {machine.name: machine.listening() for machine in (head, one, two)}
     targets = [target for entry in discovered(head) for target in entry["targets"]]
-    until(lambda: counted(targets) > 0, 60, "the workers' metrics")
+    until(lambda: counted(targets) > 0, "the workers' metrics")
     assert not prefect.is_over(run), "the night ended before its machine was lost: make it longer"
     one.lose()
     lost_s = time.monotonic() - began
-    state = prefect.end_of(run, 600)
+    state = prefect.end_of(run)
     assert state["type"] == "COMPLETED", (state, prefect.log(run))
     first_s = time.monotonic() - began
     assert rows("s3://media/labels") == undisturbed("quiet-first")
@@ -143,7 +143,7 @@ def test_a_night_that_loses_a_machine_and_the_next_one(operations: Path, machine
     three.start(WORKER_COMMANDS, OF_A_MACHINE, cores=1)
     upload(copies(archive, operations / "second", 1), "s3://media/photos/second")
     again = prefect.start("nightly/media")
-    state = prefect.end_of(again, 600)
+    state = prefect.end_of(again)
     assert state["type"] == "COMPLETED", (state, prefect.log(again))
     assert any("36 new" in line for line in prefect.log(again)), "only what is new is labelled"
     assert rows("s3://media/labels") == undisturbed("quiet-second")

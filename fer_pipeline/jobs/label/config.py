@@ -95,6 +95,9 @@ class LabelConfig(Config):
     """Show pictures of faces in the report."""
     table: Annotated[str | None, PLACE] = None
     """Published table: only records that it does not hold are labelled, and labels of bytes that it knows are carried over."""
+    reuse_faces: Annotated[str | None, PLACE] = None
+    """Finished run or published table whose faces are labelled without detecting them again, where the detector, all settings
+    but the model, and the bytes are the same. A table's own faces are reused by themselves."""
     max_vanished: float = Field(0.2, ge=0, le=1)
     """Share of the source's rows in the table that may be missing from the source before the run is refused."""
     max_attempts: int = Field(3, ge=1, le=100)

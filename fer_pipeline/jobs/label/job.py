@@ -3,11 +3,13 @@
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from itertools import islice
 from random import Random
+
+import pyarrow as pa
 
 from fer_pipeline.archive.file_list import FileList
 from fer_pipeline.archive.files import Selection
@@ -41,7 +43,7 @@ from fer_pipeline.report.page import drawn
 from fer_pipeline.table.blocklist import NOTHING_BLOCKED, Blocklist, near_copies, read_blocklist
 from fer_pipeline.table.compare import Comparison
 from fer_pipeline.table.delta import TABLE_INDEXES, LabelTable
-from fer_pipeline.table.reuse import read_reusable
+from fer_pipeline.table.reuse import FacePlaces, read_reusable
 
 log = logging.getLogger(__name__)
 
@@ -133,9 +135,15 @@ def _begin(plan: LabelPlan, machines: Machines, only_if_changed: bool) -> RunRec
         records = iter(sampled(records, config.sample, Random(run_id))) if config.sample else records
         shard_records, records = (config.shard_records, records) if config.shard_records else shard_size(records)
         shards = split_into_shards(records, shard_records, config.shard_bytes)
-        kept = listing.named.kept if listing.named and config.keep else None
-        size = write_manifest(folder.manifest_prefix(run_id), shards, kept)
+        places = _face_places(plan, comparison)
+        further: list[Callable[[list[Record]], pa.Table]] = [places] if places else []
+        if listing.named and config.keep:
+            named = listing.named
+            further.append(lambda shard: named.kept([record.uri for record in shard]))
+        size = write_manifest(folder.manifest_prefix(run_id), shards, further)
     listing.log_skipped()
+    if places:
+        log.info("%d of %d records have faces in '%s', which are not detected again", places.located, size.records, places.url)
     if comparison:
         comparison.require_nothing_below(listing.hidden)
         _require_plausible(config, comparison)
@@ -168,6 +176,24 @@ def _begin(plan: LabelPlan, machines: Machines, only_if_changed: bool) -> RunRec
 def to_label(config: LabelConfig, comparison: Comparison | None, listed: Iterator[Record]) -> Iterator[Record]:
     """Return the listed records that are to be labelled: those that the table lacks or, without one, the first ones."""
     return comparison.to_label(listed) if comparison else islice(listed, config.limit)
+
+
+def _face_places(plan: LabelPlan, comparison: Comparison | None) -> FacePlaces | None:
+    """Return where the faces are that need no detection: those of --reuse-faces, or of outdated rows of the table.
+
+    Raise UserError if the labels of --reuse-faces have none that this run would find.
+    """
+    asked = plan.config.reuse_faces
+    url = asked or (comparison.table.url if comparison and comparison.holds_outdated else None)
+    if not url or not DETECTORS[plan.detector.name].finds_faces:
+        return None
+    found = FacePlaces(url, plan.identity, plan.config.detect_px)
+    if asked and not len(found):
+        raise UserError(
+            f"--reuse-faces: no image in '{asked}' was labelled with this detector, these settings and this version of decoding; "
+            "leave the option out, or use the options of that run."
+        )
+    return found
 
 
 def nothing_to_label(config: LabelConfig, listing: Listing) -> str:
@@ -264,7 +290,8 @@ def _label(
             return 0, 0
         reusable = read_reusable(record.increment.table, folder.places_path(record.run_id)) if record.increment else None
         limits = config.record_timeout_s, config.record_memory_bytes
-        shared = share(LabelContext(folder, record, plan.detector, plan.bundle, plan.settings, *limits, reusable, blocked))
+        parts = folder, record, plan.detector, plan.bundle, plan.settings
+        shared = share(LabelContext(*parts, *limits, reusable, record.faces_from, blocked))
         tasks = ChunkTasks(shared, machines)
         pool = GpuPool(shared, tasks, config.gpus_per_worker, config.num_gpus) if config.gpus_per_worker else None
         dispatcher = Dispatcher(folder, record, tasks, pool, redo, resumed)

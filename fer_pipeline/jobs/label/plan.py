@@ -82,6 +82,7 @@ class LabelPlan:
             "keep": list(config.keep) or None,
             "sample": config.sample,
             "limit": config.limit,
+            "reuse_faces": config.reuse_faces,
         }
         device = {"device": "gpu"} if config.gpus_per_worker else {}  # its detector computes differently than on cores
         return vars(self.settings) | choice | device | {"asked_uncertain_below": config.uncertain_below}
@@ -135,7 +136,9 @@ class LabelPlan:
 
 def with_normal_places(config: LabelConfig) -> LabelConfig:
     """Return the configuration with normalized paths and URLs."""
-    places = {name: storage.normalize(url) for name in ("source", "out", "table") if (url := getattr(config, name))}
+    places = {
+        name: storage.normalize(url) for name in ("source", "out", "table", "reuse_faces") if (url := getattr(config, name))
+    }
     return config.model_copy(update=places | {"base": tuple(map(storage.normalize, config.base))})
 
 

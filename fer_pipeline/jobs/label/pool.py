@@ -42,7 +42,7 @@ class GpuLabelActor:
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         watch = alarm(run.record_timeout_s)
         self.labeller = DeviceLabeller(
-            run.detector, run.bundle, run.settings, self.device, cores_beside(gpus), watch, run.decided
+            run.detector, run.bundle, run.settings, self.device, cores_beside(gpus), watch, run.decided, run.faces_of
         )
 
     def device_name(self) -> str:

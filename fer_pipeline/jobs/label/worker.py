@@ -1,6 +1,7 @@
 """What a labelling worker keeps between tasks, and its time and memory limits."""
 
 import platform
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -11,12 +12,12 @@ from fer_pipeline.base.storage import parquet
 from fer_pipeline.engine.metrics import count_shard
 from fer_pipeline.engine.tasks import Shared
 from fer_pipeline.faces.detectors.spec import ResolvedDetector
-from fer_pipeline.labelling.labeller import Labeller, LabelSettings
+from fer_pipeline.labelling.labeller import KnownFaces, Labeller, LabelSettings, no_known_faces
 from fer_pipeline.labelling.run import RunFolder, RunRecord, with_lineage
 from fer_pipeline.labelling.schemas import BLOCKED, CARRIED, MANIFEST
 from fer_pipeline.models.bundle import Bundle
 from fer_pipeline.table.blocklist import NOTHING_BLOCKED, Blocklist
-from fer_pipeline.table.reuse import Reusable
+from fer_pipeline.table.reuse import FACE_PLACES, Reusable, read_faces
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,8 @@ class LabelContext:
     reusable: Reusable | None = None
     """Labels in the published table, by the digest of the labelled bytes."""
 
+    faces_from: str | None = None
+    """The table or the run whose faces the manifest names."""
     blocked: Blocklist = NOTHING_BLOCKED
     """What was erased from the published table."""
 
@@ -42,10 +45,14 @@ class LabelContext:
             return BLOCKED
         return CARRIED if self.reusable is not None and content_sha256 in self.reusable else None
 
+    def faces_of(self, manifest: pa.Table) -> Sequence[KnownFaces | None]:
+        """Return the faces of the records of a manifest that are known already."""
+        return read_faces(self.faces_from, manifest) if self.faces_from else no_known_faces(manifest)
+
     def commit(self, manifest: pa.Table, labelled: pa.Table) -> None:
         """Commit a shard's rows of `schemas.LABELLED`, with what the manifest keeps of a list, and count them."""
         with timed("commit"):
-            images = with_lineage(labelled, self.record, parquet.beyond(manifest, MANIFEST))
+            images = with_lineage(labelled, self.record, parquet.beyond(manifest, pa.schema([*MANIFEST, *FACE_PLACES])))
             images = self.reusable.carry_over(images) if self.reusable else images
             self.folder.commit(manifest["shard"][0].as_py(), images)
         count_shard(images)
@@ -72,4 +79,12 @@ def _itself(context: LabelContext) -> LabelContext:
 
 def _make_labeller(context: LabelContext) -> Labeller:
     watch = alarm(context.record_timeout_s)
-    return Labeller(context.detector, context.bundle, context.settings, watch, context.decided, context.record_memory_bytes)
+    return Labeller(
+        context.detector,
+        context.bundle,
+        context.settings,
+        watch,
+        context.decided,
+        context.record_memory_bytes,
+        context.faces_of,
+    )
