@@ -1,8 +1,10 @@
-"""Expressions over time in a run's videos, for its page."""
+"""Expressions over time, and the faces that stay in view, in a run's videos, for its page."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from heapq import nsmallest
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -13,9 +15,10 @@ from fer_pipeline.base.storage import parquet
 from fer_pipeline.labelling.manifest import last_moments_ms
 from fer_pipeline.labelling.run import RunFolder, RunRecord
 from fer_pipeline.labelling.schemas import FACES
+from fer_pipeline.labelling.tracks import read_tracks
 
 MAX_VIDEOS = 8
-MAX_BINS = 120
+MAX_BINS, MAX_TRACKS = 120, 12
 VIDEO = ["uri", "member"]
 """The columns that name a video."""
 Video = tuple[str, str | None]
@@ -23,6 +26,10 @@ COLORS = {
     "angry": "#d1495b", "contempt": "#8d6a9f", "disgust": "#6a994e", "fear": "#7b5ea7", "happy": "#f2b134",
     "neutral": "#9aa5b1", "sad": "#3d7ea6", "surprise": "#ee8434",
 }  # fmt: skip
+
+TRACK = [*VIDEO, *"track_id start_ms end_ms frames expression confidence uncertain times_ms expressions".split()]
+PLAYED = (".mp4", ".m4v", ".webm", ".mov")
+"""Extensions of videos that browsers play."""
 
 
 @dataclass
@@ -40,6 +47,11 @@ class Timeline:
     bars: list[dict[str, Any]]
     """`x`, `y`, `height` (in faces) and `color` of each part of a bin's bar."""
     legend: dict[str, str]
+    tracks: list[dict[str, Any]] = field(default_factory=list)
+    """The faces that stay in view longest, in the order in which they appear: columns of `tracks/`, and
+    `length_ms`, with the time of its last frame, and `stripes`, the colours of its labels as stops of a gradient."""
+    href: str | None = None
+    """The file, if a browser can open it."""
 
 
 def timelines(folder: RunFolder, record: RunRecord) -> list[Timeline]:
@@ -58,7 +70,41 @@ def timelines(folder: RunFolder, record: RunRecord) -> list[Timeline]:
             if (uri, member) in chosen:
                 counts[uri, member][moment, expression] += 1
     ends = last_moments_ms(folder.manifest_prefix(record.run_id), uris) if chosen else {}
-    return [_timeline(video, counts[video], ends.get(video, 0), record.known.fps) for video in chosen]
+    found = [_timeline(video, counts[video], ends.get(video, 0), record.known.fps) for video in chosen]
+    tracks = _longest(folder, {(one.uri, one.member) for one in found})
+    for one in found:
+        one.tracks = [_lane(row, 1000 / record.known.fps) for row in tracks[one.uri, one.member]]
+        is_played = one.member is None and storage.is_local(one.uri) and Path(one.uri).suffix.lower() in PLAYED
+        one.href = Path(one.uri).as_uri() if is_played else None
+    return found
+
+
+def _longest(folder: RunFolder, videos: set[Video]) -> dict[Video, list[dict[str, Any]]]:
+    """Return the tracks of each video that stay in view longest, in the order in which they appear."""
+    kept: dict[Video, list[dict[str, Any]]] = defaultdict(list)
+    uris = pa.array(sorted({uri for uri, _ in videos}))
+    for tracks in read_tracks(folder) if videos else ():
+        for row in (
+            tracks.filter(pc.and_(pc.greater(tracks["frames"], 1), pc.is_in(tracks["uri"], uris))).select(TRACK).to_pylist()
+        ):
+            kept[row["uri"], row["member"]].append(row)
+    for video, rows in kept.items():
+        longest = nsmallest(MAX_TRACKS, rows, key=lambda one: (one["start_ms"] - one["end_ms"], one["track_id"]))
+        kept[video] = sorted(longest, key=lambda one: int(one["track_id"]))
+    return kept
+
+
+def _lane(track: dict[str, Any], frame_ms: float) -> dict[str, Any]:
+    """Return a track with its length and with the colours of its labels, from start to end, as stops of a gradient in CSS."""
+    length_ms, step = track["end_ms"] - track["start_ms"] + frame_ms, -(-track["frames"] // MAX_BINS)
+    places = [round(100 * (time_ms - track["start_ms"]) / length_ms, 1) for time_ms in track["times_ms"][::step]]
+    labels = zip(track["expressions"][::step], places, [*places[1:], 100.0], strict=True)
+    stripes = ", ".join(f"{_color(expression)} {start}% {end}%" for expression, start, end in labels)
+    return track | {"length_ms": length_ms, "stripes": stripes}
+
+
+def _color(expression: str) -> str:
+    return COLORS.get(expression, "#5c677d")
 
 
 def _frames(folder: RunFolder) -> Iterator[pa.Table]:
@@ -74,7 +120,7 @@ def _timeline(video: Video, counts: Counter[tuple[int, str]], end_ms: int, fps: 
     for (moment, expression), count in counts.items():
         bins[min(len(bins) - 1, moment * len(bins) // (end_ms + 1))][expression] += count
     order = sorted({expression for _, expression in counts})
-    colors = {expression: COLORS.get(expression, "#5c677d") for expression in order}
+    colors = {expression: _color(expression) for expression in order}
     peak, bars = max(one.total() for one in bins), []
     for x, one in enumerate(bins):
         y = peak
