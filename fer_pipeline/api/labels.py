@@ -26,12 +26,13 @@ from fer_pipeline.base.storage import parquet
 from fer_pipeline.engine.connect import ClusterConfig
 from fer_pipeline.jobs.label import job
 from fer_pipeline.jobs.label.config import LabelConfig
-from fer_pipeline.labelling.copies import NEEDED, copies_among
+from fer_pipeline.labelling.copies import COPIES, NEEDED, copies_among
 from fer_pipeline.labelling.manifest import find_records
 from fer_pipeline.labelling.run import READERS, REPORT, RunFolder
 from fer_pipeline.labelling.schemas import ADDED, IMAGES
 from fer_pipeline.labelling.tracks import TRACKS, read_tracks
-from fer_pipeline.report.pictures import PictureLimits
+from fer_pipeline.report.copies import copies_page, to_show
+from fer_pipeline.report.pictures import PictureLimits, whole_pictures
 from fer_pipeline.table.delta import LabelTable, is_table
 from fer_pipeline.table.rows import ROWS
 
@@ -56,6 +57,9 @@ class Labels(ABC):
     @abstractmethod
     def image_batches(self) -> Iterator[pa.Table]:
         """Yield all rows of images, with their faces, part by part."""
+
+    _finding: Sequence[str]
+    """Columns, beyond `copies.NEEDED`, by which `_records` finds the record of an image."""
 
     @abstractmethod
     def _records(self, faces: pa.Table, source: str) -> list[Record | None]:
@@ -121,9 +125,24 @@ class Labels(ABC):
 
         Videos are left out. In memory are some 1,600 bytes for each image, and for a while 250 MB.
         """
+        return self._copies()
+
+    def _copies(self, further: Sequence[str] = ()) -> pa.Table:
+        """Return the images that have copies, with further columns."""
         with self._our_rows():
-            parts = [flat_images(images, self._root()).select(NEEDED) for images in self.image_batches()]
-            return copies_among(pa.concat_tables(parts))
+            parts = [flat_images(images, self._root()).select(list({*NEEDED, *further})) for images in self.image_batches()]
+            return copies_among(pa.concat_tables(parts), further)
+
+    def copies_page(self, source: str) -> tuple[pa.Table, str]:
+        """Return what `copies` returns, and a page of the largest groups with pictures, cut from images below `source` only."""
+        found, place = self._copies(self._finding), storage.normalize(source)
+        shown = to_show(found)
+        records = self._records(shown, place)
+        wanted = [record for record in records if record]
+        pictures = iter(whole_pictures(wanted, place, self._limits()))
+        drawn = [next(pictures) if record else RecordError("gone", "it is gone") for record in records]
+        found = found.select(COPIES.names)
+        return found, copies_page(self.url, found, shown, drawn)
 
     def crops(
         self,
@@ -155,6 +174,8 @@ class Labels(ABC):
 
 class Run(Labels):
     """The labels of a run folder."""
+
+    _finding = ("record_id",)
 
     def __init__(self, url: str, source: str | None = None) -> None:
         """Raise UserError if there is no labelling run."""
@@ -214,6 +235,8 @@ class Run(Labels):
 
 class Table(Labels):
     """The labels of a published table."""
+
+    _finding = ("etag", "time_ms")
 
     def __init__(self, url: str, source: str | None = None) -> None:
         """Raise UserError if there is no table of this project."""

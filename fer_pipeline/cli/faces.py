@@ -74,13 +74,19 @@ class CopiesConfig(Config):
     to: str = STDOUT
     """A .csv, .json, .jsonl or .parquet file; by default CSV goes to the standard output."""
 
+    page: str | None = None
+    """An .html file to write, too: a page of the largest groups with pictures. It needs --source."""
+    source: str | None = None
+    """The folder or URL of the images. Pictures are made only of files below it."""
+
     _kind = field_validator("to")(_require_kind)
 
 
 class Copied(Config):
-    """The file, the groups of copies in it, and their images by kind."""
+    """The file, the page, the groups of copies in the file, and their images by kind."""
 
     to: str
+    page: str | None
     groups: int
     images: dict[str, int]
 
@@ -138,10 +144,18 @@ def _write(parts: Iterator[pa.Table], to: str) -> str | None:
 
 def copies(config: CopiesConfig) -> Copied | None:
     """Write the images that have copies. Raise UserError if there is no run or table."""
-    rows = open_labels(config.labels).copies()
+    labels = open_labels(config.labels)
+    if config.page:
+        if not config.source:
+            raise UserError("--page needs pictures of the images: name their folder or URL by --source.")
+        rows, page = labels.copies_page(config.source)
+        storage.write_bytes(storage.normalize(config.page), page.encode())
+        log.info("Page: %s", config.page)
+    else:
+        rows = labels.copies()
     to = _write(iter([rows]), config.to)
     kinds = Counter(rows["kind"].to_pylist())
-    return None if to is None else Copied(to=to, groups=kinds["original"], images=dict(kinds))
+    return None if to is None else Copied(to=to, page=config.page, groups=kinds["original"], images=dict(kinds))
 
 
 @contextmanager

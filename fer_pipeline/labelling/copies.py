@@ -1,5 +1,6 @@
 """Copies and near copies among labelled images: equal bytes, other sizes, other encodings, mirrored ones."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -27,14 +28,13 @@ COPIES = pa.schema(
 whose path is `like`: `original` (itself), `exact`, `resized`, `same size` (encoded again, edited a little, or the next of a
 burst), `mirrored`, or `near` (a copy of another copy only)."""
 PLACE = ("path", "uri", "member")
-OF_IMAGE = (*PLACE, "width", "height", "size_bytes")
-NEEDED = (*OF_IMAGE, "content_sha256", "phash", "time_ms")
+NEEDED = (*PLACE, "width", "height", "size_bytes", "content_sha256", "phash", "time_ms")
 FEWEST_BITS = 64
 """A hash has half of its 256 bits set. A picture without contrast has few; it is a near copy of nothing."""
 
 
-def copies_among(images: pa.Table) -> pa.Table:
-    """Return rows of `COPIES` for images, which have the columns `NEEDED`. Frames of videos are none.
+def copies_among(images: pa.Table, further: Sequence[str] = ()) -> pa.Table:
+    """Return rows of `COPIES`, and `further` columns, for images, which have the columns `NEEDED`. Frames of videos are none.
 
     Near copies differ in at most `NEAR_BITS` bits of their perceptual hashes, those of mirrored pictures after a mirroring.
     """
@@ -55,7 +55,7 @@ def copies_among(images: pa.Table) -> pa.Table:
             same.join(firsts[int(near[0]) % len(distinct)], firsts[other % len(distinct)])
     keys = np.array([same.of(index) for index in range(len(images))], np.int64)
     groups = sorted(groups_of(keys), key=lambda group: (-len(group), int(group[0])))
-    return _rows(images, groups, digests)
+    return _rows(images, groups, digests, further)
 
 
 def _told_apart(hashes: list[bytes | None]) -> tuple[list[int], NDArray[np.uint8]]:
@@ -66,16 +66,16 @@ def _told_apart(hashes: list[bytes | None]) -> tuple[list[int], NDArray[np.uint8
     return np.array(places, np.intp)[told].tolist(), packed[told]
 
 
-def _rows(images: pa.Table, groups: list[NDArray[np.intp]], digests: NDArray[np.int32]) -> pa.Table:
-    rows = []
+def _rows(images: pa.Table, groups: list[NDArray[np.intp]], digests: NDArray[np.int32], further: Sequence[str]) -> pa.Table:
+    schema, rows = pa.schema([*COPIES, *(images.schema.field(name) for name in further)]), []
     for number, group in enumerate(groups):
         found = images.take(pa.array(group)).to_pylist()
         best = max(range(len(found)), key=lambda index: ((found[index]["width"] or 0) * (found[index]["height"] or 0), -index))
         for index, row in enumerate(found):
             equal = bool(digests[group[index]] == digests[group[best]])
             kind = "original" if index == best else "exact" if equal else _kind(row, found[best])
-            rows.append({"group": number, "kind": kind, "like": found[best]["path"]} | {name: row[name] for name in OF_IMAGE})
-    return pa.Table.from_pylist(rows, schema=COPIES)
+            rows.append(row | {"group": number, "kind": kind, "like": found[best]["path"]})
+    return pa.Table.from_pylist(rows, schema=schema)
 
 
 def _kind(row: dict[str, Any], like: dict[str, Any]) -> str:

@@ -80,7 +80,7 @@ class Choice:
         pictures, missing = _cut_pictures(folder, record, source, [face for group in groups for face in group.faces])
         for group in groups:
             faces = [face for face in group.faces if _key(face) in pictures]
-            group.faces = [face | {"picture": pictures[_key(face)], "link": _link(face["uri"])} for face in faces]
+            group.faces = [face | {"picture": pictures[_key(face)], "link": link_of(face["uri"])} for face in faces]
         return [group for group in groups if group.faces], missing
 
 
@@ -88,7 +88,7 @@ def _key(face: FaceRow) -> tuple[int, int]:
     return face["record_id"], face["face_id"]
 
 
-def _link(uri: str) -> str | None:
+def link_of(uri: str) -> str | None:
     """Return a URL that opens the file in a browser on this machine, or None for a file elsewhere."""
     return Path(uri).as_uri() if storage.is_local(uri) and Path(uri).is_absolute() else None
 

@@ -31,6 +31,7 @@ FACE_PX = 128
 WHOLE_PX = 96
 """Long side of the picture of a whole image."""
 
+OUTSIDE = RecordError("outside the source", "outside the source")
 
 Box = tuple[float, float, float, float]
 """x, y, width and height in pixels of the upright image."""
@@ -105,7 +106,7 @@ def cut_faces(faces: Sequence[tuple[Record, Box]], source: str, limits: PictureL
 
     Raise OutageError if the store is unavailable.
     """
-    pictures: list[str | RecordError] = [RecordError("outside the source", "outside the source")] * len(faces)
+    pictures: list[str | RecordError] = [OUTSIDE] * len(faces)
     places = defaultdict[Record, list[int]](list)
     for index, (record, _) in enumerate(faces):
         if storage.is_below(record.uri, source):
@@ -117,6 +118,18 @@ def cut_faces(faces: Sequence[tuple[Record, Box]], source: str, limits: PictureL
         for place, index in enumerate(indices):
             pictures[index] = urls if isinstance(urls, RecordError) else urls[place]
     return pictures
+
+
+def whole_pictures(records: Sequence[Record], source: str, limits: PictureLimits) -> list[str | RecordError]:
+    """Return a small picture of each image as a data URL, or why it has none. Only files below `source` are opened.
+
+    Raise OutageError if the store is unavailable.
+    """
+    inside = [record for record in records if storage.is_below(record.uri, source)]
+    with closing(PictureProcess(limits)) as process:
+        found = iter(process.cut([Wanted(record) for record in inside]) if inside else [])
+    pictures = (next(found) if storage.is_below(record.uri, source) else OUTSIDE for record in records)
+    return [one if isinstance(one, RecordError) else one[0] for one in pictures]
 
 
 def cut(wanted: Sequence[dict[str, Any]], limits: dict[str, Any]) -> Iterator[dict[str, Any]]:

@@ -56,6 +56,26 @@ def test_copies_are_written_in_groups(labelled: fer.Run, tmp_path: Path, capfd: 
     assert len(capfd.readouterr().out.splitlines()) == 1 + len(rows)
 
 
+def test_a_page_shows_the_largest_groups_of_copies(
+    labelled: fer.Run, published: fer.Table, archive: Path, tmp_path: Path
+) -> None:
+    """Images that are gone, and those that are not below the source, have no picture."""
+    with pytest.raises(UserError, match="--page needs pictures"):
+        faces.copies(CopiesConfig(labels=labelled.url, page=str(tmp_path / "copies.html")))
+    for labels in (labelled, published):
+        pages = []
+        for source in (archive, tmp_path):
+            config = CopiesConfig(
+                labels=labels.url, to=str(tmp_path / "c.csv"), page=str(tmp_path / "copies.html"), source=str(source)
+            )
+            assert faces.copies(config) is not None
+            pages.append((tmp_path / "copies.html").read_text())
+        shown = labels.copies()
+        assert [page.count("data:image/jpeg;base64") for page in pages] == [len(shown), 0]
+        assert all(page.count("<figure>") == len(shown) for page in pages)
+        assert "images, like" in pages[1] and all(kind in pages[1] for kind in shown["kind"].to_pylist())
+
+
 def test_an_export_without_a_face_has_its_columns(labelled: fer.Run, tmp_path: Path) -> None:
     for kind in ("csv", "json", "jsonl", "parquet"):
         faces.export(ExportConfig(labels=labelled.url, to=str(tmp_path / f"x.{kind}"), where="confidence > 2"))

@@ -14,21 +14,26 @@ import cv2
 import numpy as np
 import pytest
 
-from fer_pipeline.base.errors import HeldError
+from fer_pipeline.base.errors import HeldError, RecordError
 from fer_pipeline.base.identity import Identity
 from fer_pipeline.cli import models, report
 from fer_pipeline.cli import table as upkeep
 from fer_pipeline.cli.models import CardConfig
 from fer_pipeline.cli.report import ReportConfig
+from fer_pipeline.faces.pixels import Pixels
 from fer_pipeline.jobs import publish
 from fer_pipeline.jobs.label import job as label
 from fer_pipeline.jobs.label.config import LabelConfig
 from fer_pipeline.jobs.publish import PublishConfig
+from fer_pipeline.labelling.copies import copies_among
 from fer_pipeline.models.bundle import EMBEDDED, read_bundle
 from fer_pipeline.models.evaluation import Predictions, evaluate
 from fer_pipeline.models.figures import EvaluatedData, EvaluatedModel, Evaluation
 from fer_pipeline.models.label_space import FER7
+from fer_pipeline.report.copies import copies_page, to_show
 from fer_pipeline.report.evaluation import evaluation_page
+from fer_pipeline.report.page import jpeg_url
+from tests.labelling.test_copies import images, row
 from tests.table.runs import finished_run, record_of
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -159,6 +164,29 @@ def test_the_page_of_a_labelling_run(tmp_path: Path, local_ray: None) -> None:
     assert "Open the file" in enlarged and ".png" in enlarged, "the enlarged face does not show its file"
     report.run(ReportConfig(run=str(run), prior="em", source=str(tmp_path / "archive")))
     require_sound(run / "report.html", 3, "own class prior", "Saerens", "disgust")
+
+
+def test_the_page_of_a_run_with_videos(tmp_path: Path, local_ray: None, hopper: Pixels) -> None:
+    (tmp_path / "clips").mkdir()
+    writer = cv2.VideoWriter(str(tmp_path / "clips" / "a.mp4"), cv2.VideoWriter.fourcc(*"mp4v"), 2, hopper.shape[1::-1])
+    for number in range(8):
+        writer.write(hopper if number > 3 else np.zeros_like(hopper))
+    writer.release()
+    label.run(LabelConfig(source=str(tmp_path / "clips"), out=str(tmp_path / "run"), detector="mtcnn", fps=2))
+    require_sound(tmp_path / "run" / "report.html", 4, "stay in view longest", "0:00:02.0 0:00:04.0", "in view")
+
+
+def test_the_page_of_copies(tmp_path: Path, hopper: Pixels) -> None:
+    rows = [
+        row("a.jpg", hopper),
+        *(row(f"b{number}.jpg", hopper, "a.jpg") for number in range(20)),
+        row("c.jpg", hopper[:, ::-1]),
+    ]
+    found = copies_among(images(rows))
+    shown = to_show(found)
+    pictures = [jpeg_url(hopper) if number % 3 else RecordError("gone", "it is gone") for number in range(len(shown))]
+    (tmp_path / "copies.html").write_text(copies_page("/runs/x", found, shown, pictures))
+    require_sound(tmp_path / "copies.html", 8, "22 images, like a.jpg", "and 10 more", "mirrored", "exact")
 
 
 def test_the_pages_of_a_night(tmp_path: Path, local_ray: None) -> None:
