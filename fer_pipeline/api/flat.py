@@ -14,8 +14,8 @@ import pyarrow.compute as pc
 from fer_pipeline.archive.files import name_below
 from fer_pipeline.base.errors import UserError
 from fer_pipeline.faces.quality import QUALITY
-from fer_pipeline.labelling.faces_table import qualities_of_faces
-from fer_pipeline.labelling.schemas import IMAGES
+from fer_pipeline.labelling.faces_table import outputs_of_faces, qualities_of_faces
+from fer_pipeline.labelling.schemas import IMAGES, OF_FACES
 from fer_pipeline.models.framing import LANDMARK_COLUMNS
 from fer_pipeline.table.rows import ROWS
 
@@ -23,7 +23,7 @@ LONGEST_PATH = 32_768
 """Longest path of an image, in bytes."""
 OF_FACE = ("face_id", "expression", "confidence", "uncertain")
 BOX = ("x", "y", "w", "h", "detection_score")
-OF_FACES = ("faces", "qualities", "colours")
+NOT_REPEATED = ("faces", *OF_FACES, "colours")
 """Columns of an image that its faces do not repeat."""
 TO_FIND = ("record_id", "etag", "size_bytes")
 """Columns of the image that find its picture again. They are not exported."""
@@ -55,7 +55,9 @@ def flat_faces(images: pa.Table, classes: Sequence[str], source: str) -> pa.Tabl
     if isinstance(nested, pa.ChunkedArray):  # no chunk at all
         nested = pa.array([], nested.type)
     qualities = qualities_of_faces(images)
-    parents = images.select([name for name in images.column_names if name not in OF_FACES]).take(pc.list_parent_indices(nested))
+    parents = images.select([name for name in images.column_names if name not in NOT_REPEATED]).take(
+        pc.list_parent_indices(nested)
+    )
     faces = pc.list_flatten(nested)
     columns: dict[str, Any] = _places(parents, source)
     columns |= {name: faces.field(name) for name in OF_FACE}
@@ -63,6 +65,7 @@ def flat_faces(images: pa.Table, classes: Sequence[str], source: str) -> pa.Tabl
     columns |= {name: faces.field(name) for name in BOX}
     columns |= _landmarks(faces.field("landmarks"))
     columns |= {name: qualities[name] for name in QUALITY.names}
+    columns |= _outputs(parents, outputs_of_faces(images))
     columns |= {name: parents[name] for name in (*TO_FIND, "input", *OF_IMAGE) if name in parents.column_names}
     columns |= {name: parents[name] for name in parents.column_names if name not in {*IMAGES.names, *ROWS.names}}  # of a list
     return pa.table({name: _plain(column) for name, column in columns.items()})
@@ -71,7 +74,7 @@ def flat_faces(images: pa.Table, classes: Sequence[str], source: str) -> pa.Tabl
 def flat_images(images: pa.Table, source: str) -> pa.Table:
     """Return one row for each image: its `path`, `folder` and number of `faces`, and all other columns but those of the faces."""
     columns: dict[str, Any] = _places(images, source) | {"faces": pc.list_value_length(images["faces"])}
-    columns |= {name: images[name] for name in images.column_names if name not in (*columns, *OF_FACES)}
+    columns |= {name: images[name] for name in images.column_names if name not in (*columns, *NOT_REPEATED)}
     return pa.table({name: _plain(column) for name, column in columns.items()})
 
 
@@ -107,6 +110,22 @@ def _probabilities(lists: pa.Array, classes: Sequence[str]) -> dict[str, pa.Arra
         raise ValueError("the probabilities are not those of the classes")
     values = pc.list_flatten(lists).to_numpy().reshape(-1, len(classes))
     return {f"p_{name}": pa.array(column) for name, column in zip(classes, values.T.copy(), strict=True)}
+
+
+def _outputs(parents: pa.Table, lists: pa.Array) -> dict[str, pa.Array]:
+    """Return a column for each further output of the models that labelled the faces; null where a model does not have it."""
+    if "output_names" not in parents.column_names:
+        return {}
+    texts, found = parents["output_names"].cast(pa.string()), dict[str, Any]()
+    for text in pc.unique(texts.drop_null()).to_pylist():
+        names, rows = text.split(","), np.flatnonzero(pc.fill_null(pc.equal(texts, text), False).to_numpy())
+        values = lists.take(pa.array(rows))
+        if set(pc.unique(pc.list_value_length(values)).to_pylist()) != {len(names)} or len(set(names)) < len(names):
+            raise ValueError("the outputs are not those of their names")
+        for name, column in zip(names, pc.list_flatten(values).to_numpy().reshape(-1, len(names)).T, strict=True):
+            whole, is_known = found.setdefault(name, (np.zeros(len(lists), np.float32), np.zeros(len(lists), bool)))
+            whole[rows], is_known[rows] = column, True
+    return {name: pa.array(whole, mask=~is_known) for name, (whole, is_known) in found.items()}
 
 
 def _landmarks(lists: pa.Array) -> dict[str, pa.Array]:

@@ -28,6 +28,7 @@ from fer_pipeline.labelling.labeller import Labeller, LabelSettings
 from fer_pipeline.labelling.manifest import manifest_table
 from fer_pipeline.labelling.schemas import FAILED
 from fer_pipeline.models.bundle import EMBEDDED
+from fer_pipeline.table.rows import require_free_columns
 
 TIMEOUT_S = 60.0
 """Time limit for decoding one image."""
@@ -51,8 +52,10 @@ class Predictor:
         Raise UserError if the model or the detector cannot be had.
         """
         bundle, found = read_tried(model), resolve_detector(detector, detector_weights)
+        require_free_columns(bundle.card)
         precision: Precision = "int8" if bundle.int8 is not None else "fp32"
         self.detector, self.classes = found, bundle.card.label_space.classes
+        self.outputs = tuple(one.column for one in bundle.card.further)
         self.settings = LabelSettings(
             detect_px=detect_px,
             threshold=DETECTORS[found.name].threshold,
@@ -150,6 +153,8 @@ def predict(
         sources += [storage.normalize(str(one)) if isinstance(one, str | Path) else ""] * len(found)
     predictor = _loaded(str(model), detector, detector_weights and str(detector_weights), detect_px)
     rows = predictor.rows(items)
+    names = ",".join(predictor.outputs) or None
+    rows = rows.append_column("output_names", pa.array([names] * len(rows), pa.string()))
     rows = rows.append_column("input", pa.array(inputs, pa.int32())).append_column("source", pa.array(sources, pa.string()))
     for row in rows.select(["uri", "member", "status", "error"]).to_pylist():
         if row["status"] in FAILED:

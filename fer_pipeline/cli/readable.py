@@ -134,22 +134,27 @@ def labels_of(faces: Sequence[Mapping[str, Any]]) -> str:
 
 def _explained(result: Mapping[str, Any]) -> str:
     row, run = result["row"], result["run"]
-    facts = {name: value for name, value in row.items() if name not in ("faces", "qualities", "record_id", "shard")}
+    facts = {name: value for name, value in row.items() if name not in ("faces", "qualities", "outputs", "record_id", "shard")}
     qualities = row.get("qualities") or []
     qualities = qualities if len(qualities) == len(row["faces"]) else [None] * len(row["faces"])
+    outputs, names = row.get("outputs") or [[]] * len(row["faces"]), (row.get("output_names") or "").split(",")
     faces = [
         [
             str(face["face_id"]),
             labels_of([face]),
             f"{face['w']:.0f} x {face['h']:.0f} at {face['x']:.0f}, {face['y']:.0f}",
             f"{face['detection_score']:.2f}",
-            _quality(quality),
+            ", ".join(filter(None, [_quality(quality), *_outputs(names, values)])),
         ]
-        for face, quality in zip(row["faces"], qualities, strict=True)
+        for face, quality, values in zip(row["faces"], qualities, outputs, strict=True)
     ]
     facts |= {"settings": run["settings"], "file": result["shard_file"], "picture": result["picture"]}
     head = ["face", "label", "box in px", "detection", "picture"]
     return "\n".join([_facts(facts), table(head, faces) if faces else "no face"])
+
+
+def _outputs(names: Sequence[str], values: Sequence[float]) -> list[str]:
+    return [f"{name} {value:.2f}" for name, value in zip(names, values, strict=False)]
 
 
 def _quality(quality: Mapping[str, Any] | None) -> str:

@@ -3,6 +3,7 @@
 import tempfile
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -35,6 +36,16 @@ def auto_precision(bundle: Bundle, on_gpu: bool, has_bf16: bool) -> Precision:
     return "bf16" if own and has_bf16 else "fp32"
 
 
+@dataclass(frozen=True)
+class Answers:
+    """What a model says of n faces."""
+
+    probabilities: NDArray[np.float32]
+    """(n, classes)"""
+    further: NDArray[np.float32] | None
+    """(n, further): values of the card's `further`; None if it declares none."""
+
+
 class Classifier:
     """A bundle's network on one core or one GPU. Raise UserError if the bundle's files do not fit together.
 
@@ -45,9 +56,10 @@ class Classifier:
     def __init__(self, bundle: Bundle, precision: Precision, device: str = "cpu", batch_size: int | None = None) -> None:
         bundle = bundle.computing_in(precision)
         self.card, self.device = bundle.card, device
+        self.further = bundle.card.further if bundle.card.format == "onnx" else ()
         self.batches = Batches(batch_size or (64 if device == "cpu" else 1024))
         if bundle.card.format == "onnx":
-            self._forward: Any = OnnxNetwork(bundle, device)
+            self._forward: Any = OnnxNetwork(bundle, device, further=True)
         else:
             try:
                 from fer_pipeline.faces.torch_network import TorchNetwork
@@ -56,13 +68,24 @@ class Classifier:
                 raise needs_package(what, error) from error
             self._forward = TorchNetwork(bundle, precision, device)
         probe = np.zeros((1, *empty_inputs(0, bundle.card.network).shape[1:]), np.uint8)
-        if not np.isfinite(self.logits(np.concatenate([probe, probe + 128]))).all():
+        if not all(np.isfinite(found).all() for found in self._outputs(np.concatenate([probe, probe + 128]))):
             raise UserError(f"The model '{self.card.name}' returns values that are not finite for blank crops: train it again.")
 
     def logits(self, crops: Pixels) -> NDArray[np.float32]:
         """Return logits (n, classes), before temperature scaling, for uint8 crops (n, channels, side, side)."""
-        logits = self.batches(self._forward, crops)
-        return np.concatenate([np.zeros((0, len(self.card.label_space.classes)), np.float32), *logits])
+        return self._outputs(crops)[0]
+
+    def _outputs(self, crops: Pixels) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Return the logits (n, classes) and the further outputs (n, further) that the card declares."""
+        count = len(self.card.label_space.classes)
+        empty = np.zeros((0, count + len(self.further)), np.float32)
+        found = np.concatenate([empty, *self.batches(self._forward, crops)])
+        return found[:, :count], found[:, count:]
+
+    def label(self, crops: Pixels) -> Answers:
+        """Return what the model says of uint8 crops (n, channels, side, side)."""
+        logits, further = self._outputs(crops)
+        return Answers(softmax(logits, self.card.calibration.temperature), further if self.further else None)
 
     def __call__(self, crops: Pixels) -> NDArray[np.float32]:
         """Return probabilities (n, classes) for uint8 crops (n, channels, side, side)."""

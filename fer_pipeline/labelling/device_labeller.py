@@ -73,8 +73,8 @@ class DeviceLabeller:
             for batch in _batches(MOST_BYTES, prepared):
                 crops += self._detect_and_cut(batch)
                 outcomes += [one.outcome for one in batch]
-        probabilities = self._on_device("classify", partial(self.classify, np.concatenate(crops)))
-        return label_rows(manifest, outcomes, probabilities, self.faces)
+        answers = self._on_device("classify", partial(self.classify.label, np.concatenate(crops)))
+        return label_rows(manifest, outcomes, answers, self.faces)
 
     def _prepare(self, record: tuple[Fetched, KnownFaces | None]) -> "Future[Prepared]":
         """Prepare a record in a thread. Wait for a frame: a video decodes frames one at a time, and only while it is open."""

@@ -13,7 +13,7 @@ from fer_pipeline.base.errors import ClusterError
 from fer_pipeline.base.storage import parquet
 from fer_pipeline.labelling.manifest import SHARDS_PER_FILE, read_manifest_file
 from fer_pipeline.labelling.run import BINS, MOST_FACES, READERS, RunFolder, RunRecord
-from fer_pipeline.labelling.schemas import FACES, FAILED, IMAGES, SUCCEEDED
+from fer_pipeline.labelling.schemas import FACES, FAILED, IMAGES, OF_FACES, SUCCEEDED
 
 FAILURES_KEPT = 20
 MOST_CONTENTS = 16_000_000
@@ -129,20 +129,29 @@ def shards_with(folder: RunFolder, statuses: set[str]) -> list[int]:
 def flatten(images: pa.Table) -> pa.Table:
     """Return one row of `schemas.FACES` for each face in rows of `schemas.IMAGES`, with the columns that are kept beside them."""
     nested = images["faces"].combine_chunks()
-    parents = images.drop_columns(["faces", "qualities"]).take(pc.list_parent_indices(nested))
+    parents = images.drop_columns(["faces", *OF_FACES]).take(pc.list_parent_indices(nested))
     faces = pa.Table.from_struct_array(pc.list_flatten(nested))
-    faces = parquet.joined(faces, qualities_of_faces(images))
+    faces = parquet.joined(faces, qualities_of_faces(images)).append_column("outputs", outputs_of_faces(images))
     columns = {name: (faces if name in faces.column_names else parents)[name] for name in FACES.names}
     return parquet.joined(pa.table(columns).cast(FACES), parquet.beyond(parents, IMAGES))
 
 
 def qualities_of_faces(images: pa.Table) -> pa.Table:
     """Return a row of `schemas.QUALITY` for each face in rows of images; null for those of earlier versions."""
-    faces, found = images["faces"].combine_chunks(), images["qualities"].combine_chunks()
+    return pa.Table.from_struct_array(_of_faces(images, "qualities"))
+
+
+def outputs_of_faces(images: pa.Table) -> pa.Array:
+    """Return the further outputs of each face in rows of images, a list of numbers; null where the model has none."""
+    return _of_faces(images, "outputs")
+
+
+def _of_faces(images: pa.Table, column: str) -> pa.Array:
+    """Return the values of a list column, one for each face of an image; null where an image has another number of them."""
+    faces, found = images["faces"].combine_chunks(), images[column].combine_chunks()
     known = pc.fill_null(pc.equal(pc.list_value_length(found), pc.list_value_length(faces)), False)
-    rows = pa.Table.from_struct_array(pc.list_flatten(found.filter(known)))
     of_face = known.take(pc.list_parent_indices(faces)).to_numpy(zero_copy_only=False)
-    return rows.take(pa.array(np.cumsum(of_face) - 1, mask=~of_face))
+    return pc.list_flatten(found.filter(known)).take(pa.array(np.cumsum(of_face) - 1, mask=~of_face))
 
 
 def _read_shard(path: str) -> pa.Table:

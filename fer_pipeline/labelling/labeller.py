@@ -22,7 +22,7 @@ from fer_pipeline.base.memory import bounded_memory
 from fer_pipeline.base.stage_clock import timed
 from fer_pipeline.faces.align import align, empty_inputs, resize_whole
 from fer_pipeline.faces.attributes import FACE_ATTRIBUTES
-from fer_pipeline.faces.classify import Classifier, Precision
+from fer_pipeline.faces.classify import Answers, Classifier, Precision
 from fer_pipeline.faces.decode import Photo, decode
 from fer_pipeline.faces.detectors import DETECTORS, load_detector
 from fer_pipeline.faces.detectors.detections import Detections, Detector
@@ -252,17 +252,15 @@ class Labeller:
                 outcomes.append(outcome)
                 crops.append(faces)
         with timed("classify"):
-            probabilities = self.classify(np.concatenate(crops))
-        return label_rows(manifest, outcomes, probabilities, self.faces)
+            answers = self.classify.label(np.concatenate(crops))
+        return label_rows(manifest, outcomes, answers, self.faces)
 
 
-def label_rows(
-    manifest: pa.Table, outcomes: list[Outcome], probabilities: NDArray[np.float32], extractor: FaceExtractor
-) -> pa.Table:
-    """Return rows of `schemas.LABELLED` for a shard, from its records' outcomes and its faces' probabilities (n, classes)."""
-    card, settings = extractor.card, extractor.settings
-    if not np.isfinite(probabilities).all():
-        raise RuntimeError(f"the model '{card.name}' returns probabilities that are not finite: use another model")
+def label_rows(manifest: pa.Table, outcomes: list[Outcome], answers: Answers, extractor: FaceExtractor) -> pa.Table:
+    """Return rows of `schemas.LABELLED` for a shard, from its records' outcomes and what the model says of its faces."""
+    card, settings, probabilities, further = extractor.card, extractor.settings, answers.probabilities, answers.further
+    if not (np.isfinite(probabilities).all() and (further is None or np.isfinite(further).all())):
+        raise RuntimeError(f"the model '{card.name}' returns values that are not finite: use another model")
     gain = DETECTORS[extractor.detector.name].pitch_gain
     qualities = iter(qualities_of([outcome.measured for outcome in outcomes if outcome.measured], gain))
     rows, done = [], 0
@@ -272,7 +270,8 @@ def label_rows(
         pictures = next(qualities) if outcome.measured else []
         faces = _faces(outcome.faces, labels, card.label_space.classes, settings, pictures) if outcome.faces else []
         row = {"record_id": identity[0], "shard": identity[1]} | _row(record, outcome)
-        rows.append(row | {"faces": faces, "qualities": [vars(one) for one in pictures]})
+        outputs = None if further is None else further[done : done + count].tolist()
+        rows.append(row | {"faces": faces, "qualities": [vars(one) for one in pictures], "outputs": outputs})
         done += count
     return pa.Table.from_pylist(rows, schema=LABELLED)
 

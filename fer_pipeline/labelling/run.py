@@ -156,6 +156,8 @@ class RunRecord(Config):
     model: Identity
     classes: tuple[str, ...] = ()
     """The classes of `probabilities`, in order. The file metadata of `images/` and `faces/` names them too."""
+    outputs: tuple[str, ...] = ()
+    """What the model says besides the classes, by the names of its card."""
     detector: Identity
     records: int = 0
     shards: int = 0
@@ -211,6 +213,7 @@ class RunRecord(Config):
             "settings_digest": settings_digest(self.settings),
             "decoding": DECODING,
             "classes": ",".join(self.classes) or None,
+            "output_names": ",".join(self.outputs) or None,
         }
 
 

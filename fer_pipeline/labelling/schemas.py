@@ -48,6 +48,8 @@ MEANINGS = {
     "probabilities": "calibrated probability of each class, in the order of `classes`",
     "uncertain": "whether `confidence` is below the model's threshold, or `quality` below `--min-quality`",
     "qualities": "the picture of each of `faces`, in their order; null in rows of earlier versions",
+    "outputs": "what the model says of each of `faces`, in `faces/` of the face, besides the classes, named by `output_names`; "
+    "null if it says nothing else",
     "side_px": "root of the area of the face's box, in pixels of the upright image",
     "sharpness": "share of the grey levels' standard deviation that a blur of two pixels removes in an aligned crop of 48 px",
     "brightness": "mean grey level of that crop, 0 to 1",
@@ -79,6 +81,7 @@ MEANINGS = {
     "settings_digest": "digest of all other settings that change a label",
     "decoding": "version of decoding; null is 1",
     "classes": "the model's classes in the order of `probabilities`, separated by commas; null in rows of earlier versions",
+    "output_names": "names of the values in `outputs`, separated by commas; null if there are none",
     "source": "the source that was listed",
     "published_by": "the run that published the row",
 }
@@ -106,7 +109,8 @@ MANIFEST = pa.schema(
         pa.field("attempt", pa.int32(), nullable=False),
     ]
 )
-
+FACE_PLACES = pa.schema([("faces_file", pa.string()), ("faces_row", pa.int64())])
+"""Columns of a manifest if faces of a table or a run are reused: the file and the row that hold the faces of a record."""
 
 FACE = pa.struct(
     [
@@ -136,6 +140,7 @@ LINEAGE = [
     pa.field("settings_digest", CATEGORY, nullable=False),
     pa.field("decoding", pa.int32()),
     pa.field("classes", CATEGORY),
+    pa.field("output_names", CATEGORY),
 ]
 """How a row was computed; `etag` says from which file. A row that is carried over from the table keeps its own values."""
 
@@ -159,6 +164,7 @@ LABELLED = pa.schema(
         pa.field("attempt", pa.int32(), nullable=False),
         pa.field("faces", pa.list_(FACE), nullable=False),
         pa.field("qualities", pa.list_(QUALITY)),
+        pa.field("outputs", pa.list_(pa.list_(pa.float32()))),
     ]
 )
 """One row per record, as a labeller returns it."""
@@ -168,17 +174,29 @@ IMAGES = pa.schema([*LABELLED, *_PATH, *LINEAGE])
 FACES = pa.schema(
     [pa.field("record_id", pa.int64(), nullable=False)]
     + [field.with_type(CATEGORY) if field.name == "expression" else field for field in FACE]
-    + [*QUALITY, *_PLACE, pa.field("time_ms", pa.int64()), pa.field("etag", pa.string()), *_CAPTURE, *_PATH, *LINEAGE]
+    + [
+        *QUALITY,
+        pa.field("outputs", pa.list_(pa.float32())),
+        *_PLACE,
+        pa.field("time_ms", pa.int64()),
+        pa.field("etag", pa.string()),
+        *_CAPTURE,
+        *_PATH,
+        *LINEAGE,
+    ]
 )
 
 ADDED = (
     *("note", "decoding", "taken_at", "camera", "phash", "path", "folder", "classes", "colours", "qualities"),
+    *("outputs", "output_names"),
     *(field.name for field in QUALITY),
 )
 """Columns that files of earlier versions lack; they are read as null."""
 
-OF_CONTENT = ("width", "height", "taken_at", "camera", "phash", "error", "note", "qualities")
-"""Columns of an image, besides status and faces, that its bytes alone decide."""
+OF_FACES = ("qualities", "outputs")
+"""List columns of an image with a value for each of `faces`."""
+OF_CONTENT = ("width", "height", "taken_at", "camera", "phash", "error", "note", "qualities", "outputs")
+"""Columns of an image, besides status and faces, that its bytes and the model decide."""
 
 SUCCEEDED = ("ok", "no_face")
 """Statuses of a record that was labelled."""

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, ValidationError, ValidatorFunctionWrapHandler, WrapValidator
+from pydantic import AfterValidator, ConfigDict, Field, ValidationError, ValidatorFunctionWrapHandler, WrapValidator
 
 import fer_pipeline
 from fer_pipeline.base.config import Config, Name
@@ -91,6 +91,26 @@ class Int8Form(Config):
     """Its inputs and settings. A second request for the same form does nothing."""
 
 
+class FurtherOutput(Config):
+    """A number that an ONNX network tells of each face besides the classes, such as valence."""
+
+    column: str = Field(pattern="^[a-z][a-z0-9_]{0,62}$")
+    """The name of its column."""
+    output: str | None = None
+    """The output of the network that holds it, by name; by default the first, behind or before the classes."""
+    index: int = Field(0, ge=0)
+    """Its place in that output, (n, values)."""
+    low: float | None = None
+    high: float | None = None
+    """Its range; what lies outside is clipped."""
+
+
+def _distinct(outputs: tuple[FurtherOutput, ...]) -> tuple[FurtherOutput, ...]:
+    if len({one.column for one in outputs}) < len(outputs):
+        raise ValueError("two further outputs have one name of a column")
+    return outputs
+
+
 class ModelCard(Config):
     """`model.json` of a bundle."""
 
@@ -103,7 +123,11 @@ class ModelCard(Config):
     """`safetensors`: weights of the network that `network` describes. `onnx`: a network of any origin in `model.onnx`; `network`
     describes only its input, which is uint8 pixels, or floats normalised by `mean` and `std`."""
     outputs: Literal["logits", "probabilities"] = "logits"
-    """The meaning of an ONNX network's first output."""
+    """The meaning of the classes in an ONNX network's first output, (n, values)."""
+    classes_at: int = Field(0, ge=0)
+    """Where the classes begin in that output."""
+    further: Annotated[tuple[FurtherOutput, ...], AfterValidator(_distinct)] = Field((), max_length=256)
+    """What else an ONNX network tells of each face."""
     network: NetworkConfig
     label_space: LabelSpace
     framing: Framing = Field(default_factory=Framing)

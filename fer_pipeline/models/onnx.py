@@ -18,6 +18,7 @@ from onnxruntime.capi.onnxruntime_pybind11_state import (
 
 from fer_pipeline.base.errors import UserError
 from fer_pipeline.models.bundle import ONNX_FILE, Bundle
+from fer_pipeline.models.card import FurtherOutput
 
 ONNX_ERRORS = (Fail, InvalidArgument, InvalidGraph, InvalidProtobuf, NotImplemented, RuntimeException)
 CROP_TIMEOUT_S = 30.0
@@ -40,13 +41,16 @@ def open_session(model: bytes, providers: Sequence[str], threads: int = 1) -> An
 class OnnxNetwork:
     """The network of a bundle of format `onnx`: crops uint8 (n, channels, side, side) to float32 logits (n, classes).
 
+    With `further`, behind the logits, columns for what the card declares besides the classes.
+
     The file has one input, (n, channels, side, side) or (n, side, side, channels), with any n or a fixed one. A uint8 input takes
     pixels; a float input takes pixels scaled to 0..1 and normalised by the card's `mean` and `std`. Colours are RGB.
     Raise UserError if the file does not load or does not fit the card.
     """
 
-    def __init__(self, bundle: Bundle, device: str = "cpu", threads: int = 1) -> None:
-        self.card = card = bundle.card
+    def __init__(self, bundle: Bundle, device: str = "cpu", threads: int = 1, further: bool = False) -> None:
+        self.card, self.further = bundle.card, bundle.card.further if further else ()
+        card = self.card
         providers = ["CPUExecutionProvider"] if device == "cpu" else ["CUDAExecutionProvider", "CPUExecutionProvider"]
         try:
             self.session = open_session(bundle.weights, providers, threads)
@@ -56,6 +60,12 @@ class OnnxNetwork:
         if len(inputs) != 1 or len(inputs[0].shape) != 4:
             raise UserError(f"The {ONNX_FILE} of the model '{card.name}' must have one input, images in four dimensions.")
         self.input = inputs[0]
+        names = [one.name for one in self.session.get_outputs()]
+        self.outputs = list(dict.fromkeys([names[0], *(one.output or names[0] for one in self.further)]))
+        if unknown := set(self.outputs) - set(names):
+            raise UserError(
+                f"The {ONNX_FILE} of the model '{card.name}' has no output '{min(unknown)}': it has {', '.join(names)}."
+            )
         network = card.network
         self.channels_last = network.channels not in self.input.shape[1:2] and self.input.shape[3] == network.channels
         self.batch = self.input.shape[0] if isinstance(self.input.shape[0], int) else None
@@ -66,7 +76,7 @@ class OnnxNetwork:
         self._check()
 
     def __call__(self, crops: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Return logits (n, classes), float32, for uint8 crops (n, channels, side, side)."""
+        """Return logits (n, classes + further), float32, for uint8 crops (n, channels, side, side)."""
         if self.batch is None:
             return self._run(crops)
         chunks = [self._run_padded(crops[start : start + self.batch]) for start in range(0, len(crops), self.batch)]
@@ -85,28 +95,47 @@ class OnnxNetwork:
         timer = threading.Timer(CROP_TIMEOUT_S * len(crops), setattr, (limits, "terminate", True))
         timer.start()  # an untrusted network may loop forever
         try:
-            output: NDArray[np.float32] = self.session.run(None, {self.input.name: np.ascontiguousarray(images)}, limits)[0]
+            found = self.session.run(self.outputs, {self.input.name: np.ascontiguousarray(images)}, limits)
         finally:
             timer.cancel()
-        output = output.astype(np.float32)
-        return np.log(np.maximum(output, 1e-12)) if self.card.outputs == "probabilities" else output
+        outputs = dict(zip(self.outputs, found, strict=True))
+        logits = self._classes(outputs[self.outputs[0]].astype(np.float32))
+        return np.concatenate([logits, *(self._values(outputs[one.output or self.outputs[0]], one) for one in self.further)], 1)
+
+    def _classes(self, output: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return the logits (n, classes) in the first output (n, values). Raise UserError if it has another number of values."""
+        start, count, own = self.card.classes_at, len(self.card.label_space.classes), [self.outputs[0], None]
+        places = [*range(start, start + count), *(one.index for one in self.card.further if one.output in own)]
+        if output.ndim != 2 or output.shape[1] != max(places) + 1:
+            raise UserError(
+                f"The {ONNX_FILE} of the model '{self.card.name}' has an output of shape {output.shape}, but its card names "
+                f"{count} classes{f' and values up to {max(places)}' if self.card.further or start else ''}: the shape must be "
+                f"(n, {'classes' if max(places) + 1 == count else max(places) + 1})."
+            )
+        logits = output[:, start : start + count]
+        return np.log(np.maximum(logits, 1e-12)) if self.card.outputs == "probabilities" else logits
+
+    def _values(self, output: NDArray[np.floating], one: FurtherOutput) -> NDArray[np.float32]:
+        """Return a further value of each face (n, 1). Raise UserError if the output does not hold it."""
+        if output.ndim != 2 or output.shape[1] <= one.index:
+            raise UserError(
+                f"The card of the model '{self.card.name}' takes '{one.column}' from place {one.index} of an output of shape "
+                f"{output.shape}: name a place within it."
+            )
+        return np.clip(output[:, one.index : one.index + 1].astype(np.float32), one.low, one.high)
 
     def _check(self) -> None:
         """Run one black crop, so that a misfit shows before any work."""
         card, side = self.card, self.card.network.image_px
         try:
             found = self(np.zeros((1, card.network.channels, side, side), np.uint8))
+        except UserError:
+            raise
         except Exception as error:
             raise UserError(
                 f"The {ONNX_FILE} of the model '{card.name}' does not accept the input that its card describes, crops of "
                 f"{card.network.channels} channels and {side} px: {_one_line(error)}."
             ) from error
-        classes = card.label_space.classes
-        if found.shape != (1, len(classes)):
-            raise UserError(
-                f"The {ONNX_FILE} of the model '{card.name}' has an output of shape {found.shape}, but its card names "
-                f"{len(classes)} classes: the shape must be (n, classes)."
-            )
         if not np.isfinite(found).all():
             raise UserError(f"The {ONNX_FILE} of the model '{card.name}' returns values that are not finite for a black crop.")
 

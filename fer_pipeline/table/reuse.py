@@ -18,7 +18,7 @@ from fer_pipeline.faces.attributes import FACE_ATTRIBUTES
 from fer_pipeline.faces.detectors.detections import Detections
 from fer_pipeline.labelling.labeller import KnownFaces
 from fer_pipeline.labelling.run import READERS, RunFolder
-from fer_pipeline.labelling.schemas import CARRIED, IMAGES, LABELLED, LINEAGE, OF_CONTENT, SUCCEEDED
+from fer_pipeline.labelling.schemas import CARRIED, FACE_PLACES, IMAGES, LABELLED, LINEAGE, OF_CONTENT, SUCCEEDED
 from fer_pipeline.table.delta import LabelTable, is_table, require_file_names
 from fer_pipeline.table.rows import (
     DECODED,
@@ -35,8 +35,6 @@ from fer_pipeline.table.rows import (
 )
 
 PLACES = pa.schema([("content_sha256", pa.string()), ("path", pa.string()), ("row", pa.int64())])
-FACE_PLACES = pa.schema([("faces_file", pa.string()), ("faces_row", pa.int64())])
-"""Columns of a manifest beyond those of the schema: the row of a table or a run that holds the faces of a record."""
 _SAME = ("detector_digest", "settings_digest")
 _KNOWN_COLUMNS = ["content_sha256", "width", "height", "faces"]
 _CARRIED_COLUMNS = [*OF_CONTENT, "status", "faces", *(field.name for field in LINEAGE)]

@@ -11,8 +11,11 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from fer_pipeline.archive.record import Record
+from fer_pipeline.base.errors import UserError
 from fer_pipeline.faces.decoding_version import DECODING, is_outdated
-from fer_pipeline.labelling.schemas import IMAGES, SUCCEEDED
+from fer_pipeline.labelling.schemas import FACE_PLACES, FACES, IMAGES, MANIFEST, SUCCEEDED
+from fer_pipeline.models.card import ModelCard
+from fer_pipeline.models.framing import LANDMARK_COLUMNS
 
 SCHEMA_VERSION = 1
 KEY = ["uri", "member", "time_ms"]
@@ -40,6 +43,18 @@ ROWS = pa.schema(
 
 VANISHED = pa.schema([ROWS.field(name).with_nullable(True) for name in KEY])
 """The keys of the rows that publishing a run removes from the table."""
+
+
+def require_free_columns(card: ModelCard, keep: Sequence[str] = ()) -> None:
+    """Raise UserError if tables or exports have a column of the name of a further output, or of a column to keep, already."""
+    taken = {name.lower() for schema in (MANIFEST, FACE_PLACES, IMAGES, FACES, ROWS) for name in schema.names}
+    taken |= {"input", *LANDMARK_COLUMNS}
+    of_card = [(one.column, f"The model '{card.name}' has a further output '{one.column}'", "its card") for one in card.further]
+    for name, what, where in [*of_card, *((name, f"--keep {name}", "the list") for name in keep)]:
+        if name.lower() in taken or name.lower().startswith("p_"):
+            raise UserError(f"{what}: tables or exports have a column of that name: give it another name in {where}.")
+        taken.add(name.lower())
+
 
 Digests = NDArray[np.uint64]
 """(n, 2) uint64: a 128-bit hash of each key."""

@@ -16,9 +16,9 @@ from fer_pipeline.faces.detectors.detections import Detections
 from fer_pipeline.faces.pixels import Pixels
 from fer_pipeline.labelling.labeller import Labeller, LabelSettings
 from fer_pipeline.labelling.manifest import read_shards, write_manifest
-from fer_pipeline.labelling.schemas import LABELLED
+from fer_pipeline.labelling.schemas import FACE_PLACES, LABELLED
 from fer_pipeline.models.bundle import EMBEDDED, read_bundle
-from fer_pipeline.table.reuse import FACE_PLACES, read_faces
+from fer_pipeline.table.reuse import read_faces
 
 SETTINGS = LabelSettings(detect_px=640, threshold=0.9, max_pixels=10**8, max_bytes=10**8, precision="fp32", uncertain_below=0.5)
 

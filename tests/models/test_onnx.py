@@ -59,16 +59,21 @@ def test_the_file_says_which_classes_its_outputs_are(exported: bytes) -> None:
     assert '"disgust"' in facts["classes"] and "AI Act" in facts["intended_use"]
 
 
-def foreign(shape: list[Any], weight: np.ndarray[Any, Any], kind: int = TensorProto.FLOAT, softmax: bool = False) -> bytes:
-    """Return a network that multiplies the flattened image by `weight` (pixels, classes)."""
+def foreign(
+    shape: list[Any], weight: np.ndarray[Any, Any], kind: int = TensorProto.FLOAT, softmax: bool = False, twice: bool = False
+) -> bytes:
+    """Return a network that multiplies the flattened image by `weight` (pixels, classes); `twice`: output `double`, too."""
     nodes = [helper.make_node("Flatten", ["x"], ["flat"]), helper.make_node("MatMul", ["flat", "w"], ["y"])]
     if softmax:
         nodes.append(helper.make_node("Softmax", ["y"], ["p"], axis=1))
+    if twice:
+        nodes.append(helper.make_node("Add", ["y", "y"], ["double"]))
+    outputs = ["p" if softmax else "y", *(["double"] if twice else [])]
     graph = helper.make_graph(
         nodes,
         "foreign",
         [helper.make_tensor_value_info("x", kind, shape)],
-        [helper.make_tensor_value_info("p" if softmax else "y", TensorProto.FLOAT, None)],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs],
         [numpy_helper.from_array(weight.astype(np.float32), "w")],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
@@ -123,6 +128,53 @@ def test_a_file_that_does_not_fit_its_card_is_refused(model: bytes, network: dic
     with pytest.raises(UserError, match=complaint) as error:
         OnnxNetwork(bundle_of(card(**network), model))
     assert "\n" not in str(error.value)
+
+
+def with_further(classes_at: int, *further: dict[str, Any]) -> ModelCard:
+    facts = card(channels=3, **IMAGENET).model_dump(mode="json") | {"classes_at": classes_at, "further": further}
+    return ModelCard.model_validate(facts)
+
+
+VALENCE, AROUSAL = {"column": "valence", "index": 0, "low": -1, "high": 1}, {"column": "arousal", "index": 3, "output": "double"}
+FOUR = np.random.default_rng(3).normal(size=(48, 4))
+
+
+@pytest.mark.parametrize("batch", ["n", 2])
+def test_a_card_takes_values_beside_the_classes_from_any_output(batch: Any) -> None:
+    """Valence, which is clipped, stands before the classes, and twice the last value, which no card uses, in another output."""
+    bundle = bundle_of(
+        with_further(1, VALENCE, AROUSAL, {"column": "last", "index": 3}), foreign([batch, 3, 4, 4], FOUR, twice=True)
+    )
+    raw = wanted(RGB, FOUR, **IMAGENET)
+    classifier = Classifier(bundle, "fp32")
+    assert classifier.logits(RGB) == pytest.approx(raw[:, 1:3], abs=1e-4)
+    found = classifier.label(RGB)
+    assert found.probabilities == pytest.approx(classifier(RGB)) and found.further is not None
+    assert found.further == pytest.approx(np.stack([raw[:, 0].clip(-1, 1), 2 * raw[:, 3], raw[:, 3]], 1), abs=1e-4)
+    assert (
+        classifier.label(RGB[:0]).further is not None and Classifier(read_bundle(EMBEDDED), "int8").label(CROPS).further is None
+    )
+
+
+@pytest.mark.parametrize(
+    ("given", "complaint"),
+    [
+        (
+            with_further(1, VALENCE),
+            r"shape \(1, 4\), but its card names 2 classes and values up to 2: the shape must be \(n, 3\)",
+        ),
+        (with_further(0, {"column": "age", "output": "age"}), "has no output 'age': it has y, double"),
+        (with_further(2, {"column": "age", "output": "double", "index": 4}), "takes 'age' from place 4 of an output of shape"),
+    ],
+)
+def test_a_card_that_takes_what_its_network_lacks_is_refused(given: ModelCard, complaint: str) -> None:
+    with pytest.raises(UserError, match=complaint):
+        Classifier(bundle_of(given, foreign(["n", 3, 4, 4], FOUR, twice=True)), "fp32")
+
+
+def test_two_values_of_one_name_are_refused() -> None:
+    with pytest.raises(ValidationError, match="two further outputs have one name"):
+        with_further(0, VALENCE, VALENCE)
 
 
 @pytest.mark.parametrize("values", [{"mean": (0.5, 0.5, 0.5)}, {"channels": 3, "std": (0.2, 0.2)}, {"std": (0.0,)}])

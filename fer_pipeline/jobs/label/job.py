@@ -159,6 +159,7 @@ def _begin(plan: LabelPlan, machines: Machines, only_if_changed: bool) -> RunRec
         settings=plan.frozen,
         model=plan.model,
         classes=plan.bundle.card.label_space.classes,
+        outputs=tuple(one.column for one in plan.bundle.card.further),
         detector=Identity(name=plan.detector.name, digest=plan.detector.digest),
         records=size.records,
         shards=size.shards,

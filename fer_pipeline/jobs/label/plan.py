@@ -16,12 +16,10 @@ from fer_pipeline.faces.detectors.spec import ResolvedDetector
 from fer_pipeline.jobs.label.config import LabelConfig
 from fer_pipeline.labelling.labeller import LabelSettings
 from fer_pipeline.labelling.run import RunFolder, RunRecord, settings_digest
-from fer_pipeline.labelling.schemas import FACES, IMAGES, MANIFEST
 from fer_pipeline.models.bundle import Bundle
-from fer_pipeline.models.framing import LANDMARK_COLUMNS
 from fer_pipeline.table.audit import NIGHTS_LOOKED_AT
 from fer_pipeline.table.nights import last_nights
-from fer_pipeline.table.rows import ROWS
+from fer_pipeline.table.rows import require_free_columns
 
 
 @dataclass(frozen=True)
@@ -155,6 +153,7 @@ def make_plan(config: LabelConfig, folder: RunFolder, record: RunRecord | None, 
         raise UserError(
             f"The run folder '{config.out}' is below its source, which the run would read, too: choose another --out."
         )
+    require_free_columns(bundle.card, config.keep)
     detector = resolve_detector(record.detector.name if record else config.detector, config.detector_weights)
     if not record and (on_cluster or config.table):
         where: Callable[[], str] = lambda: "On a cluster" if on_cluster else _on_table(config.table)  # noqa: E731
@@ -169,11 +168,6 @@ def _require_possible(config: LabelConfig) -> None:
         raise UserError(f"--{'base' if config.base else 'keep'} is for a list of files: name its column by --uri-column.")
     if config.table and (config.sample or config.limit):
         raise UserError(f"--{'sample' if config.sample else 'limit'} is for a first try, without a table: leave one of them out.")
-    taken = {name.lower() for schema in (MANIFEST, IMAGES, FACES, ROWS) for name in schema.names} | {"input", *LANDMARK_COLUMNS}
-    for name in config.keep:
-        if name.lower() in taken or name.lower().startswith("p_"):
-            raise UserError(f"--keep {name}: tables or exports have a column of that name: give it another name in the list.")
-        taken.add(name.lower())
 
 
 def _precision(config: LabelConfig, bundle: Bundle, has_bf16: bool) -> Precision:

@@ -14,10 +14,10 @@ from fer_pipeline.engine.tasks import Shared
 from fer_pipeline.faces.detectors.spec import ResolvedDetector
 from fer_pipeline.labelling.labeller import KnownFaces, Labeller, LabelSettings, no_known_faces
 from fer_pipeline.labelling.run import RunFolder, RunRecord, with_lineage
-from fer_pipeline.labelling.schemas import BLOCKED, CARRIED, MANIFEST
+from fer_pipeline.labelling.schemas import BLOCKED, CARRIED, FACE_PLACES, MANIFEST
 from fer_pipeline.models.bundle import Bundle
 from fer_pipeline.table.blocklist import NOTHING_BLOCKED, Blocklist
-from fer_pipeline.table.reuse import FACE_PLACES, Reusable, read_faces
+from fer_pipeline.table.reuse import Reusable, read_faces
 
 
 @dataclass(frozen=True)
