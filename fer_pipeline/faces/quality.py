@@ -158,13 +158,29 @@ def lacks_of(sharpness: float, brightness: float, contrast: float) -> list[float
     return [max(0.0, 1 - value / good) for value, good in found]
 
 
+def quality_of(figures: Figures) -> float:
+    """Return the quality of a picture from its sharpness, brightness and contrast."""
+    lacking = sum(weight * lack for weight, lack in zip(WEIGHTS, lacks_of(*figures), strict=True))
+    return _logistic(LOGIT - lacking) / _logistic(LOGIT)
+
+
+def input_quality(image: Pixels) -> float:
+    """Return the quality of the input of a network, uint8 (channels, side, side) in grey or RGB, that shows a face.
+
+    It is that of the face in its image if the network takes `measured_crop`s, else about that.
+    """
+    grey = image[0] if len(image) == 1 else cv2.cvtColor(np.ascontiguousarray(image.transpose(1, 2, 0)), cv2.COLOR_RGB2GRAY)
+    if grey.shape[0] != SIDE_PX:
+        grey = cv2.resize(grey, (SIDE_PX, SIDE_PX), interpolation=cv2.INTER_AREA if grey.shape[0] > SIDE_PX else cv2.INTER_LINEAR)
+    return quality_of(pixel_figures(np.asarray(grey, np.uint8)))
+
+
 def _quality(box: Sequence[float], size: tuple[int, int], figures: Figures, pose: Sequence[float]) -> FaceQuality:
     (x, y, w, h), (width, height) = box, size
     seen = max(0.0, min(x + w, width) - max(x, 0.0)) * max(0.0, min(y + h, height) - max(y, 0.0))
     side_px, occluded = math.sqrt(max(0.0, w * h)), 1 - seen / max(w * h, 1e-9)
     sharpness, brightness, contrast = figures
-    lacking = sum(weight * lack for weight, lack in zip(WEIGHTS, lacks_of(*figures), strict=True))
-    quality = _logistic(LOGIT - lacking) / _logistic(LOGIT)
+    quality = quality_of(figures)
     roll, yaw, pitch = (None if math.isnan(angle) else angle for angle in pose)
     poor = {
         "SMALL_BOUNDING_BOX": side_px < SMALL_PX,

@@ -60,6 +60,8 @@ class EvaluateConfig(Config):
     """Map classes of the dataset to classes of the model that have another name, such as `--map.contempt disgust`."""
     precision: Literal["fp32", "bf16", "int8"] = "fp32"
     """Arithmetic of the classifier."""
+    corrupted: float = Field(0.0, ge=0, le=1)
+    """Share of the images that are spoiled first, each in one way: blur, fewer pixels, noise, light from a side, gamma, JPEG."""
     use_gpu: bool = False
     """Use one GPU for each task."""
     thumbnails: bool = True
@@ -95,7 +97,12 @@ def run(config: EvaluateConfig, cluster: ClusterConfig = ClusterConfig()) -> Eva
     card = bundle.card
     left_out = left_out_by_class(dataset, config.split, card.label_space, config.map)
     settings: dict[str, Any] = config.model_dump(mode="json", include={"split", "precision", "map"})
-    settings |= {"model": bundle.digest, "data": dataset.digest, "faces": dataset.faces.model_dump(mode="json")}
+    settings |= {
+        "corrupted": config.corrupted or None,
+        "model": bundle.digest,
+        "data": dataset.digest,
+        "faces": dataset.faces.model_dump(mode="json"),
+    }
     settings |= {"votes": list(dataset.vote_classes)}
     if done := _done_before(out, settings):
         log.info("This evaluation is finished, there is nothing to do: %s", out)
@@ -112,7 +119,7 @@ def run(config: EvaluateConfig, cluster: ClusterConfig = ClusterConfig()) -> Eva
     with connected(cluster, data, out) as machines:
         if config.use_gpu:
             machines.wait_for_gpus(1, "--use-gpu", on_one_node=True)
-        context = ScoringContext(bundle, reader, config.precision, "cuda" if config.use_gpu else "cpu")
+        context = ScoringContext(bundle, reader, config.precision, "cuda" if config.use_gpu else "cpu", config.corrupted)
         predictions = predict_split(context, machines)
         probabilities = softmax(predictions.logits, card.calibration.temperature)
         mistakes = confusions(predictions.ids, predictions.labels, probabilities, card.label_space.classes)

@@ -1,6 +1,7 @@
 """Predict a split of a dataset, one task per file: evaluation and training compute their figures from the predictions."""
 
 from dataclasses import dataclass
+from hashlib import blake2b
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,6 +13,8 @@ from fer_pipeline.engine.machines import Machines
 from fer_pipeline.engine.progress import progress
 from fer_pipeline.engine.tasks import Shared, fan_out, share
 from fer_pipeline.faces.classify import Classifier, Precision
+from fer_pipeline.faces.pixels import Pixels
+from fer_pipeline.faces.quality import input_quality
 from fer_pipeline.models.bundle import Bundle
 
 if TYPE_CHECKING:  # it imports torch, which a worker cannot load under the memory limit for untrusted files
@@ -28,6 +31,8 @@ class ScoringContext:
     reader: SplitReader
     precision: Precision
     device: str
+    corrupted: float = 0.0
+    """Share of the images that are corrupted first (`models/corruption.py`)."""
 
 
 def predict_split(context: ScoringContext, machines: Machines) -> "Predictions":
@@ -48,11 +53,26 @@ def _predict_file(shared: Shared[ScoringContext], uri: str) -> "list[Predictions
     lift_memory_limit()
     from fer_pipeline.models.evaluation import Predictions
 
-    classifier = shared.load(_make_classifier)
-    return [
-        Predictions(np.array(chunk.ids, object), classifier.logits(chunk.images), chunk.labels, chunk.votes)
-        for chunk in shared.get().reader.chunks_of(uri, ROWS_PER_BATCH)
-    ]
+    classifier, context, found = shared.load(_make_classifier), shared.load(_itself), []
+    for chunk in context.reader.chunks_of(uri, ROWS_PER_BATCH):
+        images = _corrupted(chunk.images, chunk.ids[0], context.corrupted) if context.corrupted else chunk.images
+        quality = np.array([input_quality(image) for image in images], np.float32)
+        found.append(Predictions(np.array(chunk.ids, object), classifier.logits(images), chunk.labels, chunk.votes, quality))
+    return found
+
+
+def _corrupted(images: Pixels, seed: str, share: float) -> Pixels:
+    """Return images (n, channels, side, side), a share of which is corrupted; the same for the same seed."""
+    import torch
+
+    from fer_pipeline.models.corruption import corrupt
+
+    generator = torch.Generator().manual_seed(int.from_bytes(blake2b(seed.encode(), digest_size=4).digest()))
+    return np.asarray(corrupt(torch.from_numpy(images), share, generator).numpy(), np.uint8)
+
+
+def _itself(context: ScoringContext) -> ScoringContext:
+    return context
 
 
 def _make_classifier(context: ScoringContext) -> Classifier:

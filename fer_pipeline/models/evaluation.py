@@ -1,7 +1,8 @@
 """Evaluation of a model's predictions on labelled images."""
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from fer_pipeline.models.figures import (
     CalibrationFigures,
     CertainFigures,
     Figures,
+    QualityBin,
     SplitFigures,
     VoteFigures,
 )
@@ -29,6 +31,8 @@ from fer_pipeline.models.metrics import (
     summarize,
 )
 
+QUALITY_BINS = (0.0, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0)
+
 
 @dataclass(frozen=True)
 class Predictions:
@@ -42,12 +46,15 @@ class Predictions:
     """(n,)"""
     votes: NDArray[np.float32]
     """(n, vote classes): shares of annotators' votes, all zero if an image has none."""
+    quality: NDArray[np.float32] = field(default_factory=lambda: np.empty(0, np.float32))
+    """(n,), of the pictures; (0,) if it is not known."""
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, chosen: NDArray[np.bool_]) -> "Predictions":
-        return Predictions(self.ids[chosen], self.logits[chosen], self.labels[chosen], self.votes[chosen])
+        quality = self.quality[chosen] if len(self.quality) else self.quality
+        return Predictions(self.ids[chosen], self.logits[chosen], self.labels[chosen], self.votes[chosen], quality)
 
     def without(self, ids: Collection[str]) -> "Predictions":
         """Return the predictions, except those of the images with these ids."""
@@ -56,7 +63,7 @@ class Predictions:
 
 def joined(batches: Sequence[Predictions]) -> Predictions:
     """Return several batches of predictions as one. `batches` must not be empty."""
-    names = [field.name for field in fields(Predictions)]
+    names = [one.name for one in fields(Predictions)]
     return Predictions(**{name: np.concatenate([getattr(batch, name) for batch in batches]) for name in names})
 
 
@@ -91,8 +98,24 @@ def evaluate(
                 accuracy=float(correct[certain].mean()) if certain.any() else None,
             ),
             "votes": votes,
+            "by_quality": _by_quality(predictions.quality, probabilities, labels) if len(predictions.quality) else (),
         }
     )
+
+
+def _by_quality(
+    quality: NDArray[np.float32], probabilities: NDArray[np.float32], labels: NDArray[np.int64]
+) -> tuple[QualityBin, ...]:
+    """Return the figures of each bin of quality that holds images."""
+    found = []
+    for low, high in pairwise(QUALITY_BINS):
+        chosen = (quality >= low) & ((quality < high) | (high == 1.0))
+        some, truth = probabilities[chosen], labels[chosen]
+        if len(truth):
+            accuracy, confidence = float((some.argmax(1) == truth).mean()), float(some.max(1).mean())
+            ece = expected_calibration_error(some, truth)
+            found.append(QualityBin(low=low, high=high, images=len(truth), accuracy=accuracy, confidence=confidence, ece=ece))
+    return tuple(found)
 
 
 @dataclass(frozen=True)

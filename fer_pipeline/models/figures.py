@@ -80,6 +80,19 @@ class VoteFigures(Config):
     """Mean share of the annotators who chose the predicted class."""
 
 
+class QualityBin(Config):
+    """The images in one bin of the quality of the picture (`faces/quality.py`)."""
+
+    low: float
+    high: float
+    """Not included, except in the last bin."""
+    images: int
+    accuracy: float
+    confidence: float
+    """Their mean confidence under the model's calibration."""
+    ece: float
+
+
 class Figures(Config):
     """The figures on some images. A figure that no image supports is None."""
 
@@ -104,6 +117,8 @@ class Figures(Config):
     risk_coverage: RiskCoverage | None = None
     certain: CertainFigures | None = None
     votes: VoteFigures | None = None
+    by_quality: tuple[QualityBin, ...] = ()
+    """Empty if the quality of the pictures is not known."""
 
 
 class SplitFigures(Figures):

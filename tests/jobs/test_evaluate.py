@@ -52,6 +52,27 @@ def test_the_figures_are_those_that_the_training_published(out: Path, model: str
     assert figures(out)["data"]["framed_as_the_model"] is True
 
 
+def test_figures_by_quality_are_of_all_images_and_spoiled_ones_are_poorer(
+    out: Path, dataset: Path, model: str, tmp_path: Path
+) -> None:
+    whole = figures(out)["all"]
+    assert sum(one["images"] for one in whole["by_quality"]) == whole["images"]
+    right = sum(one["images"] * one["accuracy"] for one in whole["by_quality"])
+    assert right == pytest.approx(whole["images"] * whole["accuracy"])
+    published = json.loads((Path(model) / "model.json").read_text())["metrics"]["validation"]
+    assert published["by_quality"] == whole["by_quality"]
+    assert figures(out)["settings"]["corrupted"] is None and "By quality of the picture" in (out / "evaluation.html").read_text()
+    spoiled = []
+    for name in ("a", "b"):
+        config = EvaluateConfig(model=model, data=str(dataset), split="validation", out=str(tmp_path / name), corrupted=1)
+        evaluate.run(config)
+        spoiled.append(figures(tmp_path / name))
+    assert spoiled[0]["all"] == spoiled[1]["all"] != whole and spoiled[0]["settings"]["corrupted"] == 1
+    assert "100% of the images were spoiled first" in (tmp_path / "a" / "evaluation.html").read_text()
+    with pytest.raises(UserError, match="corrupted"):
+        evaluate.run(config.model_copy(update={"corrupted": 0.0}))
+
+
 def test_the_table_of_predictions_adds_up_to_the_figures(out: Path) -> None:
     table, whole = pq.read_table(out / "predictions.parquet").to_pydict(), figures(out)["all"]
     assert len(set(table["sample_id"])) == len(table["label"]) == whole["images"] == 64
