@@ -3,7 +3,7 @@
 import posixpath
 import re
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -16,8 +16,9 @@ from fer_pipeline.base.errors import UserError
 from fer_pipeline.faces.quality import QUALITY
 from fer_pipeline.labelling.faces_table import outputs_of_faces, qualities_of_faces
 from fer_pipeline.labelling.schemas import IMAGES, OF_FACES
+from fer_pipeline.models.card import MOST_OUTPUTS, OUTPUT_NAME
 from fer_pipeline.models.framing import LANDMARK_COLUMNS
-from fer_pipeline.table.rows import ROWS
+from fer_pipeline.table.rows import ROWS, is_taken
 
 LONGEST_PATH = 32_768
 """Longest path of an image, in bytes."""
@@ -44,7 +45,7 @@ OF_IMAGE = (
 """Columns of the image that each of its faces has, where they are known."""
 
 
-def flat_faces(images: pa.Table, classes: Sequence[str], source: str) -> pa.Table:
+def flat_faces(images: pa.Table, classes: Sequence[str], source: str, outputs: Sequence[str] = ()) -> pa.Table:
     """Return one row for each face in rows of `schemas.IMAGES`, of the table, or of `schemas.LABELLED`.
 
     Columns: `path` below the source and its `folder`, `uri`, `member`, `time_ms`, what the face has, `p_CLASS` for each class,
@@ -65,7 +66,7 @@ def flat_faces(images: pa.Table, classes: Sequence[str], source: str) -> pa.Tabl
     columns |= {name: faces.field(name) for name in BOX}
     columns |= _landmarks(faces.field("landmarks"))
     columns |= {name: qualities[name] for name in QUALITY.names}
-    columns |= _outputs(parents, outputs_of_faces(images))
+    columns |= _outputs(parents, outputs_of_faces(images), outputs)
     columns |= {name: parents[name] for name in (*TO_FIND, "input", *OF_IMAGE) if name in parents.column_names}
     columns |= {name: parents[name] for name in parents.column_names if name not in {*IMAGES.names, *ROWS.names}}  # of a list
     return pa.table({name: _plain(column) for name, column in columns.items()})
@@ -112,20 +113,27 @@ def _probabilities(lists: pa.Array, classes: Sequence[str]) -> dict[str, pa.Arra
     return {f"p_{name}": pa.array(column) for name, column in zip(classes, values.T.copy(), strict=True)}
 
 
-def _outputs(parents: pa.Table, lists: pa.Array) -> dict[str, pa.Array]:
-    """Return a column for each further output of the models that labelled the faces; null where a model does not have it."""
-    if "output_names" not in parents.column_names:
-        return {}
-    texts, found = parents["output_names"].cast(pa.string()), dict[str, Any]()
+def names_of_outputs(texts: Iterable[str]) -> tuple[str, ...]:
+    """Return the names in values of `output_names`, each once. Raise ValueError for what cannot be a column of its own."""
+    names = tuple(dict.fromkeys(name for text in texts for name in text.split(",")))
+    if len(names) > MOST_OUTPUTS or not all(re.fullmatch(OUTPUT_NAME, name) and not is_taken(name) for name in names):
+        raise ValueError("the names of its further outputs are not names of columns")
+    return names
+
+
+def _outputs(parents: pa.Table, lists: pa.Array, wanted: Sequence[str]) -> dict[str, pa.Array]:
+    """Return a column for each of the wanted outputs of the models that labelled the faces; null where a model has it not."""
+    values = {name: np.zeros(len(lists), np.float32) for name in wanted}
+    known = {name: np.zeros(len(lists), bool) for name in wanted}
+    texts = parents["output_names"].cast(pa.string()) if wanted else pa.chunked_array([], pa.string())
     for text in pc.unique(texts.drop_null()).to_pylist():
         names, rows = text.split(","), np.flatnonzero(pc.fill_null(pc.equal(texts, text), False).to_numpy())
-        values = lists.take(pa.array(rows))
-        if set(pc.unique(pc.list_value_length(values)).to_pylist()) != {len(names)} or len(set(names)) < len(names):
+        some = lists.take(pa.array(rows))
+        if set(pc.unique(pc.list_value_length(some)).to_pylist()) != {len(names)}:
             raise ValueError("the outputs are not those of their names")
-        for name, column in zip(names, pc.list_flatten(values).to_numpy().reshape(-1, len(names)).T, strict=True):
-            whole, is_known = found.setdefault(name, (np.zeros(len(lists), np.float32), np.zeros(len(lists), bool)))
-            whole[rows], is_known[rows] = column, True
-    return {name: pa.array(whole, mask=~is_known) for name, (whole, is_known) in found.items()}
+        for name, column in zip(names, pc.list_flatten(some).to_numpy().reshape(-1, len(names)).T, strict=True):
+            values[name][rows], known[name][rows] = column, True
+    return {name: pa.array(values[name], mask=~known[name]) for name in wanted}
 
 
 def _landmarks(lists: pa.Array) -> dict[str, pa.Array]:

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from pydantic import ValidationError
 
 from fer_pipeline.api.crops import Crop, cut_crops
-from fer_pipeline.api.flat import TO_FIND, chosen, flat_faces, flat_images, flat_tracks
+from fer_pipeline.api.flat import TO_FIND, chosen, flat_faces, flat_images, flat_tracks, names_of_outputs
 from fer_pipeline.archive.files import Selection
 from fer_pipeline.archive.listing import Listing
 from fer_pipeline.archive.record import Record
@@ -32,7 +32,7 @@ from fer_pipeline.labelling.run import READERS, REPORT, RunFolder
 from fer_pipeline.labelling.schemas import ADDED, IMAGES
 from fer_pipeline.labelling.tracks import TRACKS, read_tracks
 from fer_pipeline.report.copies import copies_page, to_show
-from fer_pipeline.report.pictures import PictureLimits, whole_pictures
+from fer_pipeline.report.pictures import PictureLimits, cut_faces
 from fer_pipeline.table.delta import LabelTable, is_table
 from fer_pipeline.table.rows import ROWS
 
@@ -54,12 +54,14 @@ class Labels(ABC):
     def classes(self) -> tuple[str, ...]:
         """The classes of the probabilities, in order."""
 
+    @property
+    @abstractmethod
+    def outputs(self) -> tuple[str, ...]:
+        """What models say of a face besides the classes, by name: `further` of their cards."""
+
     @abstractmethod
     def image_batches(self) -> Iterator[pa.Table]:
         """Yield all rows of images, with their faces, part by part."""
-
-    _finding: Sequence[str]
-    """Columns, beyond `copies.NEEDED`, by which `_records` finds the record of an image."""
 
     @abstractmethod
     def _records(self, faces: pa.Table, source: str) -> list[Record | None]:
@@ -87,7 +89,7 @@ class Labels(ABC):
         for images in self.image_batches():
             with self._our_rows():
                 images = images.filter(_without_copies(images, contents)) if once else images
-                rows = flat_faces(images, self.classes, self._root())
+                rows = flat_faces(images, self.classes, self._root(), self.outputs)
             if certain:
                 rows = rows.filter(pc.invert(rows["uncertain"]))
             yield chosen(rows, where) if where else rows
@@ -128,21 +130,22 @@ class Labels(ABC):
         return self._copies()
 
     def _copies(self, further: Sequence[str] = ()) -> pa.Table:
-        """Return the images that have copies, with further columns."""
+        """Return the images that have copies, with those of further columns that there are."""
+        columns = dict.fromkeys([*NEEDED, *further])
         with self._our_rows():
-            parts = [flat_images(images, self._root()).select(list({*NEEDED, *further})) for images in self.image_batches()]
-            return copies_among(pa.concat_tables(parts), further)
+            parts = (flat_images(images, self._root()) for images in self.image_batches())
+            rows = pa.concat_tables([part.select([name for name in columns if name in part.column_names]) for part in parts])
+            return copies_among(rows, [name for name in further if name in rows.column_names and name not in COPIES.names])
 
     def copies_page(self, source: str) -> tuple[pa.Table, str]:
         """Return what `copies` returns, and a page of the largest groups with pictures, cut from images below `source` only."""
-        found, place = self._copies(self._finding), storage.normalize(source)
+        found, place = self._copies((*TO_FIND, "time_ms")), storage.normalize(source)
         shown = to_show(found)
         records = self._records(shown, place)
-        wanted = [record for record in records if record]
-        pictures = iter(whole_pictures(wanted, place, self._limits()))
-        drawn = [next(pictures) if record else RecordError("gone", "it is gone") for record in records]
+        cut = iter(cut_faces([(record, None) for record in records if record], place, self._limits()))
+        pictures = [next(cut) if record else RecordError("gone", "it is gone") for record in records]
         found = found.select(COPIES.names)
-        return found, copies_page(self.url, found, shown, drawn)
+        return found, copies_page(self.url, found, shown, pictures)
 
     def crops(
         self,
@@ -175,8 +178,6 @@ class Labels(ABC):
 class Run(Labels):
     """The labels of a run folder."""
 
-    _finding = ("record_id",)
-
     def __init__(self, url: str, source: str | None = None) -> None:
         """Raise UserError if there is no labelling run."""
         self.folder, self.source = RunFolder(storage.normalize(str(url))), source and str(source)
@@ -194,6 +195,10 @@ class Run(Labels):
     @property
     def classes(self) -> tuple[str, ...]:
         return self.record.classes
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        return names_of_outputs(self.record.outputs)
 
     def tracks(self) -> pa.Table:
         """Return one row for each face that stays in view of a video: rows of `labelling.tracks.TRACKS`, with `p_CLASS`."""
@@ -236,8 +241,6 @@ class Run(Labels):
 class Table(Labels):
     """The labels of a published table."""
 
-    _finding = ("etag", "time_ms")
-
     def __init__(self, url: str, source: str | None = None) -> None:
         """Raise UserError if there is no table of this project."""
         self._table, self.source = LabelTable(str(url)), source and str(source)
@@ -260,6 +263,14 @@ class Table(Labels):
             return self._table.classes
         lists = (face["probabilities"] for part in self.image_batches() for row in part["faces"].to_pylist() for face in row)
         return tuple(map(str, range(len(next(lists, [])))))
+
+    @cached_property
+    def outputs(self) -> tuple[str, ...]:
+        found: dict[str, None] = {}
+        for file in self._table.files:
+            rows = parquet.read_columns(self._table.path(file.path), ["output_names"])
+            found |= dict.fromkeys(pc.unique(rows["output_names"]).drop_null().to_pylist() if rows.num_columns else ())
+        return names_of_outputs(found)
 
     def history(self) -> list[dict[str, Any]]:
         """Return the table's versions, latest first: number, time in ms, operation, and the night that made it."""

@@ -160,7 +160,7 @@ def predict(
         if row["status"] in FAILED:
             name = f"{row['uri']}{'/' + row['member'] if row['member'] else ''}"
             warnings.warn(f"'{name}' has no label: {row['status']}, {row['error']}", stacklevel=2)
-    faces = flat_faces(rows, predictor.classes, "")
+    faces = flat_faces(rows, predictor.classes, "", predictor.outputs)
     return faces.select(["input", *(name for name in faces.column_names if name not in ("input", "folder", *TO_FIND))])
 
 

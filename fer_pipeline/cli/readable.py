@@ -137,7 +137,8 @@ def _explained(result: Mapping[str, Any]) -> str:
     facts = {name: value for name, value in row.items() if name not in ("faces", "qualities", "outputs", "record_id", "shard")}
     qualities = row.get("qualities") or []
     qualities = qualities if len(qualities) == len(row["faces"]) else [None] * len(row["faces"])
-    outputs, names = row.get("outputs") or [[]] * len(row["faces"]), (row.get("output_names") or "").split(",")
+    outputs, names = row.get("outputs") or [], (row.get("output_names") or "").split(",")
+    outputs = outputs if len(outputs) == len(row["faces"]) else [None] * len(row["faces"])
     faces = [
         [
             str(face["face_id"]),
@@ -153,8 +154,8 @@ def _explained(result: Mapping[str, Any]) -> str:
     return "\n".join([_facts(facts), table(head, faces) if faces else "no face"])
 
 
-def _outputs(names: Sequence[str], values: Sequence[float]) -> list[str]:
-    return [f"{name} {value:.2f}" for name, value in zip(names, values, strict=False)]
+def _outputs(names: Sequence[str], values: Sequence[float | None] | None) -> list[str]:
+    return [f"{name} {value:.2f}" for name, value in zip(names, values or (), strict=False) if value is not None]
 
 
 def _quality(quality: Mapping[str, Any] | None) -> str:

@@ -56,7 +56,6 @@ class Classifier:
     def __init__(self, bundle: Bundle, precision: Precision, device: str = "cpu", batch_size: int | None = None) -> None:
         bundle = bundle.computing_in(precision)
         self.card, self.device = bundle.card, device
-        self.further = bundle.card.further if bundle.card.format == "onnx" else ()
         self.batches = Batches(batch_size or (64 if device == "cpu" else 1024))
         if bundle.card.format == "onnx":
             self._forward: Any = OnnxNetwork(bundle, device, further=True)
@@ -78,14 +77,14 @@ class Classifier:
     def _outputs(self, crops: Pixels) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Return the logits (n, classes) and the further outputs (n, further) that the card declares."""
         count = len(self.card.label_space.classes)
-        empty = np.zeros((0, count + len(self.further)), np.float32)
+        empty = np.zeros((0, count + len(self.card.further)), np.float32)
         found = np.concatenate([empty, *self.batches(self._forward, crops)])
         return found[:, :count], found[:, count:]
 
     def label(self, crops: Pixels) -> Answers:
         """Return what the model says of uint8 crops (n, channels, side, side)."""
         logits, further = self._outputs(crops)
-        return Answers(softmax(logits, self.card.calibration.temperature), further if self.further else None)
+        return Answers(softmax(logits, self.card.calibration.temperature), further if self.card.further else None)
 
     def __call__(self, crops: Pixels) -> NDArray[np.float32]:
         """Return probabilities (n, classes) for uint8 crops (n, channels, side, side)."""

@@ -151,7 +151,8 @@ class FaceExtractor:
                     found = [self.detect(view.pixels) for view in record.views]
             except Exception as error:  # noqa: BLE001 (the boundary around one record)
                 return _failed(error, record.outcome.content_sha256), self.no_crops
-            return record.outcome, self.cut(record, found)
+            crops = self.cut(record, found)
+            return record.outcome, crops
 
     def prepare(self, data: Fetched, known: KnownFaces | None = None) -> Prepared:
         """Decode and shrink one record; the outcome of a decided or undecodable record is final.

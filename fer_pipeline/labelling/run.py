@@ -23,6 +23,7 @@ from fer_pipeline.base.schema_version import require_schema_version
 from fer_pipeline.base.storage import parquet
 from fer_pipeline.faces.decoding_version import DECODING
 from fer_pipeline.labelling.schemas import IMAGES, LINEAGE
+from fer_pipeline.models.card import MOST_OUTPUTS, OutputName
 
 RUN, SUCCESS, REPORT = "run.json", "_SUCCESS", "report.html"
 CORRECTED = "faces_prior_em"
@@ -156,7 +157,7 @@ class RunRecord(Config):
     model: Identity
     classes: tuple[str, ...] = ()
     """The classes of `probabilities`, in order. The file metadata of `images/` and `faces/` names them too."""
-    outputs: tuple[str, ...] = ()
+    outputs: Annotated[tuple[OutputName, ...], Field(max_length=MOST_OUTPUTS)] = ()
     """What the model says besides the classes, by the names of its card."""
     detector: Identity
     records: int = 0
@@ -310,7 +311,8 @@ class RunFolder:
     def committed(self) -> set[int]:
         """Return the committed shards: those whose file exists."""
         names = storage.list_names(self.path("images"))
-        return {int(stem) for name in names if (stem := name.removesuffix(".parquet")).isdigit()}
+        shards = {int(stem) for name in names if (stem := name.removesuffix(".parquet")).isdecimal()}
+        return {shard for shard in shards if posixpath.basename(self.images_name(shard)) in names}
 
     def committed_of(self, shards: Sequence[int]) -> set[int]:
         """Return which of these shards are committed. More than 256 cost one listing, fewer cost one parallel request each."""

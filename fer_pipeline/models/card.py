@@ -1,8 +1,16 @@
 """The model card `model.json`: everything that labelling, evaluation and export need besides the weights. No torch."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, ConfigDict, Field, ValidationError, ValidatorFunctionWrapHandler, WrapValidator
+from pydantic import (
+    AfterValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    model_validator,
+)
 
 import fer_pipeline
 from fer_pipeline.base.config import Config, Name
@@ -91,10 +99,15 @@ class Int8Form(Config):
     """Its inputs and settings. A second request for the same form does nothing."""
 
 
+OUTPUT_NAME = "^[a-z][a-z0-9_]{0,62}$"
+OutputName = Annotated[str, Field(pattern=OUTPUT_NAME)]
+MOST_OUTPUTS = 256
+
+
 class FurtherOutput(Config):
     """A number that an ONNX network tells of each face besides the classes, such as valence."""
 
-    column: str = Field(pattern="^[a-z][a-z0-9_]{0,62}$")
+    column: OutputName
     """The name of its column."""
     output: str | None = None
     """The output of the network that holds it, by name; by default the first, behind or before the classes."""
@@ -103,6 +116,12 @@ class FurtherOutput(Config):
     low: float | None = None
     high: float | None = None
     """Its range; what lies outside is clipped."""
+
+    @model_validator(mode="after")
+    def _range(self) -> Self:
+        if self.low is not None and self.high is not None and self.low >= self.high:
+            raise ValueError(f"low is {self.low:g}, and must be below high, {self.high:g}")
+        return self
 
 
 def _distinct(outputs: tuple[FurtherOutput, ...]) -> tuple[FurtherOutput, ...]:
@@ -126,7 +145,7 @@ class ModelCard(Config):
     """The meaning of the classes in an ONNX network's first output, (n, values)."""
     classes_at: int = Field(0, ge=0)
     """Where the classes begin in that output."""
-    further: Annotated[tuple[FurtherOutput, ...], AfterValidator(_distinct)] = Field((), max_length=256)
+    further: Annotated[tuple[FurtherOutput, ...], AfterValidator(_distinct)] = Field((), max_length=MOST_OUTPUTS)
     """What else an ONNX network tells of each face."""
     network: NetworkConfig
     label_space: LabelSpace
@@ -144,3 +163,9 @@ class ModelCard(Config):
     """Digests and settings that determine the weights. A second training with the same ones does nothing."""
     limits: tuple[str, ...] = ()
     """Known weaknesses and untested uses of the model, as sentences for its card."""
+
+    @model_validator(mode="after")
+    def _only_of_onnx(self) -> Self:
+        if self.format != "onnx" and (self.further or self.classes_at):
+            raise ValueError("further and classes_at describe the outputs of a network of format onnx")
+        return self

@@ -99,6 +99,12 @@ class OnnxNetwork:
         finally:
             timer.cancel()
         outputs = dict(zip(self.outputs, found, strict=True))
+        for name, output in outputs.items():
+            if output.ndim != 2 or len(output) != len(crops):
+                raise UserError(
+                    f"The {ONNX_FILE} of the model '{self.card.name}' answers {len(crops)} crops by an output '{name}' of shape "
+                    f"{output.shape}: it must be (crops, values)."
+                )
         logits = self._classes(outputs[self.outputs[0]].astype(np.float32))
         return np.concatenate([logits, *(self._values(outputs[one.output or self.outputs[0]], one) for one in self.further)], 1)
 
@@ -106,7 +112,7 @@ class OnnxNetwork:
         """Return the logits (n, classes) in the first output (n, values). Raise UserError if it has another number of values."""
         start, count, own = self.card.classes_at, len(self.card.label_space.classes), [self.outputs[0], None]
         places = [*range(start, start + count), *(one.index for one in self.card.further if one.output in own)]
-        if output.ndim != 2 or output.shape[1] != max(places) + 1:
+        if output.shape[1] != max(places) + 1:
             raise UserError(
                 f"The {ONNX_FILE} of the model '{self.card.name}' has an output of shape {output.shape}, but its card names "
                 f"{count} classes{f' and values up to {max(places)}' if self.card.further or start else ''}: the shape must be "
@@ -117,7 +123,7 @@ class OnnxNetwork:
 
     def _values(self, output: NDArray[np.floating], one: FurtherOutput) -> NDArray[np.float32]:
         """Return a further value of each face (n, 1). Raise UserError if the output does not hold it."""
-        if output.ndim != 2 or output.shape[1] <= one.index:
+        if output.shape[1] <= one.index:
             raise UserError(
                 f"The card of the model '{self.card.name}' takes '{one.column}' from place {one.index} of an output of shape "
                 f"{output.shape}: name a place within it."

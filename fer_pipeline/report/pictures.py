@@ -31,7 +31,6 @@ FACE_PX = 128
 WHOLE_PX = 96
 """Long side of the picture of a whole image."""
 
-OUTSIDE = RecordError("outside the source", "outside the source")
 
 Box = tuple[float, float, float, float]
 """x, y, width and height in pixels of the upright image."""
@@ -101,35 +100,24 @@ class PictureProcess:
         self._process.close()
 
 
-def cut_faces(faces: Sequence[tuple[Record, Box]], source: str, limits: PictureLimits) -> list[str | RecordError]:
-    """Return the picture of each face as a data URL, or why it has none. Only files below `source` are opened, each record once.
+def cut_faces(faces: Sequence[tuple[Record, Box | None]], source: str, limits: PictureLimits) -> list[str | RecordError]:
+    """Return the picture of each face, or of the whole image, as a data URL, or why it has none.
 
-    Raise OutageError if the store is unavailable.
+    Only files below `source` are opened, each record once. Raise OutageError if the store is unavailable.
     """
-    pictures: list[str | RecordError] = [OUTSIDE] * len(faces)
-    places = defaultdict[Record, list[int]](list)
-    for index, (record, _) in enumerate(faces):
+    pictures: list[str | RecordError] = [RecordError("outside the source", "outside the source")] * len(faces)
+    places = defaultdict[tuple[Record, bool], list[int]](list)
+    for index, (record, box) in enumerate(faces):
         if storage.is_below(record.uri, source):
-            places[record].append(index)
-    wanted = [Wanted(record, tuple(faces[index][1] for index in indices)) for record, indices in places.items()]
+            places[record, box is None].append(index)
+    boxes = {key: tuple(box for index in indices if (box := faces[index][1])) for key, indices in places.items()}
+    wanted = [Wanted(record, boxes[record, is_whole]) for record, is_whole in places]
     with closing(PictureProcess(limits)) as process:
         found = process.cut(wanted) if wanted else []
-    for indices, urls in zip(places.values(), found, strict=True):
+    for (_, is_whole), indices, urls in zip(places, places.values(), found, strict=True):
         for place, index in enumerate(indices):
-            pictures[index] = urls if isinstance(urls, RecordError) else urls[place]
+            pictures[index] = urls if isinstance(urls, RecordError) else urls[0 if is_whole else place]
     return pictures
-
-
-def whole_pictures(records: Sequence[Record], source: str, limits: PictureLimits) -> list[str | RecordError]:
-    """Return a small picture of each image as a data URL, or why it has none. Only files below `source` are opened.
-
-    Raise OutageError if the store is unavailable.
-    """
-    inside = [record for record in records if storage.is_below(record.uri, source)]
-    with closing(PictureProcess(limits)) as process:
-        found = iter(process.cut([Wanted(record) for record in inside]) if inside else [])
-    pictures = (next(found) if storage.is_below(record.uri, source) else OUTSIDE for record in records)
-    return [one if isinstance(one, RecordError) else one[0] for one in pictures]
 
 
 def cut(wanted: Sequence[dict[str, Any]], limits: dict[str, Any]) -> Iterator[dict[str, Any]]:

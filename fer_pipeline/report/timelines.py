@@ -84,14 +84,22 @@ def _longest(folder: RunFolder, videos: set[Video]) -> dict[Video, list[dict[str
     kept: dict[Video, list[dict[str, Any]]] = defaultdict(list)
     uris = pa.array(sorted({uri for uri, _ in videos}))
     for tracks in read_tracks(folder) if videos else ():
-        for row in (
-            tracks.filter(pc.and_(pc.greater(tracks["frames"], 1), pc.is_in(tracks["uri"], uris))).select(TRACK).to_pylist()
-        ):
+        some = tracks.filter(pc.and_(pc.greater(tracks["frames"], 1), pc.is_in(tracks["uri"], uris)))
+        for row in filter(_is_whole, some.select(TRACK).to_pylist()):
             kept[row["uri"], row["member"]].append(row)
     for video, rows in kept.items():
         longest = nsmallest(MAX_TRACKS, rows, key=lambda one: (one["start_ms"] - one["end_ms"], one["track_id"]))
         kept[video] = sorted(longest, key=lambda one: int(one["track_id"]))
     return kept
+
+
+def _is_whole(track: dict[str, Any]) -> bool:
+    """Return whether the values of a track fit together; another program may have written it."""
+    values = [value for name, value in track.items() if name != "member"]
+    if any(value is None for value in [*values, *(track["times_ms"] or [None]), *(track["expressions"] or [None])]):
+        return False
+    lengths = {len(track["times_ms"]), len(track["expressions"]), track["frames"]}
+    return len(lengths) == 1 and 0 <= track["start_ms"] <= track["end_ms"]
 
 
 def _lane(track: dict[str, Any], frame_ms: float) -> dict[str, Any]:

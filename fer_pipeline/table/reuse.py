@@ -1,5 +1,6 @@
 """What rows of earlier runs save: labels of bytes that appear again, under any key, and faces that a new model labels."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
@@ -34,9 +35,12 @@ from fer_pipeline.table.rows import (
     version_hashes,
 )
 
+log = logging.getLogger(__name__)
+
 PLACES = pa.schema([("content_sha256", pa.string()), ("path", pa.string()), ("row", pa.int64())])
 _SAME = ("detector_digest", "settings_digest")
-_KNOWN_COLUMNS = ["content_sha256", "width", "height", "faces"]
+_PLACE = [*KEY, "size_bytes", "etag"]
+_KNOWN_COLUMNS = [*_PLACE, *_SAME, "content_sha256", "width", "height", "faces"]
 _CARRIED_COLUMNS = [*OF_CONTENT, "status", "faces", *(field.name for field in LINEAGE)]
 
 
@@ -109,11 +113,21 @@ class FacePlaces:
 
     def _read(self, file: str) -> tuple[Digests, NDArray[np.uint64], NDArray[np.int64]]:
         """Return key, version and number of the rows of a file whose faces are found again."""
-        columns = [*KEY, "size_bytes", "etag", "status", *DECODED, *_SAME]
-        found = parquet.read_columns(storage.join(self.url, file), columns)
-        rows = parquet.with_columns(found, pa.schema([ROWS.field(name) for name in columns]))
-        is_labelled = pc.is_in(rows["status"].cast(pa.string()), pa.array(SUCCEEDED))
-        same = all_true([is_labelled, *(pc.equal(rows[name].cast(pa.string()), self.identity[name]) for name in _SAME)])
+        columns, url = [*_PLACE, "status", *DECODED, *_SAME], storage.join(self.url, file)
+        try:
+            found = parquet.read_columns(url, columns)
+            schema = pa.schema([ROWS.field(name) for name in columns])
+            rows = parquet.with_columns(found, schema).cast(schema)
+        except (pa.ArrowException, OSError, ValueError) as error:
+            if isinstance(error, OSError) and not storage.says_damage(error):
+                raise
+            raise UserError(
+                f"'{url}', whose faces are to be used again, is damaged, or another program wrote it: leave --reuse-faces out "
+                f"or name another run or table ({storage.reason(error)[:200]})."
+            ) from error
+        same = all_true(
+            [pc.is_in(rows["status"], pa.array(SUCCEEDED)), *(pc.equal(rows[name], self.identity[name]) for name in _SAME)]
+        )
         numbers = np.flatnonzero(same.to_numpy() & ~decoded_differently(rows, self.detect_px))
         rows = rows.take(numbers)
         return digests_of(rows), version_hashes(rows["size_bytes"].to_pylist(), rows["etag"].to_pylist()), numbers
@@ -129,26 +143,51 @@ class FacePlaces:
         return pa.table([files, [None if row is None else int(self._rows[row]) for row in rows]], schema=FACE_PLACES)
 
 
-def read_faces(url: str, manifest: pa.Table) -> list[KnownFaces | None]:
-    """Return the faces of each record of a manifest that `FacePlaces` located at `url`; None where they are gone."""
+def read_faces(url: str, manifest: pa.Table, identity: Mapping[str, str]) -> list[KnownFaces | None]:
+    """Return the faces of each record of a manifest that `FacePlaces` located at `url`; None where they are not there now.
+
+    `identity`: what the run of the manifest writes into each row.
+    """
+    known: list[KnownFaces | None] = [None] * len(manifest)
     if not set(FACE_PLACES.names) <= set(manifest.column_names):
-        return [None] * len(manifest)
-    files, rows = manifest["faces_file"].to_pylist(), manifest["faces_row"].to_pylist()
-    require_file_names(filter(None, set(files)), url)
-    return [None if file is None else _known(storage.join(url, file), row) for file, row in zip(files, rows, strict=True)]
+        return known
+    places = [
+        (row.pop("faces_file"), row.pop("faces_row"), row) for row in manifest.select([*FACE_PLACES.names, *_PLACE]).to_pylist()
+    ]
+    require_file_names({file for file, *_ in places if file is not None}, url)
+    located = [index for index, (file, *_) in enumerate(places) if file is not None]
+    for index in sorted(located, key=lambda index: places[index][:2]):  # each row group is read once
+        file, row, record = places[index]
+        known[index] = _known(storage.join(url, file), row, record | {name: identity[name] for name in _SAME})
+    return known
 
 
-def _known(file: str, row: int) -> KnownFaces | None:
+def _known(file: str, row: int, wanted: Mapping[str, Any]) -> KnownFaces | None:
+    """Return the faces in a row with the `wanted` values. A run that is labelled anew meanwhile has others in its place."""
     try:
         (found,) = _row(file, row, _KNOWN_COLUMNS).to_pylist()
-    except (FileNotFoundError, IndexError):  # the table was vacuumed, or the run deleted, meanwhile
-        return None
-    faces = found["faces"]
+        if all(found[name] == value for name, value in wanted.items()):
+            size_px = found["width"], found["height"]
+            return KnownFaces(found["content_sha256"], size_px, _detections(found["faces"]))
+    except Exception as error:  # noqa: BLE001 (the boundary around rows of others: their faces are detected anew)
+        log.debug("The faces in row %d of '%s' cannot be used: %s", row, file, storage.reason(error))
+    return None
+
+
+def _detections(faces: list[dict[str, Any]]) -> Detections:
+    """Return the faces of a row as they were detected. Raise an error unless they are whole."""
     boxes = np.array([[face[name] for name in "xywh"] for face in faces], np.float32).reshape(-1, 4)
     scores = np.array([face["detection_score"] for face in faces], np.float32)
-    known = [name for name in FACE_ATTRIBUTES if faces and all(face.get(name) is not None for face in faces)]
-    attributes = {name: np.array([face[name] for face in faces], np.float32).reshape(len(faces), -1, 2) for name in known}
-    return KnownFaces(found["content_sha256"], (found["width"], found["height"]), Detections(boxes, scores, attributes))
+    attributes = {}
+    for name in FACE_ATTRIBUTES:
+        values = [face[name] for face in faces]
+        if any(value is not None for value in values):
+            attributes[name] = np.array(values, np.float32).reshape(len(faces), -1, 2)
+    found = Detections(boxes, scores, attributes)
+    whole = all(np.isfinite(one).all() for one in (boxes, scores, *attributes.values())) and (boxes[:, 2:] > 0).all()
+    if not whole or (found.landmarks is not None and found.landmarks.shape[1:] != (5, 2)):
+        raise ValueError("a box or a landmark is no place")
+    return found
 
 
 def _row(file: str, row: int, columns: Sequence[str]) -> pa.Table:
@@ -166,7 +205,7 @@ def _starts(file: str) -> Any:
     return np.cumsum([0, *sizes[:-1]])
 
 
-@lru_cache(8)
+@lru_cache(32)
 def _read_group(file: str, number: int, columns: tuple[str, ...]) -> pa.Table:
     with parquet.opened(file) as opened:
         found = opened.read_row_group(number, columns=list(columns))

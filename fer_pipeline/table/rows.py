@@ -45,13 +45,23 @@ VANISHED = pa.schema([ROWS.field(name).with_nullable(True) for name in KEY])
 """The keys of the rows that publishing a run removes from the table."""
 
 
+_COLUMNS = {name for schema in (MANIFEST, FACE_PLACES, IMAGES, FACES, ROWS) for name in schema.names} | {
+    "input",
+    *LANDMARK_COLUMNS,
+}
+
+
+def is_taken(name: str) -> bool:
+    """Return whether tables or exports have a column of this name, in letters of any case."""
+    return name.lower() in _COLUMNS or name.lower().startswith("p_")
+
+
 def require_free_columns(card: ModelCard, keep: Sequence[str] = ()) -> None:
-    """Raise UserError if tables or exports have a column of the name of a further output, or of a column to keep, already."""
-    taken = {name.lower() for schema in (MANIFEST, FACE_PLACES, IMAGES, FACES, ROWS) for name in schema.names}
-    taken |= {"input", *LANDMARK_COLUMNS}
+    """Raise UserError if a further output, or a column to keep, has the name of another column."""
+    taken = set[str]()
     of_card = [(one.column, f"The model '{card.name}' has a further output '{one.column}'", "its card") for one in card.further]
     for name, what, where in [*of_card, *((name, f"--keep {name}", "the list") for name in keep)]:
-        if name.lower() in taken or name.lower().startswith("p_"):
+        if is_taken(name) or name.lower() in taken:
             raise UserError(f"{what}: tables or exports have a column of that name: give it another name in {where}.")
         taken.add(name.lower())
 

@@ -79,3 +79,10 @@ def test_credentials_in_a_url_are_refused_and_not_repeated(url: str) -> None:
 
 def test_keys_may_hold_what_separates_elsewhere() -> None:
     assert storage.normalize("s3a://bucket/a@b/c?d/") == "s3://bucket/a@b/c?d"
+
+
+def test_a_file_that_cannot_be_put_in_its_place_leaves_nothing_behind(tmp_path: Path) -> None:
+    (tmp_path / "taken").mkdir()
+    with pytest.raises(IsADirectoryError, match=f"'{tmp_path}/taken'"):
+        storage.write_bytes(str(tmp_path / "taken"), b"x")
+    assert [path.name for path in tmp_path.iterdir()] == ["taken"]

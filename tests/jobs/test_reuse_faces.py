@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -128,3 +129,64 @@ def test_a_run_whose_faces_are_gone_detects_them(
     monkeypatch.setattr(RunFolder, "begin", begun)
     label.run(config(photos, tmp_path / "run", model=other, reuse_faces=str(tmp_path / "first")))
     assert located(tmp_path / "run") > 35 and rows(tmp_path / "run") == rows(anew)
+
+
+def test_a_run_that_is_labelled_anew_meanwhile_lends_no_wrong_faces(
+    photos: Path, first: Path, anew: Path, other: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its rows stand in another order then."""
+    shutil.copytree(first, tmp_path / "first")
+    begin = RunFolder.begin
+
+    def begun(folder: RunFolder, record: RunRecord) -> RunRecord:
+        for file in (tmp_path / "first" / "images").iterdir():
+            rows = pq.read_table(file)
+            pq.write_table(rows.take(list(reversed(range(len(rows))))), file)
+        return begin(folder, record)
+
+    monkeypatch.setattr(RunFolder, "begin", begun)
+    label.run(config(photos, tmp_path / "run", model=other, reuse_faces=str(tmp_path / "first")))
+    assert located(tmp_path / "run") > 35 and rows(tmp_path / "run") == rows(anew)
+
+
+def damaged(rows: pa.Table, name: str) -> pa.Table:
+    faces = rows["faces"].to_pylist()
+    changes: dict[str, Any] = {
+        "no faces": None,
+        "landmarks of a point": [[face | {"landmarks": [1.0, 2.0]} for face in one] for one in faces],
+        "landmarks of some faces": [[face | ({"landmarks": None} if face["face_id"] else {}) for face in one] for one in faces],
+        "no place": [[face | {"x": float("nan")} for face in one] for one in faces],
+        "a box without a side": [[face | {"w": -1.0} for face in one] for one in faces],
+    }
+    field = rows.schema.field("faces")
+    fields = [one.with_type(pa.list_(pa.float32())) if one.name == "landmarks" else one for one in field.type.value_type]
+    kind = pa.list_(pa.struct(fields))
+    place = rows.column_names.index("faces")
+    if changes[name] is None:
+        return rows.drop_columns("faces")
+    return rows.set_column(place, pa.field("faces", kind), pa.array(changes[name], kind))
+
+
+@pytest.mark.parametrize(
+    "name", ["no faces", "landmarks of a point", "landmarks of some faces", "no place", "a box without a side"]
+)
+def test_faces_that_another_program_changed_are_detected(
+    name: str, photos: Path, first: Path, anew: Path, other: str, tmp_path: Path
+) -> None:
+    shutil.copytree(first, tmp_path / "first")
+    for file in (tmp_path / "first" / "images").iterdir():
+        pq.write_table(damaged(pq.read_table(file), name), file)
+    label.run(config(photos, tmp_path / "run", model=other, reuse_faces=str(tmp_path / "first")))
+    assert rows(tmp_path / "run") == rows(anew)
+
+
+def test_a_damaged_file_is_one_sentence_and_a_stray_one_is_passed_by(
+    photos: Path, first: Path, other: str, tmp_path: Path
+) -> None:
+    shutil.copytree(first, tmp_path / "first")
+    images = tmp_path / "first" / "images"
+    (images / "7.parquet").write_bytes(b"stray")
+    label.run(config(photos, tmp_path / "run", model=other, reuse_faces=str(tmp_path / "first"), limit=3))
+    (images / "000000.parquet").write_bytes((images / "000000.parquet").read_bytes()[:500])
+    with pytest.raises(UserError, match=r"whose faces are to be used again, is damaged, .* leave --reuse-faces out"):
+        label.run(config(photos, tmp_path / "again", model=other, reuse_faces=str(tmp_path / "first")))

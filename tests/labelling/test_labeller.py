@@ -14,6 +14,7 @@ from fer_pipeline.base.storage import parquet
 from fer_pipeline.faces.detectors import resolve_detector
 from fer_pipeline.faces.detectors.detections import Detections
 from fer_pipeline.faces.pixels import Pixels
+from fer_pipeline.labelling import labeller as label
 from fer_pipeline.labelling.labeller import Labeller, LabelSettings
 from fer_pipeline.labelling.manifest import read_shards, write_manifest
 from fer_pipeline.labelling.schemas import FACE_PLACES, LABELLED
@@ -76,9 +77,14 @@ def test_known_faces_are_not_detected_unless_bytes_or_pixels_are_others(
         return labeller.faces.detect(pixels)
 
     manifest = manifest_of(archive, tmp_path)
-    parquet.write_table(str(tmp_path / "images" / "000000.parquet"), images)
+    identity = {"detector_digest": "d", "settings_digest": "s"}
+    rows = images
+    for name, value in identity.items():
+        rows = rows.append_column(name, pa.array([value] * len(images)))
+    parquet.write_table(str(tmp_path / "images" / "000000.parquet"), rows)
     places = pa.table([["images/000000.parquet"] * len(images), list(range(len(images)))], schema=FACE_PLACES)
-    found = read_faces(str(tmp_path), parquet.joined(manifest, places))
+    found = read_faces(str(tmp_path), parquet.joined(manifest, places), identity)
+    assert not any(read_faces(str(tmp_path), parquet.joined(manifest, places), identity | {"settings_digest": "other"}))
     ok = [one if one and row["status"] != "undecodable" else None for one, row in zip(found, images.to_pylist(), strict=True)]
     bytes_changed, pixels_changed = (
         [one and replace(one, **change) for one in ok] for change in ({"content_sha256": "0"}, {"size_px": (1, 1)})
@@ -90,6 +96,14 @@ def test_known_faces_are_not_detected_unless_bytes_or_pixels_are_others(
         detected.clear()
         assert labelled(other, manifest).equals(images)
         assert bool(detected) == detects
+
+
+def test_an_image_whose_faces_cannot_be_cut_has_failed(
+    labeller: Labeller, hopper: Pixels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(label, "align", Mock(side_effect=cv2.error("no")))
+    outcome, crops = labeller.faces.extract(cv2.imencode(".png", hopper)[1].tobytes())
+    assert (outcome.status, len(crops)) == ("undecodable", 0)
 
 
 def test_labels_of_poor_pictures_are_uncertain_if_that_is_asked_for(labeller: Labeller, hopper: Pixels, tmp_path: Path) -> None:

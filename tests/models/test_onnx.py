@@ -172,9 +172,22 @@ def test_a_card_that_takes_what_its_network_lacks_is_refused(given: ModelCard, c
         Classifier(bundle_of(given, foreign(["n", 3, 4, 4], FOUR, twice=True)), "fp32")
 
 
-def test_two_values_of_one_name_are_refused() -> None:
+def test_values_that_no_card_can_have_are_refused() -> None:
     with pytest.raises(ValidationError, match="two further outputs have one name"):
         with_further(0, VALENCE, VALENCE)
+    with pytest.raises(ValidationError, match="low is 1, and must be below high, -1"):
+        with_further(0, VALENCE | {"low": 1, "high": -1})
+    facts = with_further(0, VALENCE).model_dump(mode="json") | {"format": "safetensors"}
+    with pytest.raises(ValidationError, match="describe the outputs of a network of format onnx"):
+        ModelCard.model_validate(facts)
+
+
+def test_a_network_that_answers_a_crop_twice_is_refused() -> None:
+    model = onnx.load_from_string(foreign(["n", 3, 4, 4], WEIGHT))
+    model.graph.node.append(helper.make_node("Concat", ["y", "y"], ["both"], axis=0))
+    model.graph.output[0].name = "both"
+    with pytest.raises(UserError, match=r"answers 1 crops by an output 'both' of shape \(2, 2\): it must be \(crops, values\)"):
+        OnnxNetwork(bundle_of(card(channels=3), model.SerializeToString()))
 
 
 @pytest.mark.parametrize("values", [{"mean": (0.5, 0.5, 0.5)}, {"channels": 3, "std": (0.2, 0.2)}, {"std": (0.0,)}])

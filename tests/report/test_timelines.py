@@ -4,12 +4,13 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import pytest
 
 from fer_pipeline.faces.pixels import Pixels
 from fer_pipeline.jobs.label import job
 from fer_pipeline.jobs.label.config import LabelConfig
 from fer_pipeline.labelling.run import RunFolder
-from fer_pipeline.report.timelines import COLORS, _timeline, timelines
+from fer_pipeline.report.timelines import COLORS, _is_whole, _timeline, timelines
 
 
 def test_a_timeline_stacks_the_faces_of_each_bin() -> None:
@@ -46,3 +47,21 @@ def test_the_longest_tracks_of_a_video_are_shown_with_their_labels(hopper: Pixel
         assert track["stripes"] == ", ".join(f"{color} {at}% {at + 25}%" for at in (0.0, 25.0, 50.0, 75.0))
     assert found["c.mp4"].href is None and found[None].href == clip.as_uri()
     assert f'<a href="{clip.as_uri()}#t=2.0">0:00:02.0</a>' in (out / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"end_ms": 0}, {"times_ms": None}, {"times_ms": []}, {"expressions": ["happy"]}, {"start_ms": None}, {"confidence": None}],
+)
+def test_a_track_that_another_program_wrote_is_left_out(change: dict[str, object], tmp_path: Path) -> None:
+    row: dict[str, object] = {
+        "uri": "/a.mp4",
+        "member": None,
+        "track_id": 0,
+        "start_ms": 1000,
+        "end_ms": 2000,
+        "frames": 2,
+        "expression": "sad",
+    }
+    row |= {"confidence": 0.5, "uncertain": False, "times_ms": [1000, 2000], "expressions": ["sad", "sad"]}
+    assert _is_whole(row) and not _is_whole(row | change)

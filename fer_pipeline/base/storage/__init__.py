@@ -331,7 +331,11 @@ def write_bytes(url: str, data: bytes) -> None:
         _put(place, data)
         return
     temporary = local.write_temporary(place, data)
-    os.replace(temporary, place)
+    try:
+        os.replace(temporary, place)
+    except OSError as error:
+        os.unlink(temporary)
+        raise type(error)(error.errno, error.strerror, place) from error
 
 
 def _put(url: str, data: bytes, only_new: bool = False) -> None:

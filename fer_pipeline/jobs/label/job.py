@@ -185,7 +185,8 @@ def _face_places(plan: LabelPlan, comparison: Comparison | None) -> FacePlaces |
     Raise UserError if the labels of --reuse-faces have none that this run would find.
     """
     asked = plan.config.reuse_faces
-    url = asked or (comparison.table.url if comparison and comparison.holds_outdated else None)
+    relabels = comparison is not None and comparison.holds_outdated and plan.config.relabel_budget != 0
+    url = asked or (comparison.table.url if comparison and relabels else None)
     if not url or not DETECTORS[plan.detector.name].finds_faces:
         return None
     found = FacePlaces(url, plan.identity, plan.config.detect_px)

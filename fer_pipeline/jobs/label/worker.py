@@ -47,7 +47,7 @@ class LabelContext:
 
     def faces_of(self, manifest: pa.Table) -> Sequence[KnownFaces | None]:
         """Return the faces of the records of a manifest that are known already."""
-        return read_faces(self.faces_from, manifest) if self.faces_from else no_known_faces(manifest)
+        return read_faces(self.faces_from, manifest, self.record.lineage) if self.faces_from else no_known_faces(manifest)
 
     def commit(self, manifest: pa.Table, labelled: pa.Table) -> None:
         """Commit a shard's rows of `schemas.LABELLED`, with what the manifest keeps of a list, and count them."""
