@@ -27,13 +27,14 @@ from fer_pipeline.engine.connect import ClusterConfig
 from fer_pipeline.jobs.label import job
 from fer_pipeline.jobs.label.config import LabelConfig
 from fer_pipeline.labelling.copies import COPIES, NEEDED, copies_among
+from fer_pipeline.labelling.corrections import Reviews, read_corrections
 from fer_pipeline.labelling.manifest import find_records
-from fer_pipeline.labelling.run import READERS, REPORT, RunFolder
+from fer_pipeline.labelling.run import CORRECTIONS_FOLDER, READERS, REPORT, RunFolder
 from fer_pipeline.labelling.schemas import ADDED, IMAGES
 from fer_pipeline.labelling.tracks import TRACKS, read_tracks
 from fer_pipeline.report.copies import copies_page, to_show
 from fer_pipeline.report.pictures import PictureLimits, cut_faces
-from fer_pipeline.table.delta import LabelTable, is_table
+from fer_pipeline.table.delta import TABLE_CORRECTIONS, LabelTable, is_table
 from fer_pipeline.table.rows import ROWS
 
 log = logging.getLogger(__name__)
@@ -58,6 +59,15 @@ class Labels(ABC):
     @abstractmethod
     def outputs(self) -> tuple[str, ...]:
         """What models say of a face besides the classes, by name: `further` of their cards."""
+
+    @property
+    @abstractmethod
+    def corrections_folder(self) -> str:
+        """Where the corrections of these labels are."""
+
+    def corrections(self) -> pa.Table:
+        """Return all answers of people, rows of `labelling.corrections.CORRECTIONS`."""
+        return read_corrections(self.corrections_folder)
 
     @abstractmethod
     def image_batches(self) -> Iterator[pa.Table]:
@@ -85,11 +95,12 @@ class Labels(ABC):
 
     def _faces_to_find(self, certain: bool, where: str | None, once: bool) -> Iterator[pa.Table]:
         """Yield the faces with the columns that find their pictures, part by part."""
-        contents = set[str]()
+        contents, reviews = set[str](), Reviews(self.corrections())
         for images in self.image_batches():
             with self._our_rows():
                 images = images.filter(_without_copies(images, contents)) if once else images
                 rows = flat_faces(images, self.classes, self._root(), self.outputs)
+            rows = reviews.joined(rows) if len(reviews) else rows
             if certain:
                 rows = rows.filter(pc.invert(rows["uncertain"]))
             yield chosen(rows, where) if where else rows
@@ -200,6 +211,10 @@ class Run(Labels):
     def outputs(self) -> tuple[str, ...]:
         return names_of_outputs(self.record.outputs)
 
+    @property
+    def corrections_folder(self) -> str:
+        return self.folder.path(CORRECTIONS_FOLDER)
+
     def tracks(self) -> pa.Table:
         """Return one row for each face that stays in view of a video: rows of `labelling.tracks.TRACKS`, with `p_CLASS`."""
         parts = [TRACKS.empty_table(), *read_tracks(self.folder)]
@@ -263,6 +278,10 @@ class Table(Labels):
             return self._table.classes
         lists = (face["probabilities"] for part in self.image_batches() for row in part["faces"].to_pylist() for face in row)
         return tuple(map(str, range(len(next(lists, [])))))
+
+    @property
+    def corrections_folder(self) -> str:
+        return storage.join(self.url, TABLE_CORRECTIONS)
 
     @cached_property
     def outputs(self) -> tuple[str, ...]:

@@ -14,12 +14,14 @@ from fer_pipeline.base.identity import new_run_id
 from fer_pipeline.engine.connect import ClusterConfig, connected
 from fer_pipeline.engine.machines import Machines
 from fer_pipeline.engine.tasks import Shared, fan_out, share
-from fer_pipeline.labelling.run import RunFolder, RunRecord
+from fer_pipeline.labelling.corrections import carry_corrections
+from fer_pipeline.labelling.run import CORRECTIONS_FOLDER, RunFolder, RunRecord
 from fer_pipeline.report.nights import audit_page
 from fer_pipeline.report.page import drawn
 from fer_pipeline.table.audit import AUDIT, NIGHTS_LOOKED_AT, PAGE, Audit, audit
+from fer_pipeline.table.blocklist import read_blocklist
 from fer_pipeline.table.data_files import Rewritten, Stale, manifest_groups, rewrite, stale_keys, write_new
-from fer_pipeline.table.delta import Changes, CommitRefused, LabelTable, TableFile
+from fer_pipeline.table.delta import TABLE_CORRECTIONS, Changes, CommitRefused, LabelTable, TableFile
 from fer_pipeline.table.nights import Night, State, filters_of, keep_night, kept_night, last_nights, night_ids, night_of
 from fer_pipeline.table.rows import Digests, concatenated
 from fer_pipeline.table.thresholds import Thresholds
@@ -51,7 +53,9 @@ def run(config: PublishConfig, cluster: ClusterConfig = ClusterConfig()) -> Nigh
     """Publish the run, unless it is published already, and return its night. Raise HeldError if its audit holds it."""
     folder, table = RunFolder(storage.normalize(config.run)), LabelTable(config.table)
     record = _finished(folder, table)
+    places = folder.path(CORRECTIONS_FOLDER), storage.join(table.url, TABLE_CORRECTIONS)
     if table.holds_run(record.run_id):
+        carry_corrections(*places, read_blocklist(table.url).contents)  # those that came since
         return _published_before(table, record, folder.url)
     table.require_classes(record.classes)
     _require_latest(table, record)
@@ -73,6 +77,7 @@ def run(config: PublishConfig, cluster: ClusterConfig = ClusterConfig()) -> Nigh
     table = table.make(record.classes)
     night = night_of(table.url, record, "published", found.failing, found.failing)
     with connected(cluster, folder.url, table.url) as machines:
+        carry_corrections(*places, read_blocklist(table.url).contents)
         table = _commit_rows(folder, record, table, night, machines)
     log.info("Published: the table has %d rows in version %d", table.rows, table.version)
     return _keep(table, record, "published", found.failing, found.failing, folder.url)

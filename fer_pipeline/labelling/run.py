@@ -28,6 +28,8 @@ from fer_pipeline.models.card import MOST_OUTPUTS, OutputName
 RUN, SUCCESS, REPORT = "run.json", "_SUCCESS", "report.html"
 CORRECTED = "faces_prior_em"
 """Folder of a run with labels corrected for the class prior of its archive, if requested (`table/prior.py`)."""
+CORRECTIONS_FOLDER = "corrections"
+"""Folder of a run with the answers of people (`labelling/corrections.py`)."""
 INDEXES = "indexes"
 """Folder of a run on a store with the indexes of the source's containers."""
 READERS = 16

@@ -9,9 +9,10 @@ from fer_pipeline.base import storage
 from fer_pipeline.base.config import Config
 from fer_pipeline.base.errors import UserError
 from fer_pipeline.base.storage import parquet
+from fer_pipeline.labelling.corrections import erase_corrections
 from fer_pipeline.table.blocklist import ENTRIES, block
 from fer_pipeline.table.data_files import write_file
-from fer_pipeline.table.delta import Changes, LabelTable
+from fer_pipeline.table.delta import TABLE_CORRECTIONS, Changes, LabelTable
 from fer_pipeline.table.rows import ROWS
 
 _COLUMNS = ["uri", *ENTRIES.names]
@@ -57,6 +58,7 @@ def forget(table: LabelTable, uris: tuple[str, ...], contents: tuple[str, ...]) 
     table.commit(changes, None, {"forgot": rows})
     for name in found:
         storage.remove(table.path(name))
+    erase_corrections(storage.join(table.url, TABLE_CORRECTIONS), uris, contents)
     blocked = len(pc.unique(erased["content_sha256"].drop_null()))
     says = f"{len(found)} files are deleted: reading an older version that includes one of them fails from now on"
     if pc.any(pc.is_null(erased["content_sha256"])).as_py():

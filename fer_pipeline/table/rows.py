@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from fer_pipeline.archive.record import Record
 from fer_pipeline.base.errors import UserError
 from fer_pipeline.faces.decoding_version import DECODING, is_outdated
+from fer_pipeline.labelling.corrections import REVIEWED
 from fer_pipeline.labelling.schemas import FACE_PLACES, FACES, IMAGES, MANIFEST, SUCCEEDED
 from fer_pipeline.models.card import ModelCard
 from fer_pipeline.models.framing import LANDMARK_COLUMNS
@@ -48,6 +49,7 @@ VANISHED = pa.schema([ROWS.field(name).with_nullable(True) for name in KEY])
 _COLUMNS = {name for schema in (MANIFEST, FACE_PLACES, IMAGES, FACES, ROWS) for name in schema.names} | {
     "input",
     *LANDMARK_COLUMNS,
+    *REVIEWED,
 }
 
 

@@ -1,0 +1,93 @@
+"""Review: `correct` takes the answers of people about faces, from files of lines of JSON."""
+
+import logging
+
+import pyarrow.compute as pc
+
+from fer_pipeline.api.labels import Labels, open_labels
+from fer_pipeline.base import storage
+from fer_pipeline.base.config import Config
+from fer_pipeline.base.errors import UserError
+from fer_pipeline.labelling.corrections import Refused, Reviews, add_corrections, new_among, parsed, table_of, whole
+
+log = logging.getLogger(__name__)
+NAMED = 20
+"""Lines that are named."""
+
+
+class CorrectConfig(Config):
+    """Add answers of people about faces to a run or a table. They stand beside the labels, which do not change."""
+
+    labels: str
+    """A run folder or a published table."""
+    file: tuple[str, ...]
+    """Files of corrections: lines of JSON (docs/review.md). Those of several people, and those added before, may be given."""
+
+
+class Corrected(Config):
+    """What became of the corrections, and what people say now."""
+
+    added: int
+    known: int
+    """Corrections that were there already."""
+    without_face: int
+    """Added corrections of faces that these labels do not hold now; they count once the face is there."""
+    refused: int
+    """Lines that are no corrections; the first are named."""
+    reviewed: int
+    """Faces with an answer."""
+    changed: int
+    """Of these, faces whose answer is another class than their label, or none."""
+    in_conflict: int
+    """Of these, faces on which as many people say one thing as another: they have no reviewed expression."""
+
+
+def correct(config: CorrectConfig) -> Corrected:
+    """Add the corrections. Raise UserError if there are no labels, or a file cannot be read or holds no correction at all."""
+    labels = open_labels(config.labels)
+    known = labels.corrections()
+    found, refused, lines = [], 0, 0
+    for name in config.file:
+        corrections, faults = parsed(_text(name), labels.classes)
+        found += [(name, line, one) for line, one in corrections]
+        _name(name, faults)
+        refused, lines = refused + len(faults), lines + len(faults) + len(corrections)
+    if lines and not found:
+        raise UserError(f"'{config.file[0]}' holds no correction of these labels: every line is refused. Nothing was added.")
+    is_new = new_among([one for *_, one in found], known)
+    added = [one for one, fresh in zip(found, is_new, strict=True) if fresh]
+    rows = table_of([one for *_, one in added])
+    reviews, faces = Reviews(rows), set[tuple[object, ...]]()
+    if len(rows):
+        for part in labels.face_batches():
+            faces |= reviews.matched(part)
+    without = [one for one, row in zip(added, rows.to_pylist(), strict=True) if whole(row) not in faces]
+    for name, line, one in without[:NAMED]:
+        log.warning("%s, line %d: these labels hold no such face now: %s", name, line, one.uri)
+    add_corrections(labels.corrections_folder, rows)
+    facts = _facts(labels)
+    return Corrected(added=len(rows), known=len(found) - len(rows), without_face=len(without), refused=refused, **facts)
+
+
+def _text(name: str) -> str:
+    try:
+        return storage.read_bytes(storage.normalize(name)).decode("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"'{name}' cannot be read as a file of corrections: {storage.reason(error)}.") from error
+
+
+def _name(name: str, faults: list[Refused]) -> None:
+    for one in faults[:NAMED]:
+        log.warning("%s, line %d is left out: %s", name, one.line, one.reason)
+    if len(faults) > NAMED:
+        log.warning("%s: %d more lines are left out", name, len(faults) - NAMED)
+
+
+def _facts(labels: Labels) -> dict[str, int]:
+    facts = dict.fromkeys(("reviewed", "changed", "in_conflict"), 0)
+    for faces in labels.face_batches() if len(labels.corrections()) else ():
+        for row in faces.filter(pc.greater(faces["reviewers"], 0)).to_pylist():
+            facts["reviewed"] += 1
+            facts["in_conflict"] += row["expression_reviewed"] is None
+            facts["changed"] += row["expression_reviewed"] not in (None, row["expression"])
+    return facts

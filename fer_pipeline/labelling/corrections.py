@@ -1,0 +1,214 @@
+"""Corrections: what people answer about faces. They stand beside labels, and are joined to them by content, moment and box."""
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
+from uuid import uuid4
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import AwareDatetime, Field, ValidationError
+
+from fer_pipeline.base import storage
+from fer_pipeline.base.config import Config, explain
+from fer_pipeline.base.storage import parquet
+
+NOT_A_FACE, CANNOT_TELL = "not_a_face", "cannot_tell"
+"""Answers besides the classes."""
+CORRECTIONS = pa.schema(
+    [
+        pa.field("content_sha256", pa.string()),
+        pa.field("uri", pa.string(), nullable=False),
+        pa.field("member", pa.string()),
+        pa.field("time_ms", pa.int64()),
+        pa.field("x", pa.float32(), nullable=False),
+        pa.field("y", pa.float32(), nullable=False),
+        pa.field("w", pa.float32(), nullable=False),
+        pa.field("h", pa.float32(), nullable=False),
+        pa.field("answer", pa.string(), nullable=False),
+        pa.field("seen", pa.string()),
+        pa.field("model_digest", pa.string()),
+        pa.field("by", pa.string(), nullable=False),
+        pa.field("at", pa.timestamp("us", "UTC"), nullable=False),
+    ]
+)
+"""One answer of one person: the image by the digest of its bytes, or a frame by file and moment; the box of the face in pixels of
+the upright image; the answer; the label that was seen and its model; a pseudonym; and when. Later answers of a person replace
+earlier ones."""
+REVIEWED = ("expression_reviewed", "reviewers", "review_share")
+"""Columns that faces have where there are corrections: the answer of the majority (null without one, and in a tie), the number of
+people who answered, and the share of them who gave the most frequent answer."""
+SAME_FACE = 0.5
+"""A correction is of the face whose box shares most with its own, at least this much (intersection over union)."""
+Key = tuple[str | None, str | None, str | None, int | None]
+
+
+class Correction(Config):
+    """A line of a file of corrections."""
+
+    content_sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
+    uri: str = Field(min_length=1, max_length=32_768)
+    member: Annotated[str, Field(max_length=32_768)] | None = None
+    time_ms: int | None = Field(None, ge=0)
+    x: float = Field(allow_inf_nan=False)
+    y: float = Field(allow_inf_nan=False)
+    w: float = Field(gt=0, allow_inf_nan=False)
+    h: float = Field(gt=0, allow_inf_nan=False)
+    answer: str
+    seen: Annotated[str, Field(max_length=200)] | None = None
+    model_digest: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
+    by: str = Field(pattern=r"^[\w.-]{1,40}$")
+    """A pseudonym."""
+    at: AwareDatetime
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A line that is no correction."""
+
+    line: int
+    reason: str
+
+
+def parsed(text: str, classes: Sequence[str]) -> tuple[list[tuple[int, Correction]], list[Refused]]:
+    """Return the corrections in lines of JSON with their numbers, and the lines that are none."""
+    found, refused, answers = [], [], [*classes, NOT_A_FACE, CANNOT_TELL]
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            one = Correction.model_validate(json.loads(line))
+        except ValidationError as error:
+            refused.append(Refused(number, explain(error)))
+        except (ValueError, RecursionError) as error:
+            refused.append(Refused(number, f"it is not JSON: {storage.reason(error)[:100]}"))
+        else:
+            if one.answer in answers:
+                found.append((number, one))
+            else:
+                refused.append(Refused(number, f"'{one.answer[:40]}' is not an answer: {', '.join(answers)} are"))
+    return found, refused
+
+
+def table_of(corrections: Sequence[Correction]) -> pa.Table:
+    """Return rows of `CORRECTIONS`."""
+    return pa.Table.from_pylist([one.model_dump() for one in corrections], schema=CORRECTIONS)
+
+
+def read_corrections(folder: str) -> pa.Table:
+    """Return the rows of `CORRECTIONS` in a folder, each once. Raise UserError for a damaged file."""
+    names = [name for name in sorted(storage.list_names(folder)) if name.endswith(".parquet")]
+    parts = [parquet.read_own(storage.join(folder, name), CORRECTIONS) for name in names]
+    rows = pa.concat_tables([CORRECTIONS.empty_table(), *parts])
+    return rows.group_by(CORRECTIONS.names, use_threads=False).aggregate([]).select(CORRECTIONS.names).cast(CORRECTIONS)
+
+
+def add_corrections(folder: str, rows: pa.Table) -> None:
+    """Write rows of `CORRECTIONS` as a new file: no file is ever changed by an addition."""
+    if len(rows):
+        parquet.write_table(storage.join(folder, f"{uuid4().hex}.parquet"), rows)
+
+
+def carry_corrections(source: str, target: str, blocked: frozenset[str]) -> None:
+    """Copy the corrections in a folder to another one that lacks them, except those of `blocked` contents."""
+    rows = read_corrections(source)
+    rows = rows.filter(pc.invert(pc.is_in(rows["content_sha256"], pa.array(sorted(blocked), pa.string()))))
+    known = set(map(whole, read_corrections(target).to_pylist())) if len(rows) else set()
+    add_corrections(target, rows.filter(pa.array([whole(row) not in known for row in rows.to_pylist()], pa.bool_())))
+
+
+def erase_corrections(folder: str, uris: Sequence[str], contents: Sequence[str]) -> int:
+    """Delete the corrections of these files and contents, and return their number."""
+    erased = 0
+    for name in storage.list_names(folder):
+        rows = parquet.read_own(storage.join(folder, name), CORRECTIONS)
+        gone = pc.or_(
+            pc.is_in(rows["uri"], pa.array(uris, pa.string())), pc.is_in(rows["content_sha256"], pa.array(contents, pa.string()))
+        )
+        if count := pc.sum(gone).as_py():
+            add_corrections(folder, rows.filter(pc.invert(gone)))
+            storage.remove(storage.join(folder, name))
+            erased += count
+    return erased
+
+
+def new_among(corrections: Sequence[Correction], known: pa.Table) -> list[bool]:
+    """Return which corrections (n,) are neither among known rows nor among the ones before."""
+    seen, found = set(map(whole, known.to_pylist())), []
+    for row in table_of(corrections).to_pylist():
+        found.append(whole(row) not in seen)
+        seen.add(whole(row))
+    return found
+
+
+def whole(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Return all values of a row of `CORRECTIONS`."""
+    return tuple(row[name] for name in CORRECTIONS.names)
+
+
+def _key(row: Mapping[str, Any]) -> Key:
+    """Return what names an image: its content, wherever it is, or the place of a frame."""
+    digest = row["content_sha256"]
+    return (digest, None, None, None) if digest else (None, row["uri"], row["member"], row["time_ms"])
+
+
+class Reviews:
+    """Joins corrections with faces."""
+
+    def __init__(self, corrections: pa.Table) -> None:
+        """`corrections`: rows of `CORRECTIONS`."""
+        self._of: dict[Key, list[dict[str, Any]]] = defaultdict(list)
+        for row in corrections.sort_by("at").to_pylist():
+            self._of[_key(row)].append(row)
+        self._digests = pa.array(sorted({key[0] for key in self._of if key[0]}), pa.string())
+
+    def __len__(self) -> int:
+        return sum(map(len, self._of.values()))
+
+    def _images(self, faces: pa.Table) -> Iterator[tuple[list[int], list[tuple[int | None, dict[str, Any]]]]]:
+        """Yield the positions of the faces of each image with corrections, and these with the place of their face among them."""
+        may_be = pc.or_(pc.is_in(faces["content_sha256"], self._digests), pc.is_valid(faces["time_ms"]))
+        positions = np.flatnonzero(pc.fill_null(may_be, False).to_numpy(zero_copy_only=False))
+        columns = ["content_sha256", "uri", "member", "time_ms", *"xywh"]
+        groups: dict[tuple[Key, Any], list[tuple[int, dict[str, Any]]]] = defaultdict(list)
+        for position, row in zip(positions.tolist(), faces.select(columns).take(pa.array(positions)).to_pylist(), strict=True):
+            if _key(row) in self._of:
+                groups[_key(row), (row["uri"], row["member"])].append((position, row))  # copies are images of their own
+        for (key, _), found in groups.items():
+            boxes = np.array([[row[name] for name in "xywh"] for _, row in found], np.float64)
+            yield [position for position, _ in found], [(_face_of(one, boxes), one) for one in self._of[key]]
+
+    def matched(self, faces: pa.Table) -> set[tuple[Any, ...]]:
+        """Return the corrections (`CORRECTIONS.names`) that have a face among rows of `flat_faces`."""
+        return {whole(one) for _, found in self._images(faces) for place, one in found if place is not None}
+
+    def joined(self, faces: pa.Table) -> pa.Table:
+        """Return rows of `flat_faces` with the columns `REVIEWED`."""
+        answers: list[str | None] = [None] * len(faces)
+        people, shares = np.zeros(len(faces), np.int32), np.full(len(faces), np.nan, np.float32)
+        for positions, found in self._images(faces):
+            of_face: dict[int, dict[str, str]] = defaultdict(dict)
+            for place, one in found:
+                if place is not None:
+                    of_face[positions[place]][one["by"]] = one["answer"]  # later answers of a person come later
+            for position, given in of_face.items():
+                (answer, count), *others = Counter(given.values()).most_common()
+                answers[position] = None if others and others[0][1] == count else answer
+                people[position], shares[position] = len(given), count / len(given)
+        columns = (pa.array(answers, pa.string()), pa.array(people), pa.array(shares, mask=people == 0))
+        for name, column in zip(REVIEWED, columns, strict=True):
+            faces = faces.append_column(name, column)
+        return faces
+
+
+def _face_of(correction: Mapping[str, Any], boxes: np.ndarray[Any, np.dtype[np.float64]]) -> int | None:
+    """Return the place of the box (n, 4) that shares most with that of a correction; None if none shares enough."""
+    x, y, w, h = (float(correction[name]) for name in "xywh")
+    sides = np.minimum(boxes[:, :2] + boxes[:, 2:], (x + w, y + h)) - np.maximum(boxes[:, :2], (x, y))
+    inner = np.maximum(0, sides).prod(1)
+    overlap = inner / (boxes[:, 2:].prod(1) + w * h - inner)
+    best = int(overlap.argmax())
+    return best if overlap[best] >= SAME_FACE else None
