@@ -26,8 +26,8 @@ OF_FACE = ("face_id", "expression", "confidence", "uncertain")
 BOX = ("x", "y", "w", "h", "detection_score")
 NOT_REPEATED = ("faces", *OF_FACES, "colours")
 """Columns of an image that its faces do not repeat."""
-TO_FIND = ("record_id", "etag", "size_bytes")
-"""Columns of the image that find its picture again. They are not exported."""
+TO_FIND = ("record_id", "etag", "size_bytes", "model_digest")
+"""Columns of the image that find its picture again, or say what labelled it to a review. They are not exported."""
 OF_IMAGE = (
     "width",
     "height",

@@ -34,6 +34,7 @@ from fer_pipeline.labelling.schemas import ADDED, IMAGES
 from fer_pipeline.labelling.tracks import TRACKS, read_tracks
 from fer_pipeline.report.copies import copies_page, to_show
 from fer_pipeline.report.pictures import PictureLimits, cut_faces
+from fer_pipeline.report.review import write_review
 from fer_pipeline.table.delta import TABLE_CORRECTIONS, LabelTable, is_table
 from fer_pipeline.table.rows import ROWS
 
@@ -158,6 +159,29 @@ class Labels(ABC):
         found = found.select(COPIES.names)
         return found, copies_page(self.url, found, shown, pictures)
 
+    def review(
+        self, out: str, source: str, *, where: str | None = None, certain: bool = False, top: int = 10_000
+    ) -> tuple[int, int]:
+        """Write a page on which people answer about faces, the least confident first, into the folder `out`.
+
+        Return the number of faces, and of those without a picture. Pictures are cut from images below `source` only.
+        """
+        place, best = storage.normalize(source), self._best(where, certain, False, top, "ascending")
+        if best is None or not len(best):
+            what = "There is no such face" if where or certain else "There is no face"
+            raise UserError(f"{what} in '{self.url}': there is nothing to review.")
+        records = self._records(best, place)
+        missing = write_review(storage.normalize(out), self.url, best, records, place, self._limits(), self.classes)
+        return len(best), missing
+
+    def _best(self, where: str | None, certain: bool, once: bool, top: int, order: str) -> pa.Table | None:
+        """Return the first faces by confidence; None for labels without a part."""
+        best: pa.Table | None = None
+        for rows in self._faces_to_find(certain, where, once):
+            rows = rows if best is None else pa.concat_tables([best, rows], promote_options="permissive")
+            best = rows.take(pc.sort_indices(rows, [("confidence", order), ("path", "ascending")])[:top])
+        return best
+
     def crops(
         self,
         *,
@@ -177,10 +201,7 @@ class Labels(ABC):
         if top < 1:
             raise UserError(f"top is {top}: it is a number of pictures, at least 1.")
         place = storage.normalize(str(source or self.source))
-        best: pa.Table | None = None
-        for rows in self._faces_to_find(certain, where, once):
-            rows = rows if best is None else pa.concat_tables([best, rows], promote_options="permissive")
-            best = rows.take(pc.sort_indices(rows, [("confidence", "descending"), ("path", "ascending")])[:top])
+        best = self._best(where, certain, once, top, "descending")
         if best is None:
             return []
         return cut_crops(_exported(best), self._records(best, place), place, self._limits())

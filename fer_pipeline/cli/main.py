@@ -44,6 +44,7 @@ COMMANDS = {
     "export": ("cli.faces:export", "labels", "Write the labelled faces of a run or a table as CSV, JSON or Parquet."),
     "copies": ("cli.faces:copies", "labels", "Find copies among the images of a run or a table: equal, resized, mirrored."),
     "crops": ("cli.faces:crops", "labels", "Write pictures of the most confident faces of a run or a table."),
+    "review": ("cli.review:review", "labels", "Write a page on which people correct labels, without a server."),
     "correct": ("cli.review:correct", "labels file", "Add answers of people about faces to a run or a table."),
     "report": ("cli.report:run", "run", "Write the page of a labelling run again."),
     "models list": ("cli.models:list_models", "", "List a registry's models, versions and aliases."),

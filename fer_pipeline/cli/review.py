@@ -1,18 +1,45 @@
-"""Review: `correct` takes the answers of people about faces, from files of lines of JSON."""
+"""`review` writes a page on which people answer about faces, and `correct` takes their answers from files."""
 
 import logging
 
 import pyarrow.compute as pc
+from pydantic import Field
 
 from fer_pipeline.api.labels import Labels, open_labels
 from fer_pipeline.base import storage
 from fer_pipeline.base.config import Config
 from fer_pipeline.base.errors import UserError
 from fer_pipeline.labelling.corrections import Refused, Reviews, add_corrections, new_among, parsed, table_of, whole
+from fer_pipeline.report.review import PAGE
 
 log = logging.getLogger(__name__)
 NAMED = 20
 """Lines that are named."""
+
+
+class ReviewConfig(Config):
+    """Write a folder with a page on which people look at faces and answer, the least confident first. It needs no server."""
+
+    labels: str
+    """A run folder or a published table."""
+    out: str
+    """Folder to write into: new or empty."""
+    source: str
+    """The folder or URL of the images. Faces are cut only from files below it."""
+    where: str | None = None
+    """Only faces for which this condition of SQL is true, such as "expression = 'fear' and quality > 0.8"."""
+    certain: bool = False
+    """Only labels that are not uncertain."""
+    top: int = Field(10_000, ge=1)
+    """Number of faces."""
+
+
+class Review(Config):
+    """The page, and the faces on it."""
+
+    page: str
+    faces: int
+    without_picture: int
 
 
 class CorrectConfig(Config):
@@ -40,6 +67,22 @@ class Corrected(Config):
     """Of these, faces whose answer is another class than their label, or none."""
     in_conflict: int
     """Of these, faces on which as many people say one thing as another: they have no reviewed expression."""
+
+
+def review(config: ReviewConfig) -> Review:
+    """Write the page. Raise UserError if the folder is not empty, or there is no such face."""
+    out = storage.normalize(config.out)
+    if storage.list_names(out):
+        raise UserError(f"'{out}' is not a new or empty folder: choose another --out.")
+    labels = open_labels(config.labels)
+    faces, missing = labels.review(out, config.source, where=config.where, certain=config.certain, top=config.top)
+    if missing:
+        log.warning(
+            "%d of the faces have no picture: their images are gone, unreadable or not below '%s'", missing, config.source
+        )
+    page = storage.join(out, PAGE)
+    log.info("Page: %s", page)
+    return Review(page=page, faces=faces, without_picture=missing)
 
 
 def correct(config: CorrectConfig) -> Corrected:

@@ -3,6 +3,7 @@
 import base64
 import logging
 from collections.abc import Callable
+from importlib.resources import files
 
 import cv2
 import jinja2
@@ -23,6 +24,11 @@ def render(template: str, **facts: object) -> str:
         environment.finalize = _in_markdown
     environment.filters |= {"percent": percent, "count": "{:,}".format, "moment": moment}
     return environment.get_template(template).render(facts)
+
+
+def template_text(name: str) -> str:
+    """Return a file of `report/templates` as it is."""
+    return (files("fer_pipeline.report") / "templates" / name).read_text()
 
 
 def drawn(title: str, draw: Callable[[], str], again: str) -> str:

@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 import subprocess
 from html import unescape
 from importlib.resources import files
@@ -34,11 +33,9 @@ from fer_pipeline.report.copies import copies_page, to_show
 from fer_pipeline.report.evaluation import evaluation_page
 from fer_pipeline.report.page import jpeg_url
 from tests.labelling.test_copies import images, row
+from tests.report.browser import CHROMIUM, FLAGS, QUIET
 from tests.table.runs import finished_run, record_of
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-FLAGS = "--headless --no-sandbox --disable-gpu --disable-background-networking --disable-component-update --disable-sync"
-QUIET = "--disable-quic --no-first-run --hide-scrollbars --enable-logging=stderr"
 WIDTHS = (1100, 420)
 POLICY = "default-src 'none'"
 """Start of every page's Content-Security-Policy."""

@@ -1,0 +1,169 @@
+"""The review page, used by keyboard and mouse in a real browser, and what `correct` makes of its answers."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+import fer_pipeline as fer
+from fer_pipeline.base.errors import UserError
+from fer_pipeline.cli import review
+from fer_pipeline.cli.review import CorrectConfig, ReviewConfig
+from tests.conftest import until
+from tests.report.browser import CHROMIUM, CONTROL, SHIFT, Browser, browser
+from tests.report.test_pages import AXE
+
+
+@pytest.fixture(scope="module")
+def run(archive: Path, tmp_path_factory: pytest.TempPathFactory, local_ray: None) -> fer.Run:
+    return fer.label(archive, tmp_path_factory.mktemp("reviewed") / "run", detector="mtcnn")
+
+
+def index_of(page: Path) -> dict[str, Any]:
+    match = re.search(r'<script type="application/json" id="index">(.*?)</script>', page.read_text(), re.DOTALL)
+    assert match
+    return dict(json.loads(match[1]))
+
+
+def test_a_review_holds_the_faces_that_were_asked_for_least_confident_first(run: fer.Run, archive: Path, tmp_path: Path) -> None:
+    found = review.review(ReviewConfig(labels=run.url, out=str(tmp_path / "r"), source=str(archive)))
+    index, faces = index_of(tmp_path / "r" / "index.html"), run.faces()
+    assert found.faces == len(faces) == len(index["columns"]["x"]) and found.without_picture == 0
+    assert index["columns"]["confidence"] == sorted(index["columns"]["confidence"])
+    sheets = sorted((tmp_path / "r" / "sheets").iterdir())
+    assert len(sheets) == -(-len(faces) // 64)
+    first = cv2.imread(str(sheets[0]))
+    assert first is not None and first.shape == (-(-min(64, len(faces)) // 8) * 96, 768, 3) and first[:96, :96].std() > 5
+    some = review.review(
+        ReviewConfig(labels=run.url, out=str(tmp_path / "s"), source=str(archive), where="confidence > .5", top=3)
+    )
+    assert some.faces == 3 and min(index_of(tmp_path / "s" / "index.html")["columns"]["confidence"]) > 0.5
+    with pytest.raises(UserError, match="not a new or empty folder"):
+        review.review(ReviewConfig(labels=run.url, out=str(tmp_path / "r"), source=str(archive)))
+    with pytest.raises(UserError, match="There is no such face in"):
+        review.review(ReviewConfig(labels=run.url, out=str(tmp_path / "t"), source=str(archive), where="confidence > 2"))
+
+
+def test_faces_that_cannot_be_cut_are_grey_and_counted(run: fer.Run, tmp_path: Path) -> None:
+    found = review.review(ReviewConfig(labels=run.url, out=str(tmp_path / "r"), source=str(tmp_path)))
+    assert found.without_picture == found.faces > 0
+    sheet = cv2.imread(str(tmp_path / "r" / "sheets" / "00000.jpg"))
+    assert sheet is not None and np.ptp(sheet) < 3
+
+
+def answered(tab: Browser) -> int:
+    return int(tab.run("answers.size"))
+
+
+def saved(tab: Browser, folder: Path, name: str) -> Path:
+    file = folder / f"corrections-{name}.jsonl"
+    file.unlink(missing_ok=True)
+    tab.click("#save")
+    until(file.exists, "the download")
+    return file
+
+
+@pytest.mark.pages
+@pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here: make test-pages installs it")
+def test_two_people_answer_by_keyboard_and_mouse_and_go_on_after_a_reload(run: fer.Run, archive: Path, tmp_path: Path) -> None:
+    review.review(ReviewConfig(labels=run.url, out=str(tmp_path / "r"), source=str(archive)))
+    page = tmp_path / "r" / "index.html"
+    classes, files = list(run.classes), []
+    with browser(tmp_path) as tab:
+        tab.open(page)
+        tab.click("#save")
+        assert "Enter a pseudonym" in tab.run("said.textContent")
+        tab.click("#by")
+        tab.type("ann")
+        tab.click("#face-0")
+        tab.press("Enter")  # the label is right
+        tab.press(str(classes.index("disgust") + 1))
+        tab.press("x")
+        assert answered(tab) == 3 and tab.run("current") == 3
+        tab.press("c")
+        tab.press("u")
+        assert answered(tab) == 3 and tab.run("current") == 3
+        tab.press("ArrowRight", SHIFT)
+        tab.press("ArrowRight", SHIFT)
+        assert tab.run("[...selected]") == [3, 4, 5]
+        tab.click("[data-answer='sad']")
+        tab.click("#face-7", CONTROL)
+        tab.click("#face-9", CONTROL)
+        assert tab.run("[...selected].sort()") == [5, 7, 9]  # the face where it was, and those that were added
+        tab.press("Escape")
+        assert answered(tab) == 6
+        tab.open(page)  # again
+        assert answered(tab) == 6 and tab.run("by.value") == "ann" and "Going on" in tab.run("said.textContent")
+        assert "answered not a face" in tab.run("document.getElementById('face-2').getAttribute('aria-label')")
+        files.append(saved(tab, tmp_path, "ann"))
+        assert tab.errors == []
+    with browser(tmp_path / "bob") as tab:
+        tab.open(page, width=420, scheme="dark")
+        assert answered(tab) == 0
+        tab.click("#by")
+        tab.type("bob")
+        tab.click("#face-1")
+        tab.press(str(classes.index("happy") + 1))
+        files.append(saved(tab, tmp_path / "bob", "bob"))
+        assert tab.errors == []
+    lines = [json.loads(line) for line in files[0].read_text().splitlines()]
+    assert [one["answer"] for one in lines] == [lines[0]["seen"], "disgust", "not_a_face", "sad", "sad", "sad"]
+    found = review.correct(CorrectConfig(labels=run.url, file=tuple(map(str, files))))
+    assert (found.added, found.refused, found.without_face, found.in_conflict) == (7, 0, 0, 1)
+    reviewed = run.faces(where="reviewers > 0")
+    assert found.reviewed == len(reviewed) >= 6 and "not_a_face" in reviewed["expression_reviewed"].to_pylist()
+    assert set(run.corrections()["model_digest"].to_pylist()) == {run.record.model.digest}
+
+
+@pytest.mark.pages
+@pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here: make test-pages installs it")
+@pytest.mark.parametrize(("width", "scheme"), [(1100, "light"), (420, "dark")])
+def test_the_page_can_be_read_and_used_by_everybody(width: int, scheme: str, run: fer.Run, archive: Path, tmp_path: Path) -> None:
+    review.review(ReviewConfig(labels=run.url, out=str(tmp_path / "r"), source=str(archive)))
+    with browser(tmp_path) as tab:
+        tab.open(tmp_path / "r" / "index.html", width=width, scheme=scheme)
+        tab.press("Tab")
+        tab.run(AXE.read_text())
+        found = tab.run(
+            "axe.run(document).then(({violations}) => violations.map((one) => [one.id, one.nodes.length, one.nodes[0].html]))"
+        )
+        assert found == [] and tab.run("document.documentElement.scrollWidth - innerWidth") <= 0
+        tab.run("list.focus()")
+        tab.press("End")
+        last = tab.run("shown.length - 1")
+        active = tab.run("document.getElementById(list.getAttribute('aria-activedescendant')).getAttribute('aria-posinset')")
+        assert tab.run("current") == last and int(active) == last + 1
+        for order in ("confidence", "quality", "expression", "folder"):
+            tab.run(f"$('order').value = '{order}'; $('order').dispatchEvent(new Event('change'))")
+            assert tab.run("new Set(shown).size") == last + 1
+        tab.run("$('label').value = text('expression', 0); $('label').dispatchEvent(new Event('change'))")
+        assert 0 < tab.run("shown.length") <= last + 1
+        tab.picture(tmp_path / "page.png")
+        pixels = cv2.imread(str(tmp_path / "page.png"))
+        assert pixels is not None and pixels.std() > 5 and tab.errors == []
+
+
+@pytest.mark.pages
+@pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here: make test-pages installs it")
+def test_answers_go_on_from_a_file_in_another_browser(run: fer.Run, archive: Path, tmp_path: Path) -> None:
+    """Of a file of several people, those of another one, and broken lines, are left out."""
+    review.review(ReviewConfig(labels=run.url, out=str(tmp_path / "r"), source=str(archive)))
+    page = tmp_path / "r" / "index.html"
+    with browser(tmp_path / "one") as tab:
+        tab.open(page)
+        tab.click("#by")
+        tab.type("ann")
+        tab.click("#face-4")
+        for _ in range(3):
+            tab.press("c")
+        text = saved(tab, tmp_path / "one", "ann").read_text()
+    mixed = text + text.replace('"ann"', '"bob"') + "{\n"
+    with browser(tmp_path / "two") as tab:
+        tab.open(page)
+        tab.run(f"load(new Blob([{json.dumps(mixed)}]))")
+        assert answered(tab) == 3 and "4 lines left out" in tab.run("said.textContent")
+        assert saved(tab, tmp_path / "two", "ann").read_text() == text
