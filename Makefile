@@ -67,9 +67,9 @@ test-examples: $(INSTALLED)  ## docs/tour.md, docs/extending.md, examples/ and `
 fuzz: $(INSTALLED)  ## Mutated files of every kind; FUZZ="--images 300000 --others 5000" for the long form
 	$(BIN)/python -m tests.fuzz $(FUZZ)
 
-test-pages: $(INSTALLED)  ## Every page, opened in headless Chromium (installs it where it is missing; needs root; Debian)
+test-pages: $(INSTALLED)  ## Every page, opened and used in headless Chromium (installs it where it is missing; needs root; Debian)
 	command -v chromium >/dev/null || { apt-get update -q && apt-get install -qy --no-install-recommends chromium; }
-	$(BIN)/python -m pytest -m pages tests/report/test_pages.py
+	$(BIN)/python -m pytest -m pages tests/report
 
 packages:  ## What test-s3, test-pages and test-monitoring install, all at once (needs root; Debian)
 	for tool in chromium promtool swift-proxy-server memcached; do command -v $$tool >/dev/null || missing=1; done; \

@@ -164,13 +164,14 @@ class Reviews:
         for row in corrections.sort_by("at").to_pylist():
             self._of[_key(row)].append(row)
         self._digests = pa.array(sorted({key[0] for key in self._of if key[0]}), pa.string())
+        self._videos = pa.array(sorted({key[1] for key in self._of if key[1]}), pa.string())
 
     def __len__(self) -> int:
         return sum(map(len, self._of.values()))
 
     def _images(self, faces: pa.Table) -> Iterator[tuple[list[int], list[tuple[int | None, dict[str, Any]]]]]:
         """Yield the positions of the faces of each image with corrections, and these with the place of their face among them."""
-        may_be = pc.or_(pc.is_in(faces["content_sha256"], self._digests), pc.is_valid(faces["time_ms"]))
+        may_be = pc.or_(pc.is_in(faces["content_sha256"], self._digests), pc.is_in(faces["uri"], self._videos))
         positions = np.flatnonzero(pc.fill_null(may_be, False).to_numpy(zero_copy_only=False))
         columns = ["content_sha256", "uri", "member", "time_ms", *"xywh"]
         groups: dict[tuple[Key, Any], list[tuple[int, dict[str, Any]]]] = defaultdict(list)
