@@ -2,7 +2,7 @@
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
@@ -35,6 +35,7 @@ from fer_pipeline.labelling.tracks import TRACKS, read_tracks
 from fer_pipeline.report.copies import copies_page, to_show
 from fer_pipeline.report.pictures import PictureLimits, cut_faces
 from fer_pipeline.report.review import write_review
+from fer_pipeline.table.blocklist import read_blocklist
 from fer_pipeline.table.delta import TABLE_CORRECTIONS, LabelTable, is_table
 from fer_pipeline.table.rows import ROWS
 
@@ -65,6 +66,10 @@ class Labels(ABC):
     @abstractmethod
     def corrections_folder(self) -> str:
         """Where the corrections of these labels are."""
+
+    def erased(self) -> Collection[str]:
+        """Return the digests of what was erased, of which no correction is taken (`corrections.is_erased`)."""
+        return frozenset()
 
     def corrections(self) -> pa.Table:
         """Return all answers of people, rows of `labelling.corrections.CORRECTIONS`."""
@@ -166,6 +171,7 @@ class Labels(ABC):
 
         Return the number of faces, and of those without a picture. Pictures are cut from images below `source` only.
         """
+        _require_number(top, "faces")
         place, best = storage.normalize(source), self._best(where, certain, False, top, "ascending")
         if best is None or not len(best):
             what = "There is no such face" if where or certain else "There is no face"
@@ -198,8 +204,7 @@ class Labels(ABC):
         """
         if not (source or self.source):
             raise UserError("Name the folder or URL of the images, from which the faces are cut, as `source`.")
-        if top < 1:
-            raise UserError(f"top is {top}: it is a number of pictures, at least 1.")
+        _require_number(top, "pictures")
         place = storage.normalize(str(source or self.source))
         best = self._best(where, certain, once, top, "descending")
         if best is None:
@@ -304,6 +309,9 @@ class Table(Labels):
     def corrections_folder(self) -> str:
         return storage.join(self.url, TABLE_CORRECTIONS)
 
+    def erased(self) -> Collection[str]:
+        return read_blocklist(self.url).contents
+
     @cached_property
     def outputs(self) -> tuple[str, ...]:
         found: dict[str, None] = {}
@@ -373,6 +381,11 @@ def open_labels(url: str) -> Labels:
     """Return the run or the table in a folder. Raise UserError if there is neither."""
     place = storage.normalize(url)
     return Table(place) if is_table(place) else Run(place)
+
+
+def _require_number(top: int, what: str) -> None:
+    if top < 1:
+        raise UserError(f"top is {top}: it is a number of {what}, at least 1.")
 
 
 def _required(wanted: Sequence[str], known: Sequence[str]) -> list[str]:

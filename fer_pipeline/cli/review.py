@@ -9,7 +9,7 @@ from fer_pipeline.api.labels import Labels, open_labels
 from fer_pipeline.base import storage
 from fer_pipeline.base.config import Config
 from fer_pipeline.base.errors import UserError
-from fer_pipeline.labelling.corrections import Refused, Reviews, add_corrections, new_among, parsed, table_of, whole
+from fer_pipeline.labelling.corrections import Refused, Reviews, add_corrections, is_erased, new_among, parsed, table_of, whole
 from fer_pipeline.report.review import PAGE
 
 log = logging.getLogger(__name__)
@@ -88,10 +88,13 @@ def review(config: ReviewConfig) -> Review:
 def correct(config: CorrectConfig) -> Corrected:
     """Add the corrections. Raise UserError if there are no labels, or a file cannot be read or holds no correction at all."""
     labels = open_labels(config.labels)
-    known = labels.corrections()
+    known, erased = labels.corrections(), labels.erased()
     found, refused, lines = [], 0, 0
     for name in config.file:
-        corrections, faults = parsed(_text(name), labels.classes)
+        given, faults = parsed(_text(name), labels.classes)
+        corrections = [one for one in given if not is_erased(one[1].model_dump(), erased)]
+        gone = [line for line, one in given if is_erased(one.model_dump(), erased)]
+        faults += [Refused(line, "the image, or the video, was erased from this table") for line in gone]
         found += [(name, line, one) for line, one in corrections]
         _name(name, faults)
         refused, lines = refused + len(faults), lines + len(faults) + len(corrections)

@@ -14,7 +14,7 @@ from fer_pipeline.base.identity import new_run_id
 from fer_pipeline.engine.connect import ClusterConfig, connected
 from fer_pipeline.engine.machines import Machines
 from fer_pipeline.engine.tasks import Shared, fan_out, share
-from fer_pipeline.labelling.corrections import carry_corrections
+from fer_pipeline.labelling.corrections import carry_corrections, erase_corrections
 from fer_pipeline.labelling.run import CORRECTIONS_FOLDER, RunFolder, RunRecord
 from fer_pipeline.report.nights import audit_page
 from fer_pipeline.report.page import drawn
@@ -55,8 +55,9 @@ def run(config: PublishConfig, cluster: ClusterConfig = ClusterConfig()) -> Nigh
     record = _finished(folder, table)
     places = folder.path(CORRECTIONS_FOLDER), storage.join(table.url, TABLE_CORRECTIONS)
     if table.holds_run(record.run_id):
+        published = _published_before(table, record, folder.url)
         carry_corrections(*places, read_blocklist(table.url).contents)  # those that came since
-        return _published_before(table, record, folder.url)
+        return published
     table.require_classes(record.classes)
     _require_latest(table, record)
     found = audit(folder, record, table, config.audit)
@@ -79,6 +80,7 @@ def run(config: PublishConfig, cluster: ClusterConfig = ClusterConfig()) -> Nigh
     with connected(cluster, folder.url, table.url) as machines:
         carry_corrections(*places, read_blocklist(table.url).contents)
         table = _commit_rows(folder, record, table, night, machines)
+        erase_corrections(places[1], (), read_blocklist(table.url).contents)  # of what was forgotten meanwhile
     log.info("Published: the table has %d rows in version %d", table.rows, table.version)
     return _keep(table, record, "published", found.failing, found.failing, folder.url)
 

@@ -1,9 +1,11 @@
 """Corrections: what people answer about faces. They stand beside labels, and are joined to them by content, moment and box."""
 
+import hashlib
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Annotated, Any
 from uuid import uuid4
 
@@ -41,6 +43,7 @@ earlier ones."""
 REVIEWED = ("expression_reviewed", "reviewers", "review_share")
 """Columns that faces have where there are corrections: the answer of the majority (null without one, and in a tie), the number of
 people who answered, and the share of them who gave the most frequent answer."""
+MOST_PX = 10.0**6
 SAME_FACE = 0.5
 """A correction is of the face whose box shares most with its own, at least this much (intersection over union)."""
 Key = tuple[str | None, str | None, str | None, int | None]
@@ -52,17 +55,17 @@ class Correction(Config):
     content_sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
     uri: str = Field(min_length=1, max_length=32_768)
     member: Annotated[str, Field(max_length=32_768)] | None = None
-    time_ms: int | None = Field(None, ge=0)
-    x: float = Field(allow_inf_nan=False)
-    y: float = Field(allow_inf_nan=False)
-    w: float = Field(gt=0, allow_inf_nan=False)
-    h: float = Field(gt=0, allow_inf_nan=False)
+    time_ms: int | None = Field(None, ge=0, le=10**12)
+    x: float = Field(ge=-MOST_PX, le=MOST_PX)
+    y: float = Field(ge=-MOST_PX, le=MOST_PX)
+    w: float = Field(ge=0.01, le=MOST_PX)
+    h: float = Field(ge=0.01, le=MOST_PX)
     answer: str
     seen: Annotated[str, Field(max_length=200)] | None = None
     model_digest: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
     by: str = Field(pattern=r"^[\w.-]{1,40}$")
     """A pseudonym."""
-    at: AwareDatetime
+    at: Annotated[AwareDatetime, Field(ge=datetime(2000, 1, 1, tzinfo=UTC), le=datetime(2200, 1, 1, tzinfo=UTC))]
 
 
 @dataclass(frozen=True)
@@ -76,13 +79,13 @@ class Refused:
 def parsed(text: str, classes: Sequence[str]) -> tuple[list[tuple[int, Correction]], list[Refused]]:
     """Return the corrections in lines of JSON with their numbers, and the lines that are none."""
     found, refused, answers = [], [], [*classes, NOT_A_FACE, CANNOT_TELL]
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         try:
             one = Correction.model_validate(json.loads(line))
         except ValidationError as error:
-            refused.append(Refused(number, explain(error)))
+            refused.append(Refused(number, explain(error)[:200]))
         except (ValueError, RecursionError) as error:
             refused.append(Refused(number, f"it is not JSON: {storage.reason(error)[:100]}"))
         else:
@@ -100,10 +103,15 @@ def table_of(corrections: Sequence[Correction]) -> pa.Table:
 
 def read_corrections(folder: str) -> pa.Table:
     """Return the rows of `CORRECTIONS` in a folder, each once. Raise UserError for a damaged file."""
-    names = [name for name in sorted(storage.list_names(folder)) if name.endswith(".parquet")]
-    parts = [parquet.read_own(storage.join(folder, name), CORRECTIONS) for name in names]
-    rows = pa.concat_tables([CORRECTIONS.empty_table(), *parts])
+    rows = pa.concat_tables([CORRECTIONS.empty_table(), *(rows for _, rows in _files(folder))])
     return rows.group_by(CORRECTIONS.names, use_threads=False).aggregate([]).select(CORRECTIONS.names).cast(CORRECTIONS)
+
+
+def _files(folder: str) -> Iterator[tuple[str, pa.Table]]:
+    """Yield each file in a folder, and its rows."""
+    for name in sorted(storage.list_names(folder)):
+        if name.endswith(".parquet"):
+            yield storage.join(folder, name), parquet.read_own(storage.join(folder, name), CORRECTIONS)
 
 
 def add_corrections(folder: str, rows: pa.Table) -> None:
@@ -112,27 +120,34 @@ def add_corrections(folder: str, rows: pa.Table) -> None:
         parquet.write_table(storage.join(folder, f"{uuid4().hex}.parquet"), rows)
 
 
-def carry_corrections(source: str, target: str, blocked: frozenset[str]) -> None:
-    """Copy the corrections in a folder to another one that lacks them, except those of `blocked` contents."""
+def carry_corrections(source: str, target: str, erased: Collection[str]) -> None:
+    """Copy the corrections in a folder to another one that lacks them, except those that were erased there."""
     rows = read_corrections(source)
-    rows = rows.filter(pc.invert(pc.is_in(rows["content_sha256"], pa.array(sorted(blocked), pa.string()))))
     known = set(map(whole, read_corrections(target).to_pylist())) if len(rows) else set()
-    add_corrections(target, rows.filter(pa.array([whole(row) not in known for row in rows.to_pylist()], pa.bool_())))
+    fresh = [whole(row) not in known and not is_erased(row, erased) for row in rows.to_pylist()]
+    add_corrections(target, rows.filter(pa.array(fresh, pa.bool_())))
 
 
-def erase_corrections(folder: str, uris: Sequence[str], contents: Sequence[str]) -> int:
-    """Delete the corrections of these files and contents, and return their number."""
-    erased = 0
-    for name in storage.list_names(folder):
-        rows = parquet.read_own(storage.join(folder, name), CORRECTIONS)
-        gone = pc.or_(
-            pc.is_in(rows["uri"], pa.array(uris, pa.string())), pc.is_in(rows["content_sha256"], pa.array(contents, pa.string()))
-        )
-        if count := pc.sum(gone).as_py():
-            add_corrections(folder, rows.filter(pc.invert(gone)))
-            storage.remove(storage.join(folder, name))
-            erased += count
-    return erased
+def erase_corrections(folder: str, uris: Collection[str], contents: Collection[str]) -> set[str]:
+    """Delete the corrections of these files and contents (or erasures). Return the erasure of each image or video."""
+    found = set[str]()
+    for file, rows in list(_files(folder)):
+        gone = [row["uri"] in uris or erasure(row) in contents for row in rows.to_pylist()]
+        if any(gone):
+            add_corrections(folder, rows.filter(pa.array([not one for one in gone])))
+            storage.remove(file)
+            found |= {erasure(row) for row, is_gone in zip(rows.to_pylist(), gone, strict=True) if is_gone}
+    return found
+
+
+def erasure(row: Mapping[str, Any]) -> str:
+    """Return the digest by which erased corrections are known: of the content or, for a frame, of the name of its file."""
+    return row["content_sha256"] or hashlib.sha256(f"file\0{row['uri']}".encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def is_erased(row: Mapping[str, Any], erased: Collection[str]) -> bool:
+    """Return whether corrections of this image, or of this video, were erased. `erased`: digests."""
+    return erasure(row) in erased
 
 
 def new_among(corrections: Sequence[Correction], known: pa.Table) -> list[bool]:

@@ -28,7 +28,7 @@ def render(template: str, **facts: object) -> str:
 
 def template_text(name: str) -> str:
     """Return a file of `report/templates` as it is."""
-    return (files("fer_pipeline.report") / "templates" / name).read_text()
+    return (files("fer_pipeline.report") / "templates" / name).read_text(encoding="utf-8")
 
 
 def drawn(title: str, draw: Callable[[], str], again: str) -> str:

@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import json
+import math
 import tempfile
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -100,10 +101,9 @@ def _sheet(tiles: Sequence[bytes | None]) -> bytes:
 
 def review_page(title: str, faces: pa.Table, classes: Sequence[str]) -> str:
     """Return the page. Its script is the only one in it that a browser runs, and it loads nothing but the sheets."""
-    answers = [
-        {"name": name, "key": str(number + 1), "color": COLORS.get(name, "#5c677d")} for number, name in enumerate(classes)
-    ]
-    answers += [{"name": NOT_A_FACE, "key": "x", "color": "#444b57"}, {"name": CANNOT_TELL, "key": "c", "color": "#444b57"}]
+    names = [*classes, NOT_A_FACE, CANNOT_TELL]
+    keys = [*KEYS[: len(classes)], *[""] * (len(classes) - len(KEYS)), "x", "c"]
+    answers = [{"name": name, "key": key, "color": COLORS.get(name, "#5c677d")} for name, key in zip(names, keys, strict=True)]
     columns = dict(_columns(faces))
     index = {"answers": answers, "side": TILES_A_SIDE, "px": TILE_PX, "columns": columns}
     text = json.dumps(index, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
@@ -118,8 +118,8 @@ def _columns(faces: pa.Table) -> Iterator[tuple[str, Any]]:
     """Yield the columns of the index; texts that repeat are numbers in a list of their own."""
     for name in (*COLUMNS, "model_digest"):
         values = faces[name].to_pylist() if name in faces.column_names else [None] * len(faces)
-        if name in ("confidence", "quality"):
-            yield name, [None if value is None else round(value, 3) for value in values]
+        if name in ("confidence", "quality", *"xywh"):
+            yield name, [None if value is None or not math.isfinite(value) else value for value in values]
         elif name in ("uri", "member", "expression", "folder", "model_digest"):
             texts = {text: number for number, text in enumerate(dict.fromkeys(values))}
             yield name, {"texts": list(texts), "of": [texts[value] for value in values]}

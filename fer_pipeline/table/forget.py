@@ -1,6 +1,6 @@
 """Erases rows from all versions of a table, all rows of a uri or of an image's bytes, and blocks those bytes for the future."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -9,13 +9,14 @@ from fer_pipeline.base import storage
 from fer_pipeline.base.config import Config
 from fer_pipeline.base.errors import UserError
 from fer_pipeline.base.storage import parquet
-from fer_pipeline.labelling.corrections import erase_corrections
-from fer_pipeline.table.blocklist import ENTRIES, block
+from fer_pipeline.labelling.corrections import erase_corrections, erasure
+from fer_pipeline.table.blocklist import ENTRIES, block, read_blocklist
 from fer_pipeline.table.data_files import write_file
 from fer_pipeline.table.delta import TABLE_CORRECTIONS, Changes, LabelTable
 from fer_pipeline.table.rows import ROWS
 
 _COLUMNS = ["uri", *ENTRIES.names]
+_FACTS = pa.schema([ROWS.field(name) for name in _COLUMNS])
 
 
 class Forgotten(Config):
@@ -40,9 +41,11 @@ def forget(table: LabelTable, uris: tuple[str, ...], contents: tuple[str, ...]) 
     of_uris = [_matching(table.path(name), uris, ()) for name in known] if uris else []
     contents = tuple({*contents, *(digest for rows in of_uris for digest in rows["content_sha256"].drop_null().to_pylist())})
     found = {name: rows for name in known if len(rows := _matching(table.path(name), uris, contents))}
-    if not found:
+    erased = pa.concat_tables([_FACTS.empty_table(), *found.values()])
+    frames = {erasure({"content_sha256": None, "uri": uri}) for uri in _of_frames(erased)}
+    corrections = _erase_corrections(table, uris, contents, frames)
+    if not found and not corrections:
         raise UserError(f"The table '{table.url}' holds no such row in any version.")
-    erased = pa.concat_tables(found.values())
     block(
         table.url,
         erased.group_by("content_sha256", use_threads=False).aggregate([("phash", "first")]).rename_columns(ENTRIES.names),
@@ -55,15 +58,29 @@ def forget(table: LabelTable, uris: tuple[str, ...], contents: tuple[str, ...]) 
             rows += len(found[file.path])
             changes.removed.append(file)
             changes.added.extend([rest] if rest else [])
-    table.commit(changes, None, {"forgot": rows})
+    if found:
+        table.commit(changes, None, {"forgot": rows})
     for name in found:
         storage.remove(table.path(name))
-    erase_corrections(storage.join(table.url, TABLE_CORRECTIONS), uris, contents)
+    _erase_corrections(table, uris, contents, frames)  # what a publisher brought meanwhile
     blocked = len(pc.unique(erased["content_sha256"].drop_null()))
     says = f"{len(found)} files are deleted: reading an older version that includes one of them fails from now on"
     if pc.any(pc.is_null(erased["content_sha256"])).as_py():
         says += "; frames of videos, and records that were never read, are not blocked: delete their files, or --exclude them"
     return Forgotten(rows=rows, files_deleted=len(found), blocked=blocked, says=says)
+
+
+def _of_frames(erased: pa.Table) -> set[str]:
+    """Return the files of rows without content: frames, and what was never read."""
+    return set(erased.filter(pc.is_null(erased["content_sha256"]))["uri"].to_pylist())
+
+
+def _erase_corrections(table: LabelTable, uris: Collection[str], contents: Collection[str], frames: set[str]) -> set[str]:
+    """Delete the corrections of these files and contents, and block them, and those of `frames`, for who still has them."""
+    erased = erase_corrections(storage.join(table.url, TABLE_CORRECTIONS), uris, contents)
+    if fresh := sorted((erased | frames) - read_blocklist(table.url).contents):
+        block(table.url, pa.table({"content_sha256": fresh}))
+    return erased
 
 
 def _resolved(table: LabelTable, names: Iterable[str], text: str) -> str:
@@ -82,8 +99,7 @@ def _resolved(table: LabelTable, names: Iterable[str], text: str) -> str:
 
 def _matching(path: str, uris: tuple[str, ...], contents: tuple[str, ...]) -> pa.Table:
     """Return uri, digest and perceptual hash of the rows of a file that have one of these uris or contents."""
-    schema = pa.schema([ROWS.field(name) for name in _COLUMNS])
-    rows = parquet.with_columns(parquet.read_columns(path, _COLUMNS), schema)
+    rows = parquet.with_columns(parquet.read_columns(path, _COLUMNS), _FACTS)
     return rows.filter(_matches(rows, uris, contents))
 
 

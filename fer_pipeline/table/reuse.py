@@ -155,7 +155,7 @@ def read_faces(url: str, manifest: pa.Table, identity: Mapping[str, str]) -> lis
         (row.pop("faces_file"), row.pop("faces_row"), row) for row in manifest.select([*FACE_PLACES.names, *_PLACE]).to_pylist()
     ]
     require_file_names({file for file, *_ in places if file is not None}, url)
-    located = [index for index, (file, *_) in enumerate(places) if file is not None]
+    located = [index for index, (file, row, _) in enumerate(places) if file is not None and row is not None]
     for index in sorted(located, key=lambda index: places[index][:2]):  # each row group is read once
         file, row, record = places[index]
         known[index] = _known(storage.join(url, file), row, record | {name: identity[name] for name in _SAME})

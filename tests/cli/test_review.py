@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -15,6 +16,7 @@ from fer_pipeline.cli.review import CorrectConfig, Corrected
 from fer_pipeline.cli.table import ForgetConfig, RestoreConfig, TableConfig, VacuumConfig
 from fer_pipeline.jobs import publish
 from fer_pipeline.jobs.publish import PublishConfig
+from fer_pipeline.table import forget
 
 
 @pytest.fixture
@@ -100,3 +102,32 @@ def test_corrections_travel_with_a_run_and_survive_what_happens_to_a_table(run: 
     assert reviewed() == set(digests[1:]) and digests[0] not in fer.Table(table).corrections()["content_sha256"].to_pylist()
     publish.run(PublishConfig(run=run.url, table=table))
     assert digests[0] not in fer.Table(table).corrections()["content_sha256"].to_pylist()
+
+
+def test_an_erasure_that_was_interrupted_can_be_repeated(run: fer.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After it, neither the run nor the same file brings the corrections back."""
+    (face,) = distinct(run, 1)
+    correct(run.url, tmp_path, lines([face], "ann", "disgust"))
+    table = str(tmp_path / "table")
+    publish.run(PublishConfig(run=run.url, table=table))
+    config = ForgetConfig(table=table, content=(face["content_sha256"],))
+    with monkeypatch.context() as patch:
+        patch.setattr(forget, "erase_corrections", Mock(side_effect=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            upkeep.forget(config)
+    upkeep.forget(config)
+    publish.run(PublishConfig(run=run.url, table=table))
+    assert len(fer.Table(table).corrections()) == 0
+    with pytest.raises(UserError, match="every line is refused"):
+        correct(table, tmp_path, lines([face], "ann", "disgust"))
+
+
+def test_corrections_of_a_face_that_is_gone_can_be_erased(run: fer.Run, tmp_path: Path) -> None:
+    table = str(tmp_path / "table")
+    publish.run(PublishConfig(run=run.url, table=table))
+    elsewhere = distinct(run, 1)[0] | {"content_sha256": "0" * 64, "uri": "/elsewhere.jpg"}
+    correct(table, tmp_path, lines([elsewhere], "ann", "disgust"))
+    upkeep.forget(ForgetConfig(table=table, uri=("/elsewhere.jpg",)))
+    assert len(fer.Table(table).corrections()) == 0
+    with pytest.raises(UserError, match="holds no such row"):
+        upkeep.forget(ForgetConfig(table=table, uri=("/elsewhere.jpg",)))

@@ -85,12 +85,19 @@ def test_the_last_answer_of_a_person_and_the_majority_count() -> None:
         ("{", "it is not JSON"),
         ("[1]", "Input should be a valid"),
         ({"answer": "glad"}, "'glad' is not an answer: happy, sad, not_a_face, cannot_tell are"),
-        ({"w": 0}, "w: Input should be greater than 0"),
-        ({"x": "NaN"}, "x: Input should be a finite number"),
+        ({"w": 0}, "w: Input should be greater than or equal to 0.01"),
+        ({"x": "NaN"}, "x: Input should be"),
         ({"at": "2026-11-30T09:00:00"}, "at: Input should have timezone info"),
         ({"by": "ann@example.org"}, "by: String should match pattern"),
         ({"content_sha256": "../x"}, "content_sha256: String should match pattern"),
         ({"more": 1}, "unknown key 'more'"),
+        ({"k" * 10**6: 1}, "unknown key 'kkkk"),
+        ({"time_ms": 10**20}, "time_ms: Input should be less than or equal to"),
+        ({"x": 1e300}, "x: Input should be less than or equal to"),
+        ({"w": 1e-300}, "w: Input should be greater than or equal to 0.01"),
+        ({"at": "9999-12-31T23:59:59-12:00"}, "at: Input should be less than or equal to"),
+        ({"at": "0001-01-01T00:00:00+14:00"}, "at: Input should be greater than or equal to"),
+        ("[" * 100_000, "it is not JSON"),
     ],
 )
 def test_a_line_that_is_no_correction_is_named_and_the_rest_is_taken(line: Any, reason: str) -> None:
@@ -98,7 +105,14 @@ def test_a_line_that_is_no_correction_is_named_and_the_rest_is_taken(line: Any, 
     bad = line if isinstance(line, str) else json.dumps(json.loads(good) | line)
     found, refused = parsed(f"{good}\n\n{bad}\n{good}", CLASSES)
     assert [number for number, _ in found] == [1, 4] and [one.line for one in refused] == [3]
-    assert reason in refused[0].reason
+    assert reason in refused[0].reason and len(refused[0].reason) < 300
+
+
+def test_names_with_separators_of_lines_are_taken() -> None:
+    found, refused = parsed(
+        json.dumps(json.loads(correction(uri="/a\u2028b\x85.jpg").model_dump_json()), ensure_ascii=False), CLASSES
+    )
+    assert not refused and found[0][1].uri == "/a\u2028b\x85.jpg"
 
 
 def test_corrections_are_added_carried_and_erased(tmp_path: Path) -> None:
@@ -112,6 +126,16 @@ def test_corrections_are_added_carried_and_erased(tmp_path: Path) -> None:
         carry_corrections(run, table, frozenset({OTHER}))
         assert read_corrections(table)["content_sha256"].to_pylist() == [DIGEST] * 2
     carry_corrections(run, table, frozenset())
-    assert erase_corrections(table, ["/b.jpg"], []) == 1 and erase_corrections(table, [], ["c" * 64]) == 0
+    (tmp_path / "table" / "README.txt").write_text("of another program")
+    assert erase_corrections(table, ["/b.jpg"], []) == {OTHER} and erase_corrections(table, [], ["c" * 64]) == set()
     assert read_corrections(table).sort_by("at").to_pylist() == rows.slice(0, 2).to_pylist()
-    assert erase_corrections(table, [], [DIGEST]) == 2 and read_corrections(table).num_rows == 0
+    assert erase_corrections(table, [], [DIGEST]) == {DIGEST} and read_corrections(table).num_rows == 0
+
+
+def test_erased_corrections_of_a_frame_do_not_come_back(tmp_path: Path) -> None:
+    run, table = str(tmp_path / "run"), str(tmp_path / "table")
+    add_corrections(run, table_of([correction(content_sha256=None, uri="/v.mp4", time_ms=0), correction()]))
+    carry_corrections(run, table, ())
+    erased = erase_corrections(table, ["/v.mp4"], [])
+    carry_corrections(run, table, erased)
+    assert read_corrections(table)["uri"].to_pylist() == ["/a.jpg"]

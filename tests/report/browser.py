@@ -25,7 +25,7 @@ class Browser:
     """One tab."""
 
     def __init__(self, url: str, downloads: Path) -> None:
-        self._socket, self._number = connect(url, max_size=2**28), 0
+        self._socket, self._number, self._url, self._downloads = connect(url, max_size=2**28), 0, url, downloads
         self.errors: list[str] = []
         for domain in ("Page", "Runtime", "Log"):
             self.call(f"{domain}.enable")
@@ -78,6 +78,18 @@ class Browser:
 
     def picture(self, file: Path) -> None:
         file.write_bytes(base64.b64decode(self.call("Page.captureScreenshot")["data"]))
+
+    @contextmanager
+    def another(self, page: Path) -> "Iterator[Browser]":
+        """Open a page in another tab of the same browser."""
+        target = self.call("Target.createTarget", url="about:blank")["targetId"]
+        tab = Browser(self._url.rpartition("/")[0] + f"/{target}", self._downloads)
+        try:
+            tab.open(page)
+            yield tab
+        finally:
+            tab.close()
+            self.call("Target.closeTarget", targetId=target)
 
     def close(self) -> None:
         self._socket.close()

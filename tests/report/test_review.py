@@ -56,7 +56,7 @@ def test_faces_that_cannot_be_cut_are_grey_and_counted(run: fer.Run, tmp_path: P
 
 
 def answered(tab: Browser) -> int:
-    return int(tab.run("answers.size"))
+    return int(tab.run("count - open"))
 
 
 def saved(tab: Browser, folder: Path, name: str) -> Path:
@@ -169,3 +169,58 @@ def test_answers_go_on_from_a_file_in_another_browser(run: fer.Run, archive: Pat
         tab.run(f"load(new Blob([{json.dumps(mixed)}]))")
         assert answered(tab) == 3 and "4 lines left out" in tab.run("said.textContent")
         assert saved(tab, tmp_path / "two", "ann").read_text() == text
+
+
+@pytest.mark.pages
+@pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here: make test-pages installs it")
+def test_no_answer_is_lost_or_given_unseen(run: fer.Run, archive: Path, tmp_path: Path) -> None:
+    """Two people at one browser, two tabs, a browser that keeps nothing, faces out of sight, and faces that are no neighbours."""
+    review.review(ReviewConfig(labels=run.url, out=str(tmp_path / "r"), source=str(archive)))
+    page = tmp_path / "r" / "index.html"
+
+    def become(tab: Browser, name: str) -> None:
+        tab.run(f"by.value = '{name}'; by.dispatchEvent(new Event('change'))")
+
+    with browser(tmp_path) as tab:
+        tab.open(page)
+        tab.click("#face-0")
+        tab.press("c")
+        become(tab, "ann")  # who goes on with what was answered before
+        tab.click("#face-1")
+        tab.press("c")
+        assert answered(tab) == 2
+        become(tab, "bob")
+        assert answered(tab) == 0
+        tab.click("#face-5")
+        tab.press("c")
+        become(tab, "ann")
+        assert answered(tab) == 2
+        with tab.another(page) as other:
+            assert answered(other) == 2
+            other.click("#face-3")
+            other.press("c")
+            until(lambda: answered(tab) == 3, "news of the other tab")
+        tab.click("#face-4")
+        tab.press("c")
+        tab.press("u")  # what is undone stays undone
+        tab.open(page)
+        assert answered(tab) == 3 and tab.run("by.value") == "ann"
+        tab.click("#face-2")
+        tab.press(" ")
+        tab.press("ArrowRight")
+        tab.press("ArrowRight")
+        tab.press(" ")
+        assert tab.run("[...selected].sort()") == [2, 4]
+        tab.press("Escape")
+        tab.call("Emulation.setDeviceMetricsOverride", width=420, height=500, deviceScaleFactor=1, mobile=False)
+        until(lambda: tab.run("columnCount") < 5, "another layout")
+        seen = "(() => { const r = document.getElementById('face-' + current).getBoundingClientRect();"
+        seen += " const l = list.getBoundingClientRect(); return r.bottom > l.top && r.top < l.bottom; })()"
+        until(lambda: tab.run(seen), "the current face")
+        tab.run("list.scrollTop = 1e6")
+        until(lambda: tab.run("current > 0") and tab.run(seen), "the current face")
+        tab.run("$('order').value = 'folder'; $('order').dispatchEvent(new Event('change'))")
+        assert tab.run(seen)
+        tab.run("Storage.prototype.setItem = () => { throw new Error('full'); }; list.focus()")
+        tab.press("c")
+        assert "cannot keep more answers" in tab.run("said.textContent") and tab.errors == []

@@ -4,30 +4,64 @@ const columns = index.columns, count = columns.x.length, names = index.answers.m
 const $ = (id) => document.getElementById(id);
 const text = (name, face) => columns[name].texts[columns[name].of[face]];
 const list = $("list"), all = $("all"), said = $("said"), by = $("by");
-const WIDTH = 108, HEIGHT = 140;
+const WIDTH = 108, HEIGHT = 140, WITHDRAWN = -1, NAME = /^[\w.-]{1,40}$/;
 
-// What was answered: for each face, the number of the answer and the time in ms. It is kept in this browser.
-const KEY = "fer-review-" + index.id;
-let kept = { by: "", answers: {} };
-try { kept = Object.assign(kept, JSON.parse(localStorage.getItem(KEY) || "{}")); } catch (error) { say("This browser keeps nothing: save often."); }
-const answers = new Map(Object.entries(kept.answers).map(([face, answer]) => [Number(face), answer]));
-by.value = kept.by;
+// What a person answered: for each face, the number of the answer, or WITHDRAWN, and the time in ms. This browser keeps it for
+// each pseudonym, in parts of CHUNK faces, so that an answer writes little. Where two tabs differ, the later answer counts.
+const KEY = "fer-review-" + index.id, CHUNK = 500;
+let answers = new Map(), person = "", trouble = "", saved = true, open = count;
 const undone = [];
-let saved = true;
 
 let shown = [], columnCount = 1, current = 0, anchor = 0;
 const selected = new Set();
 const tiles = new Map();
 
-function say(words) { said.textContent = words; }
+const answered = (face) => answers.has(face) && answers.get(face)[0] !== WITHDRAWN;
+const chunkKey = (chunk) => `${KEY}:${person}:${chunk}`;
 
-function keep() {
-  try { localStorage.setItem(KEY, JSON.stringify({ by: by.value, answers: Object.fromEntries(answers) })); }
-  catch (error) { say("This browser cannot keep more answers: save them now."); }
+function isAnswer(face, value) {
+  return Number.isInteger(face) && face >= 0 && face < count && Array.isArray(value) && Number.isInteger(value[0])
+    && value[0] >= WITHDRAWN && value[0] < names.length && Number.isFinite(value[1]);
 }
 
+function take(face, value) {
+  if (!isAnswer(face, value) || (answers.has(face) && answers.get(face)[1] >= value[1])) return false;
+  open += (answered(face) ? 1 : 0) - (value[0] === WITHDRAWN ? 0 : 1);
+  answers.set(face, value);
+  return true;
+}
+
+function takeChunk(words) {
+  let facts = {};
+  try { facts = JSON.parse(words || "{}") || {}; } catch (error) { return; }
+  for (const face of Object.keys(facts)) take(Number(face), facts[face]);
+}
+
+function recall() {
+  answers = new Map();
+  open = count;
+  try {
+    for (let chunk = 0; chunk * CHUNK < count; chunk++) takeChunk(localStorage.getItem(chunkKey(chunk)));
+  } catch (error) { trouble = "This browser keeps nothing: save before you close the page."; }
+}
+
+function keep(faces) {
+  try {
+    localStorage.setItem(KEY + ":by", person);
+    for (const chunk of new Set([...faces].map((face) => Math.floor(face / CHUNK)))) {
+      takeChunk(localStorage.getItem(chunkKey(chunk)));  // of another tab
+      const part = {};
+      for (let face = chunk * CHUNK; face < Math.min(count, (chunk + 1) * CHUNK); face++) if (answers.has(face)) part[face] = answers.get(face);
+      localStorage.setItem(chunkKey(chunk), JSON.stringify(part));
+    }
+    trouble = "";
+  } catch (error) { trouble = "This browser cannot keep more answers: save them before you close the page."; }
+}
+
+function say(words) { said.textContent = words; }
+
 function progress(words) {
-  say(`${words ? words + " " : ""}${answers.size} of ${count} answered${selected.size > 1 ? `, ${selected.size} selected` : ""}.`);
+  say([words, `${count - open} of ${count} answered${selected.size ? `, ${selected.size} selected` : ""}.`, trouble].filter(Boolean).join(" "));
 }
 
 function arrange() {
@@ -35,7 +69,7 @@ function arrange() {
   const first = (value) => (value === null || value === undefined ? Infinity : value);
   shown = [];
   for (let one = 0; one < count; one++) {
-    if (show !== "all" && answers.has(one) !== (show === "answered")) continue;
+    if (show !== "all" && answered(one) !== (show === "answered")) continue;
     if (label && text("expression", one) !== label) continue;
     shown.push(one);
   }
@@ -52,6 +86,24 @@ function layout() {
   all.style.height = Math.ceil(shown.length / columnCount) * HEIGHT + "px";
   for (const tile of tiles.values()) tile.remove();
   tiles.clear();
+  look();
+  draw();
+}
+
+// Scroll so that the current face is seen.
+function look() {
+  const top = Math.floor(current / columnCount) * HEIGHT;
+  if (top < list.scrollTop) list.scrollTop = top;
+  if (top + HEIGHT > list.scrollTop + list.clientHeight) list.scrollTop = top + HEIGHT - list.clientHeight;
+}
+
+// After scrolling, the first face that is seen is the current one: no key answers a face that is out of sight.
+function follow() {
+  const top = Math.floor(current / columnCount) * HEIGHT;
+  if (top + HEIGHT / 2 < list.scrollTop || top + HEIGHT / 2 > list.scrollTop + list.clientHeight) {
+    current = Math.min(Math.max(0, shown.length - 1), Math.ceil((list.scrollTop - HEIGHT / 2) / HEIGHT) * columnCount);
+    anchor = current;
+  }
   draw();
 }
 
@@ -83,94 +135,111 @@ function made(place) {
 }
 
 function mark(place, tile) {
-  const face = shown[place], answer = answers.get(face), sure = Math.round(100 * columns.confidence[face]) + " %";
-  const label = text("expression", face), given = answer ? names[answer[0]].replaceAll("_", " ") : "";
-  tile.children[1].textContent = answer ? (names[answer[0]] === label ? "✓ " : "→ ") + given : "";
+  const face = shown[place], sure = columns.confidence[face] === null ? "" : Math.round(100 * columns.confidence[face]) + " %";
+  const label = text("expression", face), name = answered(face) ? names[answers.get(face)[0]] : "", given = name.replaceAll("_", " ");
+  tile.children[1].textContent = name ? (name === label ? "✓ " : "→ ") + given : "";
   tile.children[2].textContent = `${label} ${sure}${columns.uncertain[face] ? " ?" : ""}`;
-  tile.classList.toggle("answered", Boolean(answer));
+  tile.classList.toggle("answered", Boolean(name));
   tile.classList.toggle("current", place === current);
   tile.setAttribute("aria-selected", selected.has(place));
-  tile.setAttribute("aria-label", `labelled ${label}, ${sure}${answer ? ", answered " + given : ", not answered"}`);
+  tile.setAttribute("aria-label", `labelled ${label}, ${sure}${name ? ", answered " + given : ", not answered"}`);
 }
 
 function go(place, extend) {
   current = Math.min(Math.max(0, place), Math.max(0, shown.length - 1));
-  selected.clear();
-  if (extend) for (let one = Math.min(anchor, current); one <= Math.max(anchor, current); one++) selected.add(one);
-  else anchor = current;
-  const top = Math.floor(current / columnCount) * HEIGHT;
-  if (top < list.scrollTop) list.scrollTop = top;
-  if (top + HEIGHT > list.scrollTop + list.clientHeight) list.scrollTop = top + HEIGHT - list.clientHeight;
+  if (extend) {
+    selected.clear();
+    for (let one = Math.min(anchor, current); one <= Math.max(anchor, current); one++) selected.add(one);
+  } else anchor = current;
+  look();
   draw();
   progress("");
 }
 
+// Answer for the selected faces, or for the current one. Without a name, the label is right.
 function answer(name) {
   if (!shown.length) return;
   const places = selected.size ? [...selected] : [current], before = [], at = Date.now();
   for (const place of places) {
-    const face = shown[place], number = names.indexOf(name === "right" ? text("expression", face) : name);
+    const face = shown[place], number = names.indexOf(name || text("expression", face));
+    if (number < 0) continue;
     before.push([face, answers.get(face)]);
-    if (number >= 0) answers.set(face, [number, at]);
+    take(face, [number, Math.max(at, answers.has(face) ? answers.get(face)[1] + 1 : 0)]);
   }
   undone.push(before);
   saved = false;
-  keep();
+  keep(before.map(([face]) => face));
   if (selected.size) { selected.clear(); draw(); } else go(current + 1, false);
-  progress(`${places.length === 1 ? "Answered" : places.length + " faces answered"}: ${name.replaceAll("_", " ")}.`);
+  progress(`${before.length === 1 ? "Answered" : before.length + " faces answered"}: ${(name || "the label is right").replaceAll("_", " ")}.`);
 }
 
 function undo() {
   const before = undone.pop();
-  if (!before) { progress("There is nothing to undo."); return; }
-  for (const [face, value] of before) if (value) answers.set(face, value); else answers.delete(face);
+  if (!before || !before.length) { progress("There is nothing to undo."); return; }
+  for (const [face, value] of before) take(face, [value ? value[0] : WITHDRAWN, answers.get(face)[1] + 1]);
   saved = false;
-  keep();
+  keep(before.map(([face]) => face));
   const place = shown.indexOf(before[0][0]);
   go(place < 0 ? current : place, false);
   progress("Undone.");
 }
 
-function line(face, [number, at]) {
+function line(face, number, at) {
   const facts = {};
   for (const name of ["content_sha256", "time_ms", "x", "y", "w", "h"]) facts[name] = columns[name][face];
   return { ...facts, uri: text("uri", face), member: text("member", face), answer: names[number], seen: text("expression", face),
-    model_digest: text("model_digest", face), by: by.value, at: new Date(at).toISOString() };
+    model_digest: text("model_digest", face), by: person, at: new Date(at).toISOString() };
 }
 
 function save() {
-  if (!/^[\w.-]{1,40}$/.test(by.value)) { say("Enter a pseudonym of letters, digits, dots and dashes first."); by.focus(); return; }
-  const lines = [...answers].sort((a, b) => a[0] - b[0]).map(([face, value]) => JSON.stringify(line(face, value)) + "\n");
+  if (!NAME.test(person)) { say("Enter a pseudonym of letters, digits, dots and dashes first."); by.focus(); return; }
+  const given = [...answers].filter(([face]) => answered(face)).sort((a, b) => a[0] - b[0]);
+  const lines = given.map(([face, [number, at]]) => JSON.stringify(line(face, number, at)) + "\n");
   const link = document.createElement("a");
   link.href = URL.createObjectURL(new Blob(lines, { type: "application/x-ndjson" }));
-  link.download = `corrections-${by.value}.jsonl`;
+  link.download = `corrections-${person}.jsonl`;
   link.click();
   setTimeout(() => URL.revokeObjectURL(link.href), 60000);
   saved = true;
   progress(`Saved as ${link.download}.`);
 }
 
-function place(facts) { return JSON.stringify([facts.content_sha256 || facts.uri, facts.member, facts.time_ms, facts.x, facts.y, facts.w, facts.h]); }
-
-async function load(file) {
-  const faces = new Map();
-  for (let face = 0; face < count; face++) faces.set(place(line(face, [0, 0])), face);
-  let taken = 0, left = 0;
-  for (const words of (await file.text()).split("\n").filter((one) => one.trim())) {
-    let facts = null;
-    try { facts = JSON.parse(words); } catch (error) { left += 1; continue; }
-    const face = facts && faces.get(place(facts)), number = facts ? names.indexOf(facts.answer) : -1, at = facts ? Date.parse(facts.at) : NaN;
-    if (face === undefined || face === null || number < 0 || Number.isNaN(at) || (by.value && facts.by !== by.value)) { left += 1; continue; }
-    by.value = facts.by;
-    if (!answers.has(face) || answers.get(face)[1] < at) answers.set(face, [number, at]);
-    taken += 1;
-  }
-  keep();
-  draw();
-  progress(`${taken} answers read${left ? `, ${left} lines left out: they are of others, of other faces, or broken` : ""}.`);
+function place(facts) {
+  return JSON.stringify([facts.content_sha256, facts.uri, facts.member, facts.time_ms, facts.x, facts.y, facts.w, facts.h]);
 }
 
-list.addEventListener("scroll", () => requestAnimationFrame(draw));
+async function load(file) {
+  const faces = new Map(), read = new Set();
+  for (let face = 0; face < count; face++) faces.set(place(line(face, 0, 0)), face);
+  let left = 0;
+  for (const words of (await file.text()).split("\n").filter((one) => one.trim())) {
+    let facts = null;
+    try { facts = JSON.parse(words); } catch (error) { /* it is left out */ }
+    const face = facts ? faces.get(place(facts)) : undefined, number = facts ? names.indexOf(facts.answer) : -1, at = facts ? Date.parse(facts.at) : NaN;
+    const isTheirs = facts && typeof facts.by === "string" && NAME.test(facts.by) && (!person || facts.by === person);
+    if (face === undefined || number < 0 || Number.isNaN(at) || !isTheirs) { left += 1; continue; }
+    if (!person) become(facts.by);
+    take(face, [number, at]);
+    read.add(face);
+  }
+  saved = saved && !read.size;
+  keep(read);
+  draw();
+  progress(`${read.size} answers read${left ? `, ${left} lines left out: they are of others, of other faces, or broken` : ""}.`);
+}
+
+// Take a pseudonym. Answers that were given without one go with it; those of another one stay with that.
+function become(name) {
+  const before = person ? new Map() : answers;
+  person = name;
+  by.value = name;
+  recall();
+  for (const [face, value] of before) take(face, value);
+  undone.length = 0;
+  keep(before.keys());
+}
+
+list.addEventListener("scroll", () => requestAnimationFrame(follow));
 new ResizeObserver(() => requestAnimationFrame(layout)).observe(list);
 list.addEventListener("click", (event) => {
   const tile = event.target.closest(".tile");
@@ -182,7 +251,10 @@ list.addEventListener("click", (event) => {
     current = anchor = place;
     draw();
     progress("");
-  } else go(place, event.shiftKey);
+  } else {
+    selected.clear();
+    go(place, event.shiftKey);
+  }
 });
 list.addEventListener("keydown", (event) => {
   const page = Math.max(1, Math.floor(list.clientHeight / HEIGHT)) * columnCount;
@@ -194,7 +266,7 @@ list.addEventListener("keydown", (event) => {
   else if (event.key === "End") go(shown.length - 1, event.shiftKey);
   else if (event.key === " ") { if (selected.has(current)) selected.delete(current); else selected.add(current); draw(); progress(""); }
   else if (event.key === "Escape") { selected.clear(); draw(); progress(""); }
-  else if (event.key === "Enter") answer("right");
+  else if (event.key === "Enter") answer("");
   else if (event.key === "u") undo();
   else if (event.key === "s") save();
   else if (known) answer(known.name);
@@ -204,9 +276,23 @@ list.addEventListener("keydown", (event) => {
 for (const button of document.querySelectorAll("[data-answer]")) button.addEventListener("click", () => { answer(button.dataset.answer); list.focus(); });
 for (const id of ["order", "show", "label"]) $(id).addEventListener("change", arrange);
 $("undo").addEventListener("click", undo);
-$("save").addEventListener("click", save);
+$("save").addEventListener("click", () => { if (by.value !== person && NAME.test(by.value)) become(by.value); save(); });
 $("load").addEventListener("change", (event) => { if (event.target.files.length) load(event.target.files[0]); });
-by.addEventListener("change", keep);
-window.addEventListener("beforeunload", (event) => { if (!saved) event.preventDefault(); });
+by.addEventListener("change", () => {
+  if (!NAME.test(by.value)) { progress("A pseudonym has letters, digits, dots and dashes."); return; }
+  become(by.value);
+  arrange();
+  progress("");
+});
+window.addEventListener("storage", (event) => {
+  if (event.key === null || !event.key.startsWith(`${KEY}:${person}:`)) return;
+  takeChunk(event.newValue);
+  draw();
+  progress("");
+});
+window.addEventListener("beforeunload", (event) => { if (!saved && (trouble || !person)) event.preventDefault(); });
+try { person = localStorage.getItem(KEY + ":by") || ""; } catch (error) { /* `recall` says so */ }
+by.value = person;
+recall();
 arrange();
-progress(answers.size ? "Going on." : "");
+progress(open < count ? "Going on." : "");
