@@ -314,7 +314,7 @@ def _info(
         label_space=space,
         samples=len(samples),
         counts=dataset.count(samples, space),
-        vote_classes=spec.vote_classes if config.votes else (),
+        vote_classes=spec.vote_classes if config.votes or "votes" not in spec.options else (),
         duplicates=found,
         flagged=dict(Counter(flagged["reason"].to_pylist())),
         dropped=dict(Counter(e["reason"] for e in excluded if e["kind"] == DROPPED)),

@@ -201,23 +201,33 @@ class Reviews:
         """Return the corrections (`CORRECTIONS.names`) that have a face among rows of `flat_faces`."""
         return {whole(one) for _, found in self._images(faces) for place, one in found if place is not None}
 
+    def given(self, faces: pa.Table) -> dict[int, dict[str, str]]:
+        """Return the last answer of each person about each face, by its position among rows of faces."""
+        found: dict[int, dict[str, str]] = defaultdict(dict)
+        for positions, corrections in self._images(faces):
+            for place, one in corrections:
+                if place is not None:
+                    found[positions[place]][one["by"]] = one["answer"]  # later answers of a person come later
+        return found
+
     def joined(self, faces: pa.Table) -> pa.Table:
         """Return rows of `flat_faces` with the columns `REVIEWED`."""
         answers: list[str | None] = [None] * len(faces)
         people, shares = np.zeros(len(faces), np.int32), np.full(len(faces), np.nan, np.float32)
-        for positions, found in self._images(faces):
-            of_face: dict[int, dict[str, str]] = defaultdict(dict)
-            for place, one in found:
-                if place is not None:
-                    of_face[positions[place]][one["by"]] = one["answer"]  # later answers of a person come later
-            for position, given in of_face.items():
-                (answer, count), *others = Counter(given.values()).most_common()
-                answers[position] = None if others and others[0][1] == count else answer
-                people[position], shares[position] = len(given), count / len(given)
+        for position, given in self.given(faces).items():
+            counts = Counter(given.values())
+            answers[position] = majority(counts)
+            people[position], shares[position] = len(given), max(counts.values()) / len(given)
         columns = (pa.array(answers, pa.string()), pa.array(people), pa.array(shares, mask=people == 0))
         for name, column in zip(REVIEWED, columns, strict=True):
             faces = faces.append_column(name, column)
         return faces
+
+
+def majority(counts: Mapping[str, int]) -> str | None:
+    """Return the most frequent answer; None if another one is as frequent."""
+    first, *others = Counter(counts).most_common(2)
+    return None if others and others[0][1] == first[1] else first[0]
 
 
 def _face_of(correction: Mapping[str, Any], boxes: np.ndarray[Any, np.dtype[np.float64]]) -> int | None:

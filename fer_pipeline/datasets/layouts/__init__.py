@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Literal
 
 from fer_pipeline.base.errors import UserError
 from fer_pipeline.datasets.layouts.affectnet import AFFECTNET_CSV, AFFECTNET_NPY
+from fer_pipeline.datasets.layouts.corrections import CORRECTIONS_LAYOUT
 from fer_pipeline.datasets.layouts.fer2013 import FER2013_CSV
 from fer_pipeline.datasets.layouts.folders import IMAGE_FOLDER
 from fer_pipeline.datasets.layouts.layout import Layout, LayoutOptions, LayoutSpec
@@ -12,9 +13,8 @@ from fer_pipeline.datasets.layouts.rafdb import RAFDB
 from fer_pipeline.datasets.layouts.webdataset import WEBDATASET
 from fer_pipeline.models.label_space import LabelSpace
 
-LAYOUTS: dict[str, LayoutSpec] = {
-    spec.name: spec for spec in (IMAGE_FOLDER, FER2013_CSV, WEBDATASET, PARQUET_LAYOUT, AFFECTNET_CSV, AFFECTNET_NPY, RAFDB)
-}
+_SPECS = (IMAGE_FOLDER, FER2013_CSV, WEBDATASET, PARQUET_LAYOUT, AFFECTNET_CSV, AFFECTNET_NPY, RAFDB, CORRECTIONS_LAYOUT)
+LAYOUTS: dict[str, LayoutSpec] = {spec.name: spec for spec in _SPECS}
 
 if TYPE_CHECKING:
     LayoutName = str

@@ -1,0 +1,54 @@
+"""Corrected faces of a run become a dataset, cut as labelling cuts them, with the votes of several people."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+import fer_pipeline as fer
+from fer_pipeline.base.errors import UserError
+from fer_pipeline.cli import review
+from fer_pipeline.cli.review import CorrectConfig
+from fer_pipeline.datasets.layouts.corrections import VOTE_CLASSES
+from fer_pipeline.faces.decode import decode
+from fer_pipeline.jobs import ingest
+from fer_pipeline.jobs.ingest import IngestConfig
+
+
+@pytest.fixture(scope="module")
+def run(archive: Path, tmp_path_factory: pytest.TempPathFactory, local_ray: None) -> fer.Run:
+    return fer.label(archive, tmp_path_factory.mktemp("corrected") / "run", detector="mtcnn", shard_records=8)
+
+
+def line(face: dict[str, Any], answer: str, by: str) -> str:
+    facts = {name: face[name] for name in ("content_sha256", "uri", "member", "time_ms", "x", "y", "w", "h")}
+    return json.dumps(facts | {"answer": answer, "by": by, "at": "2026-11-30T09:00:00Z"}) + "\n"
+
+
+def test_a_run_without_corrections_says_what_to_do(run: fer.Run, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="holds no corrections: add some by `fer-pipeline correct` first"):
+        ingest.run(IngestConfig(source=run.url, out=str(tmp_path / "data"), layout="corrections"))
+    with pytest.raises(UserError, match="holds no labelling run"):
+        ingest.run(IngestConfig(source=str(tmp_path), out=str(tmp_path / "data"), layout="corrections"))
+
+
+def test_answers_are_labels_and_votes_of_aligned_faces(run: fer.Run, tmp_path: Path) -> None:
+    faces = [face for face in run.faces(once=True).to_pylist() if face["side_px"] > 20]
+    agreed, split, none, in_tar = faces[0], faces[1], faces[2], next(face for face in faces if face["member"])
+    text = line(agreed, "disgust", "ann") + line(agreed, "disgust", "bob") + line(agreed, "happy", "cem")
+    text += line(split, "happy", "ann") + line(split, "sad", "bob") + line(none, "not_a_face", "ann")
+    text += line(in_tar, "surprise", "ann") if in_tar not in faces[:3] else ""
+    (tmp_path / "c.jsonl").write_text(text)
+    found = review.correct(CorrectConfig(labels=run.url, file=(str(tmp_path / "c.jsonl"),)))
+    info = ingest.run(IngestConfig(source=run.url, out=str(tmp_path / "data"), layout="corrections", crop_px=48))
+    assert info.samples + sum(info.dropped.values()) == found.reviewed and info.vote_classes == VOTE_CLASSES
+    assert info.dropped["as many people say one thing as another"] >= 1 and info.dropped["people say: not a face"] >= 1
+    rows = pq.read_table(tmp_path / "data" / "samples").to_pylist()
+    mine = [row for row in rows if info.label_space.classes[row["label"]] == "disgust"]
+    votes = dict(zip(VOTE_CLASSES, mine[0]["votes"], strict=True))
+    assert votes == dict.fromkeys(VOTE_CLASSES, 0) | {"disgust": 2, "happy": 1}
+    assert all(np.asarray(decode(row["image"], 10**6).pixels).shape == (48, 48, 3) for row in rows)
+    assert {row["split"] for row in rows} == {"train"} and any("#" in row["sample_id"] for row in rows)
