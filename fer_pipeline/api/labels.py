@@ -9,6 +9,7 @@ from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import ValidationError
@@ -29,6 +30,7 @@ from fer_pipeline.jobs.label.config import LabelConfig
 from fer_pipeline.labelling.copies import COPIES, NEEDED, copies_among
 from fer_pipeline.labelling.corrections import Reviews, read_corrections
 from fer_pipeline.labelling.manifest import find_records
+from fer_pipeline.labelling.picks import candidates, picked, with_margin
 from fer_pipeline.labelling.run import CORRECTIONS_FOLDER, READERS, REPORT, RunFolder
 from fer_pipeline.labelling.schemas import ADDED, IMAGES
 from fer_pipeline.labelling.tracks import TRACKS, read_tracks
@@ -165,20 +167,41 @@ class Labels(ABC):
         return found, copies_page(self.url, found, shown, pictures)
 
     def review(
-        self, out: str, source: str, *, where: str | None = None, certain: bool = False, top: int = 10_000
+        self,
+        out: str,
+        source: str,
+        *,
+        where: str | None = None,
+        certain: bool = False,
+        top: int = 10_000,
+        pick: int | None = None,
     ) -> tuple[int, int]:
         """Write a page on which people answer about faces, the least confident first, into the folder `out`.
 
-        Return the number of faces, and of those without a picture. Pictures are cut from images below `source` only.
+        `pick`: only this many faces without an answer, one in ten at random, the others by `picked`. Return the number of faces,
+        and of those without a picture. Pictures are cut from images below `source` only.
         """
         _require_number(top, "faces")
-        place, best = storage.normalize(source), self._best(where, certain, False, top, "ascending")
+        place = storage.normalize(source)
+        best = self._picked(where, certain, pick) if pick else self._best(where, certain, False, top, "ascending")
         if best is None or not len(best):
             what = "There is no such face" if where or certain else "There is no face"
             raise UserError(f"{what} in '{self.url}': there is nothing to review.")
         records = self._records(best, place)
         missing = write_review(storage.normalize(out), self.url, best, records, place, self._limits(), self.classes)
         return len(best), missing
+
+    def _picked(self, where: str | None, certain: bool, pick: int) -> pa.Table | None:
+        """Return faces without an answer that are worth one."""
+        kept: pa.Table | None = None
+        rng = np.random.default_rng()
+        for rows in self._faces_to_find(certain, where, False):
+            if "reviewers" in rows.column_names:
+                rows = rows.filter(pc.equal(rows["reviewers"], 0))
+            rows = with_margin(rows, self.classes, rng)
+            rows = rows if kept is None else pa.concat_tables([kept, rows], promote_options="permissive")
+            kept = candidates(rows, pick)
+        return kept and picked(kept, pick)
 
     def _best(self, where: str | None, certain: bool, once: bool, top: int, order: str) -> pa.Table | None:
         """Return the first faces by confidence; None for labels without a part."""

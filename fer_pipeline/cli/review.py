@@ -32,6 +32,9 @@ class ReviewConfig(Config):
     """Only labels that are not uncertain."""
     top: int = Field(10_000, ge=1)
     """Number of faces."""
+    pick: int | None = Field(None, ge=10)
+    """Instead, the faces that are most worth an answer, this many: those between two labels, of different images, and a tenth at
+    random. Faces with an answer are left out."""
 
 
 class Review(Config):
@@ -75,7 +78,8 @@ def review(config: ReviewConfig) -> Review:
     if storage.list_names(out):
         raise UserError(f"'{out}' is not a new or empty folder: choose another --out.")
     labels = open_labels(config.labels)
-    faces, missing = labels.review(out, config.source, where=config.where, certain=config.certain, top=config.top)
+    where, certain, top, pick = config.where, config.certain, config.top, config.pick
+    faces, missing = labels.review(out, config.source, where=where, certain=certain, top=top, pick=pick)
     if missing:
         log.warning(
             "%d of the faces have no picture: their images are gone, unreadable or not below '%s'", missing, config.source

@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 from uuid import uuid4
 
 import numpy as np
@@ -35,11 +35,12 @@ CORRECTIONS = pa.schema(
         pa.field("model_digest", pa.string()),
         pa.field("by", pa.string(), nullable=False),
         pa.field("at", pa.timestamp("us", "UTC"), nullable=False),
+        pa.field("chosen", pa.string()),
     ]
 )
-"""One answer of one person: the image by the digest of its bytes, or a frame by file and moment; the box of the face in pixels of
-the upright image; the answer; the label that was seen and its model; a pseudonym; and when. Later answers of a person replace
-earlier ones."""
+"""One answer of one person: the image by the digest of its bytes, or a frame by file and moment; the box of the face in pixels
+of the upright image; the answer; the label that was seen and its model; a pseudonym; when; and, for faces of `review --pick`,
+whether it was chosen at `random`, so that it may stand for all, or by its `margin`. The last answer of a person counts."""
 REVIEWED = ("expression_reviewed", "reviewers", "review_share")
 """Columns that faces have where there are corrections: the answer of the majority (null without one, and in a tie), the number of
 people who answered, and the share of them who gave the most frequent answer."""
@@ -66,6 +67,7 @@ class Correction(Config):
     by: str = Field(pattern=r"^[\w.-]{1,40}$")
     """A pseudonym."""
     at: Annotated[AwareDatetime, Field(ge=datetime(2000, 1, 1, tzinfo=UTC), le=datetime(2200, 1, 1, tzinfo=UTC))]
+    chosen: Literal["random", "margin"] | None = None
 
 
 @dataclass(frozen=True)

@@ -116,11 +116,11 @@ def review_page(title: str, faces: pa.Table, classes: Sequence[str]) -> str:
 
 def _columns(faces: pa.Table) -> Iterator[tuple[str, Any]]:
     """Yield the columns of the index; texts that repeat are numbers in a list of their own."""
-    for name in (*COLUMNS, "model_digest"):
+    for name in (*COLUMNS, "model_digest", "chosen"):
         values = faces[name].to_pylist() if name in faces.column_names else [None] * len(faces)
         if name in ("confidence", "quality", *"xywh"):
             yield name, [None if value is None or not math.isfinite(value) else value for value in values]
-        elif name in ("uri", "member", "expression", "folder", "model_digest"):
+        elif name in ("uri", "member", "expression", "folder", "model_digest", "chosen"):
             texts = {text: number for number, text in enumerate(dict.fromkeys(values))}
             yield name, {"texts": list(texts), "of": [texts[value] for value in values]}
         else:

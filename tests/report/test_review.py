@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,30 @@ def test_a_review_holds_the_faces_that_were_asked_for_least_confident_first(run:
         review.review(ReviewConfig(labels=run.url, out=str(tmp_path / "r"), source=str(archive)))
     with pytest.raises(UserError, match="There is no such face in"):
         review.review(ReviewConfig(labels=run.url, out=str(tmp_path / "t"), source=str(archive), where="confidence > 2"))
+
+
+def test_picks_leave_out_faces_with_an_answer_and_say_how_they_were_chosen(run: fer.Run, archive: Path, tmp_path: Path) -> None:
+    shutil.copytree(run.url, tmp_path / "run")
+    mine = fer.Run(str(tmp_path / "run"))
+
+    def picks(name: str) -> list[dict[str, Any]]:
+        config = ReviewConfig(labels=mine.url, out=str(tmp_path / name), source=str(archive), pick=10)
+        assert review.review(config).faces <= 10
+        columns = index_of(tmp_path / name / "index.html")["columns"]
+        texts = {
+            key: [columns[key]["texts"][one] for one in columns[key]["of"]] for key in ("uri", "member", "expression", "chosen")
+        }
+        plain = {key: columns[key] for key in ("content_sha256", "time_ms", "x", "y", "w", "h")}
+        return [dict(zip([*texts, *plain], row, strict=True)) for row in zip(*texts.values(), *plain.values(), strict=True)]
+
+    first = picks("one")
+    assert [one["chosen"] for one in first].count("random") == 1
+    lines = [one | {"answer": one.pop("expression"), "by": "ann", "at": "2026-11-30T09:00:00Z"} for one in first]
+    (tmp_path / "c.jsonl").write_text("".join(f"{json.dumps(one)}\n" for one in lines))
+    assert review.correct(CorrectConfig(labels=mine.url, file=(str(tmp_path / "c.jsonl"),))).added == len(first)
+    assert mine.corrections()["chosen"].to_pylist().count("random") == 1
+    before = {(one["content_sha256"], one["x"]) for one in first}
+    assert not before & {(one["content_sha256"], one["x"]) for one in picks("two")}
 
 
 def test_faces_that_cannot_be_cut_are_grey_and_counted(run: fer.Run, tmp_path: Path) -> None:

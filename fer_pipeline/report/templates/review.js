@@ -188,7 +188,7 @@ function line(face, number, at) {
   const facts = {};
   for (const name of ["content_sha256", "time_ms", "x", "y", "w", "h"]) facts[name] = columns[name][face];
   return { ...facts, uri: text("uri", face), member: text("member", face), answer: names[number], seen: text("expression", face),
-    model_digest: text("model_digest", face), by: person, at: new Date(at).toISOString() };
+    model_digest: text("model_digest", face), chosen: text("chosen", face), by: person, at: new Date(at).toISOString() };
 }
 
 function save() {
