@@ -2,7 +2,7 @@
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
@@ -193,23 +193,18 @@ class Labels(ABC):
 
     def _picked(self, where: str | None, certain: bool, pick: int) -> pa.Table | None:
         """Return faces without an answer that are worth one."""
-        kept: pa.Table | None = None
-        rng = np.random.default_rng()
-        for rows in self._faces_to_find(certain, where, False):
-            if "reviewers" in rows.column_names:
-                rows = rows.filter(pc.equal(rows["reviewers"], 0))
-            rows = with_margin(rows, self.classes, rng)
-            rows = rows if kept is None else pa.concat_tables([kept, rows], promote_options="permissive")
-            kept = candidates(rows, pick)
+        rng, parts = np.random.default_rng(), self._faces_to_find(certain, where, False)
+        unanswered = (rows.filter(pc.equal(rows["reviewers"], 0)) if "reviewers" in rows.column_names else rows for rows in parts)
+        kept = _reduced((with_margin(rows, self.classes, rng) for rows in unanswered), lambda rows: candidates(rows, pick))
         return kept and picked(kept, pick)
 
     def _best(self, where: str | None, certain: bool, once: bool, top: int, order: str) -> pa.Table | None:
         """Return the first faces by confidence; None for labels without a part."""
-        best: pa.Table | None = None
-        for rows in self._faces_to_find(certain, where, once):
-            rows = rows if best is None else pa.concat_tables([best, rows], promote_options="permissive")
-            best = rows.take(pc.sort_indices(rows, [("confidence", order), ("path", "ascending")])[:top])
-        return best
+
+        def first(rows: pa.Table) -> pa.Table:
+            return rows.take(pc.sort_indices(rows, [("confidence", order), ("path", "ascending")])[:top])
+
+        return _reduced(self._faces_to_find(certain, where, once), first)
 
     def crops(
         self,
@@ -404,6 +399,14 @@ def open_labels(url: str) -> Labels:
     """Return the run or the table in a folder. Raise UserError if there is neither."""
     place = storage.normalize(url)
     return Table(place) if is_table(place) else Run(place)
+
+
+def _reduced(parts: Iterator[pa.Table], keep: Callable[[pa.Table], pa.Table]) -> pa.Table | None:
+    """Return what `keep` leaves of all rows, of which few are in memory; None if there is no part."""
+    kept: pa.Table | None = None
+    for rows in parts:
+        kept = keep(rows if kept is None else pa.concat_tables([kept, rows], promote_options="permissive"))
+    return kept
 
 
 def _require_number(top: int, what: str) -> None:

@@ -220,11 +220,17 @@ WRITERS: dict[str, Callable[[Iterator[pa.Table], IO[bytes]], None]] = {
 }
 
 
+def new_folder(out: str) -> str:
+    """Return the normalized place of `--out`. Raise UserError if it holds anything."""
+    place = storage.normalize(out)
+    if storage.list_names(place):
+        raise UserError(f"'{place}' is not a new or empty folder: choose another --out.")
+    return place
+
+
 def crops(config: CropsConfig) -> Crops:
     """Write the pictures. Raise UserError if the folder is not empty, or as `export` does."""
-    out = storage.normalize(config.out)
-    if storage.list_names(out):
-        raise UserError(f"'{out}' is not a new or empty folder: choose another.")
+    out = new_folder(config.out)
     found = open_labels(config.labels).crops(
         where=config.where,
         certain=config.certain,

@@ -9,6 +9,7 @@ from fer_pipeline.api.labels import Labels, open_labels
 from fer_pipeline.base import storage
 from fer_pipeline.base.config import Config
 from fer_pipeline.base.errors import UserError
+from fer_pipeline.cli.faces import new_folder
 from fer_pipeline.labelling.corrections import Refused, Reviews, add_corrections, is_erased, new_among, parsed, table_of, whole
 from fer_pipeline.report.review import PAGE
 
@@ -74,9 +75,7 @@ class Corrected(Config):
 
 def review(config: ReviewConfig) -> Review:
     """Write the page. Raise UserError if the folder is not empty, or there is no such face."""
-    out = storage.normalize(config.out)
-    if storage.list_names(out):
-        raise UserError(f"'{out}' is not a new or empty folder: choose another --out.")
+    out = new_folder(config.out)
     labels = open_labels(config.labels)
     where, certain, top, pick = config.where, config.certain, config.top, config.pick
     faces, missing = labels.review(out, config.source, where=where, certain=certain, top=top, pick=pick)
@@ -93,16 +92,17 @@ def correct(config: CorrectConfig) -> Corrected:
     """Add the corrections. Raise UserError if there are no labels, or a file cannot be read or holds no correction at all."""
     labels = open_labels(config.labels)
     known, erased = labels.corrections(), labels.erased()
-    found, refused, lines = [], 0, 0
+    found, refused = [], 0
     for name in config.file:
         given, faults = parsed(_text(name), labels.classes)
-        corrections = [one for one in given if not is_erased(one[1].model_dump(), erased)]
-        gone = [line for line, one in given if is_erased(one.model_dump(), erased)]
-        faults += [Refused(line, "the image, or the video, was erased from this table") for line in gone]
-        found += [(name, line, one) for line, one in corrections]
+        for line, one in given:
+            if is_erased(one.model_dump(), erased):
+                faults.append(Refused(line, "the image, or the video, was erased from this table"))
+            else:
+                found.append((name, line, one))
         _name(name, faults)
-        refused, lines = refused + len(faults), lines + len(faults) + len(corrections)
-    if lines and not found:
+        refused += len(faults)
+    if refused and not found:
         raise UserError(f"'{config.file[0]}' holds no correction of these labels: every line is refused. Nothing was added.")
     is_new = new_among([one for *_, one in found], known)
     added = [one for one, fresh in zip(found, is_new, strict=True) if fresh]

@@ -53,7 +53,7 @@ def _predict_file(shared: Shared[ScoringContext], uri: str) -> "list[Predictions
     lift_memory_limit()
     from fer_pipeline.models.evaluation import Predictions
 
-    classifier, context, found = shared.load(_make_classifier), shared.load(_itself), []
+    classifier, context, found = shared.load(_make_classifier), shared.get(), []
     for chunk in context.reader.chunks_of(uri, ROWS_PER_BATCH):
         images = _corrupted(chunk.images, chunk.ids[0], context.corrupted) if context.corrupted else chunk.images
         quality = np.array([input_quality(image) for image in images], np.float32)
@@ -69,10 +69,6 @@ def _corrupted(images: Pixels, seed: str, share: float) -> Pixels:
 
     generator = torch.Generator().manual_seed(int.from_bytes(blake2b(seed.encode(), digest_size=4).digest()))
     return np.asarray(corrupt(torch.from_numpy(images), share, generator).numpy(), np.uint8)
-
-
-def _itself(context: ScoringContext) -> ScoringContext:
-    return context
 
 
 def _make_classifier(context: ScoringContext) -> Classifier:

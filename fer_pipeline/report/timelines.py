@@ -16,6 +16,7 @@ from fer_pipeline.labelling.manifest import last_moments_ms
 from fer_pipeline.labelling.run import RunFolder, RunRecord
 from fer_pipeline.labelling.schemas import FACES
 from fer_pipeline.labelling.tracks import read_tracks
+from fer_pipeline.report.gallery import link_of
 
 MAX_VIDEOS = 8
 MAX_BINS, MAX_TRACKS = 120, 12
@@ -74,8 +75,8 @@ def timelines(folder: RunFolder, record: RunRecord) -> list[Timeline]:
     tracks = _longest(folder, {(one.uri, one.member) for one in found})
     for one in found:
         one.tracks = [_lane(row, 1000 / record.known.fps) for row in tracks[one.uri, one.member]]
-        is_played = one.member is None and storage.is_local(one.uri) and Path(one.uri).suffix.lower() in PLAYED
-        one.href = Path(one.uri).as_uri() if is_played else None
+        is_played = one.member is None and Path(one.uri).suffix.lower() in PLAYED
+        one.href = link_of(one.uri) if is_played else None
     return found
 
 

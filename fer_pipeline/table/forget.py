@@ -31,9 +31,10 @@ class Forgotten(Config):
 
 
 def forget(table: LabelTable, uris: tuple[str, ...], contents: tuple[str, ...]) -> Forgotten:
-    """Block the contents of these rows, commit the table without them and their copies, then delete every file that holds one.
+    """Erase the corrections of these rows, block their contents, commit the table without them and their copies, then delete
+    every file that holds one.
 
-    A uri may be the end of a path if only one file of the table has it. Raise UserError if no row matches.
+    A uri may be the end of a path if only one file of the table has it. Raise UserError if no row and no correction matches.
     The commit comes before any deletion. It makes the commit of a concurrent publisher fail, which then writes its files again.
     """
     known = sorted({*table.data_files(), *(file.path for file in table.files)})

@@ -1,6 +1,7 @@
 """A new model labels the faces that an earlier run found, as it would label them after detecting them again."""
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -116,17 +117,22 @@ def test_faces_of_a_place_without_labels_are_refused(photos: Path, tmp_path: Pat
         label.run(config(photos, tmp_path / "run", reuse_faces=str(tmp_path / "nowhere")))
 
 
+def at_begin(monkeypatch: pytest.MonkeyPatch, act: Callable[[], object]) -> None:
+    """Act between the listing of a run and its labelling."""
+    begin = RunFolder.begin
+
+    def begun(folder: RunFolder, record: RunRecord) -> RunRecord:
+        act()
+        return begin(folder, record)
+
+    monkeypatch.setattr(RunFolder, "begin", begun)
+
+
 def test_a_run_whose_faces_are_gone_detects_them(
     photos: Path, first: Path, anew: Path, other: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(first, tmp_path / "first")
-    begin = RunFolder.begin
-
-    def begun(folder: RunFolder, record: RunRecord) -> RunRecord:
-        shutil.rmtree(tmp_path / "first")
-        return begin(folder, record)
-
-    monkeypatch.setattr(RunFolder, "begin", begun)
+    at_begin(monkeypatch, lambda: shutil.rmtree(tmp_path / "first"))
     label.run(config(photos, tmp_path / "run", model=other, reuse_faces=str(tmp_path / "first")))
     assert located(tmp_path / "run") > 35 and rows(tmp_path / "run") == rows(anew)
 
@@ -136,15 +142,13 @@ def test_a_run_that_is_labelled_anew_meanwhile_lends_no_wrong_faces(
 ) -> None:
     """Its rows stand in another order then."""
     shutil.copytree(first, tmp_path / "first")
-    begin = RunFolder.begin
 
-    def begun(folder: RunFolder, record: RunRecord) -> RunRecord:
+    def reverse() -> None:
         for file in (tmp_path / "first" / "images").iterdir():
             rows = pq.read_table(file)
             pq.write_table(rows.take(list(reversed(range(len(rows))))), file)
-        return begin(folder, record)
 
-    monkeypatch.setattr(RunFolder, "begin", begun)
+    at_begin(monkeypatch, reverse)
     label.run(config(photos, tmp_path / "run", model=other, reuse_faces=str(tmp_path / "first")))
     assert located(tmp_path / "run") > 35 and rows(tmp_path / "run") == rows(anew)
 

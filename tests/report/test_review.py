@@ -19,6 +19,12 @@ from tests.report.browser import CHROMIUM, CONTROL, SHIFT, Browser, browser
 from tests.report.test_pages import AXE
 
 
+def in_browser(test: Any) -> Any:
+    """Mark a test that needs Chromium."""
+    without = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here: make test-pages installs it")
+    return pytest.mark.pages(without(test))
+
+
 @pytest.fixture(scope="module")
 def run(archive: Path, tmp_path_factory: pytest.TempPathFactory, local_ray: None) -> fer.Run:
     return fer.label(archive, tmp_path_factory.mktemp("reviewed") / "run", detector="mtcnn")
@@ -92,8 +98,7 @@ def saved(tab: Browser, folder: Path, name: str) -> Path:
     return file
 
 
-@pytest.mark.pages
-@pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here: make test-pages installs it")
+@in_browser
 def test_two_people_answer_by_keyboard_and_mouse_and_go_on_after_a_reload(run: fer.Run, archive: Path, tmp_path: Path) -> None:
     review.review(ReviewConfig(labels=run.url, out=str(tmp_path / "r"), source=str(archive)))
     page = tmp_path / "r" / "index.html"
@@ -144,8 +149,7 @@ def test_two_people_answer_by_keyboard_and_mouse_and_go_on_after_a_reload(run: f
     assert set(run.corrections()["model_digest"].to_pylist()) == {run.record.model.digest}
 
 
-@pytest.mark.pages
-@pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here: make test-pages installs it")
+@in_browser
 @pytest.mark.parametrize(("width", "scheme"), [(1100, "light"), (420, "dark")])
 def test_the_page_can_be_read_and_used_by_everybody(width: int, scheme: str, run: fer.Run, archive: Path, tmp_path: Path) -> None:
     review.review(ReviewConfig(labels=run.url, out=str(tmp_path / "r"), source=str(archive)))
@@ -174,8 +178,7 @@ def test_the_page_can_be_read_and_used_by_everybody(width: int, scheme: str, run
         assert pixels is not None and pixels.std() > 5 and tab.errors == []
 
 
-@pytest.mark.pages
-@pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here: make test-pages installs it")
+@in_browser
 def test_answers_go_on_from_a_file_in_another_browser(run: fer.Run, archive: Path, tmp_path: Path) -> None:
     """Of a file of several people, those of another one, and broken lines, are left out."""
     review.review(ReviewConfig(labels=run.url, out=str(tmp_path / "r"), source=str(archive)))
@@ -196,8 +199,7 @@ def test_answers_go_on_from_a_file_in_another_browser(run: fer.Run, archive: Pat
         assert saved(tab, tmp_path / "two", "ann").read_text() == text
 
 
-@pytest.mark.pages
-@pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here: make test-pages installs it")
+@in_browser
 def test_no_answer_is_lost_or_given_unseen(run: fer.Run, archive: Path, tmp_path: Path) -> None:
     """Two people at one browser, two tabs, a browser that keeps nothing, faces out of sight, and faces that are no neighbours."""
     review.review(ReviewConfig(labels=run.url, out=str(tmp_path / "r"), source=str(archive)))

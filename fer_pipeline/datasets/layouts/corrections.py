@@ -50,14 +50,15 @@ class Corrections:
     def read(self, part: Part) -> Reading:
         run, shards = self._run(), sorted(self._folder.committed())[part.start : part.end]
         reviews = Reviews(read_corrections(self._folder.path(CORRECTIONS_FOLDER)))
-        for shard in shards:
-            faces = _flat(parquet.read_own(self._folder.images_path(shard), IMAGES, [*_OF_IMAGE, "faces"], added=ADDED))
-            given = reviews.given(faces)
-            chosen = faces.take(pa.array(sorted(given), pa.int64())).to_pylist()
-            storage.require_below({row["uri"] for row in chosen}, run.roots, f"The run in '{self.source}'")
-            records = find_records(self._folder.manifest_prefix(run.run_id), sorted({row["record_id"] for row in chosen}))
-            for row, answers in zip(chosen, (given[place] for place in sorted(given)), strict=True):
-                yield self._sample(row, answers, records[row["record_id"]])
+        columns = [*_OF_IMAGE, "faces"]
+        parts = [parquet.read_own(self._folder.images_path(shard), IMAGES, columns, added=ADDED) for shard in shards]
+        faces = _flat(pa.concat_tables(parts).unify_dictionaries())
+        given = reviews.given(faces)
+        chosen = faces.take(pa.array(sorted(given), pa.int64())).to_pylist()
+        storage.require_below({row["uri"] for row in chosen}, run.roots, f"The run in '{self.source}'")
+        records = find_records(self._folder.manifest_prefix(run.run_id), sorted({row["record_id"] for row in chosen}))
+        for row, place in zip(chosen, sorted(given), strict=True):
+            yield self._sample(row, given[place], records[row["record_id"]])
 
     @property
     def _folder(self) -> RunFolder:
