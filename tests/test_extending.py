@@ -13,7 +13,6 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-pytestmark = pytest.mark.examples
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = (ROOT / "docs" / "extending.md").read_text()
 BLOCKS = re.findall(r"```(python|toml|diff)\n# (\S+)\n(.*?)```", TEXT, re.DOTALL)
@@ -51,6 +50,13 @@ def extended(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home
 
 
+def test_every_addition_finds_its_place(extended: Path) -> None:
+    for kind, name, block in BLOCKS:
+        added = re.findall(r"^\+(.*)$", block, re.MULTILINE) if kind == "diff" else [block]
+        assert all(text in (extended / name).read_text() for text in added), name
+
+
+@pytest.mark.examples
 def test_every_addition_works_as_the_document_says(extended: Path) -> None:
     environment = os.environ | {"PYTHONPATH": str(extended), "PREFECT_HOME": str(extended / "prefect")}
     assert len(COMMANDS) == 4
