@@ -6,15 +6,18 @@ Run it once:     python -m flows.retrain retrain.toml
 from typing import Annotated
 
 from prefect import task
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from fer_pipeline.base import storage
 from fer_pipeline.base.config import PLACE, Config
+from fer_pipeline.base.errors import UserError
 from fer_pipeline.base.text import in_markdown, table_row
 from fer_pipeline.cli import models, quantize
 from fer_pipeline.cli.models import PushConfig
 from fer_pipeline.cli.quantize import QuantizeConfig
 from fer_pipeline.datasets.dataset import DatasetInfo
+from fer_pipeline.datasets.layouts.corrections import CORRECTIONS_LAYOUT
+from fer_pipeline.datasets.layouts.layout import AUDIT
 from fer_pipeline.engine.connect import ClusterConfig
 from fer_pipeline.faces.classify import Precision
 from fer_pipeline.jobs import evaluate, ingest, promote
@@ -38,6 +41,9 @@ class RetrainConfig(Config):
     """The dataset to ingest first. Without it, `train.data` must exist already."""
     train: TrainConfig
     """The training of the candidate. The evaluation is written beside its `out` folder."""
+    corrections: Annotated[str | None, PLACE] = None
+    """A run folder or a table whose corrected faces are learned, too, with `train.mix_weight`. Both models are then compared on
+    its faces that were chosen at random, which no training learns. They are ingested beside the candidate's `out` folder."""
     name: str
     """The model's name in the registry."""
     registry: Annotated[str | None, PLACE] = None
@@ -45,11 +51,18 @@ class RetrainConfig(Config):
     alias: str = "production"
     """The alias that moves if the candidate is better. The first version of a model gets it without a comparison."""
     split: str = "validation"
-    """The split on which both are compared. Prefer `test` (`ingest.test_share`): `validation` selected the candidate."""
+    """The split on which both are compared without `corrections`. Prefer `test` (`ingest.test_share`): `validation` selected the
+    candidate."""
     quantize: bool = True
     """Add the int8 form of the candidate, which labelling on CPUs uses."""
     rule: Rule = Field(default_factory=Rule)
     """The conditions under which the candidate is promoted."""
+
+    @model_validator(mode="after")
+    def _require_one_mix(self) -> "RetrainConfig":
+        if self.corrections and self.train.mix:
+            raise ValueError("corrections are what the training mixes: leave out train.mix")
+        return self
 
 
 @job_flow("retrain")
@@ -58,12 +71,16 @@ def retrain(config: RetrainConfig, cluster: ClusterConfig = THIS_MACHINE, notify
     tag(model=config.name, recipe=config.train.recipe)
     if config.ingest:
         run_job("ingest", ingest.run, DatasetInfo, config.ingest, cluster)
+    data, split = config.train.data, config.split
+    if config.corrections:
+        data, split = ingest_corrections(config, cluster), AUDIT
+        config = config.model_copy(update={"train": config.train.model_copy(update={"mix": data}), "corrections": None})
     run_job("train", train.run, TrainResult, config.train, cluster)
     if config.quantize:
         add_int8_form(config)
     out = config.train.out
     precision: Precision = "int8" if config.quantize else "fp32"
-    judged = EvaluateConfig(model=out, data=config.train.data, split=config.split, out=f"{out}.evaluation", precision=precision)
+    judged = EvaluateConfig(model=out, data=data, split=split, out=f"{out}.evaluation", precision=precision)
     figures = run_job("evaluate", evaluate.run, EvaluateResult, judged, cluster)
     version, first = push_candidate(config)
     if first:
@@ -74,8 +91,8 @@ def retrain(config: RetrainConfig, cluster: ClusterConfig = THIS_MACHINE, notify
     wanted = PromoteConfig(
         name=config.name,
         version=version.version,
-        data=config.train.data,
-        split=config.split,
+        data=data,
+        split=split,
         alias=config.alias,
         registry=config.registry,
         rule=config.rule,
@@ -83,6 +100,29 @@ def retrain(config: RetrainConfig, cluster: ClusterConfig = THIS_MACHINE, notify
     verdict = run_job("models promote", promote.run, Verdict, wanted, cluster)
     show_page("retrain", summary(verdict, figures), f"{config.name}@{version.version}")
     return verdict
+
+
+def ingest_corrections(config: RetrainConfig, cluster: ClusterConfig) -> str:
+    """Ingest the corrected faces as the training cuts faces, and return the dataset's folder.
+
+    Raise UserError if no answer is about a face that was chosen at random: nothing could compare the models.
+    """
+    recipe, given, out = load_recipe(config.train.recipe), config.ingest, f"{config.train.out}.corrections"
+    wanted = IngestConfig(
+        source=str(config.corrections),
+        out=out,
+        layout=CORRECTIONS_LAYOUT.name,
+        label_space=given.label_space if given else recipe.label_space,
+        framing=given.framing if given else None,
+        crop_px=recipe.network.image_px,
+    )
+    found = run_job("ingest", ingest.run, DatasetInfo, wanted, cluster, "ingest corrections")
+    if AUDIT not in found.counts:
+        raise UserError(
+            f"No answer in '{config.corrections}' is about a face that was chosen at random, so nothing can compare the models: "
+            "ask for some by `fer-pipeline review --pick`."
+        )
+    return out
 
 
 @task(retries=2, retry_delay_seconds=30, retry_condition_fn=may_pass)

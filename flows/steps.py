@@ -52,13 +52,21 @@ THIS_MACHINE = ClusterConfig()
 
 @task(retries=2, retry_delay_seconds=30, retry_condition_fn=may_pass)
 def run_job(
-    command: str, job: Callable[[Any, ClusterConfig], Result], kind: type[Result], config: Config, cluster: ClusterConfig
+    command: str,
+    job: Callable[[Any, ClusterConfig], Result],
+    kind: type[Result],
+    config: Config,
+    cluster: ClusterConfig,
+    step: str | None = None,
 ) -> Result:
-    """Run a job in this process, or as a Ray job if the cluster's address is an http:// URL. A retry continues the work."""
+    """Run a job in this process, or as a Ray job if the cluster's address is an http:// URL. A retry continues the work.
+
+    `step`: its name among the steps of the flow, if another step has the same command.
+    """
     with _job_log() as say:
         if not submission.is_head(cluster.address):
             return job(config, cluster)
-        name = f"{job_prefix_of(this_flow_run.id)}{command.replace(' ', '-')}"
+        name = f"{job_prefix_of(this_flow_run.id)}{(step or command).replace(' ', '-')}"
         return kind.model_validate_json(submission.run(command, config, cluster, name, say))
 
 

@@ -1,11 +1,9 @@
 """The labels of a run folder or a published table: their faces and images as flat tables, and crops of the faces."""
 
-import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -16,12 +14,10 @@ from pydantic import ValidationError
 
 from fer_pipeline.api.crops import Crop, cut_crops
 from fer_pipeline.api.flat import TO_FIND, chosen, flat_faces, flat_images, flat_tracks, names_of_outputs
-from fer_pipeline.archive.files import Selection
-from fer_pipeline.archive.listing import Listing
 from fer_pipeline.archive.record import Record
 from fer_pipeline.base import storage
 from fer_pipeline.base.config import explain
-from fer_pipeline.base.errors import JobError, RecordError, UserError
+from fer_pipeline.base.errors import RecordError, UserError
 from fer_pipeline.base.memory import MAX_FILE_BYTES, MAX_PIXELS
 from fer_pipeline.base.storage import parquet
 from fer_pipeline.engine.connect import ClusterConfig
@@ -39,9 +35,9 @@ from fer_pipeline.report.pictures import PictureLimits, cut_faces
 from fer_pipeline.report.review import write_review
 from fer_pipeline.table.blocklist import read_blocklist
 from fer_pipeline.table.delta import TABLE_CORRECTIONS, LabelTable, is_table
+from fer_pipeline.table.places import find_images
 from fer_pipeline.table.rows import ROWS
 
-log = logging.getLogger(__name__)
 BATCH_ROWS = 16_384
 """Rows of a table that are in memory at once."""
 SHARDS_AT_ONCE = 256
@@ -352,30 +348,13 @@ class Table(Labels):
                     yield rows
 
     def _records(self, faces: pa.Table, source: str) -> list[Record | None]:
-        """A table does not say where a member is in its container, so containers are listed again."""
-        keys = list(zip(*(faces[name].to_pylist() for name in ("uri", "member", "time_ms", "etag", "size_bytes")), strict=True))
-        containers = {uri for uri, member, *_ in keys if member is not None and storage.is_below(uri, source)}
-        inside = {uri: _members(uri) for uri in containers}
-        found: list[Record | None] = []
-        for uri, member, time_ms, etag, size_bytes in keys:
-            record = Record(uri, size_bytes=size_bytes) if member is None else inside.get(uri, {}).get(member)
-            found.append(record and replace(record, time_ms=time_ms, etag=etag))  # a file that changed since is refused
-        return found
+        return find_images(faces, lambda uri: storage.is_below(uri, source))
 
     def _limits(self) -> PictureLimits:
         return PictureLimits(MAX_PIXELS, MAX_FILE_BYTES)
 
     def _root(self) -> str:
         return ""  # each row names its source
-
-
-def _members(container: str) -> dict[str | None, Record]:
-    """Return the records in a container by member; none if it is gone or unreadable."""
-    try:
-        return {record.member: record for record in Listing(container, Selection(fps=1.0)) if not record.error}
-    except (JobError, RecordError, OSError) as error:
-        log.warning("'%s' cannot be listed: %s", container, storage.reason(error))
-        return {}
 
 
 def _without_copies(images: pa.Table, known: set[str]) -> pa.Array:

@@ -71,7 +71,7 @@ class IngestConfig(Config):
     """FER+'s `fer2013new.csv`; its votes are joined to the rows of layout `fer2013-csv`."""
     faces: FacesMode | None = None
     """`whole`: keep images as they are; `box`: cut out the face; `align`: cut it out by its landmarks. The default is `box` if
-    the layout marks faces (AffectNet), else `whole`. Images without a face are dropped and counted."""
+    the layout marks faces (AffectNet), `align` for corrections, else `whole`. Images without a face are dropped and counted."""
     framing: Annotated[str | None, NAME_OR_PLACE] = None
     """Position of the face in a sample: `fer2013`, or a .toml file with `landmarks`, `box_scale` and, for whole images, `cut`.
     A model that learns from the dataset labels faces with this framing. The default is the layout's, which is FER-2013's."""
@@ -173,7 +173,7 @@ def _done_before(out: str, settings: dict[str, Any]) -> DatasetInfo | None:
 def _face_extraction(config: IngestConfig) -> tuple[FaceExtraction, ResolvedDetector | None]:
     """Return how faces are cut, and the detector; raise UserError if the framing or the detector is not available."""
     spec = LAYOUTS[config.layout]
-    mode = config.faces or spec.faces
+    mode = config.faces or (spec.faces_of(storage.normalize(config.source)) if spec.faces_of else spec.faces)
     framing = load_framing(config.framing) if config.framing else spec.framing
     if mode == "whole":
         return FaceExtraction(mode=mode, framing=framing), None

@@ -203,27 +203,32 @@ class Reviews:
         """Return the corrections (`CORRECTIONS.names`) that have a face among rows of `flat_faces`."""
         return {whole(one) for _, found in self._images(faces) for place, one in found if place is not None}
 
-    def given(self, faces: pa.Table) -> dict[int, dict[str, str]]:
-        """Return the last answer of each person about each face, by its position among rows of faces."""
-        found: dict[int, dict[str, str]] = defaultdict(dict)
+    def of(self, faces: pa.Table) -> dict[int, list[dict[str, Any]]]:
+        """Return the corrections of each face, the oldest first, by its position among rows of faces."""
+        found: dict[int, list[dict[str, Any]]] = defaultdict(list)
         for positions, corrections in self._images(faces):
             for place, one in corrections:
                 if place is not None:
-                    found[positions[place]][one["by"]] = one["answer"]  # later answers of a person come later
+                    found[positions[place]].append(one)
         return found
 
     def joined(self, faces: pa.Table) -> pa.Table:
         """Return rows of `flat_faces` with the columns `REVIEWED`."""
         answers: list[str | None] = [None] * len(faces)
         people, shares = np.zeros(len(faces), np.int32), np.full(len(faces), np.nan, np.float32)
-        for position, given in self.given(faces).items():
-            counts = Counter(given.values())
+        for position, corrections in self.of(faces).items():
+            counts = counted(corrections)
             answers[position] = majority(counts)
-            people[position], shares[position] = len(given), max(counts.values()) / len(given)
+            people[position], shares[position] = counts.total(), max(counts.values()) / counts.total()
         columns = (pa.array(answers, pa.string()), pa.array(people), pa.array(shares, mask=people == 0))
         for name, column in zip(REVIEWED, columns, strict=True):
             faces = faces.append_column(name, column)
         return faces
+
+
+def counted(corrections: Sequence[Mapping[str, Any]]) -> Counter[str]:
+    """Return how many people gave each answer about a face; the last one of each person counts. The oldest comes first."""
+    return Counter({one["by"]: one["answer"] for one in corrections}.values())
 
 
 def majority(counts: Mapping[str, int]) -> str | None:

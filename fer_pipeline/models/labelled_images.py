@@ -40,10 +40,11 @@ class LabelledImages:
 
 
 def concatenate(batches: Sequence[LabelledImages]) -> LabelledImages:
-    """Return one or more batches of NumPy arrays as a single batch."""
+    """Return one or more batches of NumPy arrays as a single batch, with the most columns of votes that one has."""
+    columns = max(batch.votes.shape[1] for batch in batches)
     return LabelledImages(
         np.concatenate([batch.images for batch in batches]),
         np.concatenate([batch.labels for batch in batches]),
-        np.concatenate([batch.votes for batch in batches]),
+        np.concatenate([np.pad(batch.votes, ((0, 0), (0, columns - batch.votes.shape[1]))) for batch in batches]),
         [sample for batch in batches for sample in batch.ids],
     )

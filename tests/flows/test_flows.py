@@ -1,25 +1,34 @@
 """Run the flows on a real, temporary Prefect server."""
 
+import json
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import cv2
+import numpy as np
 import pytest
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.schedules import Cron
 from prefect.states import Cancelled, Completed, Failed, Scheduled
 from prefect.testing.utilities import prefect_test_harness
+from pydantic import ValidationError
 
+import fer_pipeline as fer
 from fer_pipeline.base.errors import FailureRateExceeded, UserError
+from fer_pipeline.cli import models, review
+from fer_pipeline.cli.models import PushConfig
+from fer_pipeline.cli.review import CorrectConfig
 from fer_pipeline.engine.connect import ClusterConfig
 from fer_pipeline.jobs.ingest import IngestConfig
 from fer_pipeline.jobs.label import job as label
 from fer_pipeline.jobs.label.config import LabelConfig
 from fer_pipeline.jobs.nightly import NightlyConfig
 from fer_pipeline.labelling.run import RunRecord
+from fer_pipeline.models.bundle import EMBEDDED, read_bundle
 from flows.label import label_archive
 from flows.nightly import nightly
 from flows.notify import message_of, tell
@@ -176,3 +185,43 @@ def test_a_retraining_whose_later_step_failed_is_run_again(
     verdict = retrain(again)
     assert verdict is not None and (verdict.incumbent, verdict.candidate) == ("1", "2") and retrain(again) == verdict
     assert [one.precision for one in verdict.judged] == ["int8", "int8"]
+
+
+def test_a_retraining_with_corrections_learns_them_and_judges_by_those_chosen_at_random(dataset: Path, tmp_path: Path) -> None:
+    (tmp_path / "short.toml").write_text(RECIPE.replace("epochs = 8", "epochs = 1"))
+    for number in range(40):
+        wave = 128 + 50 * np.sign(np.sin(np.arange(48) * (0.5 + number / 100)))
+        picture = np.tile(wave, (48, 1)) if number % 2 else np.tile(wave[:, None], (1, 48))
+        path = tmp_path / "photos" / ("sad", "happy")[number % 2] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        noisy = picture + np.random.default_rng(number).normal(0, 30, (48, 48))
+        cv2.imwrite(str(path), np.clip(noisy, 0, 255).astype(np.uint8))
+    run = fer.label(tmp_path / "photos", tmp_path / "run", detector="none")
+
+    def answered(faces: list[dict[str, Any]], chosen: str) -> None:
+        own = {"by": "ann", "at": "2026-11-30T09:00:00Z", "chosen": chosen}
+        key = ("content_sha256", "uri", "member", "time_ms", *"xywh")
+        lines = [{name: face[name] for name in key} | {"answer": face["folder"]} | own for face in faces]
+        (tmp_path / "c.jsonl").write_text("\n".join(map(json.dumps, lines)))
+        review.correct(CorrectConfig(labels=run.url, file=(str(tmp_path / "c.jsonl"),)))
+
+    faces = run.faces().to_pylist()
+    learned = {"recipe": str(tmp_path / "short.toml"), "data": str(dataset), "allow_missing_classes": True, "mix_weight": 2}
+    facts: dict[str, Any] = {"name": "faces", "registry": str(tmp_path / "registry"), "corrections": run.url}
+
+    def configured(out: str, **options: Any) -> RetrainConfig:
+        rule = {"allow_unchecked_leaks": True}
+        return RetrainConfig.model_validate(facts | {"rule": rule, "train": learned | {"out": str(tmp_path / out)} | options})
+
+    answered(faces[::2], "margin")
+    with pytest.raises(UserError, match="is about a face that was chosen at random, so nothing can compare the models"):
+        retrain(configured("none"))
+    answered(faces[1::2], "random")
+    models.push(PushConfig(model=str(EMBEDDED), name="faces", alias=("production",), registry=facts["registry"]))
+    verdict = retrain(configured("second"))
+    assert verdict is not None and verdict.split == "audit" and verdict.data == f"{tmp_path}/second.corrections"
+    assert 0 < verdict.comparison.images <= 20
+    card = read_bundle(str(tmp_path / "second")).card
+    assert card.training and card.training["mixed"]["weight"] == 2
+    with pytest.raises(ValidationError, match=r"corrections are what the training mixes: leave out train\.mix"):
+        configured("third", mix="y")

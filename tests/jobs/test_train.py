@@ -4,22 +4,26 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import torch
 
 from fer_pipeline.base.errors import UserError
-from fer_pipeline.datasets.dataset import read_dataset, read_flagged
+from fer_pipeline.datasets.dataset import read_dataset, read_flagged, read_samples
+from fer_pipeline.datasets.duplicates import DUPLICATE_COLUMNS
+from fer_pipeline.datasets.leaks import find_learned
 from fer_pipeline.datasets.training_data import SplitReader
 from fer_pipeline.engine.tasks import share
-from fer_pipeline.jobs import sweep
+from fer_pipeline.jobs import ingest, sweep
+from fer_pipeline.jobs.ingest import IngestConfig
 from fer_pipeline.jobs.train import job as train
 from fer_pipeline.jobs.train import rank
 from fer_pipeline.jobs.train.config import TrainConfig, TrainResult
-from fer_pipeline.jobs.train.plan import facts_of, identity_of, make_plan
+from fer_pipeline.jobs.train.plan import _mixed, facts_of, identity_of, make_plan
 from fer_pipeline.jobs.train.rank import make_trainer, pretrained_weights
-from fer_pipeline.models.bundle import read_bundle
-from fer_pipeline.models.label_space import LabelSpace
+from fer_pipeline.models.bundle import read_bundle, read_learned
+from fer_pipeline.models.label_space import FER7, LabelSpace
 from fer_pipeline.models.recipe import load_recipe
 from fer_pipeline.models.training.trainer import predict
 from fer_pipeline.models.weights import last_layer, load_network
@@ -235,3 +239,76 @@ def test_a_corrected_label_space_is_another_training(change: str, dataset: Path,
     with pytest.raises(UserError, match=r"The sweep in '.*' was begun with another labels"):
         for facts in (ours, theirs):
             sweep._require_same(str(tmp_path), facts)
+
+
+@pytest.fixture(scope="module")
+def corrected(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A dataset to mix: 8 new images to learn, a copy of a validation image and one of an audited image, and 4 that audit."""
+    folder, rng = tmp_path_factory.mktemp("corrected"), np.random.default_rng(5)
+    pictures = [rng.integers(0, 256, (48, 48), np.uint8) for _ in range(12)]
+    for number, picture in enumerate(pictures):
+        name, split = ("happy", "sad")[number % 2], "train" if number < 8 else "audit"
+        path = folder / "tree" / split / name / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(path), picture)
+    sad = folder / "tree" / "train" / "sad"
+    cv2.imwrite(str(sad / "audited.png"), np.clip(pictures[8].astype(int) + 2, 0, 255).astype(np.uint8))
+    shutil.copy(next((dataset.parent / "tree" / "validation" / "sad").iterdir()), sad / "judged.png")
+    ingest.run(IngestConfig(source=str(folder / "tree"), out=str(folder / "out")))
+    return folder / "out"
+
+
+def mixing(dataset: Path, corrected: Path, folder: Path, **options: Any) -> TrainConfig:
+    (folder / "r.toml").write_text(ONE_EPOCH)
+    facts = {"recipe": str(folder / "r.toml"), "data": str(dataset), "mix": str(corrected), "out": str(folder / "m")}
+    return TrainConfig.model_validate(facts | {"allow_missing_classes": True} | options)
+
+
+def test_a_mixed_dataset_is_learned_without_copies_of_what_judges(dataset: Path, corrected: Path, tmp_path: Path) -> None:
+    config = mixing(dataset, corrected, tmp_path, mix_weight=3)
+    result = train.run(config)
+    card = read_bundle(result.out).card
+    assert card.data.train_images == 192 + 8  # neither the copy of a validation image nor that of an audited one
+    learned = read_learned(result.out, card)
+    samples = read_samples(str(corrected), DUPLICATE_COLUMNS)
+    assert learned is not None and not find_learned(samples, "audit", learned).learned
+    assert len(find_learned(samples, "train", learned).exact) == 8
+    plan = make_plan(config, load_recipe(config.recipe), read_dataset(str(dataset)), str(dataset), None)
+    assert sum(plan.epoch_counts) == 192 + 3 * 8 == len(make_trainer(plan, torch.device("cpu")).train)
+    assert train.run(config) == result
+    with pytest.raises(UserError, match="was begun with another mixed"):
+        train.run(config.model_copy(update={"mix_weight": 4}))
+
+
+def test_what_audits_is_never_learned(dataset: Path, corrected: Path, tmp_path: Path) -> None:
+    config = mixing(dataset, corrected, tmp_path)
+    for part in ("train_split", "validation_split"):
+        (tmp_path / "r.toml").write_text(f'{part} = "audit"\n{ONE_EPOCH}')
+        with pytest.raises(UserError, match="The split 'audit' measures models and is never learned"):
+            train.run(config)
+
+
+def test_a_dataset_that_cannot_be_mixed_says_why(dataset: Path, corrected: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="Streamed data cannot be mixed"):
+        train.run(mixing(dataset, corrected, tmp_path, data_from="stream"))
+    wide = tmp_path / "wide.toml"
+    wide.write_text('cut = "box"\nbox_scale = 1.6\n')
+    tree = str(corrected.parent / "tree")
+    ingest.run(IngestConfig(source=tree, out=str(tmp_path / "wide"), framing=str(wide)))
+    with pytest.raises(UserError, match="are cut in another framing than those of --data"):
+        train.run(mixing(dataset, tmp_path / "wide", tmp_path))
+    ingest.run(IngestConfig(source=f"{tree}/audit", out=str(tmp_path / "all")))
+    with pytest.raises(UserError, match="No image of the dataset to mix is left to learn"):
+        config = mixing(corrected, tmp_path / "all", tmp_path)
+        (tmp_path / "r.toml").write_text(f'validation_split = "train"\n{ONE_EPOCH}')
+        train.run(config)
+
+
+def test_votes_of_a_mixed_dataset_go_to_the_outputs_of_the_first(dataset: Path, corrected: Path, tmp_path: Path) -> None:
+    recipe = load_recipe(str(mixing(dataset, corrected, tmp_path).recipe))
+    voting = recipe.model_copy(update={"training": recipe.training.model_copy(update={"votes": "auxiliary"})})
+    first, second = (read_dataset(str(one)) for one in (dataset, corrected))
+    first = first.model_copy(update={"vote_classes": ("neutral", "sad", "unknown")})
+    second = second.model_copy(update={"vote_classes": ("angry", "sad", "neutral")})
+    mixed = _mixed(mixing(dataset, corrected, tmp_path), voting, first, second, FER7, str(corrected), [])
+    assert mixed.train.votes == (None, 1, 0)

@@ -1,8 +1,7 @@
-"""A run whose labels people corrected: the faces that have an answer, cut from their images as labelling cuts them."""
+"""A run or a table whose labels people corrected: the faces that have an answer, cut from their images as labelling cuts them."""
 
-from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from typing import Any
 
 import pyarrow as pa
@@ -13,67 +12,83 @@ from fer_pipeline.base import storage
 from fer_pipeline.base.errors import UserError
 from fer_pipeline.base.storage import parquet
 from fer_pipeline.datasets.layouts.layout import (
+    AUDIT,
+    DAMAGED,
     DROPPED,
     AnnotatedFace,
     Excluded,
+    FacesMode,
     LayoutSpec,
     Part,
     Reading,
     Sample,
     class_of,
 )
-from fer_pipeline.labelling.corrections import CANNOT_TELL, NOT_A_FACE, Reviews, majority, read_corrections
+from fer_pipeline.faces.detectors import DETECTORS
+from fer_pipeline.labelling.corrections import CANNOT_TELL, NOT_A_FACE, Reviews, counted, majority, read_corrections
 from fer_pipeline.labelling.manifest import find_records
 from fer_pipeline.labelling.run import CORRECTIONS_FOLDER, RUN, RunFolder, RunRecord
 from fer_pipeline.labelling.schemas import ADDED, IMAGES
 from fer_pipeline.models.label_space import LabelSpace
+from fer_pipeline.table.delta import TABLE_CORRECTIONS, LabelTable
+from fer_pipeline.table.places import find_images
+from fer_pipeline.table.rows import ROWS
 
 SHARDS_A_PART = 32
 VOTE_CLASSES = ("angry", "contempt", "disgust", "fear", "happy", "neutral", "sad", "surprise")
-_OF_IMAGE = ("record_id", "uri", "member", "time_ms", "path", "content_sha256")
+_OF_IMAGE = ["uri", "member", "time_ms", "path", "content_sha256"]
+_OF_ROW = pa.schema([ROWS.field(name) for name in (*_OF_IMAGE, "etag", "size_bytes", "source", "faces")])
+BATCH_ROWS = 16_384
 
 
-@dataclass(frozen=True)
-class Corrections:
-    """The class is the answer of most people, and the votes are all answers. The split is `train`."""
+class Corrections(ABC):
+    """The class is the answer of most people, and the votes are all answers.
 
-    source: str
-    space: LabelSpace
+    The split is `train`, or `audit` for faces that were chosen at random: what measures a model is never learned.
+    """
 
-    def plan(self) -> list[Part]:
-        self._run()
-        if not len(read_corrections(self._folder.path(CORRECTIONS_FOLDER))):
-            raise UserError(f"The run in '{self.source}' holds no corrections: add some by `fer-pipeline correct` first.")
-        count = len(self._folder.committed())
-        return [Part(self.source, start, min(count, start + SHARDS_A_PART)) for start in range(0, count, SHARDS_A_PART)]
-
-    def read(self, part: Part) -> Reading:
-        run, shards = self._run(), sorted(self._folder.committed())[part.start : part.end]
-        reviews = Reviews(read_corrections(self._folder.path(CORRECTIONS_FOLDER)))
-        columns = [*_OF_IMAGE, "faces"]
-        parts = [parquet.read_own(self._folder.images_path(shard), IMAGES, columns, added=ADDED) for shard in shards]
-        faces = _flat(pa.concat_tables(parts).unify_dictionaries())
-        given = reviews.given(faces)
-        chosen = faces.take(pa.array(sorted(given), pa.int64())).to_pylist()
-        storage.require_below({row["uri"] for row in chosen}, run.roots, f"The run in '{self.source}'")
-        records = find_records(self._folder.manifest_prefix(run.run_id), sorted({row["record_id"] for row in chosen}))
-        for row, place in zip(chosen, sorted(given), strict=True):
-            yield self._sample(row, given[place], records[row["record_id"]])
+    def __init__(self, source: str, space: LabelSpace) -> None:
+        self.source, self.space = source, space
 
     @property
-    def _folder(self) -> RunFolder:
-        return RunFolder(self.source)
+    @abstractmethod
+    def folder(self) -> str:
+        """Where the corrections are."""
 
-    def _run(self) -> RunRecord:
-        record = self._folder.load() if storage.exists(self._folder.path(RUN)) else None
-        if record is None:
-            raise UserError(f"The source '{self.source}' holds no labelling run: layout corrections needs one.")
-        return record
+    @abstractmethod
+    def parts(self) -> list[Part]: ...
 
-    def _sample(self, row: dict[str, Any], given: Mapping[str, str], record: Record) -> Sample | Excluded:
+    @abstractmethod
+    def images(self, part: Part) -> Iterator[pa.Table]:
+        """Yield rows of images with their faces."""
+
+    @abstractmethod
+    def records(self, faces: pa.Table) -> list[Record | None]:
+        """Return where the image of each face is; None where that is not known any more."""
+
+    @abstractmethod
+    def name_of(self, face: dict[str, Any]) -> str:
+        """Return a name of the face's image that no other image has."""
+
+    def plan(self) -> list[Part]:
+        parts = self.parts()
+        if not len(read_corrections(self.folder)):
+            raise UserError(f"'{self.source}' holds no corrections: add some by `fer-pipeline correct` first.")
+        return parts
+
+    def read(self, part: Part) -> Reading:
+        reviews = Reviews(read_corrections(self.folder))
+        for images in self.images(part):
+            faces = _flat(images)
+            given = reviews.of(faces)
+            chosen = faces.take(pa.array(sorted(given), pa.int64()))
+            for row, place, record in zip(chosen.to_pylist(), sorted(given), self.records(chosen), strict=True):
+                yield self._sample(row, given[place], record)
+
+    def _sample(self, row: dict[str, Any], given: list[dict[str, Any]], record: Record | None) -> Sample | Excluded:
         moment = "" if row["time_ms"] is None else f" at {row['time_ms']} ms"
-        source = f"{row['path']}{moment}#{row['face_id']}"
-        counts = Counter(given.values())
+        source = f"{self.name_of(row)}{moment}#{row['face_id']}"
+        counts = counted(given)
         answer = majority(counts)
         if answer is None:
             return Excluded(DROPPED, source, "as many people say one thing as another")
@@ -82,25 +97,101 @@ class Corrections:
         label = class_of(answer, self.space, source)
         if isinstance(label, Excluded):
             return label
+        if record is None:
+            return Excluded(DAMAGED, source, "its container is gone, or holds it no more")
         points = row["landmarks"]
         landmarks = tuple(zip(points[::2], points[1::2], strict=True)) if points else None
         face = AnnotatedFace((row["x"], row["y"], row["w"], row["h"]), landmarks)
-        return Sample(record, label, "train", source, tuple(float(counts[name]) for name in VOTE_CLASSES), face)
+        split = AUDIT if any(one["chosen"] == "random" for one in given) else "train"
+        return Sample(record, label, split, source, tuple(float(counts[name]) for name in VOTE_CLASSES), face)
+
+
+class RunCorrections(Corrections):
+    """Those of a run."""
+
+    @property
+    def folder(self) -> str:
+        return RunFolder(self.source).path(CORRECTIONS_FOLDER)
+
+    def parts(self) -> list[Part]:
+        _record_of(self.source)
+        count = len(RunFolder(self.source).committed())
+        return [Part(self.source, start, min(count, start + SHARDS_A_PART)) for start in range(0, count, SHARDS_A_PART)]
+
+    def images(self, part: Part) -> Iterator[pa.Table]:
+        run, columns = RunFolder(self.source), [*_OF_IMAGE, "record_id", "faces"]
+        shards = sorted(run.committed())[part.start : part.end]
+        parts = [parquet.read_own(run.images_path(shard), IMAGES, columns, added=ADDED) for shard in shards]
+        yield pa.concat_tables(parts).unify_dictionaries()
+
+    def records(self, faces: pa.Table) -> list[Record | None]:
+        run, ids = _record_of(self.source), faces["record_id"].to_pylist()
+        storage.require_below(set(faces["uri"].to_pylist()), run.roots, f"The run in '{self.source}'")
+        found = find_records(RunFolder(self.source).manifest_prefix(run.run_id), sorted(set(ids)))
+        return [found.get(one) for one in ids]
+
+    def name_of(self, face: dict[str, Any]) -> str:
+        return str(face["path"])
+
+
+class TableCorrections(Corrections):
+    """Those of a table. Its images are where the rows say, in the sources that were published."""
+
+    @property
+    def folder(self) -> str:
+        return storage.join(self.source, TABLE_CORRECTIONS)
+
+    def parts(self) -> list[Part]:
+        table = LabelTable(self.source)
+        return [Part(table.path(file.path)) for file in table.files]
+
+    def images(self, part: Part) -> Iterator[pa.Table]:
+        with parquet.opened(part.uri) as file:
+            for batch in file.iter_batches(BATCH_ROWS, columns=_OF_ROW.names):
+                yield parquet.with_columns(pa.Table.from_batches([batch]), _OF_ROW).cast(_OF_ROW)
+
+    def records(self, faces: pa.Table) -> list[Record | None]:
+        for uri, source in zip(faces["uri"].to_pylist(), faces["source"].to_pylist(), strict=True):
+            storage.require_below({uri}, (source,), f"The table in '{self.source}'")
+        return find_images(faces, lambda uri: True)
+
+    def name_of(self, face: dict[str, Any]) -> str:
+        return str(face["uri"]) if face["member"] is None else f"{face['uri']}/{face['member']}"
+
+
+def _record_of(source: str) -> RunRecord:
+    record = RunFolder(source).load() if storage.exists(storage.join(source, RUN)) else None
+    if record is None:
+        raise UserError(f"The source '{source}' holds no labelling run and no published table: layout corrections needs one.")
+    return record
+
+
+def _open(source: str, space: LabelSpace) -> Corrections:
+    is_table = "_delta_log" in storage.list_names(source)
+    return (TableCorrections if is_table else RunCorrections)(source, space)
+
+
+def _faces_of(source: str) -> FacesMode:
+    """Return how labelling cuts faces: crops that were labelled whole stay whole."""
+    if not storage.exists(storage.join(source, RUN)):
+        return "align"
+    return "align" if DETECTORS[_record_of(source).detector.name].finds_faces else "whole"
 
 
 def _flat(images: pa.Table) -> pa.Table:
     """Return one row for each face, with its image's columns."""
     nested = images["faces"].combine_chunks()
-    parents = images.select(list(_OF_IMAGE)).take(pc.list_parent_indices(nested))
+    parents = images.drop_columns(["faces"]).take(pc.list_parent_indices(nested))
     faces = pa.Table.from_struct_array(pc.list_flatten(nested)).select(["face_id", *"xywh", "landmarks"])
     return parquet.joined(parents, faces)
 
 
 CORRECTIONS_LAYOUT = LayoutSpec(
     name="corrections",
-    help="a run folder, the faces that people answered about (`fer-pipeline correct`)",
-    open=lambda source, space, options: Corrections(source, space),
+    help="a run folder or a table, the faces that people answered about (`fer-pipeline correct`)",
+    open=lambda source, space, options: _open(source, space),
     faces="align",
+    faces_of=_faces_of,
     vote_classes=VOTE_CLASSES,
     terms="Those of the archive whose faces people answered about.",
 )

@@ -13,6 +13,8 @@ from fer_pipeline.models.label_space import NUMBERINGS, LabelSpace, Numbering, c
 
 PART_RECORDS = 2000
 """Most records in a part of a dataset."""
+AUDIT = "audit"
+"""The split of what people said of faces that were chosen at random. It measures models; none learns it, or a copy of it."""
 
 SPLIT_NAMES = {
     "train": "train",
@@ -27,6 +29,7 @@ SPLIT_NAMES = {
     "test": "test",
     "testing": "test",
     "privatetest": "test",
+    AUDIT: AUDIT,
 }
 """Names of splits in datasets, in lower case, and our names for them."""
 
@@ -127,6 +130,8 @@ class LayoutSpec:
     """Returns the dataset at a source, with labels of a label space."""
     faces: FacesMode = "whole"
     """How faces are cut by default."""
+    faces_of: Callable[[str], FacesMode] | None = None
+    """How the faces of a source are cut by default, if that depends on it."""
     framing: Framing = FER2013_FRAMING
     """Framing of the images if they are face crops; otherwise the default framing of the faces that ingest cuts."""
     options: tuple[str, ...] = ()

@@ -16,6 +16,7 @@ from fer_pipeline.datasets import duplicates
 from fer_pipeline.datasets.dataset import DatasetInfo, read_samples
 from fer_pipeline.datasets.duplicates import split_digest
 from fer_pipeline.datasets.leaks import find_learned, joined, learned_images
+from fer_pipeline.datasets.training_data import SplitReader
 from fer_pipeline.engine.machines import Machines
 from fer_pipeline.jobs.scoring import ScoringContext, predict_split
 from fer_pipeline.jobs.train.rank import Plan
@@ -90,7 +91,7 @@ def write_bundle(
             digest=dataset.digest,
             train_split=recipe.train_split,
             train_digest=split_digest(samples, recipe.train_split),
-            train_images=sum(plan.class_counts),
+            train_images=sum(plan.class_counts) + (sum(plan.mixed.class_counts) if plan.mixed else 0),
             left_out=0 if plan.initial or plan.teachers else len(plan.train.leave_out),
             validation_split=recipe.validation_split,
             validation_digest=split_digest(samples, recipe.validation_split),
@@ -145,12 +146,10 @@ def _learned_images(plan: Plan, samples: pa.Table, lineage: Lineage) -> tuple[pa
 
     Also return the names of datasets whose images are unknown, and of models whose data are unknown.
     """
-    recipe = plan.recipe
-    chosen = pc.and_(
-        pc.equal(samples["split"], recipe.train_split),
-        pc.invert(pc.is_in(samples["sample_id"], pa.array(plan.train.leave_out, pa.string()))),
-    )
-    parts, external, unknown = [learned_images(samples.filter(chosen))], set[str](), set[str]()
+    recipe, external, unknown = plan.recipe, set[str](), set[str]()
+    parts = [_learned_of(plan.train, samples)]
+    if plan.mixed:
+        parts.append(_learned_of(plan.mixed.train, read_samples(plan.mixed.train.dataset, duplicates.DUPLICATE_COLUMNS)))
     if recipe.pretrained:
         (external if recipe.pretrained_on else unknown).add(recipe.pretrained_on or f"pretrained {recipe.network.architecture}")
     for card, theirs in lineage:
@@ -158,6 +157,12 @@ def _learned_images(plan: Plan, samples: pa.Table, lineage: Lineage) -> tuple[pa
         external |= set(card.data.external)
         unknown |= {*card.data.unknown, *([card.name] if theirs is None else [])}
     return joined(parts), tuple(sorted(external)), tuple(sorted(unknown))
+
+
+def _learned_of(reader: SplitReader, samples: pa.Table) -> pa.Table:
+    """Return the images that a reader reads of its dataset's samples."""
+    left_out = pc.is_in(samples["sample_id"], pa.array(reader.leave_out, pa.string()))
+    return learned_images(samples.filter(pc.and_(pc.equal(samples["split"], reader.split), pc.invert(left_out))))
 
 
 def selected_epoch(history: list[dict[str, Any]], recipe: Recipe) -> int:

@@ -14,6 +14,11 @@ class TrainConfig(Config):
     """Name of a recipe that comes with the package, or a .toml file."""
     data: Annotated[str, PLACE]
     """Folder of an ingested dataset."""
+    mix: Annotated[str | None, PLACE] = None
+    """Folder of a further dataset whose training split is learned beside that of `data`, such as corrected faces. Copies of
+    validation images in it are left out."""
+    mix_weight: int = Field(1, ge=1)
+    """How often each image of `mix` comes in an epoch."""
     out: Annotated[str, PLACE]
     """Folder of the model bundle: new or empty."""
     initial: Annotated[str | None, MODEL] = None

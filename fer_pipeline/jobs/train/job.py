@@ -40,7 +40,7 @@ def run(config: TrainConfig, cluster: ClusterConfig = ClusterConfig()) -> TrainR
     Raise UserError, before any work, if the configuration is invalid.
     """
     data, out = storage.normalize(config.data), storage.normalize(config.out)
-    storage.require_access(data, out)
+    storage.require_access(data, out, *([storage.normalize(config.mix)] if config.mix else []))
     recipe, dataset = load_recipe(config.recipe), read_dataset(data)
     initial = read_tried(config.initial, "fp32") if config.initial else None
     teachers = tuple(read_tried(url, "fp32") for url in config.teachers)

@@ -11,12 +11,16 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from fer_pipeline.base import storage
 from fer_pipeline.base.errors import UserError
-from fer_pipeline.datasets.dataset import DatasetInfo, read_flagged, read_samples
+from fer_pipeline.datasets.dataset import DatasetInfo, read_dataset, read_flagged, read_samples
+from fer_pipeline.datasets.duplicates import DUPLICATE_COLUMNS
+from fer_pipeline.datasets.layouts.layout import AUDIT
+from fer_pipeline.datasets.leaks import find_learned, joined, learned_images
 from fer_pipeline.datasets.training_data import SplitReader
 from fer_pipeline.jobs.train.config import TrainConfig
-from fer_pipeline.jobs.train.rank import Plan
-from fer_pipeline.models.bundle import Bundle
+from fer_pipeline.jobs.train.rank import Mixed, Plan
+from fer_pipeline.models.bundle import LEARNED, Bundle
 from fer_pipeline.models.label_space import LabelSpace, load_label_space, mapping
 from fer_pipeline.models.network_config import NetworkConfig
 from fer_pipeline.models.networks import build
@@ -42,20 +46,27 @@ def make_plan(
     _require_none(_conflicts(config, recipe, dataset, space, initial, teachers))
     build(recipe.network, len(space.classes))
     labels = mapping(dataset.label_space.classes, space)
-    flagged = read_flagged(data).to_pylist() if config.drop_leaks else []
-    leave_out = frozenset(row["sample_id"] for row in flagged if row["split"] == recipe.train_split)
+    mix = storage.normalize(config.mix) if config.mix else None
+    further = read_dataset(mix) if mix else None
+    _require_none(_mix_conflicts(recipe, dataset, further) if further else iter(()))
+    audits = [rows for url in (data, *([mix] if mix else [])) if len(rows := _images_of(url, AUDIT))]
+    leave_out = _left_out(config, recipe, data, audits)
+    mixed = None
+    if mix and further:
+        held = [*audits, _images_of(data, recipe.validation_split)]
+        mixed = _mixed(config, recipe, dataset, further, space, mix, held)
     counts = _class_counts(dataset, data, recipe.train_split, space, leave_out)
     side = recipe.network.image_px
     size_gb = sum(counts) * recipe.network.channels * side * side / 1e9
     streamed = config.data_from == "stream" or (config.data_from == "auto" and size_gb > config.resident_gb)
-    _require_none(_data_conflicts(config, recipe, space, counts, streamed))
-    return Plan(
+    plan = Plan(
         recipe=recipe,
         space=space,
         framing=dataset.faces.framing,
         train=SplitReader(data, recipe.train_split, recipe.network, labels, _votes(recipe, dataset, space), leave_out),
         validation=SplitReader(data, recipe.validation_split, recipe.network, labels, tuple(range(len(dataset.vote_classes)))),
         class_counts=tuple(counts),
+        mixed=mixed,
         initial=initial,
         teachers=teachers,
         pretrained=None,
@@ -64,6 +75,55 @@ def make_plan(
         threads=1,
         live="",
     )
+    _require_none(_data_conflicts(config, plan))
+    return plan
+
+
+def _images_of(data: str, split: str) -> pa.Table:
+    """Return the images of a split as rows of `LEARNED`."""
+    if split not in read_dataset(data).counts:
+        return LEARNED.empty_table()
+    return learned_images(read_samples(data, DUPLICATE_COLUMNS).filter(pc.field("split") == split))
+
+
+def _left_out(config: TrainConfig, recipe: Recipe, data: str, held: list[pa.Table]) -> frozenset[str]:
+    """Return the ids of training samples that are not learned: flagged ones if that is asked for, and copies of held images."""
+    flagged = read_flagged(data).to_pylist() if config.drop_leaks else []
+    found = {row["sample_id"] for row in flagged if row["split"] == recipe.train_split}
+    if held:
+        found |= find_learned(read_samples(data, DUPLICATE_COLUMNS), recipe.train_split, joined(held)).learned
+    return frozenset(found)
+
+
+def _mixed(
+    config: TrainConfig,
+    recipe: Recipe,
+    dataset: DatasetInfo,
+    further: DatasetInfo,
+    space: LabelSpace,
+    mix: str,
+    held: list[pa.Table],
+) -> Mixed:
+    """Return the mixed dataset. Its votes are for the outputs that learn those of `dataset`."""
+    votes = _votes(recipe, further, space)
+    if recipe.training.votes == "auxiliary":
+        places = {name: index for index, name in enumerate(dataset.vote_classes)}
+        votes = tuple(places.get(name) for name in further.vote_classes)
+    leave_out = _left_out(config, recipe, mix, held)
+    counts = _class_counts(further, mix, recipe.train_split, space, leave_out)
+    labels = mapping(further.label_space.classes, space)
+    return Mixed(SplitReader(mix, recipe.train_split, recipe.network, labels, votes, leave_out), config.mix_weight, tuple(counts))
+
+
+def _mix_conflicts(recipe: Recipe, dataset: DatasetInfo, further: DatasetInfo) -> Iterator[str]:
+    """Yield why a dataset cannot be mixed with another one."""
+    if recipe.train_split not in further.counts:
+        yield f"The dataset to mix has no split '{recipe.train_split}'; it has {', '.join(further.counts)}."
+    if further.faces.framing != dataset.faces.framing:
+        yield (
+            "The faces of the dataset to mix are cut in another framing than those of --data: ingest it again with --framing "
+            "and --faces as the other one."
+        )
 
 
 def _require_none(conflicts: Iterator[str]) -> None:
@@ -85,6 +145,8 @@ def _conflicts(
     if training.sync_batch_norm and not config.use_gpu:
         yield "The recipe's sync_batch_norm works on GPUs only: use --use-gpu, or remove it from the recipe."
     for split in (recipe.train_split, recipe.validation_split):
+        if split == AUDIT:
+            yield f"The split '{AUDIT}' measures models and is never learned: choose another split in the recipe."
         if split not in dataset.counts:
             yield f"The dataset has no split '{split}'; it has {', '.join(dataset.counts)}."
     if recipe.framing and recipe.framing != dataset.faces.framing:
@@ -140,16 +202,21 @@ def _teacher_conflicts(recipe: Recipe, space: LabelSpace, teacher: Bundle) -> It
         yield f"The teacher '{card.name}' has other classes than the recipe: its {space.name} has {', '.join(space.classes)}."
 
 
-def _data_conflicts(config: TrainConfig, recipe: Recipe, space: LabelSpace, counts: list[int], streamed: bool) -> Iterator[str]:
+def _data_conflicts(config: TrainConfig, plan: Plan) -> Iterator[str]:
     """Yield why the recipe does not fit the images that are there, or the way in which they come."""
-    missing = [name for name, count in zip(space.classes, counts, strict=True) if not count]
+    recipe, space = plan.recipe, plan.space
+    missing = [name for name, count in zip(space.classes, plan.epoch_counts, strict=True) if not count]
+    if plan.mixed and not sum(plan.mixed.class_counts):
+        yield "No image of the dataset to mix is left to learn: all are copies of images that only measure, or of other classes."
     if missing and not config.allow_missing_classes:
         yield (
             f"The split '{recipe.train_split}' has no images of {', '.join(missing)}, which the recipe's {space.name} has: "
             "choose another label_space, or use --allow-missing-classes."
         )
-    if not streamed:
+    if not plan.streamed:
         return
+    if plan.mixed:
+        yield "Streamed data cannot be mixed: hold the training split on the device (--data-from device, --resident-gb)."
     training, workers = recipe.training, config.num_workers
     if training.class_balance == "sampling":
         yield 'Streamed data cannot be sampled by class: set class_balance = "loss" in the recipe.'
@@ -205,20 +272,33 @@ def facts_of(plan: Plan, dataset: DatasetInfo) -> dict[str, Any]:
         "data": dataset.digest,
         "faces": dataset.faces.model_dump(mode="json"),
         "labels": [dataset.label_space.classes, reader.labels],
-        "votes": [dataset.vote_classes, reader.votes, _votes_digest(plan)],
-        "left out": hashlib.sha256("\n".join(sorted(reader.leave_out)).encode()).hexdigest(),
+        "votes": [dataset.vote_classes, reader.votes, _votes_digest(recipe, reader)],
+        "left out": _ids_digest(reader.leave_out),
         "initial model": plan.initial.digest if plan.initial else None,
         "teachers": [teacher.digest for teacher in plan.teachers],
         "pretrained weights": _file_digest(recipe.pretrained),
     }
+    if plan.mixed:
+        further, mixed = read_dataset(plan.mixed.train.dataset), plan.mixed.train
+        facts["mixed"] = {
+            "weight": plan.mixed.weight,
+            "data": further.digest,
+            "labels": [further.label_space.classes, mixed.labels],
+            "votes": [further.vote_classes, mixed.votes, _votes_digest(recipe, mixed)],
+            "left out": _ids_digest(mixed.leave_out),
+        }
     found: dict[str, Any] = json.loads(json.dumps(facts))
     return found
 
 
-def _votes_digest(plan: Plan) -> str | None:
-    if plan.recipe.training.votes == "ignore":
+def _ids_digest(ids: frozenset[str]) -> str:
+    return hashlib.sha256("\n".join(sorted(ids)).encode()).hexdigest()
+
+
+def _votes_digest(recipe: Recipe, reader: SplitReader) -> str | None:
+    if recipe.training.votes == "ignore":
         return None
-    return hashlib.sha256(str(read_samples(plan.train.dataset, ["votes"])["votes"].to_pylist()).encode()).hexdigest()
+    return hashlib.sha256(str(read_samples(reader.dataset, ["votes"])["votes"].to_pylist()).encode()).hexdigest()
 
 
 def _name_of(path: str | None) -> str | None:

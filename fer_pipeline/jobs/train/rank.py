@@ -25,7 +25,7 @@ from fer_pipeline.engine.tasks import Shared
 from fer_pipeline.models.bundle import Bundle
 from fer_pipeline.models.framing import Framing
 from fer_pipeline.models.label_space import LabelSpace
-from fer_pipeline.models.labelled_images import LabelledImages
+from fer_pipeline.models.labelled_images import LabelledImages, concatenate
 from fer_pipeline.models.networks import build
 from fer_pipeline.models.pretrained import load_pretrained
 from fer_pipeline.models.recipe import Recipe
@@ -44,6 +44,17 @@ SHUFFLE_BYTES = 256 * 1024**2
 
 
 @dataclass(frozen=True)
+class Mixed:
+    """A further dataset that is learned beside the first."""
+
+    train: SplitReader
+    weight: int
+    """How often each of its images comes in an epoch."""
+    class_counts: tuple[int, ...]
+    """Number of its images, by the recipe's classes."""
+
+
+@dataclass(frozen=True)
 class Plan:
     """Everything that a rank needs."""
 
@@ -54,7 +65,8 @@ class Plan:
     train: SplitReader
     validation: SplitReader
     class_counts: tuple[int, ...]
-    """Number of training images, by the recipe's classes."""
+    """Number of training images in `train`, by the recipe's classes."""
+    mixed: Mixed | None
     initial: Bundle | None
     teachers: tuple[Bundle, ...]
     pretrained: Shared[Weights] | None
@@ -64,6 +76,14 @@ class Plan:
     threads: int
     live: str
     """Folder of the progress file and the checkpoints."""
+
+    @property
+    def epoch_counts(self) -> list[int]:
+        """Number of images in an epoch, by the recipe's classes."""
+        if self.mixed is None:
+            return list(self.class_counts)
+        pairs = zip(self.class_counts, self.mixed.class_counts, strict=True)
+        return [count + self.mixed.weight * further for count, further in pairs]
 
     @property
     def outputs(self) -> int:
@@ -156,12 +176,12 @@ def make_trainer(plan: Plan, device: torch.device, shard: Any = None) -> Trainer
         feed: Feed = Streamed(shard, sum(plan.class_counts), batch, recipe.network.channels * side * side)
     else:
         balance = training.balance_power if training.class_balance == "sampling" else 0.0
-        data = plan.train.load().to(device)
+        parts = [plan.train.load(), *([plan.mixed.train.load()] * plan.mixed.weight if plan.mixed else [])]
+        data = concatenate(parts).to(device)
         if teachers and training.teacher_view == "original":
             data, teachers = teachers.teach(data), None
         feed = Resident(data, batch, balance)
-    counts = list(plan.class_counts)
-    return Trainer(network.to(device), counts, training, recipe.augmentation, feed, device, teachers)
+    return Trainer(network.to(device), plan.epoch_counts, training, recipe.augmentation, feed, device, teachers)
 
 
 def worker(arguments: dict[str, Any]) -> None:

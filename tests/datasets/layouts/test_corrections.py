@@ -1,6 +1,7 @@
 """Corrected faces of a run become a dataset, cut as labelling cuts them, with the votes of several people."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ from fer_pipeline.cli import review
 from fer_pipeline.cli.review import CorrectConfig
 from fer_pipeline.datasets.layouts.corrections import VOTE_CLASSES
 from fer_pipeline.faces.decode import decode
-from fer_pipeline.jobs import ingest
+from fer_pipeline.jobs import ingest, publish
 from fer_pipeline.jobs.ingest import IngestConfig
+from fer_pipeline.jobs.publish import PublishConfig
 
 
 @pytest.fixture(scope="module")
@@ -23,15 +25,15 @@ def run(archive: Path, tmp_path_factory: pytest.TempPathFactory, local_ray: None
     return fer.label(archive, tmp_path_factory.mktemp("corrected") / "run", detector="mtcnn", shard_records=8)
 
 
-def line(face: dict[str, Any], answer: str, by: str) -> str:
+def line(face: dict[str, Any], answer: str, by: str, chosen: str | None = None) -> str:
     facts = {name: face[name] for name in ("content_sha256", "uri", "member", "time_ms", "x", "y", "w", "h")}
-    return json.dumps(facts | {"answer": answer, "by": by, "at": "2026-11-30T09:00:00Z"}) + "\n"
+    return json.dumps(facts | {"answer": answer, "by": by, "at": "2026-11-30T09:00:00Z", "chosen": chosen}) + "\n"
 
 
 def test_a_run_without_corrections_says_what_to_do(run: fer.Run, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds no corrections: add some by `fer-pipeline correct` first"):
         ingest.run(IngestConfig(source=run.url, out=str(tmp_path / "data"), layout="corrections"))
-    with pytest.raises(UserError, match="holds no labelling run"):
+    with pytest.raises(UserError, match="holds no labelling run and no published table"):
         ingest.run(IngestConfig(source=str(tmp_path), out=str(tmp_path / "data"), layout="corrections"))
 
 
@@ -52,3 +54,53 @@ def test_answers_are_labels_and_votes_of_aligned_faces(run: fer.Run, tmp_path: P
     assert votes == dict.fromkeys(VOTE_CLASSES, 0) | {"disgust": 2, "happy": 1}
     assert all(np.asarray(decode(row["image"], 10**6).pixels).shape == (48, 48, 3) for row in rows)
     assert {row["split"] for row in rows} == {"train"} and any("#" in row["sample_id"] for row in rows)
+
+
+@pytest.mark.parametrize("of", ["run", "table"])
+def test_faces_chosen_at_random_are_an_audit(of: str, run: fer.Run, tmp_path: Path) -> None:
+    """Of a run and of the table to which it was published, in folders and containers alike, the same crops."""
+    where = run.url
+    if of == "table":
+        where = str(tmp_path / "table")
+        publish.run(PublishConfig(run=run.url, table=where))
+    faces = [face for face in run.faces(once=True).to_pylist() if face["side_px"] > 20]
+    members = [face for face in faces if face["member"]][:2]
+    text = "".join(line(face, "sad", "ann", "random") for face in members) + line(faces[-1], "sad", "ann", "margin")
+    text += line(members[0], "happy", "ann").replace("T09", "T10")  # the later answer counts, and the face stays one of the audit
+    (tmp_path / "c.jsonl").write_text(text)
+    review.correct(CorrectConfig(labels=where, file=(str(tmp_path / "c.jsonl"),)))
+    config = IngestConfig(source=where, out=str(tmp_path / "data"), layout="corrections", crop_px=48)
+    info = ingest.run(config)
+    assert info.quarantined == 0 and info.counts["audit"]["happy"] >= 1 and info.counts["audit"]["sad"] >= 1
+    assert info.counts["train"]["sad"] >= 1 and info.faces.mode == "align"
+    rows = pq.read_table(tmp_path / "data" / "samples").to_pylist()
+    if of == "table":
+        again = ingest.run(config.model_copy(update={"source": run.url, "out": str(tmp_path / "of_run")}))
+        theirs = {row["sha256"] for row in pq.read_table(tmp_path / "of_run" / "samples").to_pylist()}
+        assert again.samples >= info.samples and {row["sha256"] for row in rows} <= theirs
+
+
+def test_a_table_whose_container_is_gone_says_so(run: fer.Run, archive: Path, tmp_path: Path) -> None:
+    copied = shutil.copytree(archive, tmp_path / "archive")
+    mine, table = fer.label(copied, tmp_path / "run", detector="mtcnn"), str(tmp_path / "table")
+    publish.run(PublishConfig(run=mine.url, table=table))
+    faces = mine.faces().to_pylist()
+    inside = next(face for face in faces if face["member"])
+    outside = next(face for face in faces if not face["member"])
+    (tmp_path / "c.jsonl").write_text(line(inside, "sad", "ann") + line(outside, "sad", "ann"))
+    review.correct(CorrectConfig(labels=table, file=(str(tmp_path / "c.jsonl"),)))
+    Path(inside["uri"]).unlink()
+    info = ingest.run(IngestConfig(source=table, out=str(tmp_path / "data"), layout="corrections", crop_px=48))
+    assert info.quarantined >= 1 and info.samples >= 1
+    assert "its container is gone, or holds it no more" in {one["reason"] for one in info.quarantined_records}
+
+
+def test_crops_that_were_labelled_whole_stay_whole(dataset: Path, tmp_path: Path) -> None:
+    run = fer.label(dataset.parent / "tree" / "validation", tmp_path / "run", detector="none")
+    face = run.faces(where="path like '%happy%'").to_pylist()[0]
+    (tmp_path / "c.jsonl").write_text(line(face, "happy", "ann"))
+    review.correct(CorrectConfig(labels=run.url, file=(str(tmp_path / "c.jsonl"),)))
+    info = ingest.run(IngestConfig(source=run.url, out=str(tmp_path / "data"), layout="corrections"))
+    assert info.faces.mode == "whole" and info.samples == 1
+    sample = pq.read_table(tmp_path / "data" / "samples").to_pylist()[0]
+    assert (decode(sample["image"], 10**6).pixels == decode(Path(face["uri"]).read_bytes(), 10**6).pixels).all()
