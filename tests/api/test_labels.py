@@ -21,6 +21,7 @@ from fer_pipeline.base.errors import UserError
 from fer_pipeline.jobs import publish
 from fer_pipeline.jobs.publish import PublishConfig
 from fer_pipeline.models.framing import LANDMARK_COLUMNS
+from fer_pipeline.table import places
 from fer_pipeline.table.delta import LabelTable
 
 CLASSES = ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral")
@@ -191,7 +192,7 @@ def test_a_table_that_names_files_elsewhere_opens_none_of_them(
     published: fer.Table, archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened: list[str] = []
-    monkeypatch.setattr(labels, "Listing", lambda uri, *_: opened.append(uri))
+    monkeypatch.setattr(places, "Listing", lambda uri, *_: opened.append(uri))
     rows = pq.read_table(next(Path(published.url).glob("*.parquet")))
     elsewhere = pa.array([f"/etc/{number}.tar" for number in range(len(rows))])
     table = planted(published, tmp_path, replaced("uri", elsewhere))
