@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import ValidationError
@@ -26,15 +25,13 @@ from fer_pipeline.jobs.label.config import LabelConfig
 from fer_pipeline.labelling.copies import COPIES, NEEDED, copies_among
 from fer_pipeline.labelling.corrections import Reviews, read_corrections
 from fer_pipeline.labelling.manifest import find_records
-from fer_pipeline.labelling.picks import candidates, picked, with_margin
-from fer_pipeline.labelling.run import CORRECTIONS_FOLDER, READERS, REPORT, RunFolder
+from fer_pipeline.labelling.run import AUDITS_FOLDER, CORRECTIONS_FOLDER, READERS, REPORT, RunFolder
 from fer_pipeline.labelling.schemas import ADDED, IMAGES
 from fer_pipeline.labelling.tracks import TRACKS, read_tracks
 from fer_pipeline.report.copies import copies_page, to_show
 from fer_pipeline.report.pictures import PictureLimits, cut_faces
-from fer_pipeline.report.review import write_review
 from fer_pipeline.table.blocklist import read_blocklist
-from fer_pipeline.table.delta import TABLE_CORRECTIONS, LabelTable, is_table
+from fer_pipeline.table.delta import TABLE_AUDITS, TABLE_CORRECTIONS, LabelTable, is_table
 from fer_pipeline.table.places import find_images
 from fer_pipeline.table.rows import ROWS
 
@@ -65,6 +62,11 @@ class Labels(ABC):
     def corrections_folder(self) -> str:
         """Where the corrections of these labels are."""
 
+    @property
+    @abstractmethod
+    def audits_folder(self) -> str:
+        """Where the audits of these labels are."""
+
     def erased(self) -> Collection[str]:
         """Return the digests of what was erased, of which no correction is taken (`corrections.is_erased`)."""
         return frozenset()
@@ -78,11 +80,12 @@ class Labels(ABC):
         """Yield all rows of images, with their faces, part by part."""
 
     @abstractmethod
-    def _records(self, faces: pa.Table, source: str) -> list[Record | None]:
+    def records_of(self, faces: pa.Table, source: str) -> list[Record | None]:
         """Return where the image of each face is; None where that is not known any more. Open only files below `source`."""
 
     @abstractmethod
-    def _limits(self) -> PictureLimits: ...
+    def limits(self) -> PictureLimits:
+        """Return what an image may take that is opened for a picture."""
 
     @abstractmethod
     def _root(self) -> str:
@@ -93,11 +96,11 @@ class Labels(ABC):
     ) -> Iterator[pa.Table]:
         """Yield the faces as `faces` returns them, part by part."""
         names = [columns] if isinstance(columns, str) else columns
-        for rows in self._faces_to_find(certain, where, once):
+        for rows in self.faces_to_find(certain, where, once):
             faces = _exported(rows)
             yield faces.select(_required(names, faces.column_names)) if names else faces
 
-    def _faces_to_find(self, certain: bool, where: str | None, once: bool) -> Iterator[pa.Table]:
+    def faces_to_find(self, certain: bool, where: str | None, once: bool) -> Iterator[pa.Table]:
         """Yield the faces with the columns that find their pictures, part by part."""
         contents, reviews = set[str](), Reviews(self.corrections())
         for images in self.image_batches():
@@ -156,51 +159,19 @@ class Labels(ABC):
         """Return what `copies` returns, and a page of the largest groups with pictures, cut from images below `source` only."""
         found, place = self._copies((*TO_FIND, "time_ms")), storage.normalize(source)
         shown = to_show(found)
-        records = self._records(shown, place)
-        cut = iter(cut_faces([(record, None) for record in records if record], place, self._limits()))
+        records = self.records_of(shown, place)
+        cut = iter(cut_faces([(record, None) for record in records if record], place, self.limits()))
         pictures = [next(cut) if record else RecordError("gone", "it is gone") for record in records]
         found = found.select(COPIES.names)
         return found, copies_page(self.url, found, shown, pictures)
 
-    def review(
-        self,
-        out: str,
-        source: str,
-        *,
-        where: str | None = None,
-        certain: bool = False,
-        top: int = 10_000,
-        pick: int | None = None,
-    ) -> tuple[int, int]:
-        """Write a page on which people answer about faces, the least confident first, into the folder `out`.
-
-        `pick`: only this many faces without an answer, one in ten at random, the others by `picked`. Return the number of faces,
-        and of those without a picture. Pictures are cut from images below `source` only.
-        """
-        _require_number(top, "faces")
-        place = storage.normalize(source)
-        best = self._picked(where, certain, pick) if pick else self._best(where, certain, False, top, "ascending")
-        if best is None or not len(best):
-            what = "There is no such face" if where or certain else "There is no face"
-            raise UserError(f"{what} in '{self.url}': there is nothing to review.")
-        records = self._records(best, place)
-        missing = write_review(storage.normalize(out), self.url, best, records, place, self._limits(), self.classes)
-        return len(best), missing
-
-    def _picked(self, where: str | None, certain: bool, pick: int) -> pa.Table | None:
-        """Return faces without an answer that are worth one."""
-        rng, parts = np.random.default_rng(), self._faces_to_find(certain, where, False)
-        unanswered = (rows.filter(pc.equal(rows["reviewers"], 0)) if "reviewers" in rows.column_names else rows for rows in parts)
-        kept = _reduced((with_margin(rows, self.classes, rng) for rows in unanswered), lambda rows: candidates(rows, pick))
-        return kept and picked(kept, pick)
-
-    def _best(self, where: str | None, certain: bool, once: bool, top: int, order: str) -> pa.Table | None:
+    def first_faces(self, where: str | None, certain: bool, once: bool, top: int, order: str) -> pa.Table | None:
         """Return the first faces by confidence; None for labels without a part."""
 
         def first(rows: pa.Table) -> pa.Table:
             return rows.take(pc.sort_indices(rows, [("confidence", order), ("path", "ascending")])[:top])
 
-        return _reduced(self._faces_to_find(certain, where, once), first)
+        return reduced(self.faces_to_find(certain, where, once), first)
 
     def crops(
         self,
@@ -220,10 +191,10 @@ class Labels(ABC):
             raise UserError("Name the folder or URL of the images, from which the faces are cut, as `source`.")
         _require_number(top, "pictures")
         place = storage.normalize(str(source or self.source))
-        best = self._best(where, certain, once, top, "descending")
+        best = self.first_faces(where, certain, once, top, "descending")
         if best is None:
             return []
-        return cut_crops(_exported(best), self._records(best, place), place, self._limits())
+        return cut_crops(_exported(best), self.records_of(best, place), place, self.limits())
 
 
 class Run(Labels):
@@ -255,6 +226,10 @@ class Run(Labels):
     def corrections_folder(self) -> str:
         return self.folder.path(CORRECTIONS_FOLDER)
 
+    @property
+    def audits_folder(self) -> str:
+        return self.folder.path(AUDITS_FOLDER)
+
     def tracks(self) -> pa.Table:
         """Return one row for each face that stays in view of a video: rows of `labelling.tracks.TRACKS`, with `p_CLASS`."""
         parts = [TRACKS.empty_table(), *read_tracks(self.folder)]
@@ -281,12 +256,12 @@ class Run(Labels):
                     images = pa.concat_tables(parts).unify_dictionaries()
                 yield images
 
-    def _records(self, faces: pa.Table, source: str) -> list[Record | None]:
+    def records_of(self, faces: pa.Table, source: str) -> list[Record | None]:
         ids = faces["record_id"].to_pylist()
         found = find_records(self.folder.manifest_prefix(self.record.run_id), sorted(set(ids)))
         return [found.get(one) for one in ids]
 
-    def _limits(self) -> PictureLimits:
+    def limits(self) -> PictureLimits:
         return PictureLimits.of(self.record)
 
     def _root(self) -> str:
@@ -323,6 +298,10 @@ class Table(Labels):
     def corrections_folder(self) -> str:
         return storage.join(self.url, TABLE_CORRECTIONS)
 
+    @property
+    def audits_folder(self) -> str:
+        return storage.join(self.url, TABLE_AUDITS)
+
     def erased(self) -> Collection[str]:
         return read_blocklist(self.url).contents
 
@@ -347,10 +326,10 @@ class Table(Labels):
                         rows = parquet.with_columns(pa.Table.from_batches([batch]), ROWS).cast(ROWS)
                     yield rows
 
-    def _records(self, faces: pa.Table, source: str) -> list[Record | None]:
+    def records_of(self, faces: pa.Table, source: str) -> list[Record | None]:
         return find_images(faces, lambda uri: storage.is_below(uri, source))
 
-    def _limits(self) -> PictureLimits:
+    def limits(self) -> PictureLimits:
         return PictureLimits(MAX_PIXELS, MAX_FILE_BYTES)
 
     def _root(self) -> str:
@@ -380,7 +359,7 @@ def open_labels(url: str) -> Labels:
     return Table(place) if is_table(place) else Run(place)
 
 
-def _reduced(parts: Iterator[pa.Table], keep: Callable[[pa.Table], pa.Table]) -> pa.Table | None:
+def reduced(parts: Iterator[pa.Table], keep: Callable[[pa.Table], pa.Table]) -> pa.Table | None:
     """Return what `keep` leaves of all rows, of which few are in memory; None if there is no part."""
     kept: pa.Table | None = None
     for rows in parts:

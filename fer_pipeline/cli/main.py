@@ -46,6 +46,7 @@ COMMANDS = {
     "crops": ("cli.faces:crops", "labels", "Write pictures of the most confident faces of a run or a table."),
     "review": ("cli.review:review", "labels", "Write a page on which people correct labels, without a server."),
     "correct": ("cli.review:correct", "labels file", "Add answers of people about faces to a run or a table."),
+    "score": ("cli.review:score", "labels", "Say how right all labels are, from the answers to an audit, with intervals."),
     "report": ("cli.report:run", "run", "Write the page of a labelling run again."),
     "models list": ("cli.models:list_models", "", "List a registry's models, versions and aliases."),
     "models push": ("cli.models:push", "model name", "Add a model bundle to a registry as a new, immutable version."),

@@ -100,6 +100,32 @@ def _with_interval(found: Mapping[str, Any], name: str) -> str:
     return f"{found[name]:,.4g}" + ("" if low is None or high is None else f" ({low:,.4g} to {high:,.4g})")
 
 
+def _score(found: Mapping[str, Any]) -> str:
+    said, left_out = found["estimates"], found["cannot_tell"] + found["in_conflict"]
+    answers = f"{found['answered']:,} of {found['drawn']:,} faces drawn from {found['faces']:,}"
+    lines = [("audit", found["audit_id"]), ("answers", answers + (f", {left_out} left out" if left_out else ""))]
+    if found["agreement"] is not None:
+        lines.append(("agreement", f"kappa {found['agreement']:.2f}, {found['answered_by_two']:,} faces answered by two"))
+    lines += [("right labels", _share(said["accuracy"])), ("no face", _share(said["false_faces"]))]
+    lines += [("confidence minus that", _share(said["overconfidence"])), ("ECE", f"{said['ece']:.3f}")]
+    if found["missed"]:
+        images = f"{found['images_answered']:,} of {found['images']:,} images without a face looked at"
+        lines.append(("images with a missed face", f"{_share(found['missed'])}, {images}"))
+    lines.append(("to halve the interval", f"{said['answers_to_halve']:,} more answers"))
+    if found["relabelled"]:
+        lines.append(("relabelled since", f"{found['relabelled']:,} of the drawn faces"))
+    head = ["apparent expression", "precision", "recall", "true share", "share of labels"]
+    rows = [
+        [name, *(_share(said[kind].get(name)) for kind in ("precision", "recall", "shares")), f"{share:.1%}"]
+        for name, share in said["predicted_shares"].items()
+    ]
+    return "\n".join([*columns(lines), "", table(head, rows), "", "Intervals are of 95 %."])
+
+
+def _share(found: Mapping[str, float] | None) -> str:
+    return f"{found['value']:.1%} ({found['low']:.1%} to {found['high']:.1%})" if found else ""
+
+
 def _night(night: Mapping[str, Any]) -> str:
     counted = [f"{night[name]:,} {name}" for name in ("records", "carried", "failed", "vanished") if night[name]]
     lines = [("night", night["run_id"]), ("state", night["state"]), ("rows", ", ".join(counted) or "no change")]
@@ -205,6 +231,7 @@ _FORMS = {
     "explain": _explained,
     "nightly": _night,
     "publish": _night,
+    "score": _score,
     "table diff": _changes,
     "table history": _history,
     "models list": _registry,

@@ -5,12 +5,24 @@ import logging
 import pyarrow.compute as pc
 from pydantic import Field
 
+from fer_pipeline.api import reviews
 from fer_pipeline.api.labels import Labels, open_labels
 from fer_pipeline.base import storage
 from fer_pipeline.base.config import Config
 from fer_pipeline.base.errors import UserError
 from fer_pipeline.cli.faces import new_folder
-from fer_pipeline.labelling.corrections import Refused, Reviews, add_corrections, is_erased, new_among, parsed, table_of, whole
+from fer_pipeline.labelling.audits import Score
+from fer_pipeline.labelling.corrections import (
+    IMAGE_ANSWERS,
+    Refused,
+    Reviews,
+    add_corrections,
+    is_erased,
+    new_among,
+    parsed,
+    table_of,
+    whole,
+)
 from fer_pipeline.report.review import PAGE
 
 log = logging.getLogger(__name__)
@@ -36,6 +48,9 @@ class ReviewConfig(Config):
     pick: int | None = Field(None, ge=10)
     """Instead, the faces that are most worth an answer, this many: those between two labels, of different images, and a tenth at
     random. Faces with an answer are left out."""
+    audit: int | None = Field(None, ge=30)
+    """Instead, this many faces at random from all, and some images without a detected face, on pages that do not show the labels.
+    `score` says from the answers how right all labels are; 400 tell the accuracy to some 4 points."""
 
 
 class Review(Config):
@@ -44,6 +59,10 @@ class Review(Config):
     page: str
     faces: int
     without_picture: int
+    images: int = 0
+    """Images without a face on a second page of an audit."""
+    audit: str | None = None
+    """Id of the audit."""
 
 
 class CorrectConfig(Config):
@@ -53,6 +72,15 @@ class CorrectConfig(Config):
     """A run folder or a published table."""
     file: tuple[str, ...]
     """Files of corrections: lines of JSON (docs/review.md). Those of several people, and those added before, may be given."""
+
+
+class ScoreConfig(Config):
+    """Say how right the labels of a run or a table are, from the answers to an audit (`review --audit`), with intervals."""
+
+    labels: str
+    """A run folder or a published table."""
+    audit: str | None = None
+    """Id of the audit; by default the latest one."""
 
 
 class Corrected(Config):
@@ -77,15 +105,30 @@ def review(config: ReviewConfig) -> Review:
     """Write the page. Raise UserError if the folder is not empty, or there is no such face."""
     out = new_folder(config.out)
     labels = open_labels(config.labels)
-    where, certain, top, pick = config.where, config.certain, config.top, config.pick
-    faces, missing = labels.review(out, config.source, where=where, certain=certain, top=top, pick=pick)
-    if missing:
-        log.warning(
-            "%d of the faces have no picture: their images are gone, unreadable or not below '%s'", missing, config.source
-        )
+    where, certain, place = config.where, config.certain, config.source
+    if config.audit:
+        if config.pick or certain:
+            raise UserError("An audit draws from all faces: leave out --pick and --certain.")
+        found = reviews.audit(labels, out, place, config.audit, where=where)
+    elif config.pick:
+        found = reviews.review_picks(labels, out, place, config.pick, where=where, certain=certain)
+    else:
+        found = reviews.review(labels, out, place, where=where, certain=certain, top=config.top)
+    if found.without_picture:
+        log.warning("%d have no picture: their images are gone, unreadable or not below '%s'", found.without_picture, place)
     page = storage.join(out, PAGE)
     log.info("Page: %s", page)
-    return Review(page=page, faces=faces, without_picture=missing)
+    counts = {"faces": found.faces, "images": found.images, "without_picture": found.without_picture}
+    return Review(page=page, audit=found.audit_id, **counts)
+
+
+def score(config: ScoreConfig) -> Score:
+    """Say how right labels are. Raise UserError if there is no audit, or if it has too few answers."""
+    found = reviews.score(open_labels(config.labels), config.audit)
+    if found.relabelled:
+        log.warning("%d of the %d drawn faces have another label now, or are gone: the figures are of the labels of then",
+                    found.relabelled, found.drawn)  # fmt: skip
+    return found
 
 
 def correct(config: CorrectConfig) -> Corrected:
@@ -107,11 +150,12 @@ def correct(config: CorrectConfig) -> Corrected:
     is_new = new_among([one for *_, one in found], known)
     added = [one for one, fresh in zip(found, is_new, strict=True) if fresh]
     rows = table_of([one for *_, one in added])
-    reviews, faces = Reviews(rows), set[tuple[object, ...]]()
+    joined, faces = Reviews(rows), set[tuple[object, ...]]()
     if len(rows):
         for part in labels.face_batches():
-            faces |= reviews.matched(part)
-    without = [one for one, row in zip(added, rows.to_pylist(), strict=True) if whole(row) not in faces]
+            faces |= joined.matched(part)
+    is_lost = [row["answer"] not in IMAGE_ANSWERS and whole(row) not in faces for row in rows.to_pylist()]
+    without = [one for one, lost in zip(added, is_lost, strict=True) if lost]
     for name, line, one in without[:NAMED]:
         log.warning("%s, line %d: these labels hold no such face now: %s", name, line, one.uri)
     add_corrections(labels.corrections_folder, rows)

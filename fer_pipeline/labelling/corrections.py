@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 from uuid import uuid4
 
 import numpy as np
@@ -20,6 +20,9 @@ from fer_pipeline.base.storage import parquet
 
 NOT_A_FACE, CANNOT_TELL = "not_a_face", "cannot_tell"
 """Answers besides the classes."""
+NO_FACE, MISSED_FACE = "no_face", "missed_face"
+IMAGE_ANSWERS = (NO_FACE, MISSED_FACE)
+"""Answers about an image in which no face was detected; its box is all of the image."""
 CORRECTIONS = pa.schema(
     [
         pa.field("content_sha256", pa.string()),
@@ -39,8 +42,9 @@ CORRECTIONS = pa.schema(
     ]
 )
 """One answer of one person: the image by the digest of its bytes, or a frame by file and moment; the box of the face in pixels
-of the upright image; the answer; the label that was seen and its model; a pseudonym; when; and, for faces of `review --pick`,
-whether it was chosen at `random`, so that it may stand for all, or by its `margin`. The last answer of a person counts."""
+of the upright image; the answer; the label that was seen and its model; a pseudonym; when; and how the face was chosen: by its
+`margin` (`review --pick`) or, so that it may stand for all, at `random` or for an audit (`audit-` and its id). The last answer of
+a person counts."""
 REVIEWED = ("expression_reviewed", "reviewers", "review_share")
 """Columns that faces have where there are corrections: the answer of the majority (null without one, and in a tie), the number of
 people who answered, and the share of them who gave the most frequent answer."""
@@ -67,7 +71,7 @@ class Correction(Config):
     by: str = Field(pattern=r"^[\w.-]{1,40}$")
     """A pseudonym."""
     at: Annotated[AwareDatetime, Field(ge=datetime(2000, 1, 1, tzinfo=UTC), le=datetime(2200, 1, 1, tzinfo=UTC))]
-    chosen: Literal["random", "margin"] | None = None
+    chosen: Annotated[str, Field(pattern="^(random|margin|audit-[0-9a-f]{8})$")] | None = None
 
 
 @dataclass(frozen=True)
@@ -80,7 +84,7 @@ class Refused:
 
 def parsed(text: str, classes: Sequence[str]) -> tuple[list[tuple[int, Correction]], list[Refused]]:
     """Return the corrections in lines of JSON with their numbers, and the lines that are none."""
-    found, refused, answers = [], [], [*classes, NOT_A_FACE, CANNOT_TELL]
+    found, refused, answers = [], [], [*classes, NOT_A_FACE, CANNOT_TELL, *IMAGE_ANSWERS]
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
@@ -161,6 +165,11 @@ def new_among(corrections: Sequence[Correction], known: pa.Table) -> list[bool]:
     return found
 
 
+def measures(row: Mapping[str, Any]) -> bool:
+    """Return whether an answer is about a face that was chosen at random: it measures models, and none learns it."""
+    return row["chosen"] not in (None, "margin")
+
+
 def whole(row: Mapping[str, Any]) -> tuple[Any, ...]:
     """Return all values of a row of `CORRECTIONS`."""
     return tuple(row[name] for name in CORRECTIONS.names)
@@ -178,7 +187,8 @@ class Reviews:
     def __init__(self, corrections: pa.Table) -> None:
         """`corrections`: rows of `CORRECTIONS`."""
         self._of: dict[Key, list[dict[str, Any]]] = defaultdict(list)
-        for row in corrections.sort_by("at").to_pylist():
+        about_images = pc.is_in(corrections["answer"], pa.array(IMAGE_ANSWERS))
+        for row in corrections.filter(pc.invert(about_images)).sort_by("at").to_pylist():
             self._of[_key(row)].append(row)
         self._digests = pa.array(sorted({key[0] for key in self._of if key[0]}), pa.string())
         self._videos = pa.array(sorted({key[1] for key in self._of if key[1]}), pa.string())

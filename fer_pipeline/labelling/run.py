@@ -30,6 +30,8 @@ CORRECTED = "faces_prior_em"
 """Folder of a run with labels corrected for the class prior of its archive, if requested (`table/prior.py`)."""
 CORRECTIONS_FOLDER = "corrections"
 """Folder of a run with the answers of people (`labelling/corrections.py`)."""
+AUDITS_FOLDER = "audits"
+"""Folder of a run with what was drawn to audit its labels (`labelling/audits.py`)."""
 INDEXES = "indexes"
 """Folder of a run on a store with the indexes of the source's containers."""
 READERS = 16

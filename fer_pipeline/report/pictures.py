@@ -56,6 +56,8 @@ class Wanted:
 
     record: Record
     boxes_xywh: tuple[Box, ...] = ()
+    whole_px: int = WHOLE_PX
+    """Longer side of the picture of a whole image."""
 
 
 class PictureProcess:
@@ -100,7 +102,9 @@ class PictureProcess:
         self._process.close()
 
 
-def cut_faces(faces: Sequence[tuple[Record, Box | None]], source: str, limits: PictureLimits) -> list[str | RecordError]:
+def cut_faces(
+    faces: Sequence[tuple[Record, Box | None]], source: str, limits: PictureLimits, whole_px: int = WHOLE_PX
+) -> list[str | RecordError]:
     """Return the picture of each face, or of the whole image, as a data URL, or why it has none.
 
     Only files below `source` are opened, each record once. Raise OutageError if the store is unavailable.
@@ -111,7 +115,7 @@ def cut_faces(faces: Sequence[tuple[Record, Box | None]], source: str, limits: P
         if storage.is_below(record.uri, source):
             places[record, box is None].append(index)
     boxes = {key: tuple(box for index in indices if (box := faces[index][1])) for key, indices in places.items()}
-    wanted = [Wanted(record, boxes[record, is_whole]) for record, is_whole in places]
+    wanted = [Wanted(record, boxes[record, is_whole], whole_px) for record, is_whole in places]
     with closing(PictureProcess(limits)) as process:
         found = process.cut(wanted) if wanted else []
     for (_, is_whole), indices, urls in zip(places, places.values(), found, strict=True):
@@ -127,16 +131,16 @@ def cut(wanted: Sequence[dict[str, Any]], limits: dict[str, Any]) -> Iterator[di
     with fetch(records, bounds.max_bytes, bounds.image_column) as fetched:
         for one, data in zip(wanted, fetched, strict=True):
             try:
-                yield {"urls": _urls(data, one["boxes_xywh"], bounds.max_pixels)}
+                yield {"urls": _urls(data, one["boxes_xywh"], bounds.max_pixels, one["whole_px"])}
             except Exception as error:  # noqa: BLE001 (the boundary around one record)
                 record_error = as_record_error(error, "undecodable")
                 yield {"error": [record_error.status, record_error.reason]}
 
 
-def _urls(data: Fetched, boxes_xywh: Sequence[Sequence[float]], max_pixels: int) -> list[str]:
-    photo = decode(data, max_pixels, 1024 if boxes_xywh else WHOLE_PX)  # reduced JPEGs decode faster
+def _urls(data: Fetched, boxes_xywh: Sequence[Sequence[float]], max_pixels: int, whole_px: int) -> list[str]:
+    photo = decode(data, max_pixels, 1024 if boxes_xywh else whole_px)  # reduced JPEGs decode faster
     if not boxes_xywh:
-        scale = WHOLE_PX / max(photo.pixels.shape[:2])
+        scale = whole_px / max(photo.pixels.shape[:2])
         interpolation = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
         return [jpeg_url(np.asarray(cv2.resize(photo.pixels, None, fx=scale, fy=scale, interpolation=interpolation), np.uint8))]
     squares = [box_transform(np.array(box) / photo.reduction, box_scale=1.8, side_px=FACE_PX) for box in boxes_xywh]

@@ -6,6 +6,7 @@ import json
 import math
 import tempfile
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import cv2
@@ -16,20 +17,48 @@ from numpy.typing import NDArray
 from fer_pipeline.archive.record import Record
 from fer_pipeline.base import storage
 from fer_pipeline.base.errors import RecordError
-from fer_pipeline.labelling.corrections import CANNOT_TELL, NOT_A_FACE
+from fer_pipeline.labelling.corrections import CANNOT_TELL, IMAGE_ANSWERS, MISSED_FACE, NO_FACE, NOT_A_FACE
 from fer_pipeline.report.page import render, template_text
 from fer_pipeline.report.pictures import PictureLimits, cut_faces
 from fer_pipeline.report.timelines import COLORS
 
-PAGE, SHEETS = "index.html", "sheets"
-TILE_PX, TILES_A_SIDE = 96, 8
-TILES = TILES_A_SIDE**2
-"""Faces on a sheet; a screen in another order loads as many sheets as it has faces, so sheets are small."""
+PAGE = "index.html"
 KEYS = "123456789abdefghijklmnopqrtvwyz"
 """Keys of the classes, in their order."""
+OTHER_KEYS = {NOT_A_FACE: "x", CANNOT_TELL: "c", NO_FACE: "n", MISSED_FACE: "m"}
 CUT_AT_ONCE = 512
 """Faces whose images are read in one call."""
-COLUMNS = ("content_sha256", "uri", "member", "time_ms", *"xywh", "expression", "confidence", "quality", "uncertain", "folder")
+COLUMNS = ("content_sha256", "uri", "member", "time_ms", *"xywh")
+SAID = ("expression", "confidence", "quality", "uncertain", "model_digest", "folder")
+"""What a blind page does not hold: what was said of a face, and what its folder may tell."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of page."""
+
+    page: str = PAGE
+    sheets: str = "sheets"
+    """Folder of the sheets."""
+    px: int = 96
+    """Side of a tile."""
+    tiles_a_side: int = 8
+    """Of a sheet; a screen in another order loads as many sheets as it has faces, so sheets are small."""
+    is_blind: bool = False
+    """Neither labels nor what a model said are on the page."""
+    of_images: bool = False
+    """Of whole images."""
+    then: str | None = None
+    """The page that follows."""
+
+    @property
+    def tiles(self) -> int:
+        return self.tiles_a_side**2
+
+
+REVIEW = Kind()
+AUDIT_FACES = Kind(px=128, tiles_a_side=5, is_blind=True)
+AUDIT_IMAGES = Kind("images.html", "images", px=320, tiles_a_side=3, is_blind=True, of_images=True)
 
 
 def write_review(
@@ -40,6 +69,7 @@ def write_review(
     source: str,
     limits: PictureLimits,
     classes: Sequence[str],
+    kind: Kind = REVIEW,
 ) -> int:
     """Write the folder `out` for faces, rows of `flat_faces` in the order of the page; return how many have no picture.
 
@@ -47,26 +77,28 @@ def write_review(
     """
     missing = 0
     with tempfile.TemporaryFile() as cache:
-        places = _cut(cache, records, faces, source, limits)
-        for start in range(0, len(faces), TILES):
-            tiles = [_read(cache, place) for place in places[start : start + TILES]]
+        places = _cut(cache, records, faces, source, limits, kind)
+        for start in range(0, len(faces), kind.tiles):
+            tiles = [_read(cache, place) for place in places[start : start + kind.tiles]]
             missing += tiles.count(None)
-            storage.write_bytes(storage.join(out, SHEETS, f"{start // TILES:05d}.jpg"), _sheet(tiles))
-    storage.write_bytes(storage.join(out, PAGE), review_page(title, faces, classes).encode())
+            storage.write_bytes(storage.join(out, kind.sheets, f"{start // kind.tiles:05d}.jpg"), _sheet(tiles, kind))
+    storage.write_bytes(storage.join(out, kind.page), review_page(title, faces, classes, kind).encode())
     return missing
 
 
 def _cut(
-    cache: Any, records: Sequence[Record | None], faces: pa.Table, source: str, limits: PictureLimits
+    cache: Any, records: Sequence[Record | None], rows: pa.Table, source: str, limits: PictureLimits, kind: Kind
 ) -> list[tuple[int, int] | None]:
     """Write the pictures of faces into a file, image by image, and return where each is; None for one without a picture."""
-    boxes = list(zip(*(faces[name].to_pylist() for name in "xywh"), strict=True))
+    boxes: list[Any] = list(zip(*(rows[name].to_pylist() for name in "xywh"), strict=True))
+    boxes = [None] * len(boxes) if kind.of_images else boxes
     places: list[tuple[int, int] | None] = [None] * len(boxes)
     known = [index for index, record in enumerate(records) if record]
     by_image = sorted(known, key=lambda index: _order(records[index]))
     for start in range(0, len(by_image), CUT_AT_ONCE):
         chosen = by_image[start : start + CUT_AT_ONCE]
-        found = cut_faces([(record, boxes[index]) for index in chosen if (record := records[index])], source, limits)
+        faces = [(record, boxes[index]) for index in chosen if (record := records[index])]
+        found = cut_faces(faces, source, limits, kind.px)
         for index, picture in zip(chosen, found, strict=True):
             if not isinstance(picture, RecordError):
                 data = base64.b64decode(picture.partition(",")[2])
@@ -87,37 +119,45 @@ def _read(cache: Any, place: tuple[int, int] | None) -> bytes | None:
     return bytes(cache.read(place[1]))
 
 
-def _sheet(tiles: Sequence[bytes | None]) -> bytes:
+def _sheet(tiles: Sequence[bytes | None], kind: Kind) -> bytes:
     """Return the tiles on one JPEG, row by row; grey where there is no picture."""
-    rows = -(-len(tiles) // TILES_A_SIDE)
-    sheet: NDArray[np.uint8] = np.full((rows * TILE_PX, TILES_A_SIDE * TILE_PX, 3), 128, np.uint8)
+    rows, px = -(-len(tiles) // kind.tiles_a_side), kind.px
+    sheet: NDArray[np.uint8] = np.full((rows * px, kind.tiles_a_side * px, 3), 128, np.uint8)
     for number, tile in enumerate(tiles):
         if tile is not None:
             pixels: Any = cv2.imdecode(np.frombuffer(tile, np.uint8), cv2.IMREAD_COLOR)
-            y, x = (TILE_PX * place for place in divmod(number, TILES_A_SIDE))
-            sheet[y : y + TILE_PX, x : x + TILE_PX] = cv2.resize(pixels, (TILE_PX, TILE_PX), interpolation=cv2.INTER_AREA)
+            y, x = (px * place for place in divmod(number, kind.tiles_a_side))
+            scale = px / max(pixels.shape[:2])
+            height, width = (max(1, round(scale * side)) for side in pixels.shape[:2])
+            sheet[y : y + height, x : x + width] = cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA)
     return cv2.imencode(".jpg", sheet, [cv2.IMWRITE_JPEG_QUALITY, 85])[1].tobytes()
 
 
-def review_page(title: str, faces: pa.Table, classes: Sequence[str]) -> str:
+def review_page(title: str, faces: pa.Table, classes: Sequence[str], kind: Kind = REVIEW) -> str:
     """Return the page. Its script is the only one in it that a browser runs, and it loads nothing but the sheets."""
-    names = [*classes, NOT_A_FACE, CANNOT_TELL]
-    keys = [*KEYS[: len(classes)], *[""] * (len(classes) - len(KEYS)), "x", "c"]
-    answers = [{"name": name, "key": key, "color": COLORS.get(name, "#5c677d")} for name, key in zip(names, keys, strict=True)]
-    columns = dict(_columns(faces))
-    index = {"answers": answers, "side": TILES_A_SIDE, "px": TILE_PX, "columns": columns}
+    others = IMAGE_ANSWERS if kind.of_images else (NOT_A_FACE, CANNOT_TELL)
+    keys = dict(zip(() if kind.of_images else classes, [*KEYS, *[""] * len(classes)], strict=False))
+    keys |= {name: OTHER_KEYS[name] for name in others}
+    answers = [{"name": name, "key": key, "color": COLORS.get(name, "#5c677d")} for name, key in keys.items()]
+    columns = dict(_columns(faces, kind))
+    index = {"answers": answers, "side": kind.tiles_a_side, "px": kind.px, "sheets": kind.sheets, "columns": columns}
+    index["blind"] = kind.is_blind
+    index["file"] = "corrections-of-images" if kind.of_images else "corrections"
     text = json.dumps(index, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     index["id"] = hashlib.sha256(text.encode()).hexdigest()[:16]
     text = json.dumps(index, ensure_ascii=False, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
     script = template_text("review.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    return render("review.html", title=title, index=text, script=script, digest=digest, answers=answers, count=len(faces))
+    return render(
+        "review.html", title=title, index=text, script=script, digest=digest, answers=answers, count=len(faces), kind=kind
+    )
 
 
-def _columns(faces: pa.Table) -> Iterator[tuple[str, Any]]:
+def _columns(faces: pa.Table, kind: Kind) -> Iterator[tuple[str, Any]]:
     """Yield the columns of the index; texts that repeat are numbers in a list of their own."""
-    for name in (*COLUMNS, "model_digest", "chosen"):
-        values = faces[name].to_pylist() if name in faces.column_names else [None] * len(faces)
+    for name in (*COLUMNS, *SAID, "chosen"):
+        is_there = name in faces.column_names and not (kind.is_blind and name in SAID)
+        values = faces[name].to_pylist() if is_there else [None] * len(faces)
         if name in ("confidence", "quality", *"xywh"):
             yield name, [None if value is None or not math.isfinite(value) else value for value in values]
         elif name in ("uri", "member", "expression", "folder", "model_digest", "chosen"):

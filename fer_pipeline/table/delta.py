@@ -36,6 +36,7 @@ COMMIT_COUNTER = "fer-pipeline.commits"
 """Id of the transaction that counts the commits of this project."""
 FILE_NAME = re.compile(r"(?:[A-Za-z0-9=][\w.=-]*/)*[A-Za-z0-9=][\w.=-]*\.parquet")
 """A valid path of a data file: no scheme, no `..`, nothing percent-encoded, no name that readers ignore."""
+TABLE_AUDITS = "_audits"
 TABLE_CORRECTIONS = "_corrections"
 """Folder below the table with the answers of people. Readers and vacuum ignore names that begin with an underscore."""
 TABLE_INDEXES = "_indexes"

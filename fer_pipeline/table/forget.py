@@ -9,10 +9,11 @@ from fer_pipeline.base import storage
 from fer_pipeline.base.config import Config
 from fer_pipeline.base.errors import UserError
 from fer_pipeline.base.storage import parquet
+from fer_pipeline.labelling import audits
 from fer_pipeline.labelling.corrections import erase_corrections, erasure
 from fer_pipeline.table.blocklist import ENTRIES, block, read_blocklist
 from fer_pipeline.table.data_files import write_file
-from fer_pipeline.table.delta import TABLE_CORRECTIONS, Changes, LabelTable
+from fer_pipeline.table.delta import TABLE_AUDITS, TABLE_CORRECTIONS, Changes, LabelTable
 from fer_pipeline.table.rows import ROWS
 
 _COLUMNS = ["uri", *ENTRIES.names]
@@ -77,7 +78,8 @@ def _of_frames(erased: pa.Table) -> set[str]:
 
 
 def _erase_corrections(table: LabelTable, uris: Collection[str], contents: Collection[str], frames: set[str]) -> set[str]:
-    """Delete the corrections of these files and contents, and block them, and those of `frames`, for who still has them."""
+    """Delete the corrections and audits of these files and contents; block them, and those of `frames`, for good."""
+    audits.erase(storage.join(table.url, TABLE_AUDITS), uris, contents)
     erased = erase_corrections(storage.join(table.url, TABLE_CORRECTIONS), uris, contents)
     if fresh := sorted((erased | frames) - read_blocklist(table.url).contents):
         block(table.url, pa.table({"content_sha256": fresh}))

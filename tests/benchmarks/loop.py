@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 import fer_pipeline as fer
 from fer_pipeline.api.labels import open_labels
+from fer_pipeline.api.reviews import picks_of
 from fer_pipeline.cli import review
 from fer_pipeline.cli.review import CorrectConfig
 from fer_pipeline.faces.detectors import load_detector, resolve_detector
@@ -159,8 +160,7 @@ def main() -> None:
     print(json.dumps(facts), flush=True)
     for seed in range(options.seeds):
         run = Path(shutil.copytree(pool, work / f"run-{seed}"))
-        labels = open_labels(str(run))
-        faces = labels._picked(None, False, options.answers)
+        faces = picks_of(open_labels(str(run)), options.answers)
         assert faces is not None
         answered(run, faces, truth)
         mix = str(work / f"corrected-{seed}")

@@ -17,7 +17,7 @@ import psutil
 import pyarrow as pa
 
 from fer_pipeline.models.label_space import FER7
-from fer_pipeline.report.review import TILES, review_page
+from fer_pipeline.report.review import REVIEW, review_page
 from tests.report.browser import browser
 
 
@@ -50,7 +50,7 @@ def main() -> None:
             1
         ]
         (folder / "sheets").mkdir()
-        for number in range(-(-options.faces // TILES)):
+        for number in range(-(-options.faces // REVIEW.tiles)):
             (folder / "sheets" / f"{number:05d}.jpg").write_bytes(sheet.tobytes())
         began = time.perf_counter()
         (folder / "index.html").write_text(review_page("/runs/x", rows(options.faces), FER7.classes))

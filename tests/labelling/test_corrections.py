@@ -84,7 +84,7 @@ def test_the_last_answer_of_a_person_and_the_majority_count() -> None:
     [
         ("{", "it is not JSON"),
         ("[1]", "Input should be a valid"),
-        ({"answer": "glad"}, "'glad' is not an answer: happy, sad, not_a_face, cannot_tell are"),
+        ({"answer": "glad"}, "'glad' is not an answer: happy, sad, not_a_face, cannot_tell, no_face, missed_face are"),
         ({"w": 0}, "w: Input should be greater than or equal to 0.01"),
         ({"x": "NaN"}, "x: Input should be"),
         ({"at": "2026-11-30T09:00:00"}, "at: Input should have timezone info"),

@@ -251,3 +251,41 @@ def test_no_answer_is_lost_or_given_unseen(run: fer.Run, archive: Path, tmp_path
         tab.run("Storage.prototype.setItem = () => { throw new Error('full'); }; list.focus()")
         tab.press("c")
         assert "cannot keep more answers" in tab.run("said.textContent") and tab.errors == []
+
+
+@in_browser
+def test_an_audit_is_answered_on_two_pages_that_do_not_tell_the_labels(run: fer.Run, archive: Path, tmp_path: Path) -> None:
+    shutil.copytree(archive, tmp_path / "photos" / "one")
+    shutil.copytree(archive, tmp_path / "photos" / "two")
+    twice = fer.label(tmp_path / "photos", tmp_path / "run", detector="mtcnn", reuse_faces=run.url)
+    found = review.review(ReviewConfig(labels=twice.url, out=str(tmp_path / "r"), source=str(tmp_path / "photos"), audit=40))
+    assert found.faces == 40 and found.images == 10
+    files = []
+    with browser(tmp_path) as tab:
+        tab.open(tmp_path / "r" / "index.html")
+        assert not any(name in tab.run("list.innerText") for name in twice.classes)
+        tab.run("by.value = 'ann'; by.dispatchEvent(new Event('change'))")
+        tab.click("#face-0")
+        tab.press("Enter")
+        assert answered(tab) == 0, "there is no label to confirm"
+        for _ in range(40):
+            tab.press("4")
+        files.append(saved(tab, tmp_path, "ann"))
+        tab.run("document.querySelector('a[href=\"images.html\"]').click()")
+        until(lambda: tab.run("document.readyState === 'complete' && Boolean(document.querySelector('[data-answer=no_face]'))"))
+        tab.open(tmp_path / "r" / "images.html")
+        tab.run("by.value = 'ann'; by.dispatchEvent(new Event('change'))")
+        tab.click("#face-0")
+        for key in "mnnnnnnnnn":
+            tab.press(key)
+        files.append(saved(tab, tmp_path, "of-images-ann"))
+        assert tab.errors == []
+        for page in ("index.html", "images.html"):
+            tab.open(tmp_path / "r" / page, width=420, scheme="dark")
+            tab.run(AXE.read_text())
+            assert tab.run("axe.run().then((found) => found.violations.map((one) => one.id))") == []
+    added = review.correct(CorrectConfig(labels=twice.url, file=tuple(map(str, files))))
+    assert (added.added, added.without_face, added.refused) == (50, 0, 0)
+    score = review.score(review.ScoreConfig(labels=twice.url))
+    assert score.missed and score.missed.low < 0.1 < score.missed.high and score.images_answered == 10 <= score.images
+    assert score.answered == 40 and score.estimates.shares["happy"].value > 0.9

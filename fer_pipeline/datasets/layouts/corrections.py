@@ -25,7 +25,7 @@ from fer_pipeline.datasets.layouts.layout import (
     class_of,
 )
 from fer_pipeline.faces.detectors import DETECTORS
-from fer_pipeline.labelling.corrections import CANNOT_TELL, NOT_A_FACE, Reviews, counted, majority, read_corrections
+from fer_pipeline.labelling.corrections import CANNOT_TELL, NOT_A_FACE, Reviews, counted, majority, measures, read_corrections
 from fer_pipeline.labelling.manifest import find_records
 from fer_pipeline.labelling.run import CORRECTIONS_FOLDER, RUN, RunFolder, RunRecord
 from fer_pipeline.labelling.schemas import ADDED, IMAGES
@@ -102,7 +102,7 @@ class Corrections(ABC):
         points = row["landmarks"]
         landmarks = tuple(zip(points[::2], points[1::2], strict=True)) if points else None
         face = AnnotatedFace((row["x"], row["y"], row["w"], row["h"]), landmarks)
-        split = AUDIT if any(one["chosen"] == "random" for one in given) else "train"
+        split = AUDIT if any(map(measures, given)) else "train"
         return Sample(record, label, split, source, tuple(float(counts[name]) for name in VOTE_CLASSES), face)
 
 

@@ -4,7 +4,7 @@ const columns = index.columns, count = columns.x.length, names = index.answers.m
 const $ = (id) => document.getElementById(id);
 const text = (name, face) => columns[name].texts[columns[name].of[face]];
 const list = $("list"), all = $("all"), said = $("said"), by = $("by");
-const WIDTH = 108, HEIGHT = 140, WITHDRAWN = -1, NAME = /^[\w.-]{1,40}$/;
+const WIDTH = index.px + 12, HEIGHT = index.px + 44, WITHDRAWN = -1, NAME = /^[\w.-]{1,40}$/;
 
 // What a person answered: for each face, the number of the answer, or WITHDRAWN, and the time in ms. This browser keeps it for
 // each pseudonym, in parts of CHUNK faces, so that an answer writes little. Where two tabs differ, the later answer counts.
@@ -120,7 +120,7 @@ function draw() {
 function made(place) {
   const face = shown[place], tile = document.createElement("div"), picture = document.createElement("i");
   const sheet = Math.floor(face / index.side ** 2), inside = face % index.side ** 2;
-  picture.style.backgroundImage = `url(sheets/${String(sheet).padStart(5, "0")}.jpg)`;
+  picture.style.backgroundImage = `url(${index.sheets}/${String(sheet).padStart(5, "0")}.jpg)`;
   picture.style.backgroundPosition = `-${(inside % index.side) * index.px}px -${Math.floor(inside / index.side) * index.px}px`;
   tile.className = "tile";
   tile.id = "face-" + place;
@@ -130,19 +130,19 @@ function made(place) {
   tile.style.left = (place % columnCount) * WIDTH + 2 + "px";
   tile.style.top = Math.floor(place / columnCount) * HEIGHT + 2 + "px";
   tile.append(picture, document.createElement("b"), document.createElement("span"));
-  tile.title = [text("uri", face), text("member", face)].filter(Boolean).join(" : ");
+  if (!index.blind) tile.title = [text("uri", face), text("member", face)].filter(Boolean).join(" : ");
   return tile;
 }
 
 function mark(place, tile) {
   const face = shown[place], sure = columns.confidence[face] === null ? "" : Math.round(100 * columns.confidence[face]) + " %";
-  const label = text("expression", face), name = answered(face) ? names[answers.get(face)[0]] : "", given = name.replaceAll("_", " ");
+  const label = text("expression", face) || "", name = answered(face) ? names[answers.get(face)[0]] : "", given = name.replaceAll("_", " ");
   tile.children[1].textContent = name ? (name === label ? "✓ " : "→ ") + given : "";
   tile.children[2].textContent = `${label} ${sure}${columns.uncertain[face] ? " ?" : ""}`;
   tile.classList.toggle("answered", Boolean(name));
   tile.classList.toggle("current", place === current);
   tile.setAttribute("aria-selected", selected.has(place));
-  tile.setAttribute("aria-label", `labelled ${label}, ${sure}${name ? ", answered " + given : ", not answered"}`);
+  tile.setAttribute("aria-label", `${label ? `labelled ${label}, ${sure}, ` : ""}${name ? "answered " + given : "not answered"}`);
 }
 
 function go(place, extend) {
@@ -166,6 +166,7 @@ function answer(name) {
     before.push([face, answers.get(face)]);
     take(face, [number, Math.max(at, answers.has(face) ? answers.get(face)[1] + 1 : 0)]);
   }
+  if (!before.length) return;
   undone.push(before);
   saved = false;
   keep(before.map(([face]) => face));
@@ -197,7 +198,7 @@ function save() {
   const lines = given.map(([face, [number, at]]) => JSON.stringify(line(face, number, at)) + "\n");
   const link = document.createElement("a");
   link.href = URL.createObjectURL(new Blob(lines, { type: "application/x-ndjson" }));
-  link.download = `corrections-${person}.jsonl`;
+  link.download = `${index.file}-${person}.jsonl`;
   link.click();
   setTimeout(() => URL.revokeObjectURL(link.href), 60000);
   saved = true;

@@ -1,0 +1,125 @@
+"""Pages on which people answer about faces of a run or a table, and what the answers to an audit say of all labels."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from fer_pipeline.api.flat import flat_images
+from fer_pipeline.api.labels import Labels, reduced
+from fer_pipeline.base import storage
+from fer_pipeline.base.errors import UserError
+from fer_pipeline.labelling import audits
+from fer_pipeline.labelling.audits import Audit, Draw, Score
+from fer_pipeline.labelling.picks import candidates, picked, with_margin
+from fer_pipeline.report.review import AUDIT_FACES, AUDIT_IMAGES, REVIEW, Kind, write_review
+
+OF_EMPTY = ("uri", "member", "time_ms", "content_sha256", "width", "height", "record_id", "etag", "size_bytes")
+"""Columns of an image without a face that find its picture."""
+
+
+@dataclass(frozen=True)
+class Written:
+    """What is on a page, and how much of it has no picture."""
+
+    faces: int
+    images: int
+    without_picture: int
+    audit_id: str | None = None
+
+
+def review(
+    labels: Labels, out: str, source: str, *, where: str | None = None, certain: bool = False, top: int = 10_000
+) -> Written:
+    """Write a page on which people answer about faces, the least confident first, into the folder `out`.
+
+    Pictures are cut from images below `source` only. Raise UserError if there is no such face.
+    """
+    return _written(labels, out, source, labels.first_faces(where, certain, False, top, "ascending"), REVIEW)
+
+
+def review_picks(labels: Labels, out: str, source: str, pick: int, *, where: str | None = None, certain: bool = False) -> Written:
+    """The same of faces without an answer: one in ten at random, the others by `picks.picked`."""
+    return _written(labels, out, source, picks_of(labels, pick, where=where, certain=certain), REVIEW)
+
+
+def picks_of(labels: Labels, pick: int, *, where: str | None = None, certain: bool = False) -> pa.Table | None:
+    """Return the rows of the faces that are most worth an answer; None if there is none."""
+    rng, parts = np.random.default_rng(), labels.faces_to_find(certain, where, False)
+    unanswered = (rows.filter(pc.equal(rows["reviewers"], 0)) if "reviewers" in rows.column_names else rows for rows in parts)
+    kept = reduced((with_margin(rows, labels.classes, rng) for rows in unanswered), lambda rows: candidates(rows, pick))
+    return kept and picked(kept, pick)
+
+
+def audit(labels: Labels, out: str, source: str, count: int, *, where: str | None = None) -> Written:
+    """Draw `count` faces, and some images without one, at random from all; write the blind pages on which people answer.
+
+    What was drawn is kept beside the labels. Raise UserError if there are fewer faces than intervals need.
+    """
+    draw = Draw(labels.classes, count, np.random.default_rng())
+    for faces in labels.faces_to_find(False, where, False):
+        draw.add_faces(faces)
+    for images in [] if where else _without_face(labels):
+        draw.add_images(images)
+    drawn, faces_drawn, images_drawn = draw.audit(where)
+    if faces_drawn is None or len(faces_drawn) < audits.LEAST_ANSWERS:
+        found = 0 if faces_drawn is None else len(faces_drawn)
+        raise UserError(f"'{labels.url}' has {found} such faces: an audit needs at least {audits.LEAST_ANSWERS}.")
+    chosen = f"{audits.CHOSEN}{drawn.audit_id}"
+    shown = 0 if images_drawn is None else len(images_drawn)
+    of_faces = replace(AUDIT_FACES, then=AUDIT_IMAGES.page if shown else None)
+    written = _written(labels, out, source, _named(faces_drawn, chosen), of_faces)
+    missing = written.without_picture
+    if images_drawn is not None and shown:
+        missing += _written(labels, out, source, _named(images_drawn, chosen), AUDIT_IMAGES).without_picture
+    audits.keep(labels.audits_folder, drawn)
+    return Written(written.faces, shown, missing, drawn.audit_id)
+
+
+def score(labels: Labels, audit_id: str | None = None) -> Score:
+    """Return what the answers to an audit, by default the latest one, say of all labels. Raise UserError if they are too few."""
+    drawn = audits.kept(labels.audits_folder, audit_id)
+    found = audits.scored(drawn, labels.corrections())
+    return found.model_copy(update={"relabelled": _relabelled(labels, drawn)})
+
+
+def _named(rows: pa.Table, chosen: str) -> pa.Table:
+    if "x" not in rows.column_names:
+        zeros = pa.array(np.zeros(len(rows), np.float32))
+        for name, column in zip("xywh", (zeros, zeros, rows["width"], rows["height"]), strict=True):
+            rows = rows.append_column(name, column)
+    return rows.append_column("chosen", pa.array([chosen] * len(rows)))
+
+
+def _without_face(labels: Labels) -> Iterator[pa.Table]:
+    """Yield the images in which no face was detected."""
+    for images in labels.image_batches():
+        rows = flat_images(images, "")
+        rows = rows.filter(pc.equal(rows["status"].cast(pa.string()), "no_face"))
+        yield rows.select([name for name in OF_EMPTY if name in rows.column_names])
+
+
+def _written(labels: Labels, out: str, source: str, faces: pa.Table | None, kind: Kind) -> Written:
+    if faces is None or not len(faces):
+        raise UserError(f"There is no such face in '{labels.url}': there is nothing to review.")
+    place = storage.normalize(source)
+    records = labels.records_of(faces, place)
+    missing = write_review(storage.normalize(out), labels.url, faces, records, place, labels.limits(), labels.classes, kind)
+    return Written(len(faces), 0, missing)
+
+
+def _relabelled(labels: Labels, drawn: Audit) -> int:
+    """Return how many drawn faces have another label now, or are gone."""
+    wanted = {audits.place_of(item): drawn.strata[item.stratum].expression for item in drawn.items if item.stratum is not None}
+    same = set()
+    for faces in labels.face_batches():
+        digests = pa.array([item.content_sha256 for item in drawn.items if item.content_sha256], pa.string())
+        uris = pa.array([item.uri for item in drawn.items if not item.content_sha256], pa.string())
+        may_be = pc.fill_null(pc.or_(pc.is_in(faces["content_sha256"], digests), pc.is_in(faces["uri"], uris)), False)
+        for row in faces.filter(may_be).to_pylist():
+            place = audits.place_of_row(row)
+            if wanted.get(place) == row["expression"]:
+                same.add(place)
+    return len(wanted) - len(same)

@@ -1,0 +1,151 @@
+"""`review --audit` and `score`: a blind random sample, and what the answers about it say of all labels."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+import fer_pipeline as fer
+from fer_pipeline.base.errors import UserError
+from fer_pipeline.cli import readable, review
+from fer_pipeline.cli import table as upkeep
+from fer_pipeline.cli.review import CorrectConfig, Review, ReviewConfig, ScoreConfig
+from fer_pipeline.cli.table import ForgetConfig
+from fer_pipeline.jobs import publish
+from fer_pipeline.jobs.publish import PublishConfig
+from fer_pipeline.labelling.audits import Audit
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder, rng = tmp_path_factory.mktemp("crops"), np.random.default_rng(0)
+    for number in range(80):
+        picture = cv2.GaussianBlur(rng.integers(0, 256, (48, 48), np.uint8), (0, 0), 1 + number % 7)
+        cv2.imwrite(str(folder / f"{number}.png"), picture)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def labelled_crops(source: Path, tmp_path_factory: pytest.TempPathFactory, local_ray: None) -> fer.Run:
+    return fer.label(source, tmp_path_factory.mktemp("audited") / "run", detector="none")
+
+
+@pytest.fixture
+def run(labelled_crops: fer.Run, tmp_path: Path) -> fer.Run:
+    shutil.copytree(labelled_crops.url, tmp_path / "run")
+    return fer.Run(str(tmp_path / "run"))
+
+
+def index_of(page: Path) -> dict[str, Any]:
+    match = re.search(r'<script type="application/json" id="index">(.*?)</script>', page.read_text(), re.DOTALL)
+    assert match
+    return dict(json.loads(match[1]))
+
+
+def drawn(labels: str, source: Path, out: Path, count: int) -> Review:
+    return review.review(ReviewConfig(labels=labels, out=str(out), source=str(source), audit=count))
+
+
+def answers_on(page: Path, by: str, say: Any) -> str:
+    """Return what the page saves if a person answers `say(place)` about every tile."""
+    columns, lines = index_of(page)["columns"], []
+    for place in range(len(columns["x"])):
+        facts = {name: columns[name][place] for name in ("content_sha256", "time_ms", *"xywh")}
+        facts |= {name: columns[name]["texts"][columns[name]["of"][place]] for name in ("uri", "member", "chosen")}
+        answer = say(facts)
+        if answer:
+            lines.append(json.dumps(facts | {"answer": answer, "by": by, "at": "2026-11-30T09:00:00Z"}))
+    return "\n".join(lines)
+
+
+def corrected(labels: str, text: str, file: Path) -> review.Corrected:
+    file.write_text(text)
+    return review.correct(CorrectConfig(labels=labels, file=(str(file),)))
+
+
+@pytest.mark.parametrize("of", ["run", "table"])
+def test_a_blind_audit_of_all_faces_says_exactly_how_right_they_are(of: str, run: fer.Run, source: Path, tmp_path: Path) -> None:
+    labels = run.url
+    if of == "table":
+        labels = str(tmp_path / "table")
+        publish.run(PublishConfig(run=run.url, table=labels))
+    found = drawn(labels, source, tmp_path / "r", 80)
+    page = (tmp_path / "r" / "index.html").read_text()
+    assert (found.faces, found.images, found.without_picture) == (80, 0, 0) and "Enter</kbd>" not in page
+    columns = index_of(tmp_path / "r" / "index.html")["columns"]
+    for name in ("expression", "model_digest", "folder"):
+        assert columns[name]["texts"] == [None]
+    assert not any(any(columns[name]) for name in ("confidence", "quality", "uncertain"))
+    said = {face["content_sha256"]: face["expression"] for face in run.faces().to_pylist()}
+    right = set(sorted(said)[:50])
+
+    def truth(facts: dict[str, Any]) -> str:
+        digest = facts["content_sha256"]
+        return said[digest] if digest in right else "not_a_face"
+
+    added = corrected(labels, answers_on(tmp_path / "r" / "index.html", "ann", truth), tmp_path / "c.jsonl")
+    assert (added.added, added.without_face) == (80, 0)
+    score = review.score(ScoreConfig(labels=labels))
+    accuracy = score.estimates.accuracy
+    assert (accuracy.low, accuracy.value, accuracy.high) == pytest.approx((50 / 80,) * 3)
+    assert score.estimates.false_faces.value == pytest.approx(30 / 80) and score.relabelled == 0
+    assert (score.faces, score.drawn, score.answered, score.people, score.agreement) == (80, 80, 80, 1, None)
+    text = readable.readable("score", json.loads(score.model_dump_json()))
+    assert "right labels" in text and "62.5% (62.5% to 62.5%)" in text
+    second = corrected(
+        labels, answers_on(tmp_path / "r" / "index.html", "bob", lambda facts: "cannot_tell"), tmp_path / "d.jsonl"
+    )
+    assert second.added == 80
+    with pytest.raises(
+        UserError, match=r"0 of the 80 faces of the audit '\w+' have an answer that counts: intervals need at least 30"
+    ):
+        review.score(ScoreConfig(labels=labels))
+
+
+def test_the_order_is_random_and_answers_of_other_pages_do_not_count(run: fer.Run, source: Path, tmp_path: Path) -> None:
+    first, second = (drawn(run.url, source, tmp_path / name, 60) for name in ("one", "two"))
+    digests = [index_of(tmp_path / name / "index.html")["columns"]["content_sha256"] for name in ("one", "two")]
+    assert digests[0] != digests[1] and first.audit != second.audit
+    confidence = {face["content_sha256"]: face["confidence"] for face in run.faces().to_pylist()}
+    assert abs(np.corrcoef([confidence[digest] for digest in digests[0]], np.arange(60))[0, 1]) < 0.5
+    said = {face["content_sha256"]: face["expression"] for face in run.faces().to_pylist()}
+    text = answers_on(tmp_path / "one" / "index.html", "ann", lambda facts: said[facts["content_sha256"]])
+    corrected(run.url, text, tmp_path / "c.jsonl")
+    corrected(run.url, text.replace(f"audit-{first.audit}", "margin").replace('"ann"', '"bob"'), tmp_path / "d.jsonl")
+    score = review.score(ScoreConfig(labels=run.url, audit=first.audit))
+    assert (score.people, score.answered) == (1, 60) and score.estimates.accuracy.high == pytest.approx(1)
+    assert 0.9 < score.estimates.accuracy.low < 1 and score.estimates.answers_to_halve > 0
+    with pytest.raises(UserError, match="0 of the 60 faces"):
+        review.score(ScoreConfig(labels=run.url, audit=second.audit))
+    with pytest.raises(UserError, match="have no audit 'ffffffff': they have"):
+        review.score(ScoreConfig(labels=run.url, audit="ffffffff"))
+
+
+def test_images_without_a_face_are_audited_for_missed_ones(labelled: fer.Run, archive: Path, tmp_path: Path) -> None:
+    run = fer.Run(str(shutil.copytree(labelled.url, tmp_path / "run")))
+    with pytest.raises(UserError, match="has 28 such faces: an audit needs at least 30"):
+        drawn(run.url, archive, tmp_path / "few", 100)
+    assert not (tmp_path / "run" / "audits").exists()
+
+
+def test_what_is_forgotten_leaves_audits(run: fer.Run, source: Path, tmp_path: Path) -> None:
+    table = str(tmp_path / "table")
+    publish.run(PublishConfig(run=run.url, table=table))
+    found = drawn(table, source, tmp_path / "r", 60)
+    file = tmp_path / "table" / "_audits" / f"{found.audit}.json"
+    item = Audit.model_validate_json(file.read_text()).items[0]
+    upkeep.forget(ForgetConfig(table=table, content=(str(item.content_sha256),)))
+    assert str(item.content_sha256) not in file.read_text() and len(Audit.model_validate_json(file.read_text()).items) == 59
+
+
+def test_impossible_audits_say_what_to_do(run: fer.Run, source: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="have no audit: draw one by `fer-pipeline review --audit 400`"):
+        review.score(ScoreConfig(labels=run.url))
+    both = ReviewConfig(labels=run.url, out=str(tmp_path / "r"), source=str(source), audit=60, pick=20)
+    with pytest.raises(UserError, match="leave out --pick and --certain"):
+        review.review(both)
