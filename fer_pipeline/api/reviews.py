@@ -79,10 +79,15 @@ def audit(labels: Labels, out: str, source: str, count: int, *, where: str | Non
 
 
 def score(labels: Labels, audit_id: str | None = None) -> Score:
-    """Return what the answers to an audit, by default the latest one, say of all labels. Raise UserError if they are too few."""
+    """Return what the answers to an audit, by default the latest one, say of all labels, and keep it for pages.
+
+    Raise UserError if they are too few.
+    """
     drawn = audits.kept(labels.audits_folder, audit_id)
     found = audits.scored(drawn, labels.corrections())
-    return found.model_copy(update={"relabelled": _relabelled(labels, drawn)})
+    found = found.model_copy(update={"relabelled": _relabelled(labels, drawn)})
+    audits.keep_score(labels.audits_folder, found)
+    return found
 
 
 def _named(rows: pa.Table, chosen: str) -> pa.Table:

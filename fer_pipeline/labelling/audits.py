@@ -25,6 +25,7 @@ IMAGES_SHARE = 0.1
 """Images without a detected face that are drawn, for each face that is drawn; at least `FLOOR`."""
 LEAST_ANSWERS = 30
 """With fewer answers there are no intervals."""
+SCORE = ".score.json"
 CHOSEN = "audit-"
 """How answers say of which audit they are: with its id behind this (`CORRECTIONS.chosen`)."""
 
@@ -76,6 +77,8 @@ class Score(Config):
     """How right labels are, from the answers to an audit. Intervals are of 95 %."""
 
     audit_id: str
+    drawn_at: str
+    where: str | None = None
     faces: int
     """Number of faces of which it speaks."""
     drawn: int
@@ -205,7 +208,7 @@ def keep(folder: str, audit: Audit) -> None:
 
 def kept(folder: str, audit_id: str | None) -> Audit:
     """Return an audit, by default the latest. Raise UserError if there is none."""
-    names = [name for name in storage.list_names(folder) if name.endswith(".json")]
+    names = _names(folder)
     if not names:
         raise UserError("These labels have no audit: draw one by `fer-pipeline review --audit 400`.")
     if audit_id is None:
@@ -216,9 +219,26 @@ def kept(folder: str, audit_id: str | None) -> Audit:
     return read_record(storage.join(folder, f"{audit_id}.json"), Audit, "audit")
 
 
+def keep_score(folder: str, score: Score) -> None:
+    """Write what an audit says beside it, for pages."""
+    storage.write_bytes(storage.join(folder, f"{score.audit_id}{SCORE}"), score.model_dump_json(indent=1).encode())
+
+
+def last_score(folder: str) -> Score | None:
+    """Return what the latest audit with a score says; None if there is none."""
+    names = [name for name in storage.list_names(folder) if name.endswith(SCORE)]
+    scores = (read_record(storage.join(folder, name), Score, "score of an audit") for name in names)
+    return max(scores, key=lambda one: one.drawn_at, default=None)
+
+
+def _names(folder: str) -> list[str]:
+    """Return the names of the files of audits."""
+    return [name for name in storage.list_names(folder) if name.endswith(".json") and not name.endswith(SCORE)]
+
+
 def erase(folder: str, uris: Collection[str], contents: Collection[str]) -> None:
     """Delete what audits hold of these files and contents."""
-    for name in storage.list_names(folder):
+    for name in _names(folder):
         place = storage.join(folder, name)
         audit = read_record(place, Audit, "audit")
         rest = tuple(item for item in audit.items if item.uri not in uris and item.content_sha256 not in contents)
@@ -258,6 +278,8 @@ def scored(audit: Audit, corrections: pa.Table) -> Score:
     kappas = [kappa for _, kappa in pairs if kappa is not None]
     return Score(
         audit_id=audit.audit_id,
+        drawn_at=audit.made_at,
+        where=audit.where,
         faces=audit.faces,
         drawn=drawn,
         answered=len(usable),

@@ -9,7 +9,8 @@ import pyarrow.compute as pc
 
 from fer_pipeline.base import storage
 from fer_pipeline.base.storage import parquet
-from fer_pipeline.labelling.run import RunFolder, RunRecord
+from fer_pipeline.labelling.audits import last_score
+from fer_pipeline.labelling.run import AUDITS_FOLDER, RunFolder, RunRecord
 from fer_pipeline.labelling.schemas import BLOCKED, FACES, FAILED, SUCCEEDED
 from fer_pipeline.report.gallery import Choice, Group
 from fer_pipeline.report.page import render
@@ -54,6 +55,7 @@ def label_report(
         statuses=(*SUCCEEDED, *FAILED, BLOCKED),
         failed=FAILED,
         timelines=timelines(folder, record),
+        score=last_score(folder.path(AUDITS_FOLDER)),
     )
 
 

@@ -11,10 +11,12 @@ from matplotlib.ticker import MaxNLocator
 from fer_pipeline.archive.files import name_below
 from fer_pipeline.base import storage
 from fer_pipeline.base.storage import parquet
+from fer_pipeline.labelling.audits import last_score
 from fer_pipeline.labelling.run import RunFolder, RunRecord
 from fer_pipeline.report.page import data_url, drawn, render
 from fer_pipeline.report.plots import BLUE, GREY, RED, png, tidy
 from fer_pipeline.table.audit import Audit
+from fer_pipeline.table.delta import TABLE_AUDITS
 from fer_pipeline.table.nights import Night, last_nights
 from fer_pipeline.table.rows import VANISHED
 
@@ -71,6 +73,7 @@ def nights_page(table: str, nights: list[Night]) -> str:
         "nights.html",
         table=table,
         last=nights[-1],
+        score=last_score(storage.join(table, TABLE_AUDITS)),
         facts=facts[::-1],
         held=[night for night in nights if night.state == "held"],
         table_rows=next((night.table_rows for night in reversed(published)), 0) or 0,

@@ -12,10 +12,11 @@ import pytest
 
 import fer_pipeline as fer
 from fer_pipeline.base.errors import UserError
-from fer_pipeline.cli import readable, review
+from fer_pipeline.cli import readable, report, review
 from fer_pipeline.cli import table as upkeep
+from fer_pipeline.cli.report import ReportConfig
 from fer_pipeline.cli.review import CorrectConfig, Review, ReviewConfig, ScoreConfig
-from fer_pipeline.cli.table import ForgetConfig
+from fer_pipeline.cli.table import ForgetConfig, PageConfig
 from fer_pipeline.jobs import publish
 from fer_pipeline.jobs.publish import PublishConfig
 from fer_pipeline.labelling.audits import Audit
@@ -95,6 +96,12 @@ def test_a_blind_audit_of_all_faces_says_exactly_how_right_they_are(of: str, run
     assert (accuracy.low, accuracy.value, accuracy.high) == pytest.approx((50 / 80,) * 3)
     assert score.estimates.false_faces.value == pytest.approx(30 / 80) and score.relabelled == 0
     assert (score.faces, score.drawn, score.answered, score.people, score.agreement) == (80, 80, 80, 1, None)
+    if of == "run":
+        report.run(ReportConfig(run=labels))
+        assert "How right the labels are" in Path(run.report).read_text()
+    else:
+        upkeep.page(PageConfig(table=labels, out=str(tmp_path / "nights.html")))
+        assert "How right the labels are" in (tmp_path / "nights.html").read_text()
     text = readable.readable("score", json.loads(score.model_dump_json()))
     assert "right labels" in text and "62.5% (62.5% to 62.5%)" in text
     second = corrected(
