@@ -88,7 +88,7 @@ class Labels(ABC):
         """Return what an image may take that is opened for a picture."""
 
     @abstractmethod
-    def _root(self) -> str:
+    def root(self) -> str:
         """Return the folder to which `path` is relative, unless the rows name it."""
 
     def face_batches(
@@ -106,7 +106,7 @@ class Labels(ABC):
         for images in self.image_batches():
             with self._our_rows():
                 images = images.filter(_without_copies(images, contents)) if once else images
-                rows = flat_faces(images, self.classes, self._root(), self.outputs)
+                rows = flat_faces(images, self.classes, self.root(), self.outputs)
             rows = reviews.joined(rows) if len(reviews) else rows
             if certain:
                 rows = rows.filter(pc.invert(rows["uncertain"]))
@@ -136,7 +136,7 @@ class Labels(ABC):
     def images(self, *, where: str | None = None) -> pa.Table:
         """Return one row for each image or frame: status, error, size, number of faces, and how it was labelled."""
         with self._our_rows():
-            parts = [flat_images(images, self._root()) for images in self.image_batches()]
+            parts = [flat_images(images, self.root()) for images in self.image_batches()]
             rows = pa.concat_tables(parts, promote_options="permissive")
         return chosen(rows, where) if where else rows
 
@@ -151,7 +151,7 @@ class Labels(ABC):
         """Return the images that have copies, with those of further columns that there are."""
         columns = dict.fromkeys([*NEEDED, *further])
         with self._our_rows():
-            parts = (flat_images(images, self._root()) for images in self.image_batches())
+            parts = (flat_images(images, self.root()) for images in self.image_batches())
             rows = pa.concat_tables([part.select([name for name in columns if name in part.column_names]) for part in parts])
             return copies_among(rows, [name for name in further if name in rows.column_names and name not in COPIES.names])
 
@@ -264,7 +264,7 @@ class Run(Labels):
     def limits(self) -> PictureLimits:
         return PictureLimits.of(self.record)
 
-    def _root(self) -> str:
+    def root(self) -> str:
         return self.record.source
 
 
@@ -332,7 +332,7 @@ class Table(Labels):
     def limits(self) -> PictureLimits:
         return PictureLimits(MAX_PIXELS, MAX_FILE_BYTES)
 
-    def _root(self) -> str:
+    def root(self) -> str:
         return ""  # each row names its source
 
 

@@ -20,7 +20,8 @@ import pyarrow.parquet as pq
 from pyarrow.csv import CSVWriter
 from pydantic import Field, field_validator
 
-from fer_pipeline.api.labels import open_labels
+from fer_pipeline.api.labels import Labels, open_labels
+from fer_pipeline.api.tools import Tool, label_studio_config, write_coco, write_label_studio
 from fer_pipeline.base import storage
 from fer_pipeline.base.config import Config
 from fer_pipeline.base.errors import UserError
@@ -55,6 +56,9 @@ class ExportConfig(FacesConfig):
     """A .csv, .json (one array), .jsonl (one object a line) or .parquet file; by default CSV goes to the standard output."""
     columns: str = ""
     """Only these columns, in this order, with commas between them."""
+    format: Tool | None = None
+    """For another tool, into a .json file: `coco`, with all images (CVAT, FiftyOne, datumaro), or `label-studio`, tasks with the
+    labels as predictions. `correct` takes what people answer there."""
 
     _kind = field_validator("to")(_require_kind)
 
@@ -112,6 +116,8 @@ class Crops(Config):
 def export(config: ExportConfig) -> Exported | None:
     """Write the faces. Raise UserError if there is no run or table, or a column or the condition is impossible."""
     labels, count = open_labels(config.labels), 0
+    if config.format:
+        return _export_for(config.format, labels, config)
     wanted = [name.strip() for name in config.columns.split(",") if name.strip()]
 
     def chosen() -> Iterator[pa.Table]:
@@ -125,6 +131,19 @@ def export(config: ExportConfig) -> Exported | None:
         return None
     log.info("Exported %d faces", count)
     return Exported(to=to, faces=count)
+
+
+def _export_for(tool: Tool, labels: Labels, config: ExportConfig) -> Exported:
+    place = storage.normalize(config.to)
+    if os.path.splitext(place)[1].lower() != ".json" or config.columns or config.once:
+        raise UserError(f"The format {tool} has all columns and copies: name a .json file by --to, without --columns, --once.")
+    with _written(place) as file:
+        write = write_coco if tool == "coco" else write_label_studio
+        count = write(labels, file, where=config.where, certain=config.certain)
+    if tool == "label-studio":
+        log.info("Labelling configuration for Label Studio: %s", label_studio_config(labels.classes))
+    log.info("Exported %d faces", count)
+    return Exported(to=place, faces=count)
 
 
 def _write(parts: Iterator[pa.Table], to: str) -> str | None:

@@ -1,19 +1,24 @@
 """`review` writes a page on which people answer about faces, and `correct` takes their answers from files."""
 
 import logging
+from collections.abc import Sequence
+from typing import Any
 
 import pyarrow.compute as pc
 from pydantic import Field
 
 from fer_pipeline.api import reviews
 from fer_pipeline.api.labels import Labels, open_labels
+from fer_pipeline.api.tools import answers_of
 from fer_pipeline.base import storage
 from fer_pipeline.base.config import Config
 from fer_pipeline.base.errors import UserError
+from fer_pipeline.base.identity import now
 from fer_pipeline.cli.faces import new_folder
 from fer_pipeline.labelling.audits import Score
 from fer_pipeline.labelling.corrections import (
     IMAGE_ANSWERS,
+    Correction,
     Refused,
     Reviews,
     add_corrections,
@@ -21,6 +26,7 @@ from fer_pipeline.labelling.corrections import (
     new_among,
     parsed,
     table_of,
+    validated,
     whole,
 )
 from fer_pipeline.report.review import PAGE
@@ -71,7 +77,10 @@ class CorrectConfig(Config):
     labels: str
     """A run folder or a published table."""
     file: tuple[str, ...]
-    """Files of corrections: lines of JSON (docs/review.md). Those of several people, and those added before, may be given."""
+    """Files of corrections: lines of JSON (docs/review.md), an export of Label Studio, or COCO. Those of several people, and
+    those added before, may be given."""
+    by: str | None = Field(None, pattern=r"^[\w.-]{1,40}$")
+    """Pseudonym of who answered in a COCO file, which does not say."""
 
 
 class ScoreConfig(Config):
@@ -137,7 +146,7 @@ def correct(config: CorrectConfig) -> Corrected:
     known, erased = labels.corrections(), labels.erased()
     found, refused = [], 0
     for name in config.file:
-        given, faults = parsed(_text(name), labels.classes)
+        given, faults = _read(name, config.by, labels.classes)
         for line, one in given:
             if is_erased(one.model_dump(), erased):
                 faults.append(Refused(line, "the image, or the video, was erased from this table"))
@@ -161,6 +170,22 @@ def correct(config: CorrectConfig) -> Corrected:
     add_corrections(labels.corrections_folder, rows)
     facts = _facts(labels)
     return Corrected(added=len(rows), known=len(found) - len(rows), without_face=len(without), refused=refused, **facts)
+
+
+def _read(name: str, by: str | None, classes: Sequence[str]) -> tuple[list[tuple[int, Correction]], list[Refused]]:
+    """Return the corrections in a file, of lines or of another tool, with their numbers, and what is none."""
+    text = _text(name)
+    answers = answers_of(text, by, now())
+    if answers is None:
+        return parsed(text, classes)
+    good, faults = list[tuple[int, dict[str, Any]]](), list[Refused]()
+    for number, one in enumerate(answers, 1):
+        if isinstance(one, str):
+            faults.append(Refused(number, one))
+        else:
+            good.append((number, one))
+    found, refused = validated(good, classes)
+    return found, sorted([*refused, *faults], key=lambda one: one.line)
 
 
 def _text(name: str) -> str:

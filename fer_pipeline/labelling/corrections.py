@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Annotated, Any
@@ -84,12 +84,17 @@ class Refused:
 
 def parsed(text: str, classes: Sequence[str]) -> tuple[list[tuple[int, Correction]], list[Refused]]:
     """Return the corrections in lines of JSON with their numbers, and the lines that are none."""
+    return validated(((number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()), classes)
+
+
+def validated(
+    items: Iterable[tuple[int, str | Mapping[str, Any]]], classes: Sequence[str]
+) -> tuple[list[tuple[int, Correction]], list[Refused]]:
+    """Return the corrections among numbered items, lines of JSON or facts, and those that are none."""
     found, refused, answers = [], [], [*classes, NOT_A_FACE, CANNOT_TELL, *IMAGE_ANSWERS]
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
+    for number, item in items:
         try:
-            one = Correction.model_validate(json.loads(line))
+            one = Correction.model_validate(json.loads(item) if isinstance(item, str) else item)
         except ValidationError as error:
             refused.append(Refused(number, explain(error)[:200]))
         except (ValueError, RecursionError) as error:
