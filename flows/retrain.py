@@ -103,18 +103,20 @@ def retrain(config: RetrainConfig, cluster: ClusterConfig = THIS_MACHINE, notify
 
 
 def ingest_corrections(config: RetrainConfig, cluster: ClusterConfig) -> str:
-    """Ingest the corrected faces as the training cuts faces, and return the dataset's folder.
+    """Ingest the corrected faces as those of the training are cut, and return the dataset's folder.
 
     Raise UserError if no answer is about a face that was chosen at random: nothing could compare the models.
     """
     recipe, given, out = load_recipe(config.train.recipe), config.ingest, f"{config.train.out}.corrections"
+    detector = given.model_dump(include={"detector", "detector_weights"}) if given else {}
     wanted = IngestConfig(
         source=str(config.corrections),
         out=out,
         layout=CORRECTIONS_LAYOUT.name,
         label_space=given.label_space if given else recipe.label_space,
-        framing=given.framing if given else None,
+        framing=config.train.data,
         crop_px=recipe.network.image_px,
+        **detector,
     )
     found = run_job("ingest", ingest.run, DatasetInfo, wanted, cluster, "ingest corrections")
     if AUDIT not in found.counts:

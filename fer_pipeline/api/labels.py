@@ -104,7 +104,7 @@ class Labels(ABC):
         """Yield the faces with the columns that find their pictures, part by part."""
         contents, reviews = set[str](), Reviews(self.corrections())
         for images in self.image_batches():
-            with self._our_rows():
+            with self.our_rows():
                 images = images.filter(_without_copies(images, contents)) if once else images
                 rows = flat_faces(images, self.classes, self.root(), self.outputs)
             rows = reviews.joined(rows) if len(reviews) else rows
@@ -113,7 +113,7 @@ class Labels(ABC):
             yield chosen(rows, where) if where else rows
 
     @contextmanager
-    def _our_rows(self) -> Iterator[None]:
+    def our_rows(self) -> Iterator[None]:
         """Raise UserError if rows are not those that this project writes."""
         try:
             yield
@@ -135,7 +135,7 @@ class Labels(ABC):
 
     def images(self, *, where: str | None = None) -> pa.Table:
         """Return one row for each image or frame: status, error, size, number of faces, and how it was labelled."""
-        with self._our_rows():
+        with self.our_rows():
             parts = [flat_images(images, self.root()) for images in self.image_batches()]
             rows = pa.concat_tables(parts, promote_options="permissive")
         return chosen(rows, where) if where else rows
@@ -150,7 +150,7 @@ class Labels(ABC):
     def _copies(self, further: Sequence[str] = ()) -> pa.Table:
         """Return the images that have copies, with those of further columns that there are."""
         columns = dict.fromkeys([*NEEDED, *further])
-        with self._our_rows():
+        with self.our_rows():
             parts = (flat_images(images, self.root()) for images in self.image_batches())
             rows = pa.concat_tables([part.select([name for name in columns if name in part.column_names]) for part in parts])
             return copies_among(rows, [name for name in further if name in rows.column_names and name not in COPIES.names])
@@ -233,7 +233,7 @@ class Run(Labels):
     def tracks(self) -> pa.Table:
         """Return one row for each face that stays in view of a video: rows of `labelling.tracks.TRACKS`, with `p_CLASS`."""
         parts = [TRACKS.empty_table(), *read_tracks(self.folder)]
-        with self._our_rows():
+        with self.our_rows():
             return flat_tracks(pa.concat_tables(parts).unify_dictionaries(), self.classes)
 
     @property
@@ -252,7 +252,7 @@ class Run(Labels):
         with ThreadPoolExecutor(READERS) as pool:
             for start in range(0, len(shards), SHARDS_AT_ONCE):
                 parts = list(pool.map(read, shards[start : start + SHARDS_AT_ONCE]))
-                with self._our_rows():
+                with self.our_rows():
                     images = pa.concat_tables(parts).unify_dictionaries()
                 yield images
 
@@ -322,7 +322,7 @@ class Table(Labels):
         for file in self._table.files:
             with parquet.opened(self._table.path(file.path)) as opened:
                 for batch in opened.iter_batches(BATCH_ROWS):
-                    with self._our_rows():
+                    with self.our_rows():
                         rows = parquet.with_columns(pa.Table.from_batches([batch]), ROWS).cast(ROWS)
                     yield rows
 

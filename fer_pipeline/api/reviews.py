@@ -59,23 +59,26 @@ def audit(labels: Labels, out: str, source: str, count: int, *, where: str | Non
     What was drawn is kept beside the labels. Raise UserError if there are fewer faces than intervals need.
     """
     draw = Draw(labels.classes, count, np.random.default_rng())
-    for faces in labels.faces_to_find(False, where, False):
-        draw.add_faces(faces)
-    for images in [] if where else _without_face(labels):
-        draw.add_images(images)
-    drawn, faces_drawn, images_drawn = draw.audit(where)
-    if faces_drawn is None or len(faces_drawn) < audits.LEAST_ANSWERS:
-        found = 0 if faces_drawn is None else len(faces_drawn)
+    with labels.our_rows():
+        for faces in labels.faces_to_find(False, where, False):
+            draw.add_faces(faces)
+        for images in [] if where else _without_face(labels):
+            draw.add_images(images)
+        drawn, of_faces, of_images = draw.audit(where)
+    if of_faces is None or len(of_faces) < audits.LEAST_ANSWERS:
+        found = 0 if of_faces is None else len(of_faces)
         raise UserError(f"'{labels.url}' has {found} such faces: an audit needs at least {audits.LEAST_ANSWERS}.")
+    audits.keep(labels.audits_folder, drawn)  # before any page: no answer is lost
+    if (rest := drawn.without(labels.erased())) is not drawn:
+        audits.keep(labels.audits_folder, rest)  # what was erased meanwhile
     chosen = f"{audits.CHOSEN}{drawn.audit_id}"
-    shown = 0 if images_drawn is None else len(images_drawn)
-    of_faces = replace(AUDIT_FACES, then=AUDIT_IMAGES.page if shown else None)
-    written = _written(labels, out, source, _named(faces_drawn, chosen), of_faces)
-    missing = written.without_picture
-    if images_drawn is not None and shown:
-        missing += _written(labels, out, source, _named(images_drawn, chosen), AUDIT_IMAGES).without_picture
-    audits.keep(labels.audits_folder, drawn)
-    return Written(written.faces, shown, missing, drawn.audit_id)
+    shown = 0 if of_images is None else len(of_images)
+    missing = 0
+    if of_images is not None and shown:
+        missing = _written(labels, out, source, _named(of_images, chosen), AUDIT_IMAGES).without_picture
+    kind = replace(AUDIT_FACES, then=AUDIT_IMAGES.page if shown else None)
+    written = _written(labels, out, source, _named(of_faces, chosen), kind)
+    return Written(written.faces, shown, missing + written.without_picture, drawn.audit_id)
 
 
 def score(labels: Labels, audit_id: str | None = None) -> Score:
@@ -83,9 +86,10 @@ def score(labels: Labels, audit_id: str | None = None) -> Score:
 
     Raise UserError if they are too few.
     """
-    drawn = audits.kept(labels.audits_folder, audit_id)
+    drawn = audits.kept(labels.audits_folder, audit_id).without(labels.erased())
     found = audits.scored(drawn, labels.corrections())
-    found = found.model_copy(update={"relabelled": _relabelled(labels, drawn)})
+    relabelled, faces = _now(labels, drawn)
+    found = found.model_copy(update={"relabelled": relabelled, "faces_now": faces})
     audits.keep_score(labels.audits_folder, found)
     return found
 
@@ -102,7 +106,8 @@ def _without_face(labels: Labels) -> Iterator[pa.Table]:
     """Yield the images in which no face was detected."""
     for images in labels.image_batches():
         rows = flat_images(images, "")
-        rows = rows.filter(pc.equal(rows["status"].cast(pa.string()), "no_face"))
+        is_empty = pc.and_(pc.equal(rows["status"].cast(pa.string()), "no_face"), pc.is_valid(rows["width"]))
+        rows = rows.filter(pc.fill_null(is_empty, False))
         yield rows.select([name for name in OF_EMPTY if name in rows.column_names])
 
 
@@ -115,16 +120,17 @@ def _written(labels: Labels, out: str, source: str, faces: pa.Table | None, kind
     return Written(len(faces), 0, missing)
 
 
-def _relabelled(labels: Labels, drawn: Audit) -> int:
-    """Return how many drawn faces have another label now, or are gone."""
+def _now(labels: Labels, drawn: Audit) -> tuple[int, int]:
+    """Return how many drawn faces have another label now, or are gone, and how many faces there are now."""
     wanted = {audits.place_of(item): drawn.strata[item.stratum].expression for item in drawn.items if item.stratum is not None}
-    same = set()
-    for faces in labels.face_batches():
-        digests = pa.array([item.content_sha256 for item in drawn.items if item.content_sha256], pa.string())
-        uris = pa.array([item.uri for item in drawn.items if not item.content_sha256], pa.string())
+    digests = pa.array([item.content_sha256 for item in drawn.items if item.content_sha256], pa.string())
+    uris = pa.array([item.uri for item in drawn.items if not item.content_sha256], pa.string())
+    same, count = set(), 0
+    for faces in labels.face_batches(where=drawn.where):
+        count += len(faces)
         may_be = pc.fill_null(pc.or_(pc.is_in(faces["content_sha256"], digests), pc.is_in(faces["uri"], uris)), False)
         for row in faces.filter(may_be).to_pylist():
             place = audits.place_of_row(row)
             if wanted.get(place) == row["expression"]:
                 same.add(place)
-    return len(wanted) - len(same)
+    return len(wanted) - len(same), count

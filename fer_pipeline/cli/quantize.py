@@ -13,6 +13,7 @@ from fer_pipeline.base.errors import UserError
 from fer_pipeline.cli.models import write_card
 from fer_pipeline.datasets import duplicates
 from fer_pipeline.datasets.dataset import DatasetInfo, read_dataset, read_flagged, read_samples
+from fer_pipeline.datasets.layouts.layout import AUDIT
 from fer_pipeline.datasets.leaks import find_leaks
 from fer_pipeline.datasets.training_data import SplitReader, class_indices, left_out_by_class
 from fer_pipeline.faces.classify import Classifier, read_tried
@@ -120,6 +121,8 @@ def _quantized(bundle: Bundle, form: Int8Form, out: str) -> Quantized:
 
 def _read_split(bundle: Bundle, dataset: DatasetInfo, data: str, split: str) -> LabelledImages:
     """Return a split of the dataset in the model's input size and classes. Raise UserError if they share no class."""
+    if split == AUDIT:
+        raise UserError(f"The split '{AUDIT}' measures models and calibrates none: choose another split.")
     left_out_by_class(dataset, split, bundle.card.label_space)
     classes = class_indices(dataset.label_space.classes, bundle.card.label_space)
     return SplitReader(data, split, bundle.card.network, classes, tuple(range(len(dataset.vote_classes)))).load()

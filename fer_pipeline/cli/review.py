@@ -137,6 +137,8 @@ def score(config: ScoreConfig) -> Score:
     if found.relabelled:
         log.warning("%d of the %d drawn faces have another label now, or are gone: the figures are of the labels of then",
                     found.relabelled, found.drawn)  # fmt: skip
+    if found.faces_now != found.faces:
+        log.warning("There are %d faces now, %d when the audit was drawn: the figures are of those", found.faces_now, found.faces)
     return found
 
 

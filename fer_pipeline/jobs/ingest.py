@@ -40,7 +40,7 @@ from fer_pipeline.engine.progress import progress
 from fer_pipeline.engine.tasks import Shared, fan_out, share
 from fer_pipeline.faces.detectors import DETECTOR_HELP, DETECTORS, DetectorName, load_detector, resolve_detector
 from fer_pipeline.faces.detectors.spec import ResolvedDetector
-from fer_pipeline.models.framing import load_framing
+from fer_pipeline.models.framing import Framing, load_framing
 from fer_pipeline.models.label_space import LABEL_SPACES, NUMBERINGS, LabelSpace, load_label_space, load_numbering
 
 log = logging.getLogger(__name__)
@@ -73,8 +73,9 @@ class IngestConfig(Config):
     """`whole`: keep images as they are; `box`: cut out the face; `align`: cut it out by its landmarks. The default is `box` if
     the layout marks faces (AffectNet), `align` for corrections, else `whole`. Images without a face are dropped and counted."""
     framing: Annotated[str | None, NAME_OR_PLACE] = None
-    """Position of the face in a sample: `fer2013`, or a .toml file with `landmarks`, `box_scale` and, for whole images, `cut`.
-    A model that learns from the dataset labels faces with this framing. The default is the layout's, which is FER-2013's."""
+    """Position of the face in a sample: `fer2013`, the folder of an ingested dataset, to cut as its faces were cut, or a .toml
+    file with `landmarks`, `box_scale` and, for whole images, `cut`. A model that learns from the dataset labels faces with this
+    framing. The default is the layout's, which is FER-2013's."""
     detector: DetectorName = Field("auto", description=f"Detector for faces that the layout does not mark. {DETECTOR_HELP}.")
     detector_weights: Annotated[str | None, PLACE] = None
     """File of the detector's weights, if they are not in their usual place."""
@@ -156,6 +157,9 @@ def _settings(config: IngestConfig, source: str, space: LabelSpace, faces: FaceE
     facts |= {"numbering": str(load_numbering(config.numbering)) if config.numbering else None, "votes": None}
     if config.votes and storage.exists(votes := storage.normalize(config.votes)):  # the layout reports a missing file
         facts["votes"] = hashlib.sha256(storage.read_bytes(votes)).hexdigest()
+    content_of = LAYOUTS[config.layout].content_of
+    if content_of and (content := content_of(source)):
+        facts["content"] = content
     return facts | config.model_dump(mode="json", include=choice)
 
 
@@ -174,7 +178,8 @@ def _face_extraction(config: IngestConfig) -> tuple[FaceExtraction, ResolvedDete
     """Return how faces are cut, and the detector; raise UserError if the framing or the detector is not available."""
     spec = LAYOUTS[config.layout]
     mode = config.faces or (spec.faces_of(storage.normalize(config.source)) if spec.faces_of else spec.faces)
-    framing = load_framing(config.framing) if config.framing else spec.framing
+    framing = _framing_of(config.framing) if config.framing else spec.framing
+    mode = "box" if mode == "align" and not config.faces and framing.cut == "box" else mode
     if mode == "whole":
         return FaceExtraction(mode=mode, framing=framing), None
     framing = framing.model_copy(update={"cut": "box" if mode == "box" else "landmarks"})
@@ -183,6 +188,12 @@ def _face_extraction(config: IngestConfig) -> tuple[FaceExtraction, ResolvedDete
         raise UserError(f"The detector '{detector.name}' finds no faces: use --faces whole, or choose another --detector.")
     identity = Identity(name=detector.name, digest=detector.digest)
     return FaceExtraction(mode=mode, framing=framing, crop_px=config.crop_px, detector=identity), detector
+
+
+def _framing_of(name: str) -> Framing:
+    """Return the framing with a name, in a file, or of the faces of an ingested dataset."""
+    place = storage.normalize(name)
+    return dataset.read_dataset(place).faces.framing if storage.exists(storage.join(place, DATASET_FILE)) else load_framing(name)
 
 
 def _check(config: IngestConfig) -> None:

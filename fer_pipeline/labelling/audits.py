@@ -1,5 +1,7 @@
 """An audit: faces and images that are drawn at random from all labels, and what people say of them, who do not see the labels."""
 
+import logging
+import re
 from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from itertools import combinations
@@ -10,15 +12,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from fer_pipeline.base import storage
 from fer_pipeline.base.config import Config, read_record
 from fer_pipeline.base.errors import UserError
 from fer_pipeline.base.identity import now
-from fer_pipeline.labelling.corrections import CANNOT_TELL, IMAGE_ANSWERS, MISSED_FACE, NOT_A_FACE, majority
+from fer_pipeline.labelling.corrections import CANNOT_TELL, IMAGE_ANSWERS, MISSED_FACE, NOT_A_FACE, erasure, is_erased, majority
 from fer_pipeline.labelling.estimates import Estimates, Interval, Sample, agreement, estimated, of_images
 
+log = logging.getLogger(__name__)
 FLOOR = 10
 """Least faces of a stratum that are drawn, if it has as many."""
 IMAGES_SHARE = 0.1
@@ -35,9 +38,9 @@ class Stratum(Config):
 
     expression: str
     uncertain: bool
-    population: int = Field(ge=1)
+    population: int = Field(ge=1, le=10**12)
     expected: tuple[float, ...]
-    """Mean probabilities of its faces (classes,)."""
+    """Mean probabilities of its faces (classes,); even for strata of less than `FLOOR`, so that no face is told by them."""
 
 
 class Item(Config):
@@ -56,14 +59,14 @@ class Item(Config):
 
 
 class Audit(Config):
-    """`AUDIT.json` beside the labels: what was drawn from what. People do not see it."""
+    """`ID.json` in the folder of audits: what was drawn from what. People do not see it."""
 
     audit_id: Annotated[str, Field(pattern="^[0-9a-f]{8}$")]
     made_at: str
     where: str | None = None
     classes: tuple[str, ...]
     strata: tuple[Stratum, ...]
-    images: int
+    images: int = Field(ge=0)
     """Number of images without a detected face."""
     items: tuple[Item, ...]
 
@@ -71,6 +74,23 @@ class Audit(Config):
     def faces(self) -> int:
         """Number of faces from which it was drawn."""
         return sum(stratum.population for stratum in self.strata)
+
+    @model_validator(mode="after")
+    def _require_consistency(self) -> "Audit":
+        size, drawn = len(self.classes), Counter(item.stratum for item in self.items)
+        if any(stratum.expression not in self.classes or len(stratum.expected) != size for stratum in self.strata):
+            raise ValueError("its strata are not those of its classes")
+        if any(item.stratum is not None and len(item.probabilities) != size for item in self.items):
+            raise ValueError("the probabilities of a face are not those of its classes")
+        populations = dict(enumerate(stratum.population for stratum in self.strata)) | {None: self.images}
+        if any(count > populations.get(stratum, 0) for stratum, count in drawn.items()):
+            raise ValueError("more was drawn from a stratum than it holds")
+        return self
+
+    def without(self, erased: Collection[str]) -> "Audit":
+        """Return the audit without what was erased (digests, `corrections.erasure`) and, then, without its condition."""
+        rest = tuple(item for item in self.items if not is_erased(item.model_dump(include={"content_sha256", "uri"}), erased))
+        return self if len(rest) == len(self.items) else self.model_copy(update={"items": rest, "where": None})
 
 
 class Score(Config):
@@ -101,6 +121,8 @@ class Score(Config):
     """Share of these images in which people see a face; None without an answer about one."""
     relabelled: int | None = None
     """Drawn faces that have another label now, or are gone: the figures are of the labels when it was drawn."""
+    faces_now: int | None = None
+    """Number of faces that the labels hold now."""
 
 
 class Draw:
@@ -145,6 +167,11 @@ class Draw:
         faces = pa.concat_tables(parts, promote_options="permissive").take(pa.array(order))
         return keys, faces, np.repeat(np.arange(len(keys)), sizes)[order], self._empty
 
+    def _expected(self, key: tuple[str, bool]) -> tuple[float, ...]:
+        if self._populations[key] < FLOOR:
+            return (1 / len(self.classes),) * len(self.classes)
+        return tuple((self._sums[key] / self._populations[key]).tolist())
+
     def audit(self, where: str | None) -> tuple[Audit, pa.Table | None, pa.Table | None]:
         """Return the audit, the rows of its faces and those of its images, in its order."""
         keys, faces, strata, images = self.drawn()
@@ -155,7 +182,7 @@ class Draw:
                 expression=key[0],
                 uncertain=key[1],
                 population=self._populations[key],
-                expected=tuple((self._sums[key] / self._populations[key]).tolist()),
+                expected=self._expected(key),
             )
             for key in keys
         )
@@ -233,17 +260,29 @@ def last_score(folder: str) -> Score | None:
 
 def _names(folder: str) -> list[str]:
     """Return the names of the files of audits."""
-    return [name for name in storage.list_names(folder) if name.endswith(".json") and not name.endswith(SCORE)]
+    return [name for name in storage.list_names(folder) if re.fullmatch(r"[0-9a-f]{8}\.json", name)]
 
 
-def erase(folder: str, uris: Collection[str], contents: Collection[str]) -> None:
-    """Delete what audits hold of these files and contents."""
+def erase(folder: str, uris: Collection[str], contents: Collection[str]) -> set[str]:
+    """Delete what audits hold of these files and contents (or erasures), and return the erasure of each.
+
+    An audit that cannot be read is deleted: it may hold them.
+    """
+    found = set[str]()
     for name in _names(folder):
         place = storage.join(folder, name)
-        audit = read_record(place, Audit, "audit")
-        rest = tuple(item for item in audit.items if item.uri not in uris and item.content_sha256 not in contents)
-        if len(rest) < len(audit.items):
-            storage.write_bytes(place, audit.model_copy(update={"items": rest}).model_dump_json().encode())
+        try:
+            audit = read_record(place, Audit, "audit")
+        except UserError as error:
+            log.warning("The audit is deleted, because it may hold what is erased: %s", error)
+            storage.remove(place)
+            continue
+        keys = [item.model_dump(include={"content_sha256", "uri"}) for item in audit.items]
+        gone = {erasure(key) for key in keys if key["uri"] in uris or erasure(key) in contents}
+        if gone:
+            keep(folder, audit.without(gone))
+            found |= gone
+    return found
 
 
 def scored(audit: Audit, corrections: pa.Table) -> Score:
@@ -304,7 +343,8 @@ def _answers(audit: Audit, corrections: pa.Table) -> dict[str, dict[int, str]]:
     found: dict[str, dict[int, str]] = defaultdict(dict)
     for row in mine.to_pylist():
         for number in places.get(place_of_row(row), ()):
-            found[row["by"]][number] = row["answer"]
+            if (audit.items[number].stratum is None) == (row["answer"] in IMAGE_ANSWERS):
+                found[row["by"]][number] = row["answer"]
     return found
 
 

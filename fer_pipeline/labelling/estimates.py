@@ -121,7 +121,9 @@ def quantities(drawn: Floats, sample: Sample, classes: Sequence[str]) -> dict[tu
         if labelled:
             found["precision", name] = right[:, mine].sum(1) / labelled
         if labelled or (sample.truths == index).any():
-            found["recall", name] = right[:, mine].sum(1) / np.maximum(totals[:, index], 1e-9)
+            some = totals[:, index] > 0
+            if some.mean() > 0.5:  # else there may be no such face, of which none could be missed
+                found["recall", name] = right[some][:, mine].sum(1) / totals[some, index]
         found["share", name] = totals[:, index] / all_faces
     return found
 

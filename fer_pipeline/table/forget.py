@@ -79,8 +79,8 @@ def _of_frames(erased: pa.Table) -> set[str]:
 
 def _erase_corrections(table: LabelTable, uris: Collection[str], contents: Collection[str], frames: set[str]) -> set[str]:
     """Delete the corrections and audits of these files and contents; block them, and those of `frames`, for good."""
-    audits.erase(storage.join(table.url, TABLE_AUDITS), uris, contents)
-    erased = erase_corrections(storage.join(table.url, TABLE_CORRECTIONS), uris, contents)
+    erased = audits.erase(storage.join(table.url, TABLE_AUDITS), uris, contents)
+    erased |= erase_corrections(storage.join(table.url, TABLE_CORRECTIONS), uris, contents)
     if fresh := sorted((erased | frames) - read_blocklist(table.url).contents):
         block(table.url, pa.table({"content_sha256": fresh}))
     return erased

@@ -19,6 +19,7 @@ from fer_pipeline.cli.review import CorrectConfig, Review, ReviewConfig, ScoreCo
 from fer_pipeline.cli.table import ForgetConfig, PageConfig
 from fer_pipeline.jobs import publish
 from fer_pipeline.jobs.publish import PublishConfig
+from fer_pipeline.labelling import audits
 from fer_pipeline.labelling.audits import Audit
 
 
@@ -148,6 +149,46 @@ def test_what_is_forgotten_leaves_audits(run: fer.Run, source: Path, tmp_path: P
     item = Audit.model_validate_json(file.read_text()).items[0]
     upkeep.forget(ForgetConfig(table=table, content=(str(item.content_sha256),)))
     assert str(item.content_sha256) not in file.read_text() and len(Audit.model_validate_json(file.read_text()).items) == 59
+    (file.parent / ".DS_Store").write_text("x")
+    (file.parent / "folder").mkdir()
+    (file.parent / "ffffffff.json").write_text('{"audit_id": "ffffffff", "items": 3}')
+    upkeep.forget(ForgetConfig(table=table, content=(str(Audit.model_validate_json(file.read_text()).items[0].content_sha256),)))
+    assert len(Audit.model_validate_json(file.read_text()).items) == 58 and not (file.parent / "ffffffff.json").exists()
+
+
+def test_what_is_forgotten_while_an_audit_is_written_is_not_in_it(
+    run: fer.Run, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table, write = str(tmp_path / "table"), audits.keep
+    publish.run(PublishConfig(run=run.url, table=table))
+
+    def keeping(folder: str, audit: Audit) -> None:
+        monkeypatch.setattr(audits, "keep", write)
+        upkeep.forget(ForgetConfig(table=table, content=(str(audit.items[0].content_sha256),)))
+        write(folder, audit)
+
+    monkeypatch.setattr(audits, "keep", keeping)
+    found = drawn(table, source, tmp_path / "r", 60)
+    kept = Audit.model_validate_json((tmp_path / "table" / "_audits" / f"{found.audit}.json").read_text())
+    assert len(kept.items) == 59
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"classes": ["happy"]},
+        {"images": -1},
+        {"items": [{"stratum": 99, "uri": "x", "content_sha256": None, "member": None, "time_ms": None, "box": [0, 0, 1, 1]}]},
+        {"strata": []},
+        {"further": 1},
+    ],
+)
+def test_an_audit_that_was_edited_says_so(change: dict[str, Any], run: fer.Run, source: Path, tmp_path: Path) -> None:
+    found = drawn(run.url, source, tmp_path / "r", 60)
+    file = Path(run.url) / "audits" / f"{found.audit}.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    with pytest.raises(UserError, match="is not a valid audit"):
+        review.score(ScoreConfig(labels=run.url))
 
 
 def test_impossible_audits_say_what_to_do(run: fer.Run, source: Path, tmp_path: Path) -> None:

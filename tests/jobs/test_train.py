@@ -1,11 +1,15 @@
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -241,20 +245,24 @@ def test_a_corrected_label_space_is_another_training(change: str, dataset: Path,
             sweep._require_same(str(tmp_path), facts)
 
 
+def write(folder: Path, images: Sequence[bytes], labels: Sequence[str], splits: Sequence[str]) -> None:
+    folder.mkdir()
+    pq.write_table(pa.table({"image": images, "label": labels, "split": splits}), folder / "samples.parquet")
+
+
 @pytest.fixture(scope="module")
 def corrected(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A dataset to mix: 8 new images to learn, a copy of a validation image and one of an audited image, and 4 that audit."""
     folder, rng = tmp_path_factory.mktemp("corrected"), np.random.default_rng(5)
     pictures = [rng.integers(0, 256, (48, 48), np.uint8) for _ in range(12)]
-    for number, picture in enumerate(pictures):
-        name, split = ("happy", "sad")[number % 2], "train" if number < 8 else "audit"
-        path = folder / "tree" / split / name / f"{number}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        cv2.imwrite(str(path), picture)
-    sad = folder / "tree" / "train" / "sad"
-    cv2.imwrite(str(sad / "audited.png"), np.clip(pictures[8].astype(int) + 2, 0, 255).astype(np.uint8))
-    shutil.copy(next((dataset.parent / "tree" / "validation" / "sad").iterdir()), sad / "judged.png")
-    ingest.run(IngestConfig(source=str(folder / "tree"), out=str(folder / "out")))
+    rows = [
+        (picture, ("happy", "sad")[number % 2], "train" if number < 8 else "audit") for number, picture in enumerate(pictures)
+    ]
+    rows.append((np.clip(pictures[8].astype(int) + 2, 0, 255).astype(np.uint8), "sad", "train"))
+    files = [(cv2.imencode(".png", picture)[1].tobytes(), *facts) for picture, *facts in rows]
+    files.append((next((dataset.parent / "tree" / "validation" / "sad").iterdir()).read_bytes(), "sad", "train"))
+    write(folder / "tree", *zip(*files, strict=True))
+    ingest.run(IngestConfig(source=str(folder / "tree"), out=str(folder / "out"), layout="parquet"))
     return folder / "out"
 
 
@@ -288,16 +296,29 @@ def test_what_audits_is_never_learned(dataset: Path, corrected: Path, tmp_path: 
             train.run(config)
 
 
+def test_copies_of_what_audits_do_not_select_either(dataset: Path, corrected: Path, tmp_path: Path) -> None:
+    samples = pq.read_table(str(dataset / "samples")).filter(pc.field("split") == "validation")
+    write(tmp_path / "audited", samples["image"].to_pylist()[:3], ["sad"] * 3, ["audit"] * 3)
+    mine = pq.read_table(corrected.parent / "tree" / "samples.parquet").filter(pc.field("split") == "train")
+    pq.write_table(mine, tmp_path / "audited" / "more.parquet")
+    ingest.run(IngestConfig(source=str(tmp_path / "audited"), out=str(tmp_path / "mixed"), layout="parquet"))
+    config = mixing(dataset, tmp_path / "mixed", tmp_path)
+    plan = make_plan(config, load_recipe(config.recipe), read_dataset(str(dataset)), str(dataset), None)
+    assert len(plan.validation.leave_out) >= 3 and len(plan.validation.load()) == 64 - len(plan.validation.leave_out)
+
+
 def test_a_dataset_that_cannot_be_mixed_says_why(dataset: Path, corrected: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="Streamed data cannot be mixed"):
         train.run(mixing(dataset, corrected, tmp_path, data_from="stream"))
     wide = tmp_path / "wide.toml"
     wide.write_text('cut = "box"\nbox_scale = 1.6\n')
     tree = str(corrected.parent / "tree")
-    ingest.run(IngestConfig(source=tree, out=str(tmp_path / "wide"), framing=str(wide)))
+    ingest.run(IngestConfig(source=tree, out=str(tmp_path / "wide"), framing=str(wide), layout="parquet"))
     with pytest.raises(UserError, match="are cut in another framing than those of --data"):
         train.run(mixing(dataset, tmp_path / "wide", tmp_path))
-    ingest.run(IngestConfig(source=f"{tree}/audit", out=str(tmp_path / "all")))
+    audited = pq.read_table(f"{tree}/samples.parquet").filter(pc.field("split") == "audit").to_pydict()
+    write(tmp_path / "few", audited["image"], audited["label"], ["train"] * 4)
+    ingest.run(IngestConfig(source=str(tmp_path / "few"), out=str(tmp_path / "all"), layout="parquet"))
     with pytest.raises(UserError, match="No image of the dataset to mix is left to learn"):
         config = mixing(corrected, tmp_path / "all", tmp_path)
         (tmp_path / "r.toml").write_text(f'validation_split = "train"\n{ONE_EPOCH}')

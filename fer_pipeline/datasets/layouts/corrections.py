@@ -1,5 +1,6 @@
 """A run or a table whose labels people corrected: the faces that have an answer, cut from their images as labelling cuts them."""
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import Any
@@ -29,7 +30,7 @@ from fer_pipeline.labelling.corrections import CANNOT_TELL, NOT_A_FACE, Reviews,
 from fer_pipeline.labelling.manifest import find_records
 from fer_pipeline.labelling.run import CORRECTIONS_FOLDER, RUN, RunFolder, RunRecord
 from fer_pipeline.labelling.schemas import ADDED, IMAGES
-from fer_pipeline.models.label_space import LabelSpace
+from fer_pipeline.models.label_space import FER7, LabelSpace
 from fer_pipeline.table.delta import TABLE_CORRECTIONS, LabelTable
 from fer_pipeline.table.places import find_images
 from fer_pipeline.table.rows import ROWS
@@ -88,7 +89,8 @@ class Corrections(ABC):
     def _sample(self, row: dict[str, Any], given: list[dict[str, Any]], record: Record | None) -> Sample | Excluded:
         moment = "" if row["time_ms"] is None else f" at {row['time_ms']} ms"
         source = f"{self.name_of(row)}{moment}#{row['face_id']}"
-        counts = counted(given)
+        measuring = [one for one in given if measures(one)]  # blind answers are not mixed with others
+        counts = counted(measuring or given)
         answer = majority(counts)
         if answer is None:
             return Excluded(DROPPED, source, "as many people say one thing as another")
@@ -102,7 +104,7 @@ class Corrections(ABC):
         points = row["landmarks"]
         landmarks = tuple(zip(points[::2], points[1::2], strict=True)) if points else None
         face = AnnotatedFace((row["x"], row["y"], row["w"], row["h"]), landmarks)
-        split = AUDIT if any(map(measures, given)) else "train"
+        split = AUDIT if measuring else "train"
         return Sample(record, label, split, source, tuple(float(counts[name]) for name in VOTE_CLASSES), face)
 
 
@@ -115,12 +117,13 @@ class RunCorrections(Corrections):
 
     def parts(self) -> list[Part]:
         _record_of(self.source)
-        count = len(RunFolder(self.source).committed())
-        return [Part(self.source, start, min(count, start + SHARDS_A_PART)) for start in range(0, count, SHARDS_A_PART)]
+        shards = sorted(RunFolder(self.source).committed())
+        parts = (shards[start : start + SHARDS_A_PART] for start in range(0, len(shards), SHARDS_A_PART))
+        return [Part(self.source, part[0], part[-1] + 1) for part in parts]
 
     def images(self, part: Part) -> Iterator[pa.Table]:
         run, columns = RunFolder(self.source), [*_OF_IMAGE, "record_id", "faces"]
-        shards = sorted(run.committed())[part.start : part.end]
+        shards = [shard for shard in sorted(run.committed()) if part.start <= shard < part.end]
         parts = [parquet.read_own(run.images_path(shard), IMAGES, columns, added=ADDED) for shard in shards]
         yield pa.concat_tables(parts).unify_dictionaries()
 
@@ -142,8 +145,7 @@ class TableCorrections(Corrections):
         return storage.join(self.source, TABLE_CORRECTIONS)
 
     def parts(self) -> list[Part]:
-        table = LabelTable(self.source)
-        return [Part(table.path(file.path)) for file in table.files]
+        return [Part(uri) for uri in _table_of(self.source)]
 
     def images(self, part: Part) -> Iterator[pa.Table]:
         with parquet.opened(part.uri) as file:
@@ -159,6 +161,26 @@ class TableCorrections(Corrections):
         return str(face["uri"]) if face["member"] is None else f"{face['uri']}/{face['member']}"
 
 
+def _table_of(source: str) -> list[str]:
+    """Return the data files of a table; none if there is no table."""
+    if not _is_table(source):
+        return []
+    table = LabelTable(source)
+    return [table.path(file.path) for file in table.files]
+
+
+def _is_table(source: str) -> bool:
+    return "_delta_log" in storage.list_names(source)
+
+
+def _content_of(source: str) -> str | None:
+    """Return a digest of all corrections, and of which labels they are."""
+    layout = _open(source, FER7)
+    rows = sorted(map(str, read_corrections(layout.folder).to_pylist()))
+    labels = LabelTable(source).version if _is_table(source) else None
+    return hashlib.sha256("\n".join([str(labels), *rows]).encode()).hexdigest() if rows else None
+
+
 def _record_of(source: str) -> RunRecord:
     record = RunFolder(source).load() if storage.exists(storage.join(source, RUN)) else None
     if record is None:
@@ -167,15 +189,21 @@ def _record_of(source: str) -> RunRecord:
 
 
 def _open(source: str, space: LabelSpace) -> Corrections:
-    is_table = "_delta_log" in storage.list_names(source)
-    return (TableCorrections if is_table else RunCorrections)(source, space)
+    return (TableCorrections if _is_table(source) else RunCorrections)(source, space)
 
 
 def _faces_of(source: str) -> FacesMode:
     """Return how labelling cuts faces: crops that were labelled whole stay whole."""
-    if not storage.exists(storage.join(source, RUN)):
-        return "align"
-    return "align" if DETECTORS[_record_of(source).detector.name].finds_faces else "whole"
+    if storage.exists(storage.join(source, RUN)):
+        detectors = {_record_of(source).detector.name}
+    else:
+        files = _table_of(source)
+        parts = [parquet.read_columns(file, ["detector"])["detector"] for file in files]
+        detectors = {name for part in parts for name in pc.unique(part).to_pylist()}
+    whole = {name for name in detectors if name in DETECTORS and not DETECTORS[name].finds_faces}
+    if whole and detectors - whole:
+        raise UserError(f"'{source}' holds labels of whole images and of detected faces: name --faces to cut all in one way.")
+    return "whole" if whole else "align"
 
 
 def _flat(images: pa.Table) -> pa.Table:
@@ -192,6 +220,7 @@ CORRECTIONS_LAYOUT = LayoutSpec(
     open=lambda source, space, options: _open(source, space),
     faces="align",
     faces_of=_faces_of,
+    content_of=_content_of,
     vote_classes=VOTE_CLASSES,
     terms="Those of the archive whose faces people answered about.",
 )

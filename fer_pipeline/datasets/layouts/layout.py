@@ -29,7 +29,6 @@ SPLIT_NAMES = {
     "test": "test",
     "testing": "test",
     "privatetest": "test",
-    AUDIT: AUDIT,
 }
 """Names of splits in datasets, in lower case, and our names for them."""
 
@@ -132,6 +131,8 @@ class LayoutSpec:
     """How faces are cut by default."""
     faces_of: Callable[[str], FacesMode] | None = None
     """How the faces of a source are cut by default, if that depends on it."""
+    content_of: Callable[[str], str | None] | None = None
+    """A digest of what a source holds, where it grows by its nature: with another one an ingest is another."""
     framing: Framing = FER2013_FRAMING
     """Framing of the images if they are face crops; otherwise the default framing of the faces that ingest cuts."""
     options: tuple[str, ...] = ()
@@ -165,7 +166,8 @@ def split_of_path(name: str) -> str:
 
 def parse_split(value: Any, source: str) -> str | Excluded:
     """Return the split that a record names, or an `Excluded` if the name is unknown."""
-    split = SPLIT_NAMES.get(str(value).strip().lower())
+    named = str(value).strip().lower()
+    split = AUDIT if named == AUDIT else SPLIT_NAMES.get(named)
     return split or Excluded(MISLABELLED, source, f"the split '{str(value)[:20]}' is not one of {', '.join(SPLIT_NAMES)}")
 
 

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from fer_pipeline.base import storage
 from fer_pipeline.base.storage import parquet
 from fer_pipeline.datasets import duplicates
-from fer_pipeline.datasets.dataset import DatasetInfo, read_samples
+from fer_pipeline.datasets.dataset import DatasetInfo, read_dataset, read_samples
 from fer_pipeline.datasets.duplicates import split_digest
 from fer_pipeline.datasets.leaks import find_learned, joined, learned_images
 from fer_pipeline.datasets.training_data import SplitReader
@@ -79,6 +79,7 @@ def write_bundle(
     )
     validation = judged.validation
     initial, kept = plan.initial, parquet.table_bytes(learned) if len(learned) <= MOST_IMAGES else None
+    unknown = (*unknown, *(["a mixed dataset"] if plan.mixed and not kept else []))
     card = ModelCard(
         name=recipe.name,
         network=recipe.network,
@@ -87,7 +88,7 @@ def write_bundle(
         calibration=judged.calibration,
         data=TrainingData(
             layout=dataset.layout,
-            terms=dataset.terms,
+            terms=_terms(plan, dataset),
             digest=dataset.digest,
             train_split=recipe.train_split,
             train_digest=split_digest(samples, recipe.train_split),
@@ -157,6 +158,12 @@ def _learned_images(plan: Plan, samples: pa.Table, lineage: Lineage) -> tuple[pa
         external |= set(card.data.external)
         unknown |= {*card.data.unknown, *([card.name] if theirs is None else [])}
     return joined(parts), tuple(sorted(external)), tuple(sorted(unknown))
+
+
+def _terms(plan: Plan, dataset: DatasetInfo) -> str:
+    """Return the terms of use of all that was learned."""
+    further = [read_dataset(plan.mixed.train.dataset).terms] if plan.mixed else []
+    return " ".join(dict.fromkeys([dataset.terms, *further]))
 
 
 def _learned_of(reader: SplitReader, samples: pa.Table) -> pa.Table:

@@ -40,7 +40,8 @@ def run(config: TrainConfig, cluster: ClusterConfig = ClusterConfig()) -> TrainR
     Raise UserError, before any work, if the configuration is invalid.
     """
     data, out = storage.normalize(config.data), storage.normalize(config.out)
-    storage.require_access(data, out, *([storage.normalize(config.mix)] if config.mix else []))
+    mix = [storage.normalize(config.mix)] if config.mix else []
+    storage.require_access(data, out, *mix)
     recipe, dataset = load_recipe(config.recipe), read_dataset(data)
     initial = read_tried(config.initial, "fp32") if config.initial else None
     teachers = tuple(read_tried(url, "fp32") for url in config.teachers)
@@ -54,7 +55,7 @@ def run(config: TrainConfig, cluster: ClusterConfig = ClusterConfig()) -> TrainR
         raise UserError(f"'{out}' is not empty: choose a new folder for --out.")
     ancestors = [(config.initial, initial), *zip(config.teachers, teachers, strict=True)]
     lineage = [(bundle.card, read_learned(url, bundle.card)) for url, bundle in ancestors if url and bundle]
-    with connected(cluster, data, out, checkpoints) as machines:
+    with connected(cluster, data, out, checkpoints, *mix) as machines:
         _require_resources(config, plan, machines)
         state = _train(plan, config, checkpoints, identity_of(facts), machines.is_local)
         validation = write_bundle(plan, dataset, out, state, lineage, facts, machines)

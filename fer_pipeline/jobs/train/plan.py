@@ -56,15 +56,22 @@ def make_plan(
         held = [*audits, _images_of(data, recipe.validation_split)]
         mixed = _mixed(config, recipe, dataset, further, space, mix, held)
     counts = _class_counts(dataset, data, recipe.train_split, space, leave_out)
-    side = recipe.network.image_px
-    size_gb = sum(counts) * recipe.network.channels * side * side / 1e9
+    side, mixed_images = recipe.network.image_px, mixed.weight * sum(mixed.class_counts) if mixed else 0
+    size_gb = (sum(counts) + mixed_images) * recipe.network.channels * side * side / 1e9
     streamed = config.data_from == "stream" or (config.data_from == "auto" and size_gb > config.resident_gb)
     plan = Plan(
         recipe=recipe,
         space=space,
         framing=dataset.faces.framing,
         train=SplitReader(data, recipe.train_split, recipe.network, labels, _votes(recipe, dataset, space), leave_out),
-        validation=SplitReader(data, recipe.validation_split, recipe.network, labels, tuple(range(len(dataset.vote_classes)))),
+        validation=SplitReader(
+            data,
+            recipe.validation_split,
+            recipe.network,
+            labels,
+            tuple(range(len(dataset.vote_classes))),
+            _copies(data, recipe.validation_split, audits),
+        ),
         class_counts=tuple(counts),
         mixed=mixed,
         initial=initial,
@@ -90,9 +97,12 @@ def _left_out(config: TrainConfig, recipe: Recipe, data: str, held: list[pa.Tabl
     """Return the ids of training samples that are not learned: flagged ones if that is asked for, and copies of held images."""
     flagged = read_flagged(data).to_pylist() if config.drop_leaks else []
     found = {row["sample_id"] for row in flagged if row["split"] == recipe.train_split}
-    if held:
-        found |= find_learned(read_samples(data, DUPLICATE_COLUMNS), recipe.train_split, joined(held)).learned
-    return frozenset(found)
+    return _copies(data, recipe.train_split, held) | found
+
+
+def _copies(data: str, split: str, held: list[pa.Table]) -> frozenset[str]:
+    """Return the ids of a split's samples that are copies of held images."""
+    return find_learned(read_samples(data, DUPLICATE_COLUMNS), split, joined(held)).learned if held else frozenset()
 
 
 def _mixed(
@@ -278,6 +288,8 @@ def facts_of(plan: Plan, dataset: DatasetInfo) -> dict[str, Any]:
         "teachers": [teacher.digest for teacher in plan.teachers],
         "pretrained weights": _file_digest(recipe.pretrained),
     }
+    if plan.validation.leave_out:
+        facts["left out of validation"] = _ids_digest(plan.validation.leave_out)
     if plan.mixed:
         further, mixed = read_dataset(plan.mixed.train.dataset), plan.mixed.train
         facts["mixed"] = {

@@ -66,12 +66,12 @@ def test_faces_chosen_at_random_are_an_audit(of: str, run: fer.Run, tmp_path: Pa
     faces = [face for face in run.faces(once=True).to_pylist() if face["side_px"] > 20]
     members = [face for face in faces if face["member"]][:2]
     text = "".join(line(face, "sad", "ann", "random") for face in members) + line(faces[-1], "sad", "ann", "margin")
-    text += line(members[0], "happy", "ann").replace("T09", "T10")  # the later answer counts, and the face stays one of the audit
+    text += line(members[0], "happy", "ann").replace("T09", "T10")  # the answer that measures is not mixed with a later one
     (tmp_path / "c.jsonl").write_text(text)
     review.correct(CorrectConfig(labels=where, file=(str(tmp_path / "c.jsonl"),)))
     config = IngestConfig(source=where, out=str(tmp_path / "data"), layout="corrections", crop_px=48)
     info = ingest.run(config)
-    assert info.quarantined == 0 and info.counts["audit"]["happy"] >= 1 and info.counts["audit"]["sad"] >= 1
+    assert info.quarantined == 0 and info.counts["audit"]["happy"] == 0 and info.counts["audit"]["sad"] >= 2
     assert info.counts["train"]["sad"] >= 1 and info.faces.mode == "align"
     rows = pq.read_table(tmp_path / "data" / "samples").to_pylist()
     if of == "table":
@@ -95,12 +95,24 @@ def test_a_table_whose_container_is_gone_says_so(run: fer.Run, archive: Path, tm
     assert "its container is gone, or holds it no more" in {one["reason"] for one in info.quarantined_records}
 
 
-def test_crops_that_were_labelled_whole_stay_whole(dataset: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("of", ["run", "table"])
+def test_crops_that_were_labelled_whole_stay_whole_and_new_answers_are_another_dataset(
+    of: str, dataset: Path, tmp_path: Path
+) -> None:
     run = fer.label(dataset.parent / "tree" / "validation", tmp_path / "run", detector="none")
+    labels = run.url
+    if of == "table":
+        labels = str(tmp_path / "table")
+        publish.run(PublishConfig(run=run.url, table=labels))
     face = run.faces(where="path like '%happy%'").to_pylist()[0]
     (tmp_path / "c.jsonl").write_text(line(face, "happy", "ann"))
-    review.correct(CorrectConfig(labels=run.url, file=(str(tmp_path / "c.jsonl"),)))
-    info = ingest.run(IngestConfig(source=run.url, out=str(tmp_path / "data"), layout="corrections"))
-    assert info.faces.mode == "whole" and info.samples == 1
+    review.correct(CorrectConfig(labels=labels, file=(str(tmp_path / "c.jsonl"),)))
+    config = IngestConfig(source=labels, out=str(tmp_path / "data"), layout="corrections")
+    info = ingest.run(config)
+    assert info.faces.mode == "whole" and info.samples == 1 and ingest.run(config) == info
     sample = pq.read_table(tmp_path / "data" / "samples").to_pylist()[0]
     assert (decode(sample["image"], 10**6).pixels == decode(Path(face["uri"]).read_bytes(), 10**6).pixels).all()
+    (tmp_path / "d.jsonl").write_text(line(run.faces(where="path like '%sad%'").to_pylist()[0], "sad", "ann"))
+    review.correct(CorrectConfig(labels=labels, file=(str(tmp_path / "d.jsonl"),)))
+    with pytest.raises(UserError, match="was begun with another content"):
+        ingest.run(config)
