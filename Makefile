@@ -10,7 +10,7 @@ SLOW ?= slow
 NIGHTS ?= nights and not long
 PRODUCTION ?= production and not long
 
-.PHONY: help demo install packages pictures test test-slow test-faults test-s3 test-azure test-nights test-production rehearsal test-images test-monitoring test-doors test-examples fuzz test-pages test-gpu check bench bench-gpu bench-compare clean
+.PHONY: help demo install packages pictures test test-slow test-faults test-s3 test-azure test-nights test-production rehearsal test-images test-monitoring test-doors test-examples test-tools fuzz test-pages test-gpu check bench bench-gpu bench-compare clean
 
 help:  ## This list
 	@grep -hE "^[a-z0-9-]+:.*## " $(MAKEFILE_LIST) | sed -E "s/^([a-z0-9-]+):[^#]*## /\1\t/" | expand -t 18
@@ -63,6 +63,11 @@ test-doors: $(INSTALLED)  ## No command listens to other machines or looks up a 
 
 test-examples: $(INSTALLED)  ## docs/tour.md, docs/extending.md, examples/ and `make demo` in a fresh copy, done as they say
 	$(BIN)/python -m pytest -m examples tests/test_extending.py tests/test_examples.py tests/test_install.py tests/test_tour.py
+
+test-tools: $(INSTALLED)  ## Exports for other tools, read by their own packages, which it installs into .venv-tools
+	test -x .venv-tools/bin/python || $(PYTHON) -m venv .venv-tools
+	.venv-tools/bin/python -m pip install -q pycocotools label-studio-sdk
+	$(BIN)/python -m pytest -m tools tests/cli/test_tools.py
 
 fuzz: $(INSTALLED)  ## Mutated files of every kind; FUZZ="--images 300000 --others 5000" for the long form
 	$(BIN)/python -m tests.fuzz $(FUZZ)

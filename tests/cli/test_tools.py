@@ -2,16 +2,20 @@
 
 import json
 import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import fer_pipeline as fer
+from fer_pipeline.api.tools import label_studio_config
 from fer_pipeline.base.errors import UserError
 from fer_pipeline.cli import faces, review
 from fer_pipeline.cli.faces import ExportConfig
 from fer_pipeline.cli.review import CorrectConfig, Corrected
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -97,3 +101,19 @@ def test_impossible_exports_say_what_to_do(run: fer.Run, tmp_path: Path) -> None
     for options in ({"to": str(tmp_path / "x.csv")}, {"to": str(tmp_path / "x.json"), "columns": "uri"}):
         with pytest.raises(UserError, match=r"The format coco has all columns and copies: name a \.json file by --to"):
             faces.export(ExportConfig.model_validate({"labels": run.url, "format": "coco"} | options))
+
+
+@pytest.mark.tools
+def test_the_packages_of_the_tools_read_what_is_exported(run: fer.Run, tmp_path: Path) -> None:
+    coco, tasks = (exported(run, tmp_path, tool) for tool in ("coco", "label-studio"))
+    (tmp_path / "config.xml").write_text(label_studio_config(run.classes))
+    script, python = Path(__file__).with_name("in_tools.py"), ROOT / ".venv-tools" / "bin" / "python"
+    files = [str(tmp_path / name) for name in ("coco.json", "label-studio.json", "config.xml")]
+    done = subprocess.run([str(python), str(script), *files], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout.splitlines()[-1]) == {
+        "faces": len(coco["annotations"]),
+        "images": len(coco["images"]),
+        "precision_of_itself": 1.0,
+        "tasks": len(tasks),
+        "predictions": len(tasks),
+    }
