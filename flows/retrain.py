@@ -155,6 +155,7 @@ def summary(verdict: Verdict, figures: EvaluateResult) -> str:
     lines = [f"# {in_markdown(verdict.name)}@{verdict.candidate}: {verdict.alias} {moved}", ""]
     lines += [f"- {in_markdown(reason)}" for reason in found.reasons]
     lines += [f"- judged: {in_markdown(promote.describe(one))}" for one in verdict.judged]
+    lines += [f"- {in_markdown(used_up)}"] if (used_up := promote.worn(verdict)) else []
     lines += [
         "",
         f"Accuracy {found.accuracy:.4f}, before {found.incumbent_accuracy:.4f}, on {found.images:,} images, p = {found.p:.3g}.",

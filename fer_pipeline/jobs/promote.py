@@ -11,7 +11,8 @@ from fer_pipeline.base.config import PLACE, Config
 from fer_pipeline.base.errors import UserError
 from fer_pipeline.base.identity import now
 from fer_pipeline.base.storage import parquet
-from fer_pipeline.datasets.dataset import read_dataset
+from fer_pipeline.datasets.dataset import read_dataset, read_samples
+from fer_pipeline.datasets.duplicates import split_digest
 from fer_pipeline.engine.connect import ClusterConfig, connected
 from fer_pipeline.faces.classify import Precision, auto_precision
 from fer_pipeline.jobs import evaluate
@@ -22,6 +23,8 @@ from fer_pipeline.models.figures import Evaluation
 from fer_pipeline.models.registry import Registry, open_registry, require_alias
 
 log = logging.getLogger(__name__)
+MOST_USES = 3
+"""Verdicts that the same images may give before others are asked for."""
 
 
 class PromoteConfig(Config):
@@ -71,6 +74,10 @@ class Verdict(Config):
     """Prefix of the folders of both evaluations."""
     judged: tuple[JudgedForm, ...] = ()
     """How the candidate and the incumbent were judged; empty in verdicts of earlier versions."""
+    images: str | None = None
+    """Digest of the split's images; None in verdicts of earlier versions."""
+    uses: int = 1
+    """How many verdicts on this alias these images gave, this one included: the more, the less they tell."""
     comparison: Comparison
 
 
@@ -92,6 +99,9 @@ def run(config: PromoteConfig, cluster: ClusterConfig = ClusterConfig()) -> Verd
     if candidate == incumbent:
         raise UserError(f"{config.name}@{config.alias} is version {incumbent} already: name another candidate.")
     number = 1 + len(names)
+    images = split_digest(read_samples(storage.normalize(config.data), ["split", "sha256"]), config.split)
+    earlier = filter(None, (_read_verdict(storage.join(verdicts, name)) for name in names))
+    uses = 1 + sum(one.images == images for one in earlier)
     with connected(cluster, storage.normalize(config.data), registry.url):
         evidence = f"{verdicts}/{number:06d}-{uuid4().hex[:8]}"
         comparison, judged = _compared(config, registry, candidate, incumbent, evidence, cluster)
@@ -108,12 +118,16 @@ def run(config: PromoteConfig, cluster: ClusterConfig = ClusterConfig()) -> Verd
         rule=config.rule,
         evidence=evidence,
         judged=judged,
+        images=images,
+        uses=uses,
         comparison=comparison,
     )
     still = registry.resolve(config.name, config.alias).version
     if still != incumbent or not storage.create(f"{verdicts}/{number:06d}.json", verdict.model_dump_json(indent=1).encode()):
         raise UserError(f"Another promotion decided on {config.name}@{config.alias} meanwhile: run the same command again.")
     log.info("Judged: %s", "; ".join(map(describe, judged)))
+    if used_up := worn(verdict):
+        log.warning("%s", used_up)
     if verdict.promoted:
         registry.point(config.name, config.alias, candidate)
         log.info("%s@%s is version %s now; to undo: models alias %s %s %s", config.name, config.alias, candidate, config.name,
@@ -149,6 +163,13 @@ def _answers(verdict: Verdict, config: PromoteConfig, registry: Registry, candid
         return False
     kept = Evaluation.model_validate_json(storage.read_bytes(evaluation))
     return kept.data.digest == read_dataset(storage.normalize(config.data)).digest
+
+
+def worn(verdict: Verdict) -> str | None:
+    """Return that the images judged often, if they did: among many candidates one is better on them by chance."""
+    if verdict.uses <= MOST_USES:
+        return None
+    return f"These images have judged {verdict.uses} candidates: draw others, such as by a fresh `fer-pipeline review --audit`."
 
 
 def describe(judged: JudgedForm) -> str:

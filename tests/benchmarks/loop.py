@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 import fer_pipeline as fer
-from fer_pipeline.api.labels import open_labels
+from fer_pipeline.api.labels import Labels, open_labels
 from fer_pipeline.api.reviews import picks_of
 from fer_pipeline.cli import review
 from fer_pipeline.cli.review import CorrectConfig
@@ -140,6 +140,14 @@ def figures_of(model: Path, work: Path) -> dict[str, float]:
     return found
 
 
+def random_of(labels: Labels, count: int, seed: int) -> pa.Table:
+    """Return faces at random, as if they were picked."""
+    faces = pa.concat_tables(labels.faces_to_find(False, None, False), promote_options="permissive")
+    order = np.random.default_rng(seed).permutation(len(faces))[:count]
+    chosen = ["random" if place < count // 10 else "margin" for place in range(len(order))]
+    return faces.take(pa.array(order)).append_column("chosen", pa.array(chosen))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kind", choices=list(KINDS), required=True)
@@ -149,27 +157,29 @@ def main() -> None:
     parser.add_argument("--answers", type=int, default=300)
     parser.add_argument("--weights", default="1,4,16")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--random", action="store_true", help="answers about faces at random, of which a tenth is not learned")
     options = parser.parse_args()
     work: Path = options.work
-    truth = prepare(options.kind, work)
-    base, pool = work / "before", work / "run"
+    truth = prepare(options.kind, work)  # and what was done before is not done again
+    base, pool, how = work / "before", work / "run", "random" if options.random else "picked"
     data = {"data": str(work / "data")}
     train.run(TrainConfig.model_validate({"recipe": "fer2013-small", "epochs": options.epochs, "out": str(base)} | data))
     fer.label(work / "pool", pool, detector="none", model=str(base))
     facts: dict[str, Any] = {"kind": options.kind, "pool": len(truth), "before": figures_of(base, work)}
     print(json.dumps(facts), flush=True)
     for seed in range(options.seeds):
-        run = Path(shutil.copytree(pool, work / f"run-{seed}"))
-        faces = picks_of(open_labels(str(run)), options.answers)
+        run = Path(shutil.copytree(pool, work / f"run-{how}-{seed}"))
+        labels = open_labels(str(run))
+        faces = random_of(labels, options.answers, seed) if options.random else picks_of(labels, options.answers)
         assert faces is not None
         answered(run, faces, truth)
-        mix = str(work / f"corrected-{seed}")
+        mix = str(work / f"{how}-{seed}")
         found = ingest.run(IngestConfig(source=str(run), out=mix, layout="corrections"))
         recipe = work / f"more-{seed}.toml"
         recipe.write_text(MORE.format(seed=seed))
         further: dict[str, Any] = {"seed": seed, "learned": sum(found.counts["train"].values())}
         for weight in (0, *map(int, options.weights.split(","))):
-            out = work / f"after-{seed}-{weight}"
+            out = work / f"after-{how}-{seed}-{weight}"
             mixed = {"mix": mix, "mix_weight": weight} if weight else {}
             more = {"recipe": str(recipe), "epochs": options.more, "out": str(out), "initial": str(base)}
             train.run(TrainConfig.model_validate(more | data | mixed))

@@ -193,6 +193,8 @@ def test_a_better_version_is_promoted_and_the_former_one_is_not(dataset: Path, r
     worse = promote.run(candidate(registry, "1", dataset))
     assert not worse.promoted and registry.resolve("face", "production").version == "2"
     assert (better.number, worse.number) == (1, 2) and better.comparison.left_out == 1
+    assert (better.uses, worse.uses) == (1, 2) and promote.worn(worse) is None
+    assert "have judged 4 candidates: draw others" in str(promote.worn(worse.model_copy(update={"uses": 4})))
     kept = Path(registry.url) / "face" / "verdicts" / "production"
     assert Verdict.model_validate_json((kept / "000002.json").read_text()) == worse
     with pytest.raises(UserError, match="is version 2 already"):
