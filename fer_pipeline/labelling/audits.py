@@ -253,8 +253,13 @@ def keep_score(folder: str, score: Score) -> None:
 
 def last_score(folder: str) -> Score | None:
     """Return what the latest audit with a score says; None if there is none."""
-    names = [name for name in storage.list_names(folder) if name.endswith(SCORE)]
-    scores = (read_record(storage.join(folder, name), Score, "score of an audit") for name in names)
+    scores = []
+    for name in storage.list_names(folder):
+        if name.endswith(SCORE):
+            try:
+                scores.append(read_record(storage.join(folder, name), Score, "score of an audit"))
+            except UserError as error:
+                log.warning("%s Without it the page does not say how right the labels are.", error)
     return max(scores, key=lambda one: one.drawn_at, default=None)
 
 
@@ -281,6 +286,7 @@ def erase(folder: str, uris: Collection[str], contents: Collection[str]) -> set[
         gone = {erasure(key) for key in keys if key["uri"] in uris or erasure(key) in contents}
         if gone:
             keep(folder, audit.without(gone))
+            storage.remove(storage.join(folder, f"{audit.audit_id}{SCORE}"))  # its condition may name them
             found |= gone
     return found
 

@@ -147,9 +147,13 @@ def test_what_is_forgotten_leaves_audits(run: fer.Run, source: Path, tmp_path: P
     found = drawn(table, source, tmp_path / "r", 60)
     file = tmp_path / "table" / "_audits" / f"{found.audit}.json"
     item = Audit.model_validate_json(file.read_text()).items[0]
+    (file.parent / f"{found.audit}.score.json").write_text("{}")
     upkeep.forget(ForgetConfig(table=table, content=(str(item.content_sha256),)))
     assert str(item.content_sha256) not in file.read_text() and len(Audit.model_validate_json(file.read_text()).items) == 59
+    assert not list(file.parent.glob("*.score.json"))
     (file.parent / ".DS_Store").write_text("x")
+    (file.parent / "old.score.json").write_text("{}")
+    upkeep.page(PageConfig(table=table, out=str(tmp_path / "nights.html")))
     (file.parent / "folder").mkdir()
     (file.parent / "ffffffff.json").write_text('{"audit_id": "ffffffff", "items": 3}')
     upkeep.forget(ForgetConfig(table=table, content=(str(Audit.model_validate_json(file.read_text()).items[0].content_sha256),)))
