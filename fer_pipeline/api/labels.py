@@ -1,5 +1,6 @@
 """The labels of a run folder or a published table: their faces and images as flat tables, and crops of the faces."""
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,9 +21,11 @@ from fer_pipeline.base.errors import RecordError, UserError
 from fer_pipeline.base.memory import MAX_FILE_BYTES, MAX_PIXELS
 from fer_pipeline.base.storage import parquet
 from fer_pipeline.engine.connect import ClusterConfig
+from fer_pipeline.faces.decode import decode
+from fer_pipeline.faces.phash import perceptual_hash
 from fer_pipeline.jobs.label import job
 from fer_pipeline.jobs.label.config import LabelConfig
-from fer_pipeline.labelling.copies import COPIES, NEEDED, copies_among
+from fer_pipeline.labelling.copies import COPIES, NEEDED, copies_among, like
 from fer_pipeline.labelling.corrections import Reviews, read_corrections
 from fer_pipeline.labelling.manifest import find_records
 from fer_pipeline.labelling.run import AUDITS_FOLDER, CORRECTIONS_FOLDER, READERS, REPORT, RunFolder
@@ -139,6 +142,21 @@ class Labels(ABC):
             parts = [flat_images(images, self.root()) for images in self.image_batches()]
             rows = pa.concat_tables(parts, promote_options="permissive")
         return chosen(rows, where) if where else rows
+
+    def like(self, picture: bytes) -> pa.Table:
+        """Return one row for each image that is a copy of an encoded picture: equal, resized or encoded again, mirrored.
+
+        The rows are those of `images`, with `kind`: `exact`, `near` or `mirrored`. Nobody is recognised. Raise UserError if the
+        picture cannot be decoded.
+        """
+        digest = hashlib.sha256(picture).hexdigest()
+        try:
+            phash = perceptual_hash(decode(picture, MAX_PIXELS).pixels)
+        except RecordError as error:
+            raise UserError(f"The picture cannot be read: {error.reason}.") from error
+        with self.our_rows():
+            parts = [like(flat_images(images, self.root()), digest, phash) for images in self.image_batches()]
+            return pa.concat_tables(parts, promote_options="permissive")
 
     def copies(self) -> pa.Table:
         """Return the images that have copies among the others, in groups: rows of `labelling.copies.COPIES`.

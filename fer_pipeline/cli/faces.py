@@ -95,6 +95,33 @@ class Copied(Config):
     images: dict[str, int]
 
 
+class FindConfig(Config):
+    """Find the rows of a picture in a run or a table, also if it was resized, encoded again or mirrored. Nobody is recognised."""
+
+    labels: str
+    """A run folder or a published table."""
+    like: str
+    """File of the picture."""
+
+
+class FoundImage(Config):
+    """An image that is a copy of the picture."""
+
+    kind: str
+    """`exact`, `near` (resized, encoded again, edited a little) or `mirrored`."""
+    uri: str
+    member: str | None
+    status: str
+    faces: int
+    content_sha256: str | None
+
+
+class Found(Config):
+    """The copies of a picture among labelled images."""
+
+    images: tuple[FoundImage, ...]
+
+
 class CropsConfig(FacesConfig):
     """Write pictures of faces, the most confident first, and `faces.csv` with their rows."""
 
@@ -175,6 +202,19 @@ def copies(config: CopiesConfig) -> Copied | None:
     to = _write(iter([rows]), config.to)
     kinds = Counter(rows["kind"].to_pylist())
     return None if to is None else Copied(to=to, page=config.page, groups=kinds["original"], images=dict(kinds))
+
+
+def find(config: FindConfig) -> Found:
+    """Return the copies of the picture. Raise UserError if there is no run or table, or the picture cannot be read."""
+    labels, place = open_labels(config.labels), storage.normalize(config.like)
+    try:
+        picture = storage.read_bytes(place)
+    except OSError as error:
+        raise UserError(f"'{config.like}' cannot be read: {storage.reason(error)}.") from error
+    rows = labels.like(picture).to_pylist()
+    found = tuple(FoundImage.model_validate({name: row[name] for name in FoundImage.model_fields}) for row in rows)
+    log.info("%d of the images are copies of '%s'", len(found), config.like)
+    return Found(images=found)
 
 
 @contextmanager

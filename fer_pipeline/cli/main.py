@@ -43,6 +43,7 @@ COMMANDS = {
     "explain": ("cli.explain:run", "run", "Show all that a run knows about one picture: its source, its labels, the model."),
     "export": ("cli.faces:export", "labels", "Write the labelled faces of a run or a table as CSV, JSON or Parquet."),
     "copies": ("cli.faces:copies", "labels", "Find copies among the images of a run or a table: equal, resized, mirrored."),
+    "find": ("cli.faces:find", "labels", "Find the rows of a picture, also if it was resized or mirrored. Nobody is recognised."),
     "crops": ("cli.faces:crops", "labels", "Write pictures of the most confident faces of a run or a table."),
     "review": ("cli.review:review", "labels", "Write a page on which people correct labels, without a server."),
     "correct": ("cli.review:correct", "labels file", "Add answers of people about faces to a run or a table."),

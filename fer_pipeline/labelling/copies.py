@@ -33,6 +33,19 @@ FEWEST_BITS = 64
 """A hash has half of its 256 bits set. A picture without contrast has few; it is a near copy of nothing."""
 
 
+def like(images: pa.Table, content_sha256: str, phash: bytes) -> pa.Table:
+    """Return the rows of images that are copies of a picture, with `kind`: `exact`, `near` or `mirrored`."""
+    hashes = hashes_of(images["phash"]).to_pylist()
+    theirs = packed_hashes([one or bytes(32) for one in hashes])
+    mine = packed_hashes([phash])
+    tells = np.bitwise_count(theirs).sum(1) >= FEWEST_BITS
+    equal = pc.fill_null(pc.equal(images["content_sha256"], content_sha256), False).to_numpy(zero_copy_only=False)
+    near, mirror = (tells & (np.bitwise_count(theirs ^ one).sum(1) <= NEAR_BITS) for one in (mine, mirrored(mine)))
+    kinds = np.select([equal, near, mirror], ["exact", "near", "mirrored"], "")
+    found = np.flatnonzero(kinds != "")
+    return images.take(pa.array(found)).append_column("kind", pa.array(kinds[found].tolist(), pa.string()))
+
+
 def copies_among(images: pa.Table, further: Sequence[str] = ()) -> pa.Table:
     """Return rows of `COPIES`, and `further` columns, for images, which have the columns `NEEDED`. Frames of videos are none.
 

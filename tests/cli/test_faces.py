@@ -8,6 +8,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -15,7 +17,7 @@ import pytest
 import fer_pipeline as fer
 from fer_pipeline.base.errors import UserError
 from fer_pipeline.cli import faces
-from fer_pipeline.cli.faces import CopiesConfig, CropsConfig, ExportConfig
+from fer_pipeline.cli.faces import CopiesConfig, CropsConfig, ExportConfig, FindConfig
 from tests.cli.conftest import Ended
 
 
@@ -144,3 +146,26 @@ def test_a_link_beside_the_file_is_not_followed_and_a_reader_may_leave(labelled:
     command = f"{sys.executable} -m fer_pipeline.cli export {labelled.url} | head -1; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout.startswith('"path"') and done.stderr == ""
+
+
+def test_a_picture_is_found_under_any_name_and_size(
+    labelled: fer.Run, published: fer.Table, archive: Path, tmp_path: Path
+) -> None:
+    photo = next(archive.rglob("hopper-640.jpg"))
+    pixels = cv2.imread(str(photo))
+    assert pixels is not None
+    cv2.imwrite(str(tmp_path / "small.jpg"), cv2.resize(pixels, None, fx=0.4, fy=0.4, interpolation=cv2.INTER_AREA))
+    cv2.imwrite(str(tmp_path / "mirrored.png"), pixels[:, ::-1])
+    cv2.imwrite(str(tmp_path / "other.png"), np.random.default_rng(0).integers(0, 256, (90, 90, 3), np.uint8))
+    shutil.copy(photo, tmp_path / "copy.jpg")
+    for labels in (labelled.url, published.url):
+        found = {
+            path.name: {one.kind for one in faces.find(FindConfig(labels=labels, like=str(path))).images if one.uri == str(photo)}
+            for path in tmp_path.iterdir()
+        }
+        assert found == {"small.jpg": {"near"}, "mirrored.png": {"mirrored"}, "other.png": set(), "copy.jpg": {"exact"}}
+    (tmp_path / "text.jpg").write_text("no picture")
+    with pytest.raises(UserError, match="The picture cannot be read"):
+        faces.find(FindConfig(labels=labelled.url, like=str(tmp_path / "text.jpg")))
+    with pytest.raises(UserError, match="cannot be read"):
+        faces.find(FindConfig(labels=labelled.url, like=str(tmp_path / "none.jpg")))
