@@ -40,7 +40,7 @@ from fer_pipeline.engine.progress import progress
 from fer_pipeline.engine.tasks import Shared, fan_out, share
 from fer_pipeline.faces.detectors import DETECTOR_HELP, DETECTORS, DetectorName, load_detector, resolve_detector
 from fer_pipeline.faces.detectors.spec import ResolvedDetector
-from fer_pipeline.models.framing import Framing, load_framing
+from fer_pipeline.models.framing import FRAMINGS, Framing, load_framing
 from fer_pipeline.models.label_space import LABEL_SPACES, NUMBERINGS, LabelSpace, load_label_space, load_numbering
 
 log = logging.getLogger(__name__)
@@ -192,8 +192,8 @@ def _face_extraction(config: IngestConfig) -> tuple[FaceExtraction, ResolvedDete
 
 def _framing_of(name: str) -> Framing:
     """Return the framing with a name, in a file, or of the faces of an ingested dataset."""
-    place = storage.normalize(name)
-    return dataset.read_dataset(place).faces.framing if storage.exists(storage.join(place, DATASET_FILE)) else load_framing(name)
+    is_dataset = name not in FRAMINGS and storage.exists(storage.join(storage.normalize(name), DATASET_FILE))
+    return dataset.read_dataset(storage.normalize(name)).faces.framing if is_dataset else load_framing(name)
 
 
 def _check(config: IngestConfig) -> None:

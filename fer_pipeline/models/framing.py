@@ -53,4 +53,6 @@ def load_framing(name: str) -> Framing:
     except ValidationError as error:
         raise UserError(f"The framing '{name}' cannot be used: {explain(error)}.") from error
     except (OSError, ValueError) as error:
-        raise UserError(f"There is no framing '{name}': use {', '.join(FRAMINGS)} or a .toml file.") from error
+        raise UserError(
+            f"There is no framing '{name}': use {', '.join(FRAMINGS)}, a .toml file or an ingested dataset."
+        ) from error

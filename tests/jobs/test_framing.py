@@ -91,3 +91,15 @@ def test_a_model_gets_the_framing_of_its_dataset(photos: Path, tmp_path: Path, l
         plan(boxes, FER2013_FRAMING)
     with pytest.raises(UserError, match="learned from faces of another framing"):
         plan(boxes, None, EMBEDDED)
+
+
+def test_faces_are_cut_as_those_of_another_dataset(dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By its folder; a known name of a framing is not a folder of that name."""
+    (tmp_path / "wide.toml").write_text('cut = "box"\nbox_scale = 1.6\n')
+    tree = str(dataset.parent / "tree")
+    wide = ingest.run(IngestConfig(source=tree, out=str(tmp_path / "fer2013"), framing=str(tmp_path / "wide.toml")))
+    like = ingest.run(IngestConfig(source=tree, out=str(tmp_path / "like"), framing=str(tmp_path / "fer2013")))
+    assert like.faces.framing == wide.faces.framing
+    monkeypatch.chdir(tmp_path)
+    named = ingest.run(IngestConfig(source=tree, out=str(tmp_path / "named"), framing="fer2013"))
+    assert named.faces.framing != wide.faces.framing
