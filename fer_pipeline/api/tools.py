@@ -8,6 +8,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import IO, Any, Literal
+from xml.sax.saxutils import quoteattr
 
 from fer_pipeline.api.flat import flat_images
 from fer_pipeline.api.labels import Labels
@@ -67,7 +68,7 @@ def write_label_studio(labels: Labels, file: IO[bytes], *, where: str | None = N
 
 def label_studio_config(classes: Sequence[str]) -> str:
     """Return the labelling configuration for tasks of `write_label_studio`."""
-    choices = "".join(f'<Label value="{name}"/>' for name in (*classes, NOT_A_FACE, CANNOT_TELL))
+    choices = "".join(f"<Label value={quoteattr(name)}/>" for name in (*classes, NOT_A_FACE, CANNOT_TELL))
     boxes = f'<RectangleLabels name="{CLASS}" toName="image">{choices}</RectangleLabels>'
     return f'<View><Image name="image" value="$image"/>{boxes}</View>'
 
