@@ -30,5 +30,5 @@ def test_a_faulty_framing_is_refused_in_one_sentence(text: str, complaint: str, 
 
 
 def test_an_unknown_framing_names_those_there_are() -> None:
-    with pytest.raises(UserError, match="There is no framing 'tight': use fer2013 or"):
+    with pytest.raises(UserError, match="There is no framing 'tight': use fer2013, a"):
         load_framing("tight")
