@@ -78,8 +78,9 @@ def write(images: Images, names: list[str], folder: Path, split: str | None) -> 
     """Write pictures as `split/class/number.png`, or as `number.png` whose name does not tell the class."""
     for number, (image, name) in enumerate(zip(images, names, strict=True)):
         path = folder / split / name / f"{number}.png" if split else folder / f"{number:05d}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        cv2.imwrite(str(path), image)
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            cv2.imwrite(str(path), image)
 
 
 def prepare(kind: str, work: Path) -> list[str]:
