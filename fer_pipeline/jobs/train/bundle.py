@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from fer_pipeline.base import storage
 from fer_pipeline.base.storage import parquet
 from fer_pipeline.datasets import duplicates
-from fer_pipeline.datasets.dataset import DatasetInfo, read_dataset, read_samples
+from fer_pipeline.datasets.dataset import DatasetInfo, read_samples
 from fer_pipeline.datasets.duplicates import split_digest
 from fer_pipeline.datasets.leaks import find_learned, joined, learned_images
 from fer_pipeline.datasets.training_data import SplitReader
@@ -162,7 +162,7 @@ def _learned_images(plan: Plan, samples: pa.Table, lineage: Lineage) -> tuple[pa
 
 def _terms(plan: Plan, dataset: DatasetInfo) -> str:
     """Return the terms of use of all that was learned."""
-    further = [read_dataset(plan.mixed.train.dataset).terms] if plan.mixed else []
+    further = [plan.mixed.dataset.terms] if plan.mixed else []
     return " ".join(dict.fromkeys([dataset.terms, *further]))
 
 

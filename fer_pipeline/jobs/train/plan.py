@@ -20,7 +20,7 @@ from fer_pipeline.datasets.leaks import find_learned, joined, learned_images
 from fer_pipeline.datasets.training_data import SplitReader
 from fer_pipeline.jobs.train.config import TrainConfig
 from fer_pipeline.jobs.train.rank import Mixed, Plan
-from fer_pipeline.models.bundle import LEARNED, Bundle
+from fer_pipeline.models.bundle import Bundle
 from fer_pipeline.models.label_space import LabelSpace, load_label_space, mapping
 from fer_pipeline.models.network_config import NetworkConfig
 from fer_pipeline.models.networks import build
@@ -49,7 +49,8 @@ def make_plan(
     mix = storage.normalize(config.mix) if config.mix else None
     further = read_dataset(mix) if mix else None
     _require_none(_mix_conflicts(recipe, dataset, further) if further else iter(()))
-    audits = [rows for url in (data, *([mix] if mix else [])) if len(rows := _images_of(url, AUDIT))]
+    both = {data: dataset} | ({mix: further} if mix and further else {})
+    audits = [_images_of(url, AUDIT) for url, info in both.items() if AUDIT in info.counts]
     leave_out = _left_out(config, recipe, data, audits)
     mixed = None
     if mix and further:
@@ -88,8 +89,6 @@ def make_plan(
 
 def _images_of(data: str, split: str) -> pa.Table:
     """Return the images of a split as rows of `LEARNED`."""
-    if split not in read_dataset(data).counts:
-        return LEARNED.empty_table()
     return learned_images(read_samples(data, DUPLICATE_COLUMNS).filter(pc.field("split") == split))
 
 
@@ -122,7 +121,8 @@ def _mixed(
     leave_out = _left_out(config, recipe, mix, held)
     counts = _class_counts(further, mix, recipe.train_split, space, leave_out)
     labels = mapping(further.label_space.classes, space)
-    return Mixed(SplitReader(mix, recipe.train_split, recipe.network, labels, votes, leave_out), config.mix_weight, tuple(counts))
+    reader = SplitReader(mix, recipe.train_split, recipe.network, labels, votes, leave_out)
+    return Mixed(further, reader, config.mix_weight, tuple(counts))
 
 
 def _mix_conflicts(recipe: Recipe, dataset: DatasetInfo, further: DatasetInfo) -> Iterator[str]:
@@ -291,7 +291,7 @@ def facts_of(plan: Plan, dataset: DatasetInfo) -> dict[str, Any]:
     if plan.validation.leave_out:
         facts["left out of validation"] = _ids_digest(plan.validation.leave_out)
     if plan.mixed:
-        further, mixed = read_dataset(plan.mixed.train.dataset), plan.mixed.train
+        further, mixed = plan.mixed.dataset, plan.mixed.train
         facts["mixed"] = {
             "weight": plan.mixed.weight,
             "data": further.digest,

@@ -19,7 +19,7 @@ from ray.train import Checkpoint
 
 from fer_pipeline.base import storage
 from fer_pipeline.base.processor import has_native_bf16
-from fer_pipeline.datasets.dataset import sample_files
+from fer_pipeline.datasets.dataset import DatasetInfo, sample_files
 from fer_pipeline.datasets.training_data import SplitReader
 from fer_pipeline.engine.tasks import Shared
 from fer_pipeline.models.bundle import Bundle
@@ -47,6 +47,7 @@ SHUFFLE_BYTES = 256 * 1024**2
 class Mixed:
     """A further dataset that is learned beside the first."""
 
+    dataset: DatasetInfo
     train: SplitReader
     weight: int
     """How often each of its images comes in an epoch."""
