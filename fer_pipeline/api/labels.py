@@ -13,7 +13,6 @@ import pyarrow.compute as pc
 from pydantic import ValidationError
 
 from fer_pipeline.api.crops import Crop, cut_crops
-from fer_pipeline.api.flat import TO_FIND, chosen, flat_faces, flat_images, flat_tracks, names_of_outputs
 from fer_pipeline.archive.record import Record
 from fer_pipeline.base import storage
 from fer_pipeline.base.config import explain
@@ -35,6 +34,7 @@ from fer_pipeline.report.copies import copies_page, to_show
 from fer_pipeline.report.pictures import PictureLimits, cut_faces
 from fer_pipeline.table.blocklist import read_blocklist
 from fer_pipeline.table.delta import TABLE_AUDITS, TABLE_CORRECTIONS, LabelTable, is_table
+from fer_pipeline.table.flat import TO_FIND, chosen, flat_faces, flat_images, flat_tracks, names_of_outputs
 from fer_pipeline.table.places import find_images
 from fer_pipeline.table.rows import ROWS
 

@@ -9,7 +9,6 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 
-from fer_pipeline.api.flat import TO_FIND, flat_faces
 from fer_pipeline.archive.capture import UNKNOWN
 from fer_pipeline.archive.fetch import Fetched, fetch
 from fer_pipeline.archive.files import Selection
@@ -28,6 +27,7 @@ from fer_pipeline.labelling.labeller import Labeller, LabelSettings
 from fer_pipeline.labelling.manifest import manifest_table
 from fer_pipeline.labelling.schemas import FAILED
 from fer_pipeline.models.bundle import EMBEDDED
+from fer_pipeline.table.flat import TO_FIND, flat_faces
 from fer_pipeline.table.rows import require_free_columns
 
 TIMEOUT_S = 60.0

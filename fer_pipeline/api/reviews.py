@@ -7,7 +7,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from fer_pipeline.api.flat import flat_images
 from fer_pipeline.api.labels import Labels, reduced
 from fer_pipeline.base import storage
 from fer_pipeline.base.errors import UserError
@@ -15,6 +14,7 @@ from fer_pipeline.labelling import audits
 from fer_pipeline.labelling.audits import Audit, Draw, Score
 from fer_pipeline.labelling.picks import candidates, picked, with_margin
 from fer_pipeline.report.review import AUDIT_FACES, AUDIT_IMAGES, REVIEW, Kind, write_review
+from fer_pipeline.table.flat import flat_images
 
 OF_EMPTY = ("uri", "member", "time_ms", "content_sha256", "width", "height", "record_id", "etag", "size_bytes")
 """Columns of an image without a face that find its picture."""

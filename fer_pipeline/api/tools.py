@@ -10,11 +10,11 @@ from itertools import groupby
 from typing import IO, Any, Literal
 from xml.sax.saxutils import quoteattr
 
-from fer_pipeline.api.flat import flat_images
 from fer_pipeline.api.labels import Labels
 from fer_pipeline.base.errors import UserError
 from fer_pipeline.labelling.corrections import CANNOT_TELL, NOT_A_FACE
 from fer_pipeline.models.framing import LANDMARK_COLUMNS, LANDMARKS
+from fer_pipeline.table.flat import flat_images
 
 Tool = Literal["coco", "label-studio"]
 KEY = ("content_sha256", "uri", "member", "time_ms")

@@ -48,6 +48,7 @@ COMMANDS = {
     "review": ("cli.review:review", "labels", "Write a page on which people correct labels, without a server."),
     "correct": ("cli.review:correct", "labels file", "Add answers of people about faces to a run or a table."),
     "score": ("cli.review:score", "labels", "Say how right all labels are, from the answers to an audit, with intervals."),
+    "redact": ("jobs.redact.job:run", "run", "Copy the images of a run with the faces that were found under a mosaic."),
     "report": ("cli.report:run", "run", "Write the page of a labelling run again."),
     "models list": ("cli.models:list_models", "", "List a registry's models, versions and aliases."),
     "models push": ("cli.models:push", "model name", "Add a model bundle to a registry as a new, immutable version."),

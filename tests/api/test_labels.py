@@ -16,13 +16,13 @@ import pytest
 
 import fer_pipeline as fer
 from fer_pipeline.api import labels
-from fer_pipeline.api.flat import chosen
 from fer_pipeline.base.errors import UserError
 from fer_pipeline.jobs import publish
 from fer_pipeline.jobs.publish import PublishConfig
 from fer_pipeline.models.framing import LANDMARK_COLUMNS
 from fer_pipeline.table import places
 from fer_pipeline.table.delta import LabelTable
+from fer_pipeline.table.flat import chosen
 
 CLASSES = ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral")
 

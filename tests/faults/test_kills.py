@@ -50,6 +50,46 @@ def test_kills_change_nothing_in_containers_of_every_kind(archive: Path, tmp_pat
     require_same_rows_after_kills(source, tmp_path, 3, len(names) * 24 + len(PACKERS) * SECONDS)
 
 
+@pytest.mark.timeout(600)
+def test_kills_change_nothing_in_the_copies_of_a_redaction(archive: Path, tmp_path: Path) -> None:
+    """Kills while shards are redacted and while containers are written."""
+    source, rng, photos = copies(archive, tmp_path / "source", 4), random.Random(SEED), sorted(archive.rglob("*-640.jpg"))
+    for name, pack in PACKERS.items():
+        pack(source / name, {f"{number}.jpg": photos[number % len(photos)].read_bytes() for number in range(24)})
+    assert drive(source, tmp_path / "run").wait() == 0
+    undisturbed, disturbed, at_kills = tmp_path / "undisturbed", tmp_path / "disturbed", list[tuple[int, int]]()
+    assert redact(tmp_path / "run", source, undisturbed).wait() == 0
+    shards, containers = written(undisturbed)
+    while len(at_kills) < 5:
+        before, driver = written(disturbed), redact(tmp_path / "run", source, disturbed)
+        kind = 0 if len(at_kills) < 3 else 1  # while shards are redacted, then while containers are written
+        while driver.poll() is None and written(disturbed)[kind] <= before[kind]:
+            time.sleep(0.01)
+        time.sleep(rng.uniform(0, 0.3) if kind == 0 else 0)
+        os.kill(driver.pid, signal.SIGKILL)
+        driver.wait()
+        at_kills.append(written(disturbed))
+    assert at_kills[2][0] < shards and at_kills[-1][1] < containers
+    assert redact(tmp_path / "run", source, disturbed).wait() == 0
+    assert contents(disturbed) == contents(undisturbed)
+
+
+def redact(run: Path, source: Path, out: Path) -> "subprocess.Popen[bytes]":
+    command = [sys.executable, "-m", "fer_pipeline.cli", "redact", str(run), "--source", str(source), "--out", str(out)]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def written(out: Path) -> tuple[int, int]:
+    """Return the numbers of shards that are done and of containers."""
+    return len(list((out / "_redacted").glob("*.parquet"))), len([*out.glob("*.tar"), *out.glob("*.zip")])
+
+
+def contents(out: Path) -> dict[str, bytes]:
+    """Return the copies, and what is left beside them."""
+    files = [path for path in out.rglob("*") if path.is_file() and path.suffix not in (".json", ".parquet")]
+    return {str(path.relative_to(out)): path.read_bytes() for path in files}
+
+
 def require_same_rows_after_kills(source: Path, tmp_path: Path, wanted: int, records: int) -> None:
     """Label a source twice, once with `wanted` kills of the driver; require that both runs have the same rows, each once."""
     rng, undisturbed, disturbed = random.Random(SEED), tmp_path / "undisturbed", tmp_path / "disturbed"

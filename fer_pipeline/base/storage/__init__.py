@@ -8,10 +8,12 @@ import os
 import posixpath
 import re
 import sys
+import tempfile
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 from urllib.parse import quote, unquote
 
 import fsspec
@@ -24,6 +26,7 @@ from pyarrow.fs import LocalFileSystem as ArrowLocalFileSystem
 
 from fer_pipeline.base.errors import ChangedError, OutageError, UserError
 from fer_pipeline.base.storage import local, objects, requests, s3
+from fer_pipeline.base.temporary import temporary_folder
 
 STORAGE_ERRORS: tuple[type[OSError], type[BotoCoreError], type[ObstoreError]]
 """The errors of a file that is missing, forbidden or unreachable, locally and on a store.
@@ -336,6 +339,31 @@ def write_bytes(url: str, data: bytes) -> None:
     except OSError as error:
         os.unlink(temporary)
         raise type(error)(error.errno, error.strerror, place) from error
+
+
+@contextmanager
+def written(url: str) -> Iterator[IO[bytes]]:
+    """Yield a file to write. At the end its content replaces that of `url`, at once; after an exception `url` stays as it is.
+
+    A store gets it from a temporary file on this machine.
+    """
+    place = normalize(url)
+    if is_local(place):
+        temporary = local.write_temporary(place, b"")
+        try:
+            with Path(temporary).open("wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, place)
+        finally:
+            Path(temporary).unlink(missing_ok=True)
+        return
+    with temporary_folder(Path(tempfile.gettempdir()), "fer-pipeline-writing-") as folder:
+        with (folder / "file").open("wb") as file:
+            yield file
+        fs, path = open_filesystem(place)
+        fs.put_file(str(folder / "file"), path)
 
 
 def _put(url: str, data: bytes, only_new: bool = False) -> None:
