@@ -20,6 +20,17 @@ def test_a_write_replaces_and_leaves_nothing_beside(tmp_path: Path) -> None:
     assert storage.list_names(str(tmp_path / "folder")) == ["file"]
 
 
+def test_a_file_that_is_written_replaces_at_its_end_or_not_at_all(tmp_path: Path) -> None:
+    url = str(tmp_path / "folder" / "file")
+    with storage.written(url) as file:
+        file.write(b"one")
+        assert not storage.exists(url)
+    with pytest.raises(ValueError, match="stop"), storage.written(url) as file:
+        file.write(b"two")
+        raise ValueError("stop")
+    assert storage.read_bytes(url) == b"one" and [path.name for path in (tmp_path / "folder").iterdir()] == ["file"]
+
+
 @pytest.mark.parametrize("links", [True, False])
 def test_only_the_first_creates(links: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if not links:

@@ -26,6 +26,8 @@ from fer_pipeline.jobs.ingest import IngestConfig
 from fer_pipeline.jobs.label import job as label
 from fer_pipeline.jobs.label.config import LabelConfig
 from fer_pipeline.jobs.publish import PublishConfig
+from fer_pipeline.jobs.redact import job as redact
+from fer_pipeline.jobs.redact.job import RedactConfig
 from fer_pipeline.jobs.train import job as train
 from fer_pipeline.jobs.train.config import TrainConfig
 from fer_pipeline.labelling.labeller import Labeller
@@ -91,6 +93,16 @@ def test_a_run_on_s3_is_resumed(uploaded: str, bucket: str, locally: Rows) -> No
     record = label.run(config(uploaded, out))
     assert record.result is not None and record.result.labelled_now == 12
     assert rows(out) == locally
+
+
+def test_copies_with_covered_faces_are_those_on_a_disk(uploaded: str, bucket: str, archive: Path, tmp_path: Path) -> None:
+    contents = []
+    for source, place in ((uploaded, bucket), (str(archive), str(tmp_path))):
+        label.run(config(source, f"{place}/run"))
+        redact.run(RedactConfig(run=f"{place}/run", source=source, out=f"{place}/covered"))
+        names = [name for name in storage.list_below(f"{place}/covered") if not name.startswith(("_redacted/", "redaction"))]
+        contents.append({name: storage.read_bytes(f"{place}/covered/{name}") for name in names})
+    assert contents[0] == contents[1] and len(contents[0]) == 29 and {"groups.tar", "mirrored.zip"} <= contents[0].keys()
 
 
 def test_the_objects_of_a_list_are_labelled_and_nothing_is_listed(
