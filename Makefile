@@ -8,6 +8,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.t
 FAULTS ?= faults
 SLOW ?= slow
 NIGHTS ?= nights and not long
+TOOLS ?= tools
 PRODUCTION ?= production and not long
 
 .PHONY: help demo install packages pictures test test-slow test-faults test-s3 test-azure test-nights test-production rehearsal test-images test-monitoring test-doors test-examples test-tools fuzz test-pages test-gpu check bench bench-gpu bench-compare clean
@@ -64,10 +65,10 @@ test-doors: $(INSTALLED)  ## No command listens to other machines or looks up a 
 test-examples: $(INSTALLED)  ## docs/tour.md, docs/extending.md, examples/ and `make demo` in a fresh copy, done as they say
 	$(BIN)/python -m pytest -m examples tests/test_extending.py tests/test_examples.py tests/test_install.py tests/test_tour.py
 
-test-tools: $(INSTALLED)  ## Exports for other tools, read by their own packages, which it installs into .venv-tools
+test-tools: $(INSTALLED)  ## Exports for other tools, read by their own packages, which it installs into .venv-tools (1.4 GB); TOOLS="tools and not long" for the short form
 	test -x .venv-tools/bin/python || $(PYTHON) -m venv .venv-tools
-	.venv-tools/bin/python -m pip install -q pycocotools label-studio-sdk
-	$(BIN)/python -m pytest -m tools tests/cli/test_tools.py
+	.venv-tools/bin/python -m pip install -q pycocotools label-studio-sdk datumaro datasets fiftyone
+	$(BIN)/python -m pytest -m "$(TOOLS)" tests/cli/test_tools.py
 
 fuzz: $(INSTALLED)  ## Mutated files of every kind; FUZZ="--images 300000 --others 5000" for the long form
 	$(BIN)/python -m tests.fuzz $(FUZZ)

@@ -5,14 +5,17 @@ https://cocodataset.org/#format-data, https://labelstud.io/guide/predictions, ht
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import IO, Any, Literal
 from xml.sax.saxutils import quoteattr
 
+import numpy as np
+
 from fer_pipeline.api.labels import Labels
 from fer_pipeline.base.errors import UserError
-from fer_pipeline.labelling.corrections import CANNOT_TELL, NOT_A_FACE
+from fer_pipeline.labelling.corrections import CANNOT_TELL, NOT_A_FACE, face_of
 from fer_pipeline.models.framing import LANDMARK_COLUMNS, LANDMARKS
 from fer_pipeline.table.flat import flat_images
 
@@ -31,17 +34,12 @@ def write_coco(labels: Labels, file: IO[bytes], *, where: str | None = None, cer
 
     Boxes and landmarks are pixels of the upright image. Images and faces have the same ids in every export.
     """
-    categories = [
-        {"id": number, "name": name, "supercategory": "apparent expression", "keypoints": list(LANDMARKS), "skeleton": []}
-        for number, name in enumerate((*labels.classes, NOT_A_FACE, CANNOT_TELL), 1)
-    ]
-    head = {"info": {"description": f"Apparent expressions: {labels.url}"}, "licenses": [], "categories": categories}
-    file.write(f'{json.dumps(head)[:-1]}, "images": ['.encode())
+    file.write(coco_head(labels))
     images = (row for part in labels.image_batches() for row in flat_images(part, labels.root()).to_pylist())
-    _write_items(file, map(_coco_image, (row for row in images if row["width"])))
+    write_items(file, (coco_image(row, _name(row)) for row in images if row["width"]))
     file.write(b'], "annotations": [')
     numbers = {name: number for number, name in enumerate(labels.classes, 1)}
-    count = _write_items(file, (_coco_face(row, numbers, labels.classes) for row in _faces(labels, where, certain)))
+    count = write_items(file, (coco_face(row, numbers, labels.classes) for row in _faces(labels, where, certain)))
     file.write(b"]}\n")
     return count
 
@@ -55,13 +53,13 @@ def write_label_studio(labels: Labels, file: IO[bytes], *, where: str | None = N
 
     def tasks() -> Iterator[dict[str, Any]]:
         nonlocal count
-        for _, group in groupby(_faces(labels, where, certain), key=lambda row: tuple(row[name] for name in KEY[1:])):
+        for _, group in groupby(_faces(labels, where, certain), key=image_key):
             faces = list(group)
             count += len(faces)
             yield _task(faces)
 
     file.write(b"[")
-    _write_items(file, tasks())
+    write_items(file, tasks())
     file.write(b"]\n")
     return count
 
@@ -73,10 +71,10 @@ def label_studio_config(classes: Sequence[str]) -> str:
     return f'<View><Image name="image" value="$image"/>{boxes}</View>'
 
 
-def answers_of(text: str, by: str | None, at: str) -> Iterator[dict[str, Any] | str] | None:
+def answers_of(text: str, labels: Labels, by: str | None, at: str) -> Iterator[dict[str, Any] | str] | None:
     """Yield the answers in a file of a tool as lines of corrections have them, or why one is none; None for a file of lines.
 
-    `by`, `at`: of answers in COCO, which does not say.
+    `labels`: those that were exported. `by`, `at`: of answers in COCO, which does not say.
     """
     try:
         found = json.loads(text)
@@ -88,10 +86,21 @@ def answers_of(text: str, by: str | None, at: str) -> Iterator[dict[str, Any] | 
         return None
     if not by:
         raise UserError("A COCO file does not say who answered: name a pseudonym by --by.")
-    return _of_coco(found, by, at)
+    return _of_coco(found, labels, by, at)
 
 
-def _write_items(file: IO[bytes], items: Iterator[dict[str, Any]]) -> int:
+def coco_head(labels: Labels) -> bytes:
+    """Return the beginning of a COCO object, up to its images."""
+    categories = [
+        {"id": number, "name": name, "supercategory": "apparent expression", "keypoints": list(LANDMARKS), "skeleton": []}
+        for number, name in enumerate((*labels.classes, NOT_A_FACE, CANNOT_TELL), 1)
+    ]
+    head = {"info": {"description": f"Apparent expressions: {labels.url}"}, "licenses": [], "categories": categories}
+    return f'{json.dumps(head)[:-1]}, "images": ['.encode()
+
+
+def write_items(file: IO[bytes], items: Iterator[dict[str, Any]]) -> int:
+    """Write the items of a list and return their number."""
     count = 0
     for count, item in enumerate(items, 1):
         file.write((("," if count > 1 else "") + "\n" + json.dumps(item, ensure_ascii=False, default=str)).encode())
@@ -109,33 +118,53 @@ def _number(*parts: Any) -> int:
     return int.from_bytes(digest, "big") >> (64 - SAFE_BITS)
 
 
-def _image_number(row: Row) -> int:
-    return _number(row["uri"], row["member"], row["time_ms"])
+def image_key(row: Row) -> tuple[Any, ...]:
+    """Return what tells the image of a face from all others."""
+    return tuple(row[name] for name in KEY[1:])
+
+
+def image_number(row: Row) -> int:
+    """Return the number of an image or a frame, the same in every export."""
+    return _number(*image_key(row))
+
+
+def _name(row: Row) -> str:
+    return row["path"] if row["time_ms"] is None else f"{row['path']}#t={row['time_ms'] / 1000:g}"
+
+
+def picture_name(row: Row) -> str:
+    """Return the name of an image as a JPEG in a folder: its path, with the moment of a frame, and the ending."""
+    path = "/".join(part for part in row["path"].replace(":", "_").split("/") if part not in ("", ".", ".."))
+    if row["time_ms"] is not None:
+        return f"{path}/{row['time_ms']}.jpg"
+    return path if path.lower().endswith((".jpg", ".jpeg")) else f"{path}.jpg"
 
 
 def _known(row: Row, names: Sequence[str]) -> dict[str, Any]:
     return {name: row[name] for name in names if row.get(name) is not None}
 
 
-def _coco_image(row: Row) -> dict[str, Any]:
-    moment = "" if row["time_ms"] is None else f"#t={row['time_ms'] / 1000:g}"
-    facts = {"id": _image_number(row), "file_name": f"{row['path']}{moment}", "width": row["width"], "height": row["height"]}
+def coco_image(row: Row, name: str) -> dict[str, Any]:
+    """Return an image of COCO with a file name."""
+    facts = {"id": image_number(row), "file_name": name, "width": row["width"], "height": row["height"]}
     return facts | _known(row, KEY)
 
 
-def _coco_face(row: Row, numbers: Mapping[str, int], classes: Sequence[str]) -> dict[str, Any]:
+def coco_face(row: Row, numbers: Mapping[str, int], classes: Sequence[str]) -> dict[str, Any]:
+    """Return a face as an annotation of COCO. `numbers`: ids of the categories by class."""
     box = [row[name] for name in "xywh"]
     points = [row[name] for name in LANDMARK_COLUMNS]
     is_known = all(value is not None for value in points)
     keypoints = [value for x, y in zip(points[::2], points[1::2], strict=True) for value in (x, y, 2)] if is_known else []
     attributes = _known(row, ("expression", "uncertain", "quality", "detection_score", "expression_reviewed", *KEY))
     return {
-        "id": _number(_image_number(row), row["face_id"]),
-        "image_id": _image_number(row),
+        "id": _number(image_number(row), row["face_id"]),
+        "image_id": image_number(row),
         "category_id": numbers[row["expression"]],
         "bbox": box,
         "area": box[2] * box[3],
         "iscrowd": 0,
+        "segmentation": [],
         "score": row["confidence"],
         "attributes": attributes | {name: row[f"p_{name}"] for name in classes},
     } | ({"keypoints": keypoints, "num_keypoints": len(points) // 2} if is_known else {})
@@ -191,23 +220,54 @@ def _of_result(result: Any, annotation: Any, data: Row, predicted: Mapping[str, 
     return facts | {"answer": value["rectanglelabels"][0], "seen": seen[0], "by": f"label-studio-{person}", "at": at}
 
 
-def _of_coco(found: Mapping[str, Any], by: str, at: str) -> Iterator[dict[str, Any] | str]:
-    """Yield the answers in a COCO object: faces whose category is another one than the label that was exported."""
+def _of_coco(found: Mapping[str, Any], labels: Labels, by: str, at: str) -> Iterator[dict[str, Any] | str]:
+    """Yield the answers in a COCO object: faces whose category is another one than the label that was exported.
+
+    A tool may keep our attributes where they are (datumaro), beside the box (FiftyOne), or drop them (CVAT): then a face is found
+    by the name of its image and by its box.
+    """
     try:
         names = {one["id"]: one["name"] for one in found["categories"]}
         images = {one["id"]: one for one in found["images"]}
-    except (KeyError, TypeError) as error:
-        yield f"its images or categories have no {error}"
+        known = [{**one, **(one.get("attributes") or {})} for one in found["annotations"]]
+        bare = {images[one["image_id"]]["file_name"] for one in known if not _is_ours(one)}
+    except (AttributeError, KeyError, TypeError) as error:
+        yield f"its images, categories or annotations have no {error}"
         return
-    for one in found["annotations"]:
+    faces = _faces_named(labels, bare) if bare else {}
+    for one in known:
         try:
-            image, attributes, box = images[one["image_id"]], one.get("attributes") or {}, [float(side) for side in one["bbox"]]
-            answer, seen = names[one["category_id"]], attributes.get("expression")
-            facts = {name: attributes.get(name, image.get(name)) for name in KEY} | dict(zip("xywh", box, strict=True))
+            image, box = images[one["image_id"]], [float(side) for side in one["bbox"]]
             x, y, w, h = box
             if x >= image["width"] or y >= image["height"] or x + w <= 0 or y + h <= 0:
                 yield f"the box {box} of annotation {one['id']} is outside its image of {image['width']} x {image['height']} px"
-            elif answer != seen:
-                yield facts | {"answer": answer, "seen": seen, "by": by, "at": at}
+                continue
+            face = one if _is_ours(one) else _face_at(box, faces.get(image["file_name"], ()))
+            if face is None:
+                yield f"there is no face at the box {box} of annotation {one['id']}"
+            elif (answer := names[one["category_id"]]) != face["expression"]:
+                facts = {name: face.get(name) for name in KEY} | dict(zip("xywh", box, strict=True))
+                yield facts | {"answer": answer, "seen": face["expression"], "by": by, "at": at}
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             yield f"an annotation is incomplete: {error}"
+
+
+def _is_ours(annotation: Row) -> bool:
+    """Tell whether an annotation still says which face of which image it is."""
+    return "expression" in annotation and "uri" in annotation
+
+
+def _faces_named(labels: Labels, names: Collection[str]) -> dict[str, list[Row]]:
+    """Return the faces of images by the names that they have in exports."""
+    found = defaultdict[str, list[Row]](list)
+    for row in _faces(labels, None, False):
+        for name in {_name(row), picture_name(row)} & set(names):
+            found[name].append(row)
+    return found
+
+
+def _face_at(box: Sequence[float], faces: Sequence[Row]) -> Row | None:
+    """Return the face that shares most with a box; None if none shares enough."""
+    boxes = np.array([[row[side] for side in "xywh"] for row in faces], np.float64).reshape(-1, 4)
+    place = face_of(box, boxes) if len(boxes) else None
+    return None if place is None else faces[place]

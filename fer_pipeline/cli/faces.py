@@ -5,21 +5,19 @@ import logging
 import os
 import re
 import sys
-import tempfile
-import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import partial
 from itertools import chain
-from pathlib import Path
 from typing import IO, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow.csv import CSVWriter
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
+from fer_pipeline.api.folders import FolderTool, write_folder
 from fer_pipeline.api.labels import Labels, open_labels
 from fer_pipeline.api.tools import Tool, label_studio_config, write_coco, write_label_studio
 from fer_pipeline.base import storage
@@ -56,11 +54,18 @@ class ExportConfig(FacesConfig):
     """A .csv, .json (one array), .jsonl (one object a line) or .parquet file; by default CSV goes to the standard output."""
     columns: str = ""
     """Only these columns, in this order, with commas between them."""
-    format: Tool | None = None
-    """For another tool, into a .json file: `coco`, with all images (CVAT, FiftyOne, datumaro), or `label-studio`, tasks with the
-    labels as predictions. `correct` takes what people answer there."""
+    format: Tool | FolderTool | None = None
+    """For another tool: `coco`, a .json file with all images, or `label-studio`, a .json file of tasks with the labels as
+    predictions; with the pictures, into a new folder: `cvat` (also for datumaro), `fiftyone`, or `hf` (Hugging Face). `correct`
+    takes what people answer there."""
+    source: str | None = None
+    """The folder or URL of the images, for a format with pictures. Pictures are made only of files below it."""
 
-    _kind = field_validator("to")(_require_kind)
+    @model_validator(mode="after")
+    def _require_place(self) -> "ExportConfig":
+        if not self.format:
+            _require_kind(self.to)
+        return self
 
 
 class Exported(Config):
@@ -68,6 +73,10 @@ class Exported(Config):
 
     to: str
     faces: int
+    images: int | None = None
+    """Images in a folder with pictures."""
+    without_picture: int | None = None
+    """Images that are left out of it because they are gone, unreadable or not below `--source`."""
 
 
 class CopiesConfig(Config):
@@ -160,8 +169,10 @@ def export(config: ExportConfig) -> Exported | None:
     return Exported(to=to, faces=count)
 
 
-def _export_for(tool: Tool, labels: Labels, config: ExportConfig) -> Exported:
+def _export_for(tool: Tool | FolderTool, labels: Labels, config: ExportConfig) -> Exported:
     place = storage.normalize(config.to)
+    if tool != "coco" and tool != "label-studio":
+        return _export_folder(tool, labels, config)
     if os.path.splitext(place)[1].lower() != ".json" or config.columns or config.once:
         raise UserError(f"The format {tool} has all columns and copies: name a .json file by --to, without --columns, --once.")
     with _written(place) as file:
@@ -171,6 +182,20 @@ def _export_for(tool: Tool, labels: Labels, config: ExportConfig) -> Exported:
         log.info("Labelling configuration for Label Studio: %s", label_studio_config(labels.classes))
     log.info("Exported %d faces", count)
     return Exported(to=place, faces=count)
+
+
+def _export_folder(tool: FolderTool, labels: Labels, config: ExportConfig) -> Exported:
+    if not config.source or config.to == STDOUT or config.columns or config.once:
+        raise UserError(
+            f"The format {tool} is a folder with pictures of all columns and copies: name the folder by --to and the images by "
+            "--source, without --columns, --once."
+        )
+    out, source = new_folder(config.to), storage.normalize(config.source)
+    found = write_folder(labels, out, tool, source, where=config.where, certain=config.certain)
+    if found.without_picture:
+        log.warning("%d images are left out: they are gone, unreadable or not below '%s'", found.without_picture, source)
+    log.info("Exported %d faces in %d images: %s", found.faces, found.images, out)
+    return Exported(to=out, faces=found.faces, images=found.images, without_picture=found.without_picture)
 
 
 def _write(parts: Iterator[pa.Table], to: str) -> str | None:
@@ -220,23 +245,11 @@ def find(config: FindConfig) -> Found:
 @contextmanager
 def _written(to: str) -> Iterator[IO[bytes]]:
     """Open a file that becomes `to`, at once, when the context ends well."""
-    if not storage.is_local(to):
-        with tempfile.TemporaryFile() as file:
-            yield file
-            file.seek(0)
-            storage.write_bytes(to, file.read())
-        return
-    temporary = Path(to).parent / f".{uuid.uuid4().hex}.tmp"
     try:
-        temporary.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("xb") as file:
+        with storage.written(to) as file:
             yield file
-        temporary.replace(to)
     except (FileExistsError, NotADirectoryError, IsADirectoryError) as error:
         raise UserError(f"'{to}' cannot be written: {error.strerror}. Choose another --to.") from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
 
 
 def _plain(name: str) -> str:
@@ -280,10 +293,10 @@ WRITERS: dict[str, Callable[[Iterator[pa.Table], IO[bytes]], None]] = {
 
 
 def new_folder(out: str) -> str:
-    """Return the normalized place of `--out`. Raise UserError if it holds anything."""
+    """Return the normalized place of a folder to write. Raise UserError if it holds anything."""
     place = storage.normalize(out)
     if storage.list_names(place):
-        raise UserError(f"'{place}' is not a new or empty folder: choose another --out.")
+        raise UserError(f"'{place}' is not a new or empty folder: choose another one.")
     return place
 
 

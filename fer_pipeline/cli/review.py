@@ -1,7 +1,6 @@
 """`review` writes a page on which people answer about faces, and `correct` takes their answers from files."""
 
 import logging
-from collections.abc import Sequence
 from typing import Any
 
 import pyarrow.compute as pc
@@ -148,7 +147,7 @@ def correct(config: CorrectConfig) -> Corrected:
     known, erased = labels.corrections(), labels.erased()
     found, refused = [], 0
     for name in config.file:
-        given, faults = _read(name, config.by, labels.classes)
+        given, faults = _read(name, labels, config.by)
         for line, one in given:
             if is_erased(one.model_dump(), erased):
                 faults.append(Refused(line, "the image, or the video, was erased from this table"))
@@ -174,19 +173,19 @@ def correct(config: CorrectConfig) -> Corrected:
     return Corrected(added=len(rows), known=len(found) - len(rows), without_face=len(without), refused=refused, **facts)
 
 
-def _read(name: str, by: str | None, classes: Sequence[str]) -> tuple[list[tuple[int, Correction]], list[Refused]]:
+def _read(name: str, labels: Labels, by: str | None) -> tuple[list[tuple[int, Correction]], list[Refused]]:
     """Return the corrections in a file, of lines or of another tool, with their numbers, and what is none."""
     text = _text(name)
-    answers = answers_of(text, by, now())
+    answers = answers_of(text, labels, by, now())
     if answers is None:
-        return parsed(text, classes)
+        return parsed(text, labels.classes)
     good, faults = list[tuple[int, dict[str, Any]]](), list[Refused]()
     for number, one in enumerate(answers, 1):
         if isinstance(one, str):
             faults.append(Refused(number, one))
         else:
             good.append((number, one))
-    found, refused = validated(good, classes)
+    found, refused = validated(good, labels.classes)
     return found, sorted([*refused, *faults], key=lambda one: one.line)
 
 

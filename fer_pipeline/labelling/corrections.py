@@ -212,7 +212,10 @@ class Reviews:
                 groups[_key(row), (row["uri"], row["member"])].append((position, row))  # copies are images of their own
         for (key, _), found in groups.items():
             boxes = np.array([[row[name] for name in "xywh"] for _, row in found], np.float64)
-            yield [position for position, _ in found], [(_face_of(one, boxes), one) for one in self._of[key]]
+            yield (
+                [position for position, _ in found],
+                [(face_of([one[side] for side in "xywh"], boxes), one) for one in self._of[key]],
+            )
 
     def matched(self, faces: pa.Table) -> set[tuple[Any, ...]]:
         """Return the corrections (`CORRECTIONS.names`) that have a face among rows of `flat_faces`."""
@@ -252,9 +255,9 @@ def majority(counts: Mapping[str, int]) -> str | None:
     return None if others and others[0][1] == first[1] else first[0]
 
 
-def _face_of(correction: Mapping[str, Any], boxes: np.ndarray[Any, np.dtype[np.float64]]) -> int | None:
-    """Return the place of the box (n, 4) that shares most with that of a correction; None if none shares enough."""
-    x, y, w, h = (float(correction[name]) for name in "xywh")
+def face_of(box: Sequence[float], boxes: np.ndarray[Any, np.dtype[np.float64]]) -> int | None:
+    """Return the place of the box (n, 4) that shares most with another one; None if none shares enough. Boxes are x, y, w, h."""
+    x, y, w, h = map(float, box)
     sides = np.minimum(boxes[:, :2] + boxes[:, 2:], (x + w, y + h)) - np.maximum(boxes[:, :2], (x, y))
     inner = np.maximum(0, sides).prod(1)
     overlap = inner / (boxes[:, 2:].prod(1) + w * h - inner)

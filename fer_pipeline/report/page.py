@@ -63,6 +63,6 @@ def data_url(picture: bytes, kind: str = "png") -> str:
     return f"data:image/{kind};base64," + base64.b64encode(picture).decode()
 
 
-def jpeg_url(pixels: NDArray[np.uint8]) -> str:
+def jpeg_url(pixels: NDArray[np.uint8], quality: int = 80) -> str:
     """Return a BGR picture as the data URL of a JPEG."""
-    return data_url(cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, 80])[1].tobytes(), "jpeg")
+    return data_url(cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, quality])[1].tobytes(), "jpeg")

@@ -30,6 +30,8 @@ FACE_PX = 128
 """Side of the picture of a face."""
 WHOLE_PX = 96
 """Long side of the picture of a whole image."""
+FULL_SIZE, FULL_QUALITY = 0, 92
+"""Instead of a long side: the image as large as it is, as a JPEG of this quality."""
 
 
 Box = tuple[float, float, float, float]
@@ -57,7 +59,7 @@ class Wanted:
     record: Record
     boxes_xywh: tuple[Box, ...] = ()
     whole_px: int = WHOLE_PX
-    """Longer side of the picture of a whole image."""
+    """Longer side of the picture of a whole image, or `FULL_SIZE`."""
 
 
 class PictureProcess:
@@ -138,7 +140,9 @@ def cut(wanted: Sequence[dict[str, Any]], limits: dict[str, Any]) -> Iterator[di
 
 
 def _urls(data: Fetched, boxes_xywh: Sequence[Sequence[float]], max_pixels: int, whole_px: int) -> list[str]:
-    photo = decode(data, max_pixels, 1024 if boxes_xywh else whole_px)  # reduced JPEGs decode faster
+    photo = decode(data, max_pixels, (1024 if boxes_xywh else whole_px) or None)  # reduced JPEGs decode faster
+    if not boxes_xywh and whole_px == FULL_SIZE:
+        return [jpeg_url(photo.pixels, FULL_QUALITY)]
     if not boxes_xywh:
         scale = whole_px / max(photo.pixels.shape[:2])
         interpolation = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR

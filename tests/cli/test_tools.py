@@ -1,19 +1,26 @@
 """Labels go to COCO and Label Studio and answers come back: nothing lost, nothing moved."""
 
 import json
+import re
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import cv2
+import numpy as np
 import pytest
 
 import fer_pipeline as fer
-from fer_pipeline.api.tools import label_studio_config
+from fer_pipeline.api.folders import PICTURES
+from fer_pipeline.api.tools import label_studio_config, picture_name
 from fer_pipeline.base.errors import UserError
-from fer_pipeline.cli import faces, review
+from fer_pipeline.cli import faces, review, sample_archive
 from fer_pipeline.cli.faces import ExportConfig
 from fer_pipeline.cli.review import CorrectConfig, Corrected
+from fer_pipeline.cli.sample_archive import SampleArchiveConfig
+from tests.conftest import copies
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -103,17 +110,109 @@ def test_impossible_exports_say_what_to_do(run: fer.Run, tmp_path: Path) -> None
             faces.export(ExportConfig.model_validate({"labels": run.url, "format": "coco"} | options))
 
 
+def test_folders_hold_upright_pictures_and_the_labels_of_their_faces(run: fer.Run, archive: Path, tmp_path: Path) -> None:
+    rows = run.faces().to_pylist()
+    for tool in ("cvat", "fiftyone", "hf"):
+        out = tmp_path / tool
+        found = faces.export(ExportConfig(labels=run.url, to=str(out), format=tool, source=str(archive)))
+        assert found is not None and (found.faces, found.without_picture) == (len(rows), 0)
+        names = {str(path.relative_to(out / PICTURES[tool])) for path in (out / PICTURES[tool]).rglob("*.jpg")}
+        assert names == {picture_name(row) for row in rows} and len(names) == found.images
+        for row in rows:
+            picture = cv2.imread(str(out / PICTURES[tool] / picture_name(row)), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+            assert picture is not None and picture.shape == (row["height"], row["width"], 3)
+    turned = [np.asarray(cv2.imread(str(tmp_path / "hf/pictures/phone" / f"orientation-{one}.jpg")), int) for one in (3, 6, 8)]
+    assert all(np.abs(turned[0] - one).mean() < 3 for one in turned[1:]), "they show one picture"
+    lines = (tmp_path / "hf/metadata.jsonl").read_text().splitlines()
+    assert [face for line in lines for face in json.loads(line)["faces"]["expression"]] == [row["expression"] for row in rows]
+
+
+def test_pictures_that_are_gone_are_left_out_and_a_name_stands_once(archive: Path, tmp_path: Path, local_ray: None) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    photos = sorted(archive.rglob("hopper-*.jpg"))[:3]
+    for name, photo in zip(("a.png", "a.png.jpg", "gone.jpg"), photos, strict=True):
+        shutil.copy(photo, source / name)
+    run = fer.label(source, tmp_path / "run", detector="mtcnn")
+    (source / "gone.jpg").unlink()
+    config = ExportConfig(labels=run.url, to=str(tmp_path / "out"), format="fiftyone", source=str(source))
+    found = faces.export(config)
+    assert found is not None and (found.images, found.without_picture, found.faces) == (2, 1, 2)
+    index = json.loads((tmp_path / "out/labels.json").read_text())
+    names = [one["file_name"] for one in index["images"]]
+    assert names[0] == "a.png.jpg" and re.fullmatch(r"a\.png-[0-9a-f]{14}\.jpg", names[1]) and len(index["annotations"]) == 2
+    with pytest.raises(UserError, match="is not a new or empty folder"):
+        faces.export(config)
+    with pytest.raises(UserError, match="name the folder by --to and the images by --source"):
+        faces.export(config.model_copy(update={"source": None}))
+
+
+@pytest.mark.parametrize("keep", ["attributes", "beside", "nothing"])
+def test_answers_come_back_however_little_a_tool_keeps(keep: str, run: fer.Run, archive: Path, tmp_path: Path) -> None:
+    """As datumaro, FiftyOne and CVAT write COCO: with our attributes, with them beside the box, without them; new ids."""
+    faces.export(ExportConfig(labels=run.url, to=str(tmp_path / "cvat"), format="cvat", source=str(archive)))
+    found = json.loads((tmp_path / "cvat/annotations/instances_default.json").read_text())
+    images = {one["id"]: number for number, one in enumerate(found["images"], 1)}
+    for one in found["images"]:
+        facts = {name: one[name] for name in ("file_name", "width", "height")}
+        one.clear()
+        one.update(facts | {"id": len(images)})
+    for number, one in enumerate(found["images"], 1):
+        one["id"] = number
+    for number, one in enumerate(found["annotations"], 1):
+        kept = one.pop("attributes")
+        one |= {"id": number, "image_id": images[one["image_id"]], "bbox": [round(side, 2) for side in one["bbox"]]}
+        one |= {"attributes": {"attributes": kept, "beside": {}, "nothing": {"occluded": False}}[keep]}
+        one |= kept if keep == "beside" else {}
+    assert corrected(run, tmp_path, found, "ann").added == 0, "what nobody changed is no answer"
+    ids = {one["name"]: one["id"] for one in found["categories"]}
+    for one in found["annotations"]:
+        one["category_id"] = ids["not_a_face"]
+    found["annotations"].append(found["annotations"][0] | {"id": 10**6, "bbox": [0, 0, 1, 1], "attributes": {}})
+    back = corrected(run, tmp_path, found, "ann")
+    assert back.added >= len(found["annotations"]) - 1 and (keep == "beside" or back.refused == 1)
+    assert back.reviewed == run.faces().num_rows and set(run.faces()["expression_reviewed"].to_pylist()) == {"not_a_face"}
+
+
 @pytest.mark.tools
-def test_the_packages_of_the_tools_read_what_is_exported(run: fer.Run, tmp_path: Path) -> None:
-    coco, tasks = (exported(run, tmp_path, tool) for tool in ("coco", "label-studio"))
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(("count", "least"), [(1, 140), pytest.param(8, 1000, marks=pytest.mark.long)])
+def test_every_tool_holds_what_is_here_and_gives_it_back(count: int, least: int, tmp_path: Path, local_ray: None) -> None:
+    """Turned pictures, members of tars and zips, frames of videos; read by the tools' own packages, and taken back from them."""
+    sample_archive.run(SampleArchiveConfig(dest=str(tmp_path / "one")))
+    source = copies(tmp_path / "one", tmp_path / "source", count)
+    run = fer.label(source, tmp_path / "run", detector="mtcnn", fps=1)
+    rows = run.faces().to_pylist()
+    assert len(rows) >= least and any(row["time_ms"] for row in rows) and any(row["member"] for row in rows)
+    for tool in ("coco", "label-studio", "cvat", "fiftyone", "hf"):
+        to = tmp_path / (f"{tool}.json" if tool in ("coco", "label-studio") else tool)
+        options = {"labels": run.url, "to": str(to), "format": tool, "source": str(source)}
+        faces.export(ExportConfig.model_validate(options))
     (tmp_path / "config.xml").write_text(label_studio_config(run.classes))
     script, python = Path(__file__).with_name("in_tools.py"), ROOT / ".venv-tools" / "bin" / "python"
-    files = [str(tmp_path / name) for name in ("coco.json", "label-studio.json", "config.xml")]
-    done = subprocess.run([str(python), str(script), *files], capture_output=True, text=True, check=True)
-    assert json.loads(done.stdout.splitlines()[-1]) == {
-        "faces": len(coco["annotations"]),
-        "images": len(coco["images"]),
-        "precision_of_itself": 1.0,
-        "tasks": len(tasks),
-        "predictions": len(tasks),
+    done = subprocess.run([str(python), str(script), str(tmp_path)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    names: dict[str, Callable[[Any], str]] = {
+        "in_pycocotools": lambda row: row["path"] if row["time_ms"] is None else f"{row['path']}#t={row['time_ms'] / 1000:g}",
+        "in_label_studio": lambda row: f"{row['path']}@{row['time_ms']}",
+        "in_fiftyone": picture_name,
+        "in_datumaro": picture_name,
+        "in_datasets": lambda row: f"{row['uri']}|{row['member']}|{row['time_ms']}",
     }
+    for tool, seen in json.loads((tmp_path / "seen.json").read_text()).items():
+        assert len(seen) == len(rows), tool
+        places = {name: [row for row in rows if names[tool](row) == name] for name in {one[0] for one in seen}}
+        for name, (width, height, *box), label, score in seen:
+            off = [max(abs(side - row[axis]) for side, axis in zip(box, "xywh", strict=True)) for row in places[name]]
+            row = places[name].pop(int(np.argmin(off)))
+            assert min(off) < 0.5 and (width, height, label) == (row["width"], row["height"], row["expression"]), tool
+            assert score == pytest.approx(row["confidence"], abs=1e-5)
+        assert not any(places.values())
+    for tool in ("fiftyone", "datumaro"):
+        content = json.loads((tmp_path / f"from-{tool}.json").read_text())
+        assert corrected(run, tmp_path, content, tool).added == 0
+        content["categories"].append({"id": 99, "name": "not_a_face"})
+        for one in content["annotations"]:
+            one["category_id"] = 99
+        back = corrected(run, tmp_path, content, tool)
+        assert back.added == back.reviewed == len(rows), tool
