@@ -15,7 +15,7 @@ from typing import IO, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow.csv import CSVWriter
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from fer_pipeline.api.folders import FolderTool, write_folder
 from fer_pipeline.api.labels import Labels, open_labels
@@ -23,6 +23,8 @@ from fer_pipeline.api.tools import Tool, label_studio_config, write_coco, write_
 from fer_pipeline.base import storage
 from fer_pipeline.base.config import Config
 from fer_pipeline.base.errors import UserError
+from fer_pipeline.labelling import retention
+from fer_pipeline.labelling.retention import Expired, new_folder
 
 log = logging.getLogger(__name__)
 STDOUT = "-"
@@ -50,22 +52,21 @@ def _require_kind(to: str) -> str:
 class ExportConfig(FacesConfig):
     """Write one row for each face, with a probability for each class, to a CSV, JSON or Parquet file."""
 
-    to: str = STDOUT
-    """A .csv, .json (one array), .jsonl (one object a line) or .parquet file; by default CSV goes to the standard output."""
-    columns: str = ""
-    """Only these columns, in this order, with commas between them."""
     format: Tool | FolderTool | None = None
     """For another tool: `coco`, a .json file with all images, or `label-studio`, a .json file of tasks with the labels as
     predictions; with the pictures, into a new folder: `cvat` (also for datumaro), `fiftyone`, or `hf` (Hugging Face). `correct`
     takes what people answer there."""
+    to: str = STDOUT
+    """A .csv, .json (one array), .jsonl (one object a line) or .parquet file; by default CSV goes to the standard output."""
+    columns: str = ""
+    """Only these columns, in this order, with commas between them."""
     source: str | None = None
     """The folder or URL of the images, for a format with pictures. Pictures are made only of files below it."""
 
-    @model_validator(mode="after")
-    def _require_place(self) -> "ExportConfig":
-        if not self.format:
-            _require_kind(self.to)
-        return self
+    @field_validator("to")
+    @classmethod
+    def _require_kind(cls, to: str, info: ValidationInfo) -> str:
+        return to if info.data.get("format") else _require_kind(to)
 
 
 class Exported(Config):
@@ -131,6 +132,17 @@ class Found(Config):
     images: tuple[FoundImage, ...]
 
 
+class ExpireConfig(Config):
+    """Erase run folders, and folders that `crops`, `review`, `export` or `redact` wrote, if they are too old; never a table."""
+
+    place: tuple[str, ...]
+    """Folders or URLs at or below which they are."""
+    retain_days: int = Field(ge=1)
+    """Erase what was finished more than so many days ago."""
+    dry_run: bool = False
+    """Only say what would be erased."""
+
+
 class CropsConfig(FacesConfig):
     """Write pictures of faces, the most confident first, and `faces.csv` with their rows."""
 
@@ -190,7 +202,7 @@ def _export_folder(tool: FolderTool, labels: Labels, config: ExportConfig) -> Ex
             f"The format {tool} is a folder with pictures of all columns and copies: name the folder by --to and the images by "
             "--source, without --columns, --once."
         )
-    out, source = new_folder(config.to), storage.normalize(config.source)
+    out, source = new_folder(config.to, "export"), storage.normalize(config.source)
     found = write_folder(labels, out, tool, source, where=config.where, certain=config.certain)
     if found.without_picture:
         log.warning("%d images are left out: they are gone, unreadable or not below '%s'", found.without_picture, source)
@@ -240,6 +252,15 @@ def find(config: FindConfig) -> Found:
     found = tuple(FoundImage.model_validate({name: row[name] for name in FoundImage.model_fields}) for row in rows)
     log.info("%d of the images are copies of '%s'", len(found), config.like)
     return Found(images=found)
+
+
+def expire(config: ExpireConfig) -> Expired:
+    """Erase what is too old, and name it."""
+    found = [retention.expire(storage.normalize(place), config.retain_days, config.dry_run) for place in config.place]
+    folders, left = (tuple(url for one in found for url in getattr(one, name)) for name in ("folders", "left"))
+    for url in folders:
+        log.info("%s %s", "To erase:" if config.dry_run else "Erased:", url)
+    return Expired(folders=folders, files=sum(one.files for one in found), left=left)
 
 
 @contextmanager
@@ -292,17 +313,9 @@ WRITERS: dict[str, Callable[[Iterator[pa.Table], IO[bytes]], None]] = {
 }
 
 
-def new_folder(out: str) -> str:
-    """Return the normalized place of a folder to write. Raise UserError if it holds anything."""
-    place = storage.normalize(out)
-    if storage.list_names(place):
-        raise UserError(f"'{place}' is not a new or empty folder: choose another one.")
-    return place
-
-
 def crops(config: CropsConfig) -> Crops:
     """Write the pictures. Raise UserError if the folder is not empty, or as `export` does."""
-    out = new_folder(config.out)
+    out = new_folder(config.out, "crops")
     found = open_labels(config.labels).crops(
         where=config.where,
         certain=config.certain,

@@ -49,6 +49,7 @@ COMMANDS = {
     "correct": ("cli.review:correct", "labels file", "Add answers of people about faces to a run or a table."),
     "score": ("cli.review:score", "labels", "Say how right all labels are, from the answers to an audit, with intervals."),
     "redact": ("jobs.redact.job:run", "run", "Copy the images of a run with the faces that were found under a mosaic."),
+    "expire": ("cli.faces:expire", "place", "Erase run folders, reviews, crops, exports and copies that are too old."),
     "report": ("cli.report:run", "run", "Write the page of a labelling run again."),
     "models list": ("cli.models:list_models", "", "List a registry's models, versions and aliases."),
     "models push": ("cli.models:push", "model name", "Add a model bundle to a registry as a new, immutable version."),

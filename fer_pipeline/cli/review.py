@@ -13,7 +13,6 @@ from fer_pipeline.base import storage
 from fer_pipeline.base.config import Config
 from fer_pipeline.base.errors import UserError
 from fer_pipeline.base.identity import now
-from fer_pipeline.cli.faces import new_folder
 from fer_pipeline.labelling.audits import Score
 from fer_pipeline.labelling.corrections import (
     IMAGE_ANSWERS,
@@ -28,6 +27,7 @@ from fer_pipeline.labelling.corrections import (
     validated,
     whole,
 )
+from fer_pipeline.labelling.retention import new_folder
 from fer_pipeline.report.review import PAGE
 
 log = logging.getLogger(__name__)
@@ -111,7 +111,7 @@ class Corrected(Config):
 
 def review(config: ReviewConfig) -> Review:
     """Write the page. Raise UserError if the folder is not empty, or there is no such face."""
-    out = new_folder(config.out)
+    out = new_folder(config.out, "review")
     labels = open_labels(config.labels)
     where, certain, place = config.where, config.certain, config.source
     if config.audit:

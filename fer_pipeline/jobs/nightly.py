@@ -16,7 +16,8 @@ from fer_pipeline.jobs import publish
 from fer_pipeline.jobs.label import job as label
 from fer_pipeline.jobs.label.config import LabelConfig
 from fer_pipeline.jobs.publish import Accepted, PublishConfig
-from fer_pipeline.labelling.run import RunFolder, RunRecord
+from fer_pipeline.labelling.retention import expire
+from fer_pipeline.labelling.run import RUN, RunFolder, RunRecord
 from fer_pipeline.report.nights import write_nights_page
 from fer_pipeline.table.delta import LabelTable
 from fer_pipeline.table.exposition import exposition
@@ -52,6 +53,9 @@ class NightlyConfig(LabelConfig):
     """Number of nights on the page."""
     metrics: Annotated[str | None, PLACE] = None
     """File for the last night's metrics in Prometheus format, such as a `*.prom` file that the node exporter reads."""
+    retain_days: int | None = Field(None, ge=1)
+    """At the end of each night, erase run folders of this table's nights that were finished more than so many days ago. They are
+    looked for beside `out`."""
     date: Day | None = None
     """Night to run or to finish, as YYYY-MM-DD; by default today in UTC."""
     accept: tuple[Accepted, ...] = ()
@@ -73,7 +77,19 @@ def run(config: NightlyConfig, cluster: ClusterConfig = ClusterConfig()) -> Nigh
                 log.warning("The page of the nights cannot be written: %s", storage.reason(error))
             raise
         _write_page(config)
+        if config.retain_days:
+            _expire(config, config.retain_days)
         return night
+
+
+def _expire(config: NightlyConfig, days: int) -> None:
+    """Erase the run folders beside that of this night that are too old."""
+    parent = storage.normalize(config.out).rpartition("/")[0]
+    beside = (storage.join(parent, name) for name in storage.list_names(parent))
+    runs = [url for url in beside if storage.exists(storage.join(url, RUN))]
+    erased = [folder for url in runs for folder in expire(url, days, table=storage.normalize(config.table)).folders]
+    if erased:
+        log.info("Erased %d run folders of more than %d days: %s", len(erased), days, ", ".join(erased))
 
 
 def _write_page(config: NightlyConfig) -> None:

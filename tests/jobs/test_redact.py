@@ -109,7 +109,9 @@ def test_containers_stay_containers_and_names_say_what_is_written(all_covered: R
     tars = {name if name == "a.tar" else f"{name}.redacted.tar" for name in PACKERS if "tar" in name}
     tables = {name if name.endswith(".parquet") else f"{name}.redacted.parquet" for name in WRITERS}
     zips = {name for name in PACKERS if name.endswith(".zip")}
-    assert names == tars | tables | zips | {"a.webp.redacted.jpg", "scan.tif.redacted.tar", "00", "_redacted", "redaction.json"}
+    assert names == tars | tables | zips | {
+        *("a.webp.redacted.jpg", "scan.tif.redacted.tar", "00", "_redacted", "redaction.json", "written.json")
+    }
     with tarfile.open(Path(all_covered.out) / "a.tar.gz.redacted.tar") as tar:
         assert tar.getnames() == ["x/1.jpg", "2.redacted.jpg"]
     with zipfile.ZipFile(Path(all_covered.out) / "lzma.zip") as one:

@@ -22,6 +22,7 @@ from fer_pipeline.jobs.redact.shards import FILES, RedactContext, redact_careful
 from fer_pipeline.labelling.audits import last_score
 from fer_pipeline.labelling.estimates import Interval
 from fer_pipeline.labelling.manifest import read_shards
+from fer_pipeline.labelling.retention import WRITTEN, mark
 from fer_pipeline.labelling.run import AUDITS_FOLDER, RunFolder, RunRecord
 from fer_pipeline.labelling.schemas import IMAGES
 from fer_pipeline.table.blocklist import read_blocklist
@@ -118,8 +119,9 @@ def _begin(out: str, asked: RedactionRecord) -> RedactionRecord:
     """Return the record of the redaction in `out`, which begins if the folder is empty."""
     place = storage.join(out, REDACTION)
     if not storage.exists(place):
-        if storage.list_names(out):
+        if set(storage.list_names(out)) - {WRITTEN}:
             raise UserError(f"'{out}' is not empty and holds no {REDACTION}: choose a new folder for --out.")
+        mark(out, "redact")
         storage.create(place, asked.model_dump_json(indent=2).encode())
     kept = read_record(place, RedactionRecord, "record of a redaction")
     settings = {"run_id", "where"}
