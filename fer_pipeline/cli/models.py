@@ -2,10 +2,13 @@
 
 import logging
 
+from fer_pipeline.api.labels import open_labels
+from fer_pipeline.api.reviews import score_of_model
 from fer_pipeline.base import storage
 from fer_pipeline.base.config import Config
 from fer_pipeline.base.errors import UserError
 from fer_pipeline.faces.classify import read_tried
+from fer_pipeline.labelling.audits import Score
 from fer_pipeline.models.bundle import CARD_MARKDOWN, CARD_PAGE, HISTORY, MODEL_FILE, Bundle, read_bundle, read_files
 from fer_pipeline.models.registry import Registry, Version, open_registry, require_alias
 from fer_pipeline.report.card import card_markdown, card_page
@@ -55,6 +58,8 @@ class CardConfig(Config):
     """Folder of a model bundle, NAME@ALIAS, or `embedded`."""
     out: str
     """Folder for the two files; existing cards are overwritten."""
+    labels: str | None = None
+    """A run folder or a published table with labels of this model: the card says how right they are by their latest audit."""
 
 
 class PullConfig(Config):
@@ -143,16 +148,20 @@ def pull(config: PullConfig) -> ModelFiles:
 
 
 def card(config: CardConfig) -> ModelFiles:
-    """Write the model's card and return the model."""
+    """Write the model's card and return the model. Raise UserError if the labels have no audit of this model."""
     bundle, out = read_bundle(config.model), storage.normalize(config.out)
-    write_card(out, bundle, read_files(config.model).get(HISTORY))
+    score = score_of_model(open_labels(config.labels), bundle.digest) if config.labels else None
+    write_card(out, bundle, read_files(config.model).get(HISTORY), score)
     log.info("%s", storage.join(out, CARD_PAGE))
     return ModelFiles(out=out, name=bundle.card.name, digest=bundle.digest)
 
 
-def write_card(out: str, bundle: Bundle, history: bytes | None) -> None:
-    """Write the card of a bundle into `out`; `history` is the content of its `history.json`, if it has one."""
-    markdown, page = card_markdown(bundle.card, bundle.digest), card_page(bundle.card, bundle.digest, history)
+def write_card(out: str, bundle: Bundle, history: bytes | None, score: Score | None = None) -> None:
+    """Write the card of a bundle into `out`; `history` is the content of its `history.json`, if it has one.
+
+    `score`: how right its labels of an archive are.
+    """
+    markdown, page = card_markdown(bundle.card, bundle.digest, score), card_page(bundle.card, bundle.digest, history, score)
     storage.write_bytes(storage.join(out, CARD_MARKDOWN), markdown.encode())
     storage.write_bytes(storage.join(out, CARD_PAGE), page.encode())
 

@@ -13,6 +13,7 @@ from fer_pipeline.base.identity import now
 from fer_pipeline.base.storage import parquet
 from fer_pipeline.datasets.dataset import read_dataset, read_samples
 from fer_pipeline.datasets.duplicates import split_digest
+from fer_pipeline.datasets.layouts.layout import AUDIT
 from fer_pipeline.engine.connect import ClusterConfig, connected
 from fer_pipeline.faces.classify import Precision, auto_precision
 from fer_pipeline.jobs import evaluate
@@ -44,6 +45,9 @@ class PromoteConfig(Config):
     """Folder or s3:// URL; by default $FER_PIPELINE_REGISTRY."""
     precision: Literal["auto", "fp32", "bf16", "int8"] = "auto"
     """Precision in which the versions are judged; `auto` is what CPUs label with: int8 if a version has it, else fp32."""
+    audited: bool = False
+    """Require that the split is `audit`, the answers to an audit (`review --audit`), and that it has judged fewer than three
+    candidates for this alias: then the figures are of the archive, and not of images that chose among many models."""
     rule: Rule = Rule()
 
 
@@ -88,6 +92,8 @@ def run(config: PromoteConfig, cluster: ClusterConfig = ClusterConfig()) -> Verd
     """
     registry = open_registry(config.registry)
     require_alias(config.alias)
+    if config.audited and config.split != AUDIT:
+        raise UserError(f"--audited: compare on the split '{AUDIT}' of a dataset of corrections, not on '{config.split}'.")
     candidate = registry.resolve(config.name, config.version).version
     incumbent = registry.resolve(config.name, config.alias).version
     verdicts = storage.join(registry.url, config.name, "verdicts", config.alias)
@@ -102,6 +108,8 @@ def run(config: PromoteConfig, cluster: ClusterConfig = ClusterConfig()) -> Verd
     images = split_digest(read_samples(storage.normalize(config.data), ["split", "sha256"]), config.split)
     earlier = filter(None, (_read_verdict(storage.join(verdicts, name)) for name in names))
     uses = 1 + sum(one.images == images for one in earlier)
+    if config.audited and uses > MOST_USES:
+        raise UserError(f"--audited: these answers have judged {uses - 1} candidates: draw a fresh audit and ingest its answers.")
     with connected(cluster, storage.normalize(config.data), registry.url):
         evidence = f"{verdicts}/{number:06d}-{uuid4().hex[:8]}"
         comparison, judged = _compared(config, registry, candidate, incumbent, evidence, cluster)

@@ -5,6 +5,7 @@ import logging
 from typing import Any
 
 from fer_pipeline.base.storage import reason
+from fer_pipeline.labelling.audits import Score
 from fer_pipeline.models.card import ModelCard
 from fer_pipeline.models.figures import SplitFigures
 from fer_pipeline.report.evaluation import pictures
@@ -30,12 +31,12 @@ LIMITS = (
 """Limits of every model."""
 
 
-def card_markdown(card: ModelCard, digest: str) -> str:
-    """Return the card as Markdown."""
-    return render("card.md", **_facts(card, digest)).strip() + "\n"
+def card_markdown(card: ModelCard, digest: str, score: Score | None = None) -> str:
+    """Return the card as Markdown. `score`: how right the model's labels of an archive are."""
+    return render("card.md", **_facts(card, digest), score=score).strip() + "\n"
 
 
-def card_page(card: ModelCard, digest: str, history: bytes | None = None) -> str:
+def card_page(card: ModelCard, digest: str, history: bytes | None = None, score: Score | None = None) -> str:
     """Return the card as a self-contained page, with training curves if `history` (the bundle's `history.json`) is given."""
     shown_pictures: dict[str, str] = {}
     if history and card.metrics.selected_epoch is not None:
@@ -46,7 +47,7 @@ def card_page(card: ModelCard, digest: str, history: bytes | None = None) -> str
     facts = _facts(card, digest)
     if facts["validation"]:
         shown_pictures |= pictures(facts["validation"], card.label_space.classes)
-    return render("card.html", **facts, pictures=shown_pictures)
+    return render("card.html", **facts, pictures=shown_pictures, score=score)
 
 
 def _facts(card: ModelCard, digest: str) -> dict[str, Any]:

@@ -12,8 +12,9 @@ import pytest
 
 import fer_pipeline as fer
 from fer_pipeline.base.errors import UserError
-from fer_pipeline.cli import readable, report, review
+from fer_pipeline.cli import models, readable, report, review
 from fer_pipeline.cli import table as upkeep
+from fer_pipeline.cli.models import CardConfig
 from fer_pipeline.cli.report import ReportConfig
 from fer_pipeline.cli.review import CorrectConfig, Review, ReviewConfig, ScoreConfig
 from fer_pipeline.cli.table import ForgetConfig, PageConfig
@@ -103,6 +104,9 @@ def test_a_blind_audit_of_all_faces_says_exactly_how_right_they_are(of: str, run
     else:
         upkeep.page(PageConfig(table=labels, out=str(tmp_path / "nights.html")))
         assert "How right the labels are" in (tmp_path / "nights.html").read_text()
+    models.card(CardConfig(model="embedded", out=str(tmp_path / "card"), labels=labels))
+    assert "| right labels | 62.5% [62.5%, 62.5%] |" in (tmp_path / "card" / "MODEL_CARD.md").read_text()
+    assert "How right the labels are" in (tmp_path / "card" / "model_card.html").read_text()
     text = readable.readable("score", json.loads(score.model_dump_json()))
     assert "right labels" in text and "62.5% (62.5% to 62.5%)" in text
     second = corrected(
@@ -113,6 +117,20 @@ def test_a_blind_audit_of_all_faces_says_exactly_how_right_they_are(of: str, run
         UserError, match=r"0 of the 80 faces of the audit '\w+' have an answer that counts: intervals need at least 30"
     ):
         review.score(ScoreConfig(labels=labels))
+
+
+def test_a_card_has_only_audits_of_its_model(run: fer.Run, source: Path, tmp_path: Path) -> None:
+    config = CardConfig(model="embedded", out=str(tmp_path / "card"), labels=run.url)
+    with pytest.raises(UserError, match="has no audit with a score"):
+        models.card(config)
+    drawn(run.url, source, tmp_path / "r", 40)
+    corrected(run.url, answers_on(tmp_path / "r" / "index.html", "ann", lambda facts: "happy"), tmp_path / "c.jsonl")
+    review.score(ScoreConfig(labels=run.url))
+    models.card(config)
+    (file,) = (path for path in (tmp_path / "run/audits").iterdir() if len(path.stem) == 8)
+    file.write_text(re.sub(r'"model_digest":"[0-9a-f]{64}"', f'"model_digest":"{"0" * 64}"', file.read_text()))
+    with pytest.raises(UserError, match="is of labels of another model"):
+        models.card(config)
 
 
 def test_the_order_is_random_and_answers_of_other_pages_do_not_count(run: fer.Run, source: Path, tmp_path: Path) -> None:

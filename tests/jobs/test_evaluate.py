@@ -187,7 +187,9 @@ def candidate(registry: Registry, version: str, dataset: Path, **options: Any) -
     return PromoteConfig(name="face", version=version, data=str(dataset), split="validation", registry=registry.url, **options)
 
 
-def test_a_better_version_is_promoted_and_the_former_one_is_not(dataset: Path, registry: Registry) -> None:
+def test_a_better_version_is_promoted_and_the_former_one_is_not(
+    dataset: Path, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
     better = promote.run(candidate(registry, "2", dataset))
     assert better.promoted and registry.resolve("face", "production").version == "2"
     worse = promote.run(candidate(registry, "1", dataset))
@@ -195,6 +197,13 @@ def test_a_better_version_is_promoted_and_the_former_one_is_not(dataset: Path, r
     assert (better.number, worse.number) == (1, 2) and better.comparison.left_out == 1
     assert (better.uses, worse.uses) == (1, 2) and promote.worn(worse) is None
     assert "have judged 4 candidates: draw others" in str(promote.worn(worse.model_copy(update={"uses": 4})))
+    with pytest.raises(UserError, match="compare on the split 'audit' of a dataset of corrections, not on 'validation'"):
+        promote.run(candidate(registry, "1", dataset, audited=True))
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="these answers have judged 2 candidates"):
+        patch.setattr(promote, "AUDIT", "validation")
+        patch.setattr(promote, "MOST_USES", 2)
+        rule = Rule(allow_unchecked_leaks=True, min_gain=0.5)
+        promote.run(candidate(registry, "1", dataset, audited=True, rule=rule))
     kept = Path(registry.url) / "face" / "verdicts" / "production"
     assert Verdict.model_validate_json((kept / "000002.json").read_text()) == worse
     with pytest.raises(UserError, match="is version 2 already"):
