@@ -107,7 +107,7 @@ def _score(found: Mapping[str, Any]) -> str:
     if found["agreement"] is not None:
         lines.append(("agreement", f"kappa {found['agreement']:.2f}, {found['answered_by_two']:,} faces answered by two"))
     lines += [("right labels", _share(said["accuracy"])), ("no face", _share(said["false_faces"]))]
-    lines += [("confidence is above by", _share(said["overconfidence"])), ("ECE", f"{said['ece']:.3f}")]
+    lines += [("confidence is above by", _share(said["overconfidence"])), ("calibration error (ECE)", _share(said["ece"]))]
     if found["missed"]:
         images = f"{found['images_answered']:,} of {found['images']:,} images without a face looked at"
         lines.append(("images with a missed face", f"{_share(found['missed'])}, {images}"))

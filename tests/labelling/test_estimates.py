@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from fer_pipeline.labelling.audits import allocated
-from fer_pipeline.labelling.estimates import Sample, agreement, draws_of, estimated, of_images, quantities
+from fer_pipeline.labelling.estimates import Interval, Sample, agreement, draws_of, estimated, of_images, quantities
 
 CLASSES = ("happy", "sad", "fear")
 
@@ -28,6 +28,7 @@ def test_a_census_has_no_interval() -> None:
     assert {name: one.value for name, one in found.shares.items()} == pytest.approx({"happy": 12 / 30, "sad": 17 / 30, "fear": 0})
     assert found.predicted_shares == pytest.approx({"happy": 1 / 3, "sad": 2 / 3, "fear": 0})
     assert found.overconfidence.value == pytest.approx(0.8 - 22 / 30)
+    assert (found.ece.low, found.ece.value, found.ece.high) == pytest.approx((0.8 - 22 / 30,) * 3)
 
 
 def test_strata_count_by_their_populations_and_more_answers_narrow_the_interval() -> None:
@@ -37,6 +38,21 @@ def test_strata_count_by_their_populations_and_more_answers_narrow_the_interval(
     widths = [one.accuracy.high - one.accuracy.low for one in (few, many)]
     assert widths[0] / widths[1] == pytest.approx(2, abs=0.15)
     assert few.answers_to_halve == pytest.approx(300, rel=0.05)
+
+
+def test_few_answers_hardly_raise_the_calibration_error() -> None:
+    """A calibrated model: the gaps that 200 answers show sum up to .07."""
+    rng, confidence = np.random.default_rng(0), np.linspace(0.35, 0.95, 200)
+    probabilities, bins = np.stack([confidence, 1 - confidence, np.zeros(200)], 1), (10 * confidence).astype(int)
+    found, naive = list[Interval](), list[float]()
+    for _ in range(100):
+        truths = (rng.random(200) >= confidence).astype(np.int64)
+        strata = np.zeros(200, np.int64)
+        sample = Sample(np.array([100_000]), np.array([0]), probabilities.mean(0)[None], strata, truths, probabilities)
+        found.append(estimated(sample, CLASSES).ece)
+        naive.append(float(np.abs(np.bincount(bins, (truths == 0) - confidence)).sum() / 200))
+    assert np.mean(naive) > 0.06 and np.mean([one.value for one in found]) < 0.7 * np.mean(naive)
+    assert np.quantile([one.low for one in found], 0.9) < 0.02
 
 
 def test_intervals_hold_the_truth_as_often_as_they_say() -> None:
