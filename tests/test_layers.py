@@ -36,6 +36,7 @@ HOMES = {
     "torch": {"models", "faces", "jobs"},
     "torchvision": {"models"},
     "obstore": {"base"},
+    "openlineage": {"jobs"},
     "cv2": {"archive", "faces", "datasets", "report", "cli"},
 }
 COMMAND = re.compile(r"(?P<module>[a-z_]+(\.[a-z_]+)+):[a-z_]+")

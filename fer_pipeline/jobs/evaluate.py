@@ -29,6 +29,7 @@ from fer_pipeline.engine.connect import ClusterConfig, connected
 from fer_pipeline.engine.machines import Machines
 from fer_pipeline.engine.tasks import Shared, fan_out, share
 from fer_pipeline.faces.classify import read_tried
+from fer_pipeline.jobs.lineage import traced
 from fer_pipeline.jobs.scoring import ScoringContext, predict_split
 from fer_pipeline.models.bundle import read_learned
 from fer_pipeline.models.card import ModelCard
@@ -86,6 +87,7 @@ class EvaluateResult(Config):
     """Whether all images that the model learned are known and the split was checked for them."""
 
 
+@traced("evaluate", ("data", "model"), ("out",))
 def run(config: EvaluateConfig, cluster: ClusterConfig = ClusterConfig()) -> EvaluateResult:
     """Write `evaluation.json`, its page and the table of predictions into the folder `out`, and return the main figures.
 

@@ -40,6 +40,7 @@ from fer_pipeline.engine.progress import progress
 from fer_pipeline.engine.tasks import Shared, fan_out, share
 from fer_pipeline.faces.detectors import DETECTOR_HELP, DETECTORS, DetectorName, load_detector, resolve_detector
 from fer_pipeline.faces.detectors.spec import ResolvedDetector
+from fer_pipeline.jobs.lineage import traced
 from fer_pipeline.models.framing import FRAMINGS, Framing, load_framing
 from fer_pipeline.models.label_space import LABEL_SPACES, NUMBERINGS, LabelSpace, load_label_space, load_numbering
 
@@ -106,6 +107,7 @@ class IngestContext:
     """None if samples are whole images."""
 
 
+@traced("ingest", ("source",), ("out",))
 def run(config: IngestConfig, cluster: ClusterConfig = ClusterConfig()) -> DatasetInfo:
     """Ingest the dataset and return the content of its `dataset.json`. If it raises UserError, no `dataset.json` is written."""
     source, out = storage.normalize(config.source), storage.normalize(config.out)

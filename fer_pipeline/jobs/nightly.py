@@ -15,6 +15,7 @@ from fer_pipeline.engine.connect import ClusterConfig, connected
 from fer_pipeline.jobs import publish
 from fer_pipeline.jobs.label import job as label
 from fer_pipeline.jobs.label.config import LabelConfig
+from fer_pipeline.jobs.lineage import traced
 from fer_pipeline.jobs.publish import Accepted, PublishConfig
 from fer_pipeline.labelling.retention import expire
 from fer_pipeline.labelling.run import RUN, RunFolder, RunRecord
@@ -63,6 +64,7 @@ class NightlyConfig(LabelConfig):
     audit: Thresholds = Thresholds()
 
 
+@traced("nightly", ("source", "model"), ("table",))
 def run(config: NightlyConfig, cluster: ClusterConfig = ClusterConfig()) -> Night:
     """Run the night and return its record. Raise HeldError if its audit holds it; the page is written in any case."""
     config = dated(config)

@@ -18,6 +18,7 @@ from fer_pipeline.engine.connect import ClusterConfig, connected
 from fer_pipeline.faces.classify import Precision, auto_precision
 from fer_pipeline.jobs import evaluate
 from fer_pipeline.jobs.evaluate import EVALUATION, PREDICTIONS, EvaluateConfig
+from fer_pipeline.jobs.lineage import traced
 from fer_pipeline.models.bundle import read_bundle
 from fer_pipeline.models.comparison import Comparison, Rule, compare
 from fer_pipeline.models.figures import Evaluation
@@ -85,6 +86,7 @@ class Verdict(Config):
     comparison: Comparison
 
 
+@traced("promote", ("data",), ())
 def run(config: PromoteConfig, cluster: ClusterConfig = ClusterConfig()) -> Verdict:
     """Compare the versions, write the verdict, move the alias if the rule holds, and return the verdict.
 

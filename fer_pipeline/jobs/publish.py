@@ -14,6 +14,7 @@ from fer_pipeline.base.identity import new_run_id
 from fer_pipeline.engine.connect import ClusterConfig, connected
 from fer_pipeline.engine.machines import Machines
 from fer_pipeline.engine.tasks import Shared, fan_out, share
+from fer_pipeline.jobs.lineage import traced
 from fer_pipeline.labelling.corrections import carry_corrections, erase_corrections
 from fer_pipeline.labelling.run import CORRECTIONS_FOLDER, RunFolder, RunRecord
 from fer_pipeline.report.nights import audit_page
@@ -49,6 +50,7 @@ class PublishConfig(Config):
     audit: Thresholds = Thresholds()
 
 
+@traced("publish", ("run",), ("table",))
 def run(config: PublishConfig, cluster: ClusterConfig = ClusterConfig()) -> Night:
     """Publish the run, unless it is published already, and return its night. Raise HeldError if its audit holds it."""
     folder, table = RunFolder(storage.normalize(config.run)), LabelTable(config.table)

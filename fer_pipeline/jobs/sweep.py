@@ -19,6 +19,7 @@ from fer_pipeline.base.config import Config, explain, require_same
 from fer_pipeline.base.errors import UserError
 from fer_pipeline.datasets.dataset import DatasetInfo, read_dataset
 from fer_pipeline.engine.connect import ClusterConfig, connected
+from fer_pipeline.jobs.lineage import traced
 from fer_pipeline.jobs.train.config import TrainConfig
 from fer_pipeline.jobs.train.plan import facts_of, make_plan
 from fer_pipeline.jobs.train.rank import Plan, make_trainer
@@ -70,6 +71,7 @@ class SweepResult(Config):
     """Accuracy on the validation split, on which the trials were compared."""
 
 
+@traced("sweep", ("data",), ("out",))
 def run(config: SweepConfig, cluster: ClusterConfig = ClusterConfig()) -> SweepResult:
     """Run the remaining trials, write the table, the picture and the best recipe, and return the outcome.
 

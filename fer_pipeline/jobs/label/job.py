@@ -34,6 +34,7 @@ from fer_pipeline.jobs.label.plan import LabelPlan, make_plan, with_normal_place
 from fer_pipeline.jobs.label.pool import GpuPool
 from fer_pipeline.jobs.label.tasks import ChunkTasks
 from fer_pipeline.jobs.label.worker import LabelContext
+from fer_pipeline.jobs.lineage import traced
 from fer_pipeline.labelling.faces_table import Tally, shards_with, write_faces
 from fer_pipeline.labelling.manifest import file_count, shard_sizes, write_manifest
 from fer_pipeline.labelling.run import INDEXES, REPORT, RunFolder, RunRecord, RunResult
@@ -53,6 +54,7 @@ DUPLICATE_NAME = "(doubled)"
 """Key of `skipped` that counts duplicate member names in a container: a table holds only the first member of a name."""
 
 
+@traced("label", ("source", "model"), ("out",))
 def run(config: LabelConfig, cluster: ClusterConfig = ClusterConfig(), only_if_changed: bool = False) -> RunRecord:
     """Label the archive, or the rest of it, and return the run's record.
 

@@ -17,6 +17,7 @@ from fer_pipeline.engine.connect import ClusterConfig, connected
 from fer_pipeline.engine.machines import Machines
 from fer_pipeline.engine.progress import progress
 from fer_pipeline.engine.tasks import Shared, fan_out, share
+from fer_pipeline.jobs.lineage import traced
 from fer_pipeline.jobs.redact.containers import WORK, Container, containers_of, join
 from fer_pipeline.jobs.redact.shards import FILES, RedactContext, redact_carefully, redact_shard
 from fer_pipeline.labelling.audits import last_score
@@ -80,6 +81,7 @@ class RedactionRecord(Config):
     result: Redaction | None = None
 
 
+@traced("redact", ("run", "source"), ("out",))
 def run(config: RedactConfig, cluster: ClusterConfig = ClusterConfig()) -> Redaction:
     """Write the copies, or the rest of them, and return what is covered. Raise UserError, before any work, for invalid input."""
     folder, source, out = (

@@ -20,6 +20,7 @@ from fer_pipeline.engine.machines import Machines, by_node, cluster_cores
 from fer_pipeline.engine.progress import progress
 from fer_pipeline.engine.tasks import share
 from fer_pipeline.faces.classify import read_tried
+from fer_pipeline.jobs.lineage import traced
 from fer_pipeline.jobs.train.bundle import FILES_BEFORE_CARD, selected_epoch, write_bundle
 from fer_pipeline.jobs.train.config import TrainConfig, TrainResult
 from fer_pipeline.jobs.train.plan import facts_of, identity_of, make_plan
@@ -34,6 +35,7 @@ from fer_pipeline.models.training.trainer import State
 log = logging.getLogger(__name__)
 
 
+@traced("train", ("data", "mix"), ("out",))
 def run(config: TrainConfig, cluster: ClusterConfig = ClusterConfig()) -> TrainResult:
     """Train, evaluate on the validation split, calibrate, write the bundle, and return the outcome.
 
