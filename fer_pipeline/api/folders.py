@@ -15,9 +15,10 @@ from typing import IO, Any, Literal
 import pyarrow as pa
 
 from fer_pipeline.api.labels import Labels
-from fer_pipeline.api.tools import KEY, Row, coco_face, coco_head, coco_image, image_key, image_number, picture_name, write_items
+from fer_pipeline.api.tools import KEY, Row, coco_face, coco_head, coco_image, image_key, picture_name, second_name, write_items
 from fer_pipeline.base import storage
 from fer_pipeline.base.errors import RecordError
+from fer_pipeline.labelling.retention import mark
 from fer_pipeline.models.framing import LANDMARK_COLUMNS
 from fer_pipeline.report.pictures import FULL_SIZE, cut_faces
 
@@ -49,8 +50,8 @@ class WrittenFolder:
 class _Pictures:
     """Writes the pictures of images, and counts."""
 
-    def __init__(self, labels: Labels, folder: str, source: str) -> None:
-        self.labels, self.folder, self.source = labels, folder, source
+    def __init__(self, labels: Labels, out: str, tool: FolderTool, source: str) -> None:
+        self.labels, self.out, self.folder, self.source = labels, out, storage.join(out, PICTURES[tool]), source
         self.faces = self.images = self.without = 0
         self._names = set[str]()
 
@@ -80,8 +81,10 @@ class _Pictures:
             self.without += 1
             return None
         name = picture_name(row)
-        name = f"{name.removesuffix('.jpg')}-{image_number(row):014x}.jpg" if name in self._names else name
+        name = second_name(row) if name in self._names else name
         self._names.add(name)
+        if not self.images:
+            mark(self.out, "export", finished=False)
         self.images += 1
         storage.write_bytes(storage.join(self.folder, name), base64.b64decode(picture.partition(",")[2]))
         return name
@@ -94,7 +97,7 @@ def write_folder(
 
     Pictures are made of images below `source` only. Boxes and landmarks are pixels of these pictures.
     """
-    pictures = _Pictures(labels, storage.join(out, PICTURES[tool]), source)
+    pictures = _Pictures(labels, out, tool, source)
     found = pictures.written(where, certain)
     with storage.written(storage.join(out, INDEX[tool])) as file:
         if tool == "hf":
@@ -104,6 +107,7 @@ def write_folder(
             _write_coco(labels, file, found)
     if tool == "hf":
         storage.write_bytes(storage.join(out, "README.md"), CARD.encode())
+    mark(out, "export")
     return WrittenFolder(pictures.faces, pictures.images, pictures.without)
 
 

@@ -95,15 +95,14 @@ def score(labels: Labels, audit_id: str | None = None) -> Score:
 
 
 def score_of_model(labels: Labels, model_digest: str) -> Score:
-    """Return what the latest audit with a score says of labels of this model. Raise UserError if there is none of this model."""
-    found = audits.last_score(labels.audits_folder)
-    if found is None:
-        raise UserError(f"'{labels.url}' has no audit with a score: answer one, then run `fer-pipeline score`.")
-    drawn = audits.kept(labels.audits_folder, found.audit_id)
-    if {item.model_digest for item in drawn.items if item.stratum is not None} != {model_digest}:
-        what = f"The audit '{found.audit_id}' of '{labels.url}'"
-        raise UserError(f"{what} is of labels of another model: name that model, or draw a new audit.")
-    return found
+    """Return what the latest audit of labels of this model says. Raise UserError if there is none with a score."""
+    found = audits.scores(labels.audits_folder)
+    for score in found:
+        drawn = audits.kept(labels.audits_folder, score.audit_id)
+        if {item.model_digest for item in drawn.items if item.stratum is not None} == {model_digest}:
+            return score
+    why = "its audits are of labels of other models" if found else "answer one, then run `fer-pipeline score`"
+    raise UserError(f"'{labels.url}' has no audit with a score of labels of this model: {why}.")
 
 
 def _named(rows: pa.Table, chosen: str) -> pa.Table:

@@ -14,6 +14,7 @@ from xml.sax.saxutils import quoteattr
 import numpy as np
 
 from fer_pipeline.api.labels import Labels
+from fer_pipeline.archive.files import inner_path, with_ending
 from fer_pipeline.base.errors import UserError
 from fer_pipeline.labelling.corrections import CANNOT_TELL, NOT_A_FACE, face_of
 from fer_pipeline.models.framing import LANDMARK_COLUMNS, LANDMARKS
@@ -133,11 +134,15 @@ def _name(row: Row) -> str:
 
 
 def picture_name(row: Row) -> str:
-    """Return the name of an image as a JPEG in a folder: its path, with the moment of a frame, and the ending."""
-    path = "/".join(part for part in row["path"].replace(":", "_").split("/") if part not in ("", ".", ".."))
-    if row["time_ms"] is not None:
-        return f"{path}/{row['time_ms']}.jpg"
-    return path if path.lower().endswith((".jpg", ".jpeg")) else f"{path}.jpg"
+    """Return the name of an image as an upright JPEG in a folder: its path, with the moment of a frame, and the ending."""
+    path = inner_path(row["path"])
+    return with_ending(path, "upright", ".jpg", ".jpeg") if row["time_ms"] is None else f"{path}/{row['time_ms']}.jpg"
+
+
+def second_name(row: Row) -> str:
+    """Return the name of an image whose `picture_name` another image has: images of a table may come from several sources."""
+    stem, _, ending = picture_name(row).rpartition(".")
+    return f"{stem}-{image_number(row):014x}.{ending}"
 
 
 def _known(row: Row, names: Sequence[str]) -> dict[str, Any]:
@@ -242,8 +247,11 @@ def _of_coco(found: Mapping[str, Any], labels: Labels, by: str, at: str) -> Iter
             if x >= image["width"] or y >= image["height"] or x + w <= 0 or y + h <= 0:
                 yield f"the box {box} of annotation {one['id']} is outside its image of {image['width']} x {image['height']} px"
                 continue
-            face = one if _is_ours(one) else _face_at(box, faces.get(image["file_name"], ()))
-            if face is None:
+            those = () if _is_ours(one) else faces.get(image["file_name"], ())
+            face = one if _is_ours(one) else _face_at(box, those)
+            if len({image_key(row) for row in those}) > 1:
+                yield f"several images have the name '{image['file_name']}' of annotation {one['id']}"
+            elif face is None:
                 yield f"there is no face at the box {box} of annotation {one['id']}"
             elif (answer := names[one["category_id"]]) != face["expression"]:
                 facts = {name: face.get(name) for name in KEY} | dict(zip("xywh", box, strict=True))
@@ -261,7 +269,7 @@ def _faces_named(labels: Labels, names: Collection[str]) -> dict[str, list[Row]]
     """Return the faces of images by the names that they have in exports."""
     found = defaultdict[str, list[Row]](list)
     for row in _faces(labels, None, False):
-        for name in {_name(row), picture_name(row)} & set(names):
+        for name in {_name(row), picture_name(row), second_name(row)} & set(names):
             found[name].append(row)
     return found
 

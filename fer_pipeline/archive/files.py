@@ -87,6 +87,21 @@ def name_below(source: str, uri: str, member: str | None = None) -> str:
     return posixpath.join(name, member) if member else name
 
 
+def inner_path(name: str) -> str:
+    """Return a path without the parts that lead elsewhere: empty ones, `.` and `..`."""
+    return "/".join(part for part in name.split("/") if part not in ("", ".", "..")) or "unnamed"
+
+
+def with_ending(name: str, mark: str, *endings: str) -> str:
+    """Return the name of a file's copy in another format: with one of some endings, or else with `.MARK` and the first of them.
+
+    Different names stay different: one that has the mark already gets it again.
+    """
+    lower = name.lower()
+    is_fit = lower.endswith(endings) and not lower.endswith(tuple(f".{mark}{ending}" for ending in endings))
+    return name if is_fit else f"{name}.{mark}{endings[0]}"
+
+
 def valid_text(name: str) -> str:
     """Return a file name as valid Unicode; invalid bytes are escaped."""
     return name.encode("utf-8", "backslashreplace").decode()

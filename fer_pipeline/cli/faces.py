@@ -24,10 +24,11 @@ from fer_pipeline.base import storage
 from fer_pipeline.base.config import Config
 from fer_pipeline.base.errors import UserError
 from fer_pipeline.labelling import retention
-from fer_pipeline.labelling.retention import Expired, new_folder
+from fer_pipeline.labelling.retention import Expired, mark, new_folder
 
 log = logging.getLogger(__name__)
 STDOUT = "-"
+MOST_DAYS = 36_500
 
 
 class FacesConfig(Config):
@@ -137,7 +138,7 @@ class ExpireConfig(Config):
 
     place: tuple[str, ...]
     """Folders or URLs at or below which they are."""
-    retain_days: int = Field(ge=1)
+    retain_days: int = Field(ge=1, le=MOST_DAYS)
     """Erase what was finished more than so many days ago."""
     dry_run: bool = False
     """Only say what would be erased."""
@@ -202,7 +203,7 @@ def _export_folder(tool: FolderTool, labels: Labels, config: ExportConfig) -> Ex
             f"The format {tool} is a folder with pictures of all columns and copies: name the folder by --to and the images by "
             "--source, without --columns, --once."
         )
-    out, source = new_folder(config.to, "export"), storage.normalize(config.source)
+    out, source = new_folder(config.to), storage.normalize(config.source)
     found = write_folder(labels, out, tool, source, where=config.where, certain=config.certain)
     if found.without_picture:
         log.warning("%d images are left out: they are gone, unreadable or not below '%s'", found.without_picture, source)
@@ -315,7 +316,7 @@ WRITERS: dict[str, Callable[[Iterator[pa.Table], IO[bytes]], None]] = {
 
 def crops(config: CropsConfig) -> Crops:
     """Write the pictures. Raise UserError if the folder is not empty, or as `export` does."""
-    out = new_folder(config.out, "crops")
+    out = new_folder(config.out)
     found = open_labels(config.labels).crops(
         where=config.where,
         certain=config.certain,
@@ -324,11 +325,13 @@ def crops(config: CropsConfig) -> Crops:
         once=config.once,
     )
     names = [f"{number:05d}-{_plain(one.row['expression'])}-{one.row['confidence']:.2f}.jpg" for number, one in enumerate(found)]
+    mark(out, "crops", finished=False)
     for name, one in zip(names, found, strict=True):
         storage.write_bytes(storage.join(out, name), one.jpeg)
     if found:
         rows = pa.Table.from_pylist([{"picture": name} | one.row for name, one in zip(names, found, strict=True)])
         with _written(storage.join(out, "faces.csv")) as file:
             write_csv(iter([rows]), file)
+    mark(out, "crops")
     log.info("Wrote %d pictures", len(found))
     return Crops(out=out, faces=len(found))

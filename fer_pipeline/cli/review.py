@@ -27,7 +27,7 @@ from fer_pipeline.labelling.corrections import (
     validated,
     whole,
 )
-from fer_pipeline.labelling.retention import new_folder
+from fer_pipeline.labelling.retention import mark, new_folder
 from fer_pipeline.report.review import PAGE
 
 log = logging.getLogger(__name__)
@@ -111,7 +111,7 @@ class Corrected(Config):
 
 def review(config: ReviewConfig) -> Review:
     """Write the page. Raise UserError if the folder is not empty, or there is no such face."""
-    out = new_folder(config.out, "review")
+    out = new_folder(config.out)
     labels = open_labels(config.labels)
     where, certain, place = config.where, config.certain, config.source
     if config.audit:
@@ -124,6 +124,7 @@ def review(config: ReviewConfig) -> Review:
         found = reviews.review(labels, out, place, where=where, certain=certain, top=config.top)
     if found.without_picture:
         log.warning("%d have no picture: their images are gone, unreadable or not below '%s'", found.without_picture, place)
+    mark(out, "review")
     page = storage.join(out, PAGE)
     log.info("Page: %s", page)
     counts = {"faces": found.faces, "images": found.images, "without_picture": found.without_picture}

@@ -11,8 +11,8 @@ from fer_pipeline.base.errors import RecordError
 from fer_pipeline.faces.decode import decode
 from fer_pipeline.faces.pixels import Pixels
 
-CELLS = 6
-"""Squares along the longer side of a covered box."""
+CELLS, LEAST_PX = 6, 4
+"""Squares along the longer side of a covered box, and the least side of one: a box of few pixels has fewer."""
 BOX_SCALE = 1.4
 """Side of the covered box over that of the face's box, which leaves out hair, ears and chin."""
 JPEG_ENDINGS, JPEG_QUALITY = (".jpg", ".jpeg", ".jpe", ".jfif"), 92
@@ -43,7 +43,8 @@ def mosaicked(pixels: Pixels, boxes_xywh: Sequence[Sequence[float]]) -> Pixels:
         if left >= right or top >= bottom:
             continue
         size = right - left, bottom - top
-        cells = [max(1, round(CELLS * side / max(size))) for side in size]
-        small = cv2.resize(pixels[top:bottom, left:right], cells, interpolation=cv2.INTER_AREA)
+        most = min(CELLS, max(1, max(size) // LEAST_PX))
+        cells = [max(1, round(most * side / max(size))) for side in size]
+        small = cv2.resize(picture[top:bottom, left:right], cells, interpolation=cv2.INTER_AREA)
         picture[top:bottom, left:right] = cv2.resize(small, size, interpolation=cv2.INTER_NEAREST)
     return picture

@@ -85,13 +85,35 @@ def run(config: NightlyConfig, cluster: ClusterConfig = ClusterConfig()) -> Nigh
 
 
 def _expire(config: NightlyConfig, days: int) -> None:
-    """Erase the run folders beside that of this night that are too old."""
-    parent = storage.normalize(config.out).rpartition("/")[0]
-    beside = (storage.join(parent, name) for name in storage.list_names(parent))
-    runs = [url for url in beside if storage.exists(storage.join(url, RUN))]
-    erased = [folder for url in runs for folder in expire(url, days, table=storage.normalize(config.table)).folders]
+    """Erase the run folders beside that of this night that are too old. What fails is left to the next night."""
+    parent, table = storage.normalize(config.out).rpartition("/")[0], storage.normalize(config.table)
+
+    def may_go(url: str) -> str | None:
+        record = RunFolder(url).load()
+        kept = kept_night(table, record.run_id) if record else None
+        if kept is None or kept.state == "held":
+            return "the table has no published night of it"
+        publish.carry(RunFolder(url), table)  # answers that came since
+        return None
+
+    try:
+        beside = (storage.join(parent, name) for name in storage.list_names(parent))
+        runs = [url for url in beside if storage.exists(storage.join(url, RUN)) and _is_of(table, url)]
+        erased = [folder for url in runs for folder in expire(url, days, may_go=may_go).folders]
+    except (JobError, *storage.STORAGE_ERRORS) as error:
+        log.warning("Old run folders cannot be erased: %s", storage.reason(error))
+        return
     if erased:
         log.info("Erased %d run folders of more than %d days: %s", len(erased), days, ", ".join(erased))
+
+
+def _is_of(table: str, url: str) -> bool:
+    """Tell whether a run folder is of a night of this table."""
+    try:
+        record = RunFolder(url).load()
+    except JobError:
+        return False
+    return record is not None and record.increment is not None and record.increment.table == table
 
 
 def _write_page(config: NightlyConfig) -> None:

@@ -94,8 +94,9 @@ def run(config: PromoteConfig, cluster: ClusterConfig = ClusterConfig()) -> Verd
     """
     registry = open_registry(config.registry)
     require_alias(config.alias)
-    if config.audited and config.split != AUDIT:
-        raise UserError(f"--audited: compare on the split '{AUDIT}' of a dataset of corrections, not on '{config.split}'.")
+    if config.audited and (config.split != AUDIT or read_dataset(storage.normalize(config.data)).layout != "corrections"):
+        what = f"'{config.split}' of '{config.data}'"
+        raise UserError(f"--audited: compare on the split '{AUDIT}' of a dataset of layout corrections, not on {what}.")
     candidate = registry.resolve(config.name, config.version).version
     incumbent = registry.resolve(config.name, config.alias).version
     verdicts = storage.join(registry.url, config.name, "verdicts", config.alias)
@@ -165,6 +166,8 @@ def _form(config: PromoteConfig, registry: Registry, version: str) -> Precision:
 def _answers(verdict: Verdict, config: PromoteConfig, registry: Registry, candidate: str, incumbent: str) -> bool:
     """Tell whether a verdict decided the same question on the same data, and the alias is still as it left it."""
     asked = candidate, config.data, config.split, config.rule
+    if config.audited and verdict.uses > MOST_USES:
+        return False
     if (verdict.candidate, verdict.data, verdict.split, verdict.rule) != asked or not verdict.judged:
         return False
     same_form = all(one.precision == _form(config, registry, one.version) for one in verdict.judged)

@@ -55,10 +55,10 @@ def run(config: PublishConfig, cluster: ClusterConfig = ClusterConfig()) -> Nigh
     """Publish the run, unless it is published already, and return its night. Raise HeldError if its audit holds it."""
     folder, table = RunFolder(storage.normalize(config.run)), LabelTable(config.table)
     record = _finished(folder, table)
-    places = folder.path(CORRECTIONS_FOLDER), storage.join(table.url, TABLE_CORRECTIONS)
+    answers = storage.join(table.url, TABLE_CORRECTIONS)
     if table.holds_run(record.run_id):
         published = _published_before(table, record, folder.url)
-        carry_corrections(*places, read_blocklist(table.url).contents)  # those that came since
+        carry(folder, table.url)  # those that came since
         return published
     table.require_classes(record.classes)
     _require_latest(table, record)
@@ -80,11 +80,17 @@ def run(config: PublishConfig, cluster: ClusterConfig = ClusterConfig()) -> Nigh
     table = table.make(record.classes)
     night = night_of(table.url, record, "published", found.failing, found.failing)
     with connected(cluster, folder.url, table.url) as machines:
-        carry_corrections(*places, read_blocklist(table.url).contents)
+        carry(folder, table.url)
         table = _commit_rows(folder, record, table, night, machines)
-        erase_corrections(places[1], (), read_blocklist(table.url).contents)  # of what was forgotten meanwhile
+        erase_corrections(answers, (), read_blocklist(table.url).contents)  # of what was forgotten meanwhile
     log.info("Published: the table has %d rows in version %d", table.rows, table.version)
     return _keep(table, record, "published", found.failing, found.failing, folder.url)
+
+
+def carry(folder: RunFolder, table: str) -> None:
+    """Copy the answers of people beside a run to its table."""
+    answers = folder.path(CORRECTIONS_FOLDER), storage.join(table, TABLE_CORRECTIONS)
+    carry_corrections(*answers, read_blocklist(table).contents)
 
 
 def keep_unchanged(record: RunRecord, table: str) -> Night:

@@ -253,14 +253,19 @@ def keep_score(folder: str, score: Score) -> None:
 
 def last_score(folder: str) -> Score | None:
     """Return what the latest audit with a score says; None if there is none."""
-    scores = []
+    return next(iter(scores(folder)), None)
+
+
+def scores(folder: str) -> list[Score]:
+    """Return what all audits with a score say, the latest first."""
+    found = []
     for name in storage.list_names(folder):
         if name.endswith(SCORE):
             try:
-                scores.append(read_record(storage.join(folder, name), Score, "score of an audit"))
+                found.append(read_record(storage.join(folder, name), Score, "score of an audit"))
             except UserError as error:
-                log.warning("%s Without it the page does not say how right the labels are.", error)
-    return max(scores, key=lambda one: one.drawn_at, default=None)
+                log.warning("%s Without it no page says how right the labels are.", error)
+    return sorted(found, key=lambda one: one.drawn_at, reverse=True)
 
 
 def _names(folder: str) -> list[str]:

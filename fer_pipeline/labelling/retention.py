@@ -3,21 +3,26 @@
 import logging
 import posixpath
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
-
-from pydantic import ValidationError
+from pathlib import Path
 
 from fer_pipeline.base import storage
-from fer_pipeline.base.config import Config
+from fer_pipeline.base.config import Config, read_record
 from fer_pipeline.base.errors import UserError
 from fer_pipeline.base.identity import now
 from fer_pipeline.labelling.run import READERS, RUN, Moment, RunFolder
 
 log = logging.getLogger(__name__)
+MayGo = Callable[[str], str | None]
+"""Takes a folder, and returns why it must not be erased; None if it may."""
 WRITTEN = "written.json"
 """Record in a folder that a command wrote for people: of crops, a review, an export, or copies with covered faces."""
+
+
+def always(url: str) -> None:
+    """Return that a folder may be erased."""
 
 
 class Written(Config):
@@ -25,7 +30,8 @@ class Written(Config):
 
     by: str
     """The command."""
-    at: Moment
+    at: Moment | None
+    """When it was finished; null before."""
 
 
 class Expired(Config):
@@ -34,56 +40,60 @@ class Expired(Config):
     folders: tuple[str, ...]
     files: int
     left: tuple[str, ...]
-    """Folders that are left although nobody can say how old they are: unfinished runs, and damaged records."""
+    """Folders that are left, for which the log has the reasons: what is unfinished, damaged, held, or holds a table."""
 
 
-def new_folder(out: str, by: str) -> str:
-    """Return the normalized place of a folder to write, which says from now on when it was written. `by`: the command.
-
-    Raise UserError if it holds anything.
-    """
+def new_folder(out: str) -> str:
+    """Return the normalized place of a folder to write. Raise UserError if it holds anything."""
     place = storage.normalize(out)
     if set(storage.list_names(place)) - {WRITTEN}:
         raise UserError(f"'{place}' is not a new or empty folder: choose another one.")
-    mark(place, by)
     return place
 
 
-def mark(folder: str, by: str) -> None:
-    """Say in a folder when it was written."""
-    storage.write_bytes(storage.join(folder, WRITTEN), Written(by=by, at=now()).model_dump_json(indent=2).encode())
+def mark(folder: str, by: str, finished: bool = True) -> None:
+    """Say in a folder when the command `by` wrote it. Call it before the first file, not `finished`, and after the last."""
+    written = Written(by=by, at=now() if finished else None)
+    storage.write_bytes(storage.join(folder, WRITTEN), written.model_dump_json(indent=2).encode())
 
 
-def expire(place: str, days: int, dry_run: bool = False, table: str | None = None) -> Expired:
+def expire(place: str, days: int, dry_run: bool = False, may_go: MayGo = always) -> Expired:
     """Erase the folders at or below a place that were finished more than `days` ago; with `dry_run` only count them.
 
-    Those are run folders, and folders that say when they were written. `table`: only runs that were compared with this one.
+    Those are run folders, and folders that say when they were written. `may_go` returns why one must stay. One that cannot be
+    erased stays, with a warning.
     """
     until, found, left, files = datetime.now(UTC) - timedelta(days=days), list[str](), list[str](), 0
+    if not storage.exists(place):
+        raise UserError(f"There is nothing at '{place}': name the folder or URL of what is to be erased.")
     for url, names in _folders(place):
         try:
-            at, its_table = _written_at(url)
-        except (UserError, ValidationError) as error:
-            log.warning("'%s' is left: its record cannot be read (%s)", url, storage.reason(error)[:200])
-            left.append(url)
-            continue
-        if table is not None and its_table != table:
-            continue
-        if at is None:
-            log.warning("'%s' is left: this run is not finished; finish it, or delete its folder", url)
-            left.append(url)
-        elif at < until:
-            found.append(url)
-            files += len(names)
+            newest = max(_finished_at(storage.join(url, name)) for name in names if _is_record(name))
+            if newest >= until:
+                continue
+            if any("_delta_log" in name.split("/") for name in names):
+                raise ValueError("a table is in it")
+            if reason := may_go(url):
+                raise ValueError(reason)
             if not dry_run:
                 _erase(url, names)
+        except (UserError, ValueError, TypeError, *storage.STORAGE_ERRORS) as error:
+            log.warning("'%s' stays: %s", url, storage.reason(error)[:200])
+            left.append(url)
+        else:
+            found.append(url)
+            files += len(names)
     return Expired(folders=tuple(found), files=files, left=tuple(left))
+
+
+def _is_record(name: str) -> bool:
+    return posixpath.basename(name) in (RUN, WRITTEN)
 
 
 def _folders(place: str) -> Iterator[tuple[str, list[str]]]:
     """Yield each such folder, with the names of all files in it; a folder in another one belongs to that."""
     names = storage.list_below(place)
-    records = {posixpath.dirname(name) for name in names if posixpath.basename(name) in (RUN, WRITTEN)}
+    records = {posixpath.dirname(name) for name in names if _is_record(name)}
     below: dict[str, list[str]] = {}
     for name in names:
         parents = name.split("/")[:-1]
@@ -95,20 +105,25 @@ def _folders(place: str) -> Iterator[tuple[str, list[str]]]:
         yield storage.join(place, folder).rstrip("/"), inner
 
 
-def _written_at(url: str) -> tuple[datetime | None, str | None]:
-    """Return when a folder was finished, None for a run that is not, and the table of a run."""
-    if record := RunFolder(url).load() if storage.exists(storage.join(url, RUN)) else None:
-        finished = datetime.fromisoformat(record.result.finished_at) if record.result else None
-        return finished, record.increment.table if record.increment else None
-    return datetime.fromisoformat(Written.model_validate_json(storage.read_small(storage.join(url, WRITTEN))).at), None
+def _finished_at(record: str) -> datetime:
+    """Return when a folder was finished, by its record. Raise ValueError if it is not."""
+    folder, name = posixpath.split(record)
+    if name == RUN:
+        run = RunFolder(folder).load()
+        at = run.result.finished_at if run and run.result else None
+    else:
+        at = read_record(record, Written, "record of when a folder was written").at
+    if at is None:
+        raise ValueError(f"'{folder}' is not finished: finish or delete it")
+    return datetime.fromisoformat(at)
 
 
 def _erase(url: str, names: list[str]) -> None:
     """Delete the files of a folder, its record last, so that an erasure that is stopped can be repeated."""
-    records = [name for name in names if name in (RUN, WRITTEN)]
+    records = sorted(filter(_is_record, names), key=lambda name: -name.count("/"))
     with ThreadPoolExecutor(READERS) as pool:
         list(pool.map(lambda name: storage.remove(storage.join(url, name)), [name for name in names if name not in records]))
     for name in records:
         storage.remove(storage.join(url, name))
-    if storage.is_local(url):
+    if storage.is_local(url) and not Path(url).is_symlink():
         shutil.rmtree(url)  # the folders that are empty now

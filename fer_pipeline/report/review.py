@@ -18,6 +18,7 @@ from fer_pipeline.archive.record import Record
 from fer_pipeline.base import storage
 from fer_pipeline.base.errors import RecordError
 from fer_pipeline.labelling.corrections import CANNOT_TELL, IMAGE_ANSWERS, MISSED_FACE, NO_FACE, NOT_A_FACE
+from fer_pipeline.labelling.retention import mark
 from fer_pipeline.report.page import render, template_text
 from fer_pipeline.report.pictures import PictureLimits, cut_faces
 from fer_pipeline.report.timelines import COLORS
@@ -76,6 +77,7 @@ def write_review(
     Pictures are cut from images below `source` only. The page comes last.
     """
     missing = 0
+    mark(out, "review", finished=False)
     with tempfile.TemporaryFile() as cache:
         places = _cut(cache, records, faces, source, limits, kind)
         for start in range(0, len(faces), kind.tiles):

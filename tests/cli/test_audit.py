@@ -121,7 +121,7 @@ def test_a_blind_audit_of_all_faces_says_exactly_how_right_they_are(of: str, run
 
 def test_a_card_has_only_audits_of_its_model(run: fer.Run, source: Path, tmp_path: Path) -> None:
     config = CardConfig(model="embedded", out=str(tmp_path / "card"), labels=run.url)
-    with pytest.raises(UserError, match="has no audit with a score"):
+    with pytest.raises(UserError, match="has no audit with a score of labels of this model: answer one"):
         models.card(config)
     drawn(run.url, source, tmp_path / "r", 40)
     corrected(run.url, answers_on(tmp_path / "r" / "index.html", "ann", lambda facts: "happy"), tmp_path / "c.jsonl")
@@ -129,7 +129,7 @@ def test_a_card_has_only_audits_of_its_model(run: fer.Run, source: Path, tmp_pat
     models.card(config)
     (file,) = (path for path in (tmp_path / "run/audits").iterdir() if len(path.stem) == 8)
     file.write_text(re.sub(r'"model_digest":"[0-9a-f]{64}"', f'"model_digest":"{"0" * 64}"', file.read_text()))
-    with pytest.raises(UserError, match="is of labels of another model"):
+    with pytest.raises(UserError, match="its audits are of labels of other models"):
         models.card(config)
 
 

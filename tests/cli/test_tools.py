@@ -20,6 +20,8 @@ from fer_pipeline.cli import faces, review, sample_archive
 from fer_pipeline.cli.faces import ExportConfig
 from fer_pipeline.cli.review import CorrectConfig, Corrected
 from fer_pipeline.cli.sample_archive import SampleArchiveConfig
+from fer_pipeline.jobs import publish
+from fer_pipeline.jobs.publish import PublishConfig
 from tests.conftest import copies
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -131,7 +133,7 @@ def test_pictures_that_are_gone_are_left_out_and_a_name_stands_once(archive: Pat
     source = tmp_path / "source"
     source.mkdir()
     photos = sorted(archive.rglob("hopper-*.jpg"))[:3]
-    for name, photo in zip(("a.png", "a.png.jpg", "gone.jpg"), photos, strict=True):
+    for name, photo in zip(("a.png", "a.png.upright.jpg", "gone.jpg"), photos, strict=True):
         shutil.copy(photo, source / name)
     run = fer.label(source, tmp_path / "run", detector="mtcnn")
     (source / "gone.jpg").unlink()
@@ -140,11 +142,35 @@ def test_pictures_that_are_gone_are_left_out_and_a_name_stands_once(archive: Pat
     assert found is not None and (found.images, found.without_picture, found.faces) == (2, 1, 2)
     index = json.loads((tmp_path / "out/labels.json").read_text())
     names = [one["file_name"] for one in index["images"]]
-    assert names[0] == "a.png.jpg" and re.fullmatch(r"a\.png-[0-9a-f]{14}\.jpg", names[1]) and len(index["annotations"]) == 2
+    assert names == ["a.png.upright.jpg", "a.png.upright.jpg.upright.jpg"] and len(index["annotations"]) == 2
     with pytest.raises(UserError, match="is not a new or empty folder"):
         faces.export(config)
     with pytest.raises(UserError, match="name the folder by --to and the images by --source"):
         faces.export(config.model_copy(update={"source": None}))
+
+
+def test_images_of_one_path_have_two_names_and_no_answer_lands_on_the_other_one(
+    archive: Path, tmp_path: Path, local_ray: None
+) -> None:
+    """Two sources of a table have a picture of the same name, with a face at the same place."""
+    table, photo = str(tmp_path / "table"), next(archive.rglob("hopper-640.jpg"))
+    for name in ("one", "other"):
+        (tmp_path / "all" / name).mkdir(parents=True)
+        (tmp_path / "all" / name / "001.jpg").write_bytes(photo.read_bytes() + name.encode())
+        run = fer.label(tmp_path / "all" / name, tmp_path / f"run-{name}", detector="mtcnn")
+        publish.run(PublishConfig(run=run.url, table=table))
+    faces.export(ExportConfig(labels=table, to=str(tmp_path / "out"), format="cvat", source=str(tmp_path / "all")))
+    found = json.loads((tmp_path / "out/annotations/instances_default.json").read_text())
+    assert found["images"][0]["file_name"] == "001.jpg" and re.fullmatch(
+        r"001-[0-9a-f]{14}\.jpg", found["images"][1]["file_name"]
+    )
+    for one in found["annotations"]:
+        one |= {"attributes": {}, "category_id": len(found["categories"]) - 1}
+    (tmp_path / "answers.json").write_text(json.dumps(found))
+    back = review.correct(CorrectConfig(labels=table, file=(str(tmp_path / "answers.json"),), by="ann"))
+    assert (back.added, back.refused) == (1, 1)
+    (answer,) = fer.Table(table).corrections().to_pylist()
+    assert answer["uri"] == found["images"][1]["uri"] and answer["answer"] == "not_a_face"
 
 
 @pytest.mark.parametrize("keep", ["attributes", "beside", "nothing"])

@@ -197,10 +197,11 @@ def test_a_better_version_is_promoted_and_the_former_one_is_not(
     assert (better.number, worse.number) == (1, 2) and better.comparison.left_out == 1
     assert (better.uses, worse.uses) == (1, 2) and promote.worn(worse) is None
     assert "have judged 4 candidates: draw others" in str(promote.worn(worse.model_copy(update={"uses": 4})))
-    with pytest.raises(UserError, match="compare on the split 'audit' of a dataset of corrections, not on 'validation'"):
+    with pytest.raises(UserError, match="compare on the split 'audit' of a dataset of layout corrections, not on"):
         promote.run(candidate(registry, "1", dataset, audited=True))
     with monkeypatch.context() as patch, pytest.raises(UserError, match="these answers have judged 2 candidates"):
         patch.setattr(promote, "AUDIT", "validation")
+        patch.setattr(promote, "read_dataset", lambda url: read_dataset(url).model_copy(update={"layout": "corrections"}))
         patch.setattr(promote, "MOST_USES", 2)
         rule = Rule(allow_unchecked_leaks=True, min_gain=0.5)
         promote.run(candidate(registry, "1", dataset, audited=True, rule=rule))

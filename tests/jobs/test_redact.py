@@ -12,6 +12,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
@@ -52,6 +53,13 @@ def source(archive: Path, hopper: Pixels, tmp_path_factory: pytest.TempPathFacto
         pack(folder / name, {"x/1.jpg": photos[0], "2": photos[1]})
     for name, write in WRITERS.items():
         write(pa.table({"image": photos}), folder / name)
+    PACKERS["a.tar"](
+        folder / "hostile.tar", {"../up.jpg": photos[0], "/top.jpg": photos[1], "x": photos[0], "x.redacted.jpg": photos[1]}
+    )
+    PACKERS["a.tar"](folder / "a.tar.gz.redacted.tar", {"other.jpg": photos[1]})
+    (folder / "a.webp.redacted.jpg").write_bytes(photos[1])
+    (folder / f"{'l' * 248}.webp").write_bytes(photos[0])
+    (folder / "B.PARQUET").write_bytes((folder / "a.parquet").read_bytes())
     write_video(folder / "a.avi")
     picture = Image.fromarray(hopper[:, :, ::-1])
     picture.save(folder / "a.webp")
@@ -85,6 +93,7 @@ def pictures(folder: str) -> Iterator[tuple[str, Pixels]]:
 
 def test_every_found_face_is_covered_and_everything_else_is_as_it_was(run: fer.Run, all_covered: Redaction) -> None:
     faces = run.faces(where="time_ms is null")
+    faces = faces.filter(pc.not_equal(faces["path"], f"{'l' * 248}.webp"))
     assert all_covered.covered == len(faces) > 40 and all_covered.visible == 0
     files = sorted(Path(all_covered.out).glob("_redacted/*.parquet"))
     rows = [row for path in files for row in parquet.read_table(str(path)).to_pylist()]
@@ -110,10 +119,16 @@ def test_containers_stay_containers_and_names_say_what_is_written(all_covered: R
     tables = {name if name.endswith(".parquet") else f"{name}.redacted.parquet" for name in WRITERS}
     zips = {name for name in PACKERS if name.endswith(".zip")}
     assert names == tars | tables | zips | {
-        *("a.webp.redacted.jpg", "scan.tif.redacted.tar", "00", "_redacted", "redaction.json", "written.json")
+        *("hostile.tar", "a.tar.gz.redacted.tar.redacted.tar", "a.webp.redacted.jpg.redacted.jpg", "B.PARQUET"),
+        *("a.webp.redacted.jpg", "scan.tif.redacted.tar", "00", "_redacted", "redaction.json", "written.json"),
     }
     with tarfile.open(Path(all_covered.out) / "a.tar.gz.redacted.tar") as tar:
         assert tar.getnames() == ["x/1.jpg", "2.redacted.jpg"]
+    with tarfile.open(Path(all_covered.out) / "a.tar.gz.redacted.tar.redacted.tar") as tar:
+        assert tar.getnames() == ["other.jpg"]
+    with tarfile.open(Path(all_covered.out) / "hostile.tar") as tar:
+        assert tar.getnames() == ["up.jpg", "top.jpg", "x.redacted.jpg", "x.redacted.jpg.redacted.jpg"]
+    assert pq.read_table(Path(all_covered.out) / "B.PARQUET")["path"].to_pylist() == ["row 0", "row 1"]
     with zipfile.ZipFile(Path(all_covered.out) / "lzma.zip") as one:
         assert one.namelist() == ["x/1.jpg", "2.redacted.jpg"] and one.testzip() is None
     table = pq.read_table(Path(all_covered.out) / "a.parquet")
@@ -122,7 +137,7 @@ def test_containers_stay_containers_and_names_say_what_is_written(all_covered: R
 
 def test_what_is_not_covered_is_named(run: fer.Run, all_covered: Redaction) -> None:
     frames = run.images(where="time_ms is not null").num_rows
-    assert all_covered.not_copied == {"frames of videos": frames, "undecodable": 2} and frames
+    assert all_covered.not_copied == {"frames of videos": frames, "undecodable": 2, "no file can have their name": 1} and frames
     assert all_covered.other_files == {".txt": 1}
     assert all_covered.without_face == run.images(where="status = 'no_face' and time_ms is null").num_rows > 0
     assert {one["path"] for one in all_covered.first_not_copied} >= {"00/broken/empty.jpg", "a.avi"}
@@ -191,6 +206,9 @@ def test_changed_and_erased_pictures_are_not_copied(few: fer.Run, tmp_path: Path
     found = redacted(few, tmp_path / "out", table=table)
     assert found.copies == 1 and found.not_copied == {"erased from the table": 1, "changed after they were labelled": 1}
     assert sorted(path.name for path in (tmp_path / "out").glob("*.*g")) == ["a.jpg"]
+    upkeep.forget(ForgetConfig(table=table, uri=(str(folder / "a.jpg"),)))
+    with pytest.raises(UserError, match=r"images were erased from the table: delete it and begin again"):
+        redacted(few, tmp_path / "out", table=table)
 
 
 def test_bad_input_is_one_sentence_and_writes_nothing(few: fer.Run, tmp_path: Path) -> None:
@@ -205,12 +223,27 @@ def test_bad_input_is_one_sentence_and_writes_nothing(few: fer.Run, tmp_path: Pa
         ("out", full, "is not empty and holds no redaction.json"),
         ("table", none, "There is neither a labelling run nor a published table"),
         ("table", few.url, "There is no table in"),
-        ("source", full, "Nothing was read from that place"),
+        ("source", full, "is of '.*few', not of '.*full': name that by --source"),
     ):
         with pytest.raises(UserError, match=said):
             redact.run(config.model_copy(update={option: str(value)}))
     assert sorted(path.name for path in folder.iterdir()) == ["a.jpg", "b.png", "c.jpg"]
-    assert [path.name for path in full.iterdir()] == ["mine.txt"]
+    assert [path.name for path in full.iterdir()] == ["mine.txt"] and not (tmp_path / "out").exists()
+
+
+def test_a_disk_that_fails_is_no_fault_of_the_pictures(few: fer.Run, tmp_path: Path) -> None:
+    """A file stands where the folder of the parts should be: the job ends, and what it did not write is written later."""
+    out = tmp_path / "out"
+    out.mkdir()
+    redacted(few, out)
+    record = json.loads((out / "redaction.json").read_text())
+    (out / "redaction.json").write_text(json.dumps(record | {"result": None}))
+    shutil.rmtree(out / "_redacted")
+    (out / "_redacted").write_text("")
+    with pytest.raises(OSError, match="File exists"):
+        redacted(few, out)
+    (out / "_redacted").unlink()
+    assert redacted(few, out).copies == 3
 
 
 def test_a_mosaic_covers_more_than_the_box_and_leaves_few_colours() -> None:
@@ -221,3 +254,14 @@ def test_a_mosaic_covers_more_than_the_box_and_leaves_few_colours() -> None:
     assert len(np.unique(covered[inside].reshape(-1, 3), axis=0)) <= 36
     assert (covered[:30, 20:] == noise[:30, 20:]).all() and (covered[:, 180:] == noise[:, 180:]).all()
     assert not (covered[150:, :20] == noise[150:, :20]).all()
+
+
+def test_a_mosaic_in_a_mosaic_shows_nothing_and_small_faces_are_covered() -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (300, 300, 3), np.uint8)
+    nested = mosaicked(noise, [(50, 50, 200, 200), (120, 120, 30, 30)])
+    assert len(np.unique(nested[60:240, 60:240].reshape(-1, 3), axis=0)) <= 2 * 36
+    one, other = nested[125:145, 125:145].astype(int), noise[125:145, 125:145]
+    assert one.std() < other.std() / 4
+    for side in range(2, 12):
+        covered = mosaicked(noise, [(100, 100, side, side)])[100 : 100 + side, 100 : 100 + side]
+        assert len(np.unique(covered.reshape(-1, 3), axis=0)) <= max(1, side * side // 3)

@@ -8,6 +8,7 @@ import pytest
 
 import fer_pipeline as fer
 from fer_pipeline.base import storage
+from fer_pipeline.base.errors import UserError
 from fer_pipeline.cli import faces, review
 from fer_pipeline.cli.faces import CropsConfig, ExpireConfig, ExportConfig
 from fer_pipeline.cli.review import ReviewConfig
@@ -75,6 +76,32 @@ def test_unfinished_runs_and_damaged_records_are_left_and_named(place: Path) -> 
     assert (place / "crops/faces.csv").exists() and (place / "runs/tonight/images").exists()
 
 
+def test_a_folder_with_a_table_or_something_younger_in_it_stays(place: Path) -> None:
+    make_older(place, 10)
+    (place / "crops/table/_delta_log").mkdir(parents=True)
+    (place / "crops/table/_delta_log/0.json").write_text("{}")
+    (place / "export/young").mkdir()
+    (place / "export/young" / WRITTEN).write_text(json.dumps({"by": "crops", "at": datetime.now(UTC).isoformat()}))
+    (place / "deep/er/review/begun").mkdir()
+    (place / "deep/er/review/begun" / WRITTEN).write_text(json.dumps({"by": "crops", "at": None}))
+    found = faces.expire(ExpireConfig(place=(str(place),), retain_days=5))
+    assert {Path(url).name for url in found.left} == {"crops", "review"}
+    assert {Path(url).name for url in found.folders} == {"tonight", "redacted"} and (place / "export/metadata.jsonl").exists()
+
+
+def test_odd_folders_stay_and_the_others_go(place: Path, tmp_path: Path) -> None:
+    make_older(place, 10)
+    (place / "crops" / WRITTEN).write_text(json.dumps({"by": "crops", "at": "2026-01-01T00:00:00"}))  # without a zone
+    (place / "export" / WRITTEN).unlink()
+    (place / "export" / WRITTEN / "folder").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(place / "runs" / "tonight")
+    found = faces.expire(ExpireConfig(place=(str(tmp_path / "link"), str(place)), retain_days=5))
+    assert len(found.folders) == 3 and {Path(url).name for url in found.left} == {"crops"}
+    assert list((place / "runs/tonight").iterdir()) == [] or not (place / "runs/tonight/run.json").exists()
+    with pytest.raises(UserError, match="There is nothing at"):
+        faces.expire(ExpireConfig(place=(str(tmp_path / "typo"),), retain_days=5))
+
+
 def test_an_erasure_that_was_stopped_can_be_repeated(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_older(place, 10)
     remove, removed = storage.remove, list[str]()
@@ -89,7 +116,7 @@ def test_an_erasure_that_was_stopped_can_be_repeated(place: Path, monkeypatch: p
     with pytest.raises(KeyboardInterrupt):
         expired(place, 5)
     monkeypatch.setattr(storage, "remove", remove)
-    assert expired(place, 5) >= ALL - {"crops"}
+    assert expired(place, 5) >= ALL - {"crops", "deep/er/review"}
     assert storage.list_below(str(place)) == ["mine/notes.txt", "runs.txt"]
 
 
@@ -108,9 +135,16 @@ def test_a_night_erases_old_nights_of_its_table_only(archive: Path, tmp_path: Pa
 
     night("2026-11-01", "one")
     night("2026-11-01", "other")
+    held = tmp_path / "runs" / "one-2026-10-01"  # finished, and never published
+    fer.label(source, held, detector="mtcnn", table=str(tmp_path / "one"))
     make_older(tmp_path / "runs", 10)
     night("2026-11-02", "one", retain_days=30)
-    assert len(list((tmp_path / "runs").iterdir())) == 3
+    assert len(list((tmp_path / "runs").iterdir())) == 4
     night("2026-11-03", "one", retain_days=5)
-    assert {path.name for path in (tmp_path / "runs").iterdir()} == {"other-2026-11-01", "one-2026-11-02", "one-2026-11-03"}
+    assert {path.name for path in (tmp_path / "runs").iterdir()} == {
+        held.name,
+        "other-2026-11-01",
+        "one-2026-11-02",
+        "one-2026-11-03",
+    }
     assert fer.Table(str(tmp_path / "one")).images().num_rows == 3

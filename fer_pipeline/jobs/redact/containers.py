@@ -8,13 +8,14 @@ import io
 import tarfile
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import IO
+from typing import IO, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from fer_pipeline.archive.files import name_below
+from fer_pipeline.archive.files import inner_path, name_below, with_ending
 from fer_pipeline.archive.formats.arrows import ARROW
 from fer_pipeline.archive.formats.parquets import PARQUET
 from fer_pipeline.archive.formats.zips import ZIP
@@ -25,6 +26,8 @@ from fer_pipeline.base import storage
 WORK = "_redacted"
 """Folder below the copies with what is known of each record, and for a while the parts."""
 PARTS = "parts"
+MARK = "redacted"
+"""What stands before the ending of a copy whose format is not that of the file."""
 TABLE = ".parquet"
 """Ending of a table's copy. Its column `path` names rows as labelling does."""
 COPIES = pa.schema([pa.field("path", pa.string(), nullable=False), pa.field("image", pa.binary(), nullable=False)])
@@ -35,14 +38,9 @@ def is_member(record: Record) -> bool:
     return record.time_ms is None and (record.member is not None or record.offset is not None)
 
 
-def with_ending(name: str, *endings: str) -> str:
-    """Return a name that has one of these endings: itself, or with `.redacted` and the first of them."""
-    return name if name.lower().endswith(endings) else f"{name}.redacted{endings[0]}"
-
-
 def name_of_copy(source: str, uri: str, *endings: str) -> str:
     """Return the name below the folder of a file's copy."""
-    return with_ending(name_below(source, uri).replace("://", "/"), *endings)
+    return with_ending(inner_path(name_below(source, uri).replace("://", "/")), MARK, *endings)
 
 
 def container_copy(source: str, record: Record) -> str:
@@ -60,23 +58,27 @@ class Container:
 
 
 class Parts:
-    """What one shard keeps of its containers."""
+    """What one shard keeps of its containers. At the end of the context the parts are written, also those without a member."""
 
     def __init__(self, out: str, shard: int, records: Iterable[Record]) -> None:
-        self._members: dict[str, list[bytes]] = {record.uri: [] for record in records if is_member(record)}
-        self._urls = paths_of_parts(out, shard, self._members)
+        self._urls = paths_of_parts(out, shard, (record.uri for record in records if is_member(record)))
+        self._files: dict[str, IO[bytes]] = {}
+        self._open = ExitStack()
+
+    def __enter__(self) -> "Parts":
+        for uri, url in self._urls.items():
+            self._files[uri] = self._open.enter_context(storage.written(url))
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._open.__exit__(*error)
 
     def add(self, uri: str, name: str, data: bytes) -> None:
         """Keep a member."""
         header = tarfile.TarInfo(name)
         header.size = len(data)
         padding = bytes(-len(data) % tarfile.BLOCKSIZE)
-        self._members[uri] += [header.tobuf(tarfile.PAX_FORMAT), data, padding]
-
-    def write(self) -> None:
-        """Write the parts, also those without a member."""
-        for uri, pieces in self._members.items():
-            storage.write_bytes(self._urls[uri], b"".join(pieces))
+        self._files[uri].writelines((header.tobuf(tarfile.PAX_FORMAT), data, padding))
 
 
 def paths_of_parts(out: str, shard: int, uris: Iterable[str]) -> dict[str, str]:

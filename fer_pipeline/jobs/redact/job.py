@@ -1,8 +1,10 @@
 """Redact: copy the images of a labelling run with a mosaic over the faces that were found, and say what is not covered."""
 
+import hashlib
 import logging
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated, Any
 
 import pyarrow as pa
@@ -24,7 +26,7 @@ from fer_pipeline.labelling.audits import last_score
 from fer_pipeline.labelling.estimates import Interval
 from fer_pipeline.labelling.manifest import read_shards
 from fer_pipeline.labelling.retention import WRITTEN, mark
-from fer_pipeline.labelling.run import AUDITS_FOLDER, RunFolder, RunRecord
+from fer_pipeline.labelling.run import AUDITS_FOLDER, READERS, RunFolder, RunRecord
 from fer_pipeline.labelling.schemas import IMAGES
 from fer_pipeline.table.blocklist import read_blocklist
 from fer_pipeline.table.delta import is_table
@@ -78,6 +80,8 @@ class RedactionRecord(Config):
 
     run_id: str
     where: str | None
+    erased: str
+    """Digest of the list of what was erased from the table: a redaction does not go on with another one."""
     result: Redaction | None = None
 
 
@@ -98,18 +102,20 @@ def run(config: RedactConfig, cluster: ClusterConfig = ClusterConfig()) -> Redac
     if config.where:
         chosen(flat_faces(IMAGES.empty_table(), record.classes, record.source), config.where)
     blocked = _blocked(config, record)
-    kept = _begin(out, RedactionRecord(run_id=record.run_id, where=config.where))
+    context = RedactContext(folder, record, out, config.where, blocked)
+    containers = _containers(context, source)
+    kept = _begin(out, RedactionRecord(run_id=record.run_id, where=config.where, erased=_digest(blocked)))
     if kept.result:
         log.info("This redaction is finished, there is nothing to do: %s", out)
         return kept.result
-    context = RedactContext(folder, record, out, config.where, blocked)
     with connected(cluster, source, out, folder.url) as machines:
-        _redact(context, source, share(context), machines)
-        _join(context, machines)
+        _redact(context, share(context), machines)
+        _join(context, containers, machines)
     result = _result(context)
     storage.write_bytes(
         storage.join(out, REDACTION), kept.model_copy(update={"result": result}).model_dump_json(indent=2).encode()
     )
+    mark(out, "redact")
     log.info("%d faces are covered in %d copies: %s", result.covered, result.copies, out)
     if result.not_copied:
         log.warning("Not copied: %s", ", ".join(f"{count} {reason}" for reason, count in result.not_copied.items()))
@@ -123,12 +129,18 @@ def _begin(out: str, asked: RedactionRecord) -> RedactionRecord:
     if not storage.exists(place):
         if set(storage.list_names(out)) - {WRITTEN}:
             raise UserError(f"'{out}' is not empty and holds no {REDACTION}: choose a new folder for --out.")
-        mark(out, "redact")
+        mark(out, "redact", finished=False)
         storage.create(place, asked.model_dump_json(indent=2).encode())
     kept = read_record(place, RedactionRecord, "record of a redaction")
     settings = {"run_id", "where"}
     require_same(f"The redaction in '{out}'", asked.model_dump(include=settings), kept.model_dump(include=settings))
+    if kept.erased != asked.erased:
+        raise UserError(f"Since the redaction in '{out}' began, images were erased from the table: delete it and begin again.")
     return kept
+
+
+def _digest(blocked: frozenset[str]) -> str:
+    return hashlib.sha256("\n".join(sorted(blocked)).encode()).hexdigest()
 
 
 def _blocked(config: RedactConfig, record: RunRecord) -> frozenset[str]:
@@ -138,28 +150,35 @@ def _blocked(config: RedactConfig, record: RunRecord) -> frozenset[str]:
     return read_blocklist(table).contents if table else frozenset()
 
 
-def _redact(context: RedactContext, source: str, shared: Shared[RedactContext], machines: Machines) -> None:
-    """Redact the shards that are not done."""
-    done = set(storage.list_names(storage.join(context.out, WORK)))
-    pending = [shard for shard in range(context.record.shards) if f"{shard:06d}.parquet" not in done]
-    with progress("redacting shards", context.record.shards) as advance:
-        advance(context.record.shards - len(pending))
-        for _ in fan_out(redact_shard, _manifests(context, pending, source), shared, machines=machines, careful=redact_carefully):
-            advance(1)
+def _containers(context: RedactContext, source: str) -> list[Container]:
+    """Return the containers of the run. Raise UserError if one of its records is outside of the source."""
+    if not all(storage.is_below(root, source) for root in context.record.roots):
+        roots = "' and '".join(context.record.roots)
+        raise UserError(f"The run in '{context.folder.url}' is of '{roots}', not of '{source}': name that by --source.")
+    return containers_of(context.out, ((shard, records_of(table)) for shard, table in _manifests(context, source)))
 
 
-def _manifests(context: RedactContext, shards: list[int], source: str) -> Iterator[tuple[int, pa.Table]]:
-    """Yield shards with their manifests. Raise UserError for a record outside of the source."""
-    for shard, manifest in read_shards(context.folder.manifest_prefix(context.record.run_id), shards):
+def _manifests(context: RedactContext, source: str) -> Iterator[tuple[int, pa.Table]]:
+    """Yield all shards with their manifests. Raise UserError for a record outside of the source."""
+    for shard, manifest in read_shards(context.folder.manifest_prefix(context.record.run_id), range(context.record.shards)):
         readable = manifest.filter(pc.is_null(manifest["error"]))
         storage.require_below(pc.unique(readable["uri"]).to_pylist(), [source], f"The run in '{context.folder.url}'")
         yield shard, manifest
 
 
-def _join(context: RedactContext, machines: Machines) -> None:
+def _redact(context: RedactContext, shared: Shared[RedactContext], machines: Machines) -> None:
+    """Redact the shards that are not done."""
+    done = set(storage.list_names(storage.join(context.out, WORK)))
+    pending = [shard for shard in range(context.record.shards) if f"{shard:06d}.parquet" not in done]
+    manifests = read_shards(context.folder.manifest_prefix(context.record.run_id), pending)
+    with progress("redacting shards", context.record.shards) as advance:
+        advance(context.record.shards - len(pending))
+        for _ in fan_out(redact_shard, manifests, shared, machines=machines, careful=redact_carefully):
+            advance(1)
+
+
+def _join(context: RedactContext, containers: list[Container], machines: Machines) -> None:
     """Make containers of what the shards kept."""
-    manifests = _manifests(context, list(range(context.record.shards)), context.record.source)
-    containers = containers_of(context.out, ((shard, records_of(manifest)) for shard, manifest in manifests))
     with progress("writing containers", len(containers)) as advance:
         for _ in fan_out(_join_one, containers, context.record.source, context.out, machines=machines):
             advance(1)
@@ -169,11 +188,18 @@ def _join_one(source: str, out: str, container: Container) -> None:
     join(source, out, container)
 
 
+def _rows(context: RedactContext) -> Iterator[pa.Table]:
+    """Yield the rows of all shards, in order."""
+    with ThreadPoolExecutor(READERS) as pool:
+        for start in range(0, context.record.shards, READERS):
+            shards = range(start, min(start + READERS, context.record.shards))
+            yield from pool.map(lambda shard: parquet.read_own(context.rows_path(shard), FILES), shards)
+
+
 def _result(context: RedactContext) -> Redaction:
     """Return what the rows of all shards say."""
     sums, reasons, first = Counter[str](), Counter[str](), list[dict[str, Any]]()
-    for shard in range(context.record.shards):
-        rows = parquet.read_own(context.rows_path(shard), FILES)
+    for rows in _rows(context):
         is_copied = pc.is_valid(rows["copy"])
         copied, rest = rows.filter(is_copied), rows.filter(pc.invert(is_copied))
         empty = pc.and_(pc.equal(copied["covered"], 0), pc.equal(copied["visible"], 0))
