@@ -88,11 +88,8 @@ class RedactionRecord(Config):
 @traced("redact", ("run", "source"), ("out",))
 def run(config: RedactConfig, cluster: ClusterConfig = ClusterConfig()) -> Redaction:
     """Write the copies, or the rest of them, and return what is covered. Raise UserError, before any work, for invalid input."""
-    folder, source, out = (
-        RunFolder(storage.normalize(config.run)),
-        storage.normalize(config.source),
-        storage.normalize(config.out),
-    )
+    folder = RunFolder(storage.normalize(config.run))
+    source, out = storage.normalize(config.source), storage.normalize(config.out)
     storage.require_access(folder.url, source, out)
     record = folder.load()
     if record is None or record.result is None:
@@ -112,9 +109,8 @@ def run(config: RedactConfig, cluster: ClusterConfig = ClusterConfig()) -> Redac
         _redact(context, share(context), machines)
         _join(context, containers, machines)
     result = _result(context)
-    storage.write_bytes(
-        storage.join(out, REDACTION), kept.model_copy(update={"result": result}).model_dump_json(indent=2).encode()
-    )
+    kept = kept.model_copy(update={"result": result})
+    storage.write_bytes(storage.join(out, REDACTION), kept.model_dump_json(indent=2).encode())
     mark(out, "redact")
     log.info("%d faces are covered in %d copies: %s", result.covered, result.copies, out)
     if result.not_copied:

@@ -40,8 +40,8 @@ FILES = pa.schema(
         pa.field("error", pa.string()),
     ]
 )
-"""What became of each record: the path of its copy below the folder, null if there is none; faces that are
-covered, and that were found but are not chosen; why there is no copy, in a few words and in detail."""
+"""What became of each record: the path of its copy below the folder, null if there is none; faces that are covered, and that were
+found but are not chosen; why there is no copy, in a few words and in detail."""
 FRAME = "frame"
 UNWRITABLE = "no file can have their name"
 NAMELESS = {errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EEXIST}
