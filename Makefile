@@ -30,7 +30,7 @@ test: $(INSTALLED)  ## The tests
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-slow: $(INSTALLED)  ## Tests of half a minute each: trainings, sweeps, whole datasets; SLOW="slow and not long" for the short form
-	$(BIN)/python -m pytest -m "$(SLOW)" tests/jobs tests/faces tests/labelling tests/datasets tests/models tests/archive tests/compat
+	$(BIN)/python -m pytest -m "$(SLOW)" tests/jobs tests/flows tests/faces tests/labelling tests/datasets tests/models tests/archive tests/compat
 
 test-faults: $(INSTALLED)  ## Poison files, killed drivers and workers, lost nodes; FAULTS="faults and not long" for the short form
 	$(BIN)/python -m pytest -m "$(FAULTS)" tests/faults

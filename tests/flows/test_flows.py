@@ -153,6 +153,7 @@ def test_the_first_good_run_after_a_bad_one_is_told_of_whatever_is_scheduled(
     assert events == ["recovered"] * told
 
 
+@pytest.mark.slow
 def test_a_retraining_whose_later_step_failed_is_run_again(
     dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

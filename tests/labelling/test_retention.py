@@ -1,6 +1,7 @@
 """What is too old is erased: run folders, and folders that commands wrote for people. Nothing else is."""
 
 import json
+import shutil
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -19,10 +20,11 @@ from fer_pipeline.jobs.redact.job import RedactConfig
 from fer_pipeline.labelling.retention import WRITTEN
 
 
-@pytest.fixture
-def place(archive: Path, tmp_path: Path, local_ray: None) -> Path:
+@pytest.fixture(scope="module")
+def written(archive: Path, tmp_path_factory: pytest.TempPathFactory, local_ray: None) -> Path:
     """A folder with a run, all that commands write of it, and what belongs to somebody else."""
-    source, place = tmp_path / "source", tmp_path / "place"
+    folder = tmp_path_factory.mktemp("written")
+    source, place = folder / "source", folder / "place"
     source.mkdir()
     (source / "a.jpg").write_bytes(next(archive.rglob("hopper-640.jpg")).read_bytes())
     run = fer.label(source, place / "runs" / "tonight", detector="mtcnn")
@@ -35,6 +37,11 @@ def place(archive: Path, tmp_path: Path, local_ray: None) -> Path:
     (place / "mine" / "notes.txt").write_text("mine")
     (place / "runs.txt").write_text("mine")
     return place
+
+
+@pytest.fixture
+def place(written: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(written, tmp_path / "place"))
 
 
 def make_older(place: Path, days: int) -> None:
