@@ -31,6 +31,7 @@ from fer_pipeline.faces.pixels import Pixels
 from fer_pipeline.jobs import publish
 from fer_pipeline.jobs.publish import PublishConfig
 from fer_pipeline.jobs.redact import job as redact
+from fer_pipeline.jobs.redact.containers import name_of_copy
 from fer_pipeline.jobs.redact.job import RedactConfig, Redaction
 from tests.archive.test_member_videos import PACKERS, write_video
 from tests.archive.test_parquets import WRITERS
@@ -244,6 +245,14 @@ def test_a_disk_that_fails_is_no_fault_of_the_pictures(few: fer.Run, tmp_path: P
         redacted(few, out)
     (out / "_redacted").unlink()
     assert redacted(few, out).copies == 3
+
+
+def test_keys_that_differ_in_empty_parts_have_copies_of_their_own_and_no_name_leads_out() -> None:
+    keys = ("a/b.jpg", "a//b.jpg", "/a/b.jpg", "a/b.jpg.redacted.jpg", "a/b.webp", "a/b.webp.redacted.jpg")
+    names = [name_of_copy("s3://bucket", f"s3://bucket/{key}", ".jpg") for key in keys]
+    assert names[:3] == ["a/b.jpg", "a/_empty_/b.jpg", "_empty_/a/b.jpg"] and len(set(names)) == len(keys)
+    assert name_of_copy("/photos", "/photos/../photos/x.jpg", ".jpg") == "photos/x.jpg"
+    assert name_of_copy("/photos/x.jpg", "/photos/x.jpg", ".jpg") == "x.jpg"
 
 
 def test_a_mosaic_covers_more_than_the_box_and_leaves_few_colours() -> None:

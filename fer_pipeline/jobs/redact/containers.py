@@ -5,6 +5,7 @@ columns `path` and `image`; pages of a TIFF become members of a tar.
 """
 
 import io
+import posixpath
 import tarfile
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,7 +16,7 @@ from typing import IO, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from fer_pipeline.archive.files import inner_path, name_below, with_ending
+from fer_pipeline.archive.files import inner_path, with_ending
 from fer_pipeline.archive.formats.arrows import ARROW
 from fer_pipeline.archive.formats.parquets import PARQUET
 from fer_pipeline.archive.formats.zips import ZIP
@@ -28,6 +29,8 @@ WORK = "_redacted"
 PARTS = "parts"
 MARK = "redacted"
 """What stands before the ending of a copy whose format is not that of the file."""
+EMPTY = "_empty_"
+"""What stands for an empty part of a key."""
 TABLE = ".parquet"
 """Ending of a table's copy. Its column `path` names rows as labelling does."""
 COPIES = pa.schema([pa.field("path", pa.string(), nullable=False), pa.field("image", pa.binary(), nullable=False)])
@@ -39,8 +42,9 @@ def is_member(record: Record) -> bool:
 
 
 def name_of_copy(source: str, uri: str, *endings: str) -> str:
-    """Return the name below the folder of a file's copy."""
-    return with_ending(inner_path(name_below(source, uri).replace("://", "/")), MARK, *endings)
+    """Return the name below the folder of a file's copy. Keys of a store that differ in empty parts only stay different."""
+    name = (uri.removeprefix(source).removeprefix("/") or posixpath.basename(uri)).replace("://", "/")
+    return with_ending(inner_path("/".join(part or EMPTY for part in name.split("/"))), MARK, *endings)
 
 
 def container_copy(source: str, record: Record) -> str:
