@@ -113,12 +113,11 @@ def write_folder(
 
 def _write_coco(labels: Labels, file: IO[bytes], found: Iterator[tuple[str, list[Row]]]) -> None:
     """Write COCO with the images and, behind them, their faces, which wait in a temporary file."""
-    numbers = {name: number for number, name in enumerate(labels.classes, 1)}
     with tempfile.TemporaryFile() as waiting:
 
         def images() -> Iterator[dict[str, Any]]:
             for name, faces in found:
-                waiting.writelines(f"{json.dumps(coco_face(row, numbers, labels.classes))}\n".encode() for row in faces)
+                waiting.writelines(f"{json.dumps(coco_face(row, labels.classes))}\n".encode() for row in faces)
                 yield coco_image(faces[0], name)
 
         file.write(coco_head(labels))

@@ -6,7 +6,7 @@ https://cocodataset.org/#format-data, https://labelstud.io/guide/predictions, ht
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import IO, Any, Literal
 from xml.sax.saxutils import quoteattr
@@ -39,8 +39,7 @@ def write_coco(labels: Labels, file: IO[bytes], *, where: str | None = None, cer
     images = (row for part in labels.image_batches() for row in flat_images(part, labels.root()).to_pylist())
     write_items(file, (coco_image(row, _name(row)) for row in images if row["width"]))
     file.write(b'], "annotations": [')
-    numbers = {name: number for number, name in enumerate(labels.classes, 1)}
-    count = write_items(file, (coco_face(row, numbers, labels.classes) for row in _faces(labels, where, certain)))
+    count = write_items(file, (coco_face(row, labels.classes) for row in _faces(labels, where, certain)))
     file.write(b"]}\n")
     return count
 
@@ -140,7 +139,7 @@ def picture_name(row: Row) -> str:
 
 
 def second_name(row: Row) -> str:
-    """Return the name of an image whose `picture_name` another image has: images of a table may come from several sources."""
+    """Return a name for an image whose `picture_name` is taken by an image of another source."""
     stem, _, ending = picture_name(row).rpartition(".")
     return f"{stem}-{image_number(row):014x}.{ending}"
 
@@ -155,8 +154,8 @@ def coco_image(row: Row, name: str) -> dict[str, Any]:
     return facts | _known(row, KEY)
 
 
-def coco_face(row: Row, numbers: Mapping[str, int], classes: Sequence[str]) -> dict[str, Any]:
-    """Return a face as an annotation of COCO. `numbers`: ids of the categories by class."""
+def coco_face(row: Row, classes: Sequence[str]) -> dict[str, Any]:
+    """Return a face as an annotation of COCO."""
     box = [row[name] for name in "xywh"]
     points = [row[name] for name in LANDMARK_COLUMNS]
     is_known = all(value is not None for value in points)
@@ -165,7 +164,7 @@ def coco_face(row: Row, numbers: Mapping[str, int], classes: Sequence[str]) -> d
     return {
         "id": _number(image_number(row), row["face_id"]),
         "image_id": image_number(row),
-        "category_id": numbers[row["expression"]],
+        "category_id": 1 + classes.index(row["expression"]),  # as in `coco_head`
         "bbox": box,
         "area": box[2] * box[3],
         "iscrowd": 0,
@@ -226,7 +225,7 @@ def _of_result(result: Any, annotation: Any, data: Row, predicted: Mapping[str, 
 
 
 def _of_coco(found: Mapping[str, Any], labels: Labels, by: str, at: str) -> Iterator[dict[str, Any] | str]:
-    """Yield the answers in a COCO object: faces whose category is another one than the label that was exported.
+    """Yield the answers in a COCO object: the faces whose category differs from the exported label.
 
     A tool may keep our attributes where they are (datumaro), beside the box (FiftyOne), or drop them (CVAT): then a face is found
     by the name of its image and by its box.
@@ -265,11 +264,11 @@ def _is_ours(annotation: Row) -> bool:
     return "expression" in annotation and "uri" in annotation
 
 
-def _faces_named(labels: Labels, names: Collection[str]) -> dict[str, list[Row]]:
+def _faces_named(labels: Labels, names: set[str]) -> dict[str, list[Row]]:
     """Return the faces of images by the names that they have in exports."""
     found = defaultdict[str, list[Row]](list)
     for row in _faces(labels, None, False):
-        for name in {_name(row), picture_name(row), second_name(row)} & set(names):
+        for name in {_name(row), picture_name(row), second_name(row)} & names:
             found[name].append(row)
     return found
 

@@ -24,11 +24,10 @@ from fer_pipeline.base import storage
 from fer_pipeline.base.config import Config
 from fer_pipeline.base.errors import UserError
 from fer_pipeline.labelling import retention
-from fer_pipeline.labelling.retention import Expired, mark, new_folder
+from fer_pipeline.labelling.retention import MOST_DAYS, Expired, mark, new_folder
 
 log = logging.getLogger(__name__)
 STDOUT = "-"
-MOST_DAYS = 36_500
 
 
 class FacesConfig(Config):
@@ -139,7 +138,7 @@ class ExpireConfig(Config):
     place: tuple[str, ...]
     """Folders or URLs at or below which they are."""
     retain_days: int = Field(ge=1, le=MOST_DAYS)
-    """Erase what was finished more than so many days ago."""
+    """Erase what was finished more than this number of days ago."""
     dry_run: bool = False
     """Only say what would be erased."""
 

@@ -2,8 +2,6 @@
 
 import logging
 
-from fer_pipeline.api.labels import open_labels
-from fer_pipeline.api.reviews import score_of_model
 from fer_pipeline.base import storage
 from fer_pipeline.base.config import Config
 from fer_pipeline.base.errors import UserError
@@ -150,10 +148,18 @@ def pull(config: PullConfig) -> ModelFiles:
 def card(config: CardConfig) -> ModelFiles:
     """Write the model's card and return the model. Raise UserError if the labels have no audit of this model."""
     bundle, out = read_bundle(config.model), storage.normalize(config.out)
-    score = score_of_model(open_labels(config.labels), bundle.digest) if config.labels else None
-    write_card(out, bundle, read_files(config.model).get(HISTORY), score)
+    write_card(out, bundle, read_files(config.model).get(HISTORY), _score(config.labels, bundle.digest))
     log.info("%s", storage.join(out, CARD_PAGE))
     return ModelFiles(out=out, name=bundle.card.name, digest=bundle.digest)
+
+
+def _score(labels: str | None, model_digest: str) -> Score | None:
+    if labels is None:
+        return None
+    from fer_pipeline.api.labels import open_labels  # imports Ray, which no other command for models needs
+    from fer_pipeline.api.reviews import score_of_model
+
+    return score_of_model(open_labels(labels), model_digest)
 
 
 def write_card(out: str, bundle: Bundle, history: bytes | None, score: Score | None = None) -> None:

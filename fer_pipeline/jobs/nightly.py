@@ -17,7 +17,7 @@ from fer_pipeline.jobs.label import job as label
 from fer_pipeline.jobs.label.config import LabelConfig
 from fer_pipeline.jobs.lineage import traced
 from fer_pipeline.jobs.publish import Accepted, PublishConfig
-from fer_pipeline.labelling.retention import expire
+from fer_pipeline.labelling.retention import MOST_DAYS, expire
 from fer_pipeline.labelling.run import RUN, RunFolder, RunRecord
 from fer_pipeline.report.nights import write_nights_page
 from fer_pipeline.table.delta import LabelTable
@@ -54,9 +54,9 @@ class NightlyConfig(LabelConfig):
     """Number of nights on the page."""
     metrics: Annotated[str | None, PLACE] = None
     """File for the last night's metrics in Prometheus format, such as a `*.prom` file that the node exporter reads."""
-    retain_days: int | None = Field(None, ge=1)
-    """At the end of each night, erase run folders of this table's nights that were finished more than so many days ago. They are
-    looked for beside `out`."""
+    retain_days: int | None = Field(None, ge=1, le=MOST_DAYS)
+    """At the end of each night, erase run folders beside `out` that were finished more than this number of days ago, if the table
+    holds their nights as published."""
     date: Day | None = None
     """Night to run or to finish, as YYYY-MM-DD; by default today in UTC."""
     accept: tuple[Accepted, ...] = ()
@@ -88,9 +88,8 @@ def _expire(config: NightlyConfig, days: int) -> None:
     """Erase the run folders beside that of this night that are too old. What fails is left to the next night."""
     parent, table = storage.normalize(config.out).rpartition("/")[0], storage.normalize(config.table)
 
-    def may_go(url: str) -> str | None:
-        record = RunFolder(url).load()
-        kept = kept_night(table, record.run_id) if record else None
+    def why_not(url: str) -> str | None:
+        kept = kept_night(table, runs[url])
         if kept is None or kept.state == "held":
             return "the table has no published night of it"
         publish.carry(RunFolder(url), table)  # answers that came since
@@ -98,8 +97,8 @@ def _expire(config: NightlyConfig, days: int) -> None:
 
     try:
         beside = (storage.join(parent, name) for name in storage.list_names(parent))
-        runs = [url for url in beside if storage.exists(storage.join(url, RUN)) and _is_of(table, url)]
-        erased = [folder for url in runs for folder in expire(url, days, may_go=may_go).folders]
+        runs = {url: run_id for url in beside if (run_id := _run_of(table, url))}
+        erased = [folder for url in runs for folder in expire(url, days, why_not=why_not).folders]
     except (JobError, *storage.STORAGE_ERRORS) as error:
         log.warning("Old run folders cannot be erased: %s", storage.reason(error))
         return
@@ -107,13 +106,13 @@ def _expire(config: NightlyConfig, days: int) -> None:
         log.info("Erased %d run folders of more than %d days: %s", len(erased), days, ", ".join(erased))
 
 
-def _is_of(table: str, url: str) -> bool:
-    """Tell whether a run folder is of a night of this table."""
+def _run_of(table: str, url: str) -> str | None:
+    """Return the id of the run in a folder; None if there is none that was compared with this table."""
     try:
-        record = RunFolder(url).load()
+        record = RunFolder(url).load() if storage.exists(storage.join(url, RUN)) else None
     except JobError:
-        return False
-    return record is not None and record.increment is not None and record.increment.table == table
+        return None
+    return record.run_id if record and record.increment and record.increment.table == table else None
 
 
 def _write_page(config: NightlyConfig) -> None:

@@ -166,9 +166,8 @@ def _form(config: PromoteConfig, registry: Registry, version: str) -> Precision:
 def _answers(verdict: Verdict, config: PromoteConfig, registry: Registry, candidate: str, incumbent: str) -> bool:
     """Tell whether a verdict decided the same question on the same data, and the alias is still as it left it."""
     asked = candidate, config.data, config.split, config.rule
-    if config.audited and verdict.uses > MOST_USES:
-        return False
-    if (verdict.candidate, verdict.data, verdict.split, verdict.rule) != asked or not verdict.judged:
+    is_worn = config.audited and verdict.uses > MOST_USES
+    if is_worn or (verdict.candidate, verdict.data, verdict.split, verdict.rule) != asked or not verdict.judged:
         return False
     same_form = all(one.precision == _form(config, registry, one.version) for one in verdict.judged)
     evaluation = storage.join(f"{verdict.evidence}-{candidate}", EVALUATION)

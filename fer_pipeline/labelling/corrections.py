@@ -212,10 +212,8 @@ class Reviews:
                 groups[_key(row), (row["uri"], row["member"])].append((position, row))  # copies are images of their own
         for (key, _), found in groups.items():
             boxes = np.array([[row[name] for name in "xywh"] for _, row in found], np.float64)
-            yield (
-                [position for position, _ in found],
-                [(face_of([one[side] for side in "xywh"], boxes), one) for one in self._of[key]],
-            )
+            places = [face_of([one[side] for side in "xywh"], boxes) for one in self._of[key]]
+            yield [position for position, _ in found], list(zip(places, self._of[key], strict=True))
 
     def matched(self, faces: pa.Table) -> set[tuple[Any, ...]]:
         """Return the corrections (`CORRECTIONS.names`) that have a face among rows of `flat_faces`."""

@@ -15,14 +15,9 @@ from fer_pipeline.base.identity import now
 from fer_pipeline.labelling.run import READERS, RUN, Moment, RunFolder
 
 log = logging.getLogger(__name__)
-MayGo = Callable[[str], str | None]
-"""Takes a folder, and returns why it must not be erased; None if it may."""
+MOST_DAYS = 36_500
 WRITTEN = "written.json"
 """Record in a folder that a command wrote for people: of crops, a review, an export, or copies with covered faces."""
-
-
-def always(url: str) -> None:
-    """Return that a folder may be erased."""
 
 
 class Written(Config):
@@ -57,11 +52,11 @@ def mark(folder: str, by: str, finished: bool = True) -> None:
     storage.write_bytes(storage.join(folder, WRITTEN), written.model_dump_json(indent=2).encode())
 
 
-def expire(place: str, days: int, dry_run: bool = False, may_go: MayGo = always) -> Expired:
+def expire(place: str, days: int, dry_run: bool = False, why_not: Callable[[str], str | None] = lambda url: None) -> Expired:
     """Erase the folders at or below a place that were finished more than `days` ago; with `dry_run` only count them.
 
-    Those are run folders, and folders that say when they were written. `may_go` returns why one must stay. One that cannot be
-    erased stays, with a warning.
+    Those are run folders, and folders that say when they were written. `why_not` returns why one must stay, if it must. One
+    that cannot be erased stays, with a warning.
     """
     until, found, left, files = datetime.now(UTC) - timedelta(days=days), list[str](), list[str](), 0
     if not storage.exists(place):
@@ -73,7 +68,7 @@ def expire(place: str, days: int, dry_run: bool = False, may_go: MayGo = always)
                 continue
             if any("_delta_log" in name.split("/") for name in names):
                 raise ValueError("a table is in it")
-            if reason := may_go(url):
+            if reason := why_not(url):
                 raise ValueError(reason)
             if not dry_run:
                 _erase(url, names)

@@ -176,12 +176,8 @@ def _redact(context: RedactContext, shared: Shared[RedactContext], machines: Mac
 def _join(context: RedactContext, containers: list[Container], machines: Machines) -> None:
     """Make containers of what the shards kept."""
     with progress("writing containers", len(containers)) as advance:
-        for _ in fan_out(_join_one, containers, context.record.source, context.out, machines=machines):
+        for _ in fan_out(join, containers, context.record.source, context.out, machines=machines):
             advance(1)
-
-
-def _join_one(source: str, out: str, container: Container) -> None:
-    join(source, out, container)
 
 
 def _rows(context: RedactContext) -> Iterator[pa.Table]:
